@@ -1,0 +1,88 @@
+"""Dataclasses <-> command line and YAML (jsonargparse), with every mistake as one UserError that names the key."""
+
+import difflib
+import re
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from megadna.config import Config
+from megadna.errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def new_parser(command: str, description: str) -> ArgumentParser:
+    """Parser of one verb; parse with `parse` below, never with its own parse_args."""
+    return ArgumentParser(prog=f"megadna {command}", description=description, exit_on_error=False, allow_abbrev=False)
+
+
+def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """Parse and build the dataclasses; UserError with the key and a suggestion where something is wrong."""
+    try:
+        return parser.instantiate(parser.parse_args(arguments))
+    except ArgumentError as error:
+        raise UserError(_explain(parser, str(error)) + _in_config(arguments)) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        message = "a section holds a list or a value where keys belong" if "mapping" in str(error) else str(error)
+        raise UserError(f"{parser.prog}: {message}{_in_config(arguments)}") from error
+
+
+def _in_config(arguments: list[str]) -> str:
+    """Where to look as well, where a config file was given."""
+    for word, name in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--config" or word.startswith("--config="):
+            return f" (look in {name if word == '--config' else word.partition('=')[2]} and at the options)"
+    return ""
+
+
+def config_parser(command: str, description: str) -> ArgumentParser:
+    """Parser whose options are the keys of Config, read from --config YAML and overridden by --section.key."""
+    parser = new_parser(command, description)
+    parser.add_argument("--config", action="config", help="YAML file of one experiment (configs/)")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def config_from(namespace: Namespace) -> Config:
+    """The Config among the parsed arguments of a `config_parser`."""
+    return Config(**{name: namespace[name] for name in Config.__dataclass_fields__})
+
+
+def load_config(path: Path) -> Config:
+    """Config of a YAML file; UserError with the key where it does not fit."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file")
+    return config_from(parse(config_parser("train", ""), ["--config", str(path)]))
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML, every key written out; `load_config` gives the same Config back."""
+    parser = config_parser("train", "")
+    return parser.dump(parser.parse_object(_plain(config)), skip_unset=True)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _explain(parser: ArgumentParser, message: str) -> str:
+    """jsonargparse's message in one line, with the nearest known key for an unknown one."""
+    message = " ".join(message.split())
+    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.]+)", message) or re.search(
+        r"[Oo]ption '([\w.]+)'", message
+    )
+    if unknown is None:
+        return f"{parser.prog}: {message}"
+    group = re.search(r"Group '([\w.]+)'", message)
+    key = f"{group.group(1)}.{unknown.group(1)}" if group else unknown.group(1)
+    known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else f"; see {parser.prog} --help"
+    return f"{parser.prog}: unknown key {key}{hint}"

@@ -1,0 +1,63 @@
+"""The `megadna` command: picks the verb, runs it, and turns a user's mistake into one line and exit status 2.
+
+Each verb is a module of commands/ with `main(arguments)`; only the one asked for is imported, so `--help` is quick.
+"""
+
+import importlib
+import os
+import sys
+
+from megadna import __version__
+from megadna.errors import EXIT_DIVERGED, Diverged, UserError
+from megadna.log import rank_from_environment, setup_logging
+
+COMMANDS = {
+    "preprocess": "FASTA files -> an indexed dataset of chunks",
+    "inspect": "what a dataset, checkpoint or run folder holds",
+    "train-tokenizer": "dataset -> byte-pair (sentencepiece) tokenizer",
+    "leakage": "how much of a benchmark's sequences a dataset contains",
+    "train": "pretrain an encoder on a dataset",
+    "evaluate": "masked bits per base of a checkpoint, beside baselines",
+    "export": "checkpoint -> Hugging Face folder",
+    "report": "plots and one HTML page of runs",
+}
+
+
+def _usage() -> str:
+    lines = [f"megadna {__version__}: DNA language models from FASTA files", "", "usage: megadna COMMAND --help", ""]
+    lines += [f"  {name:<16} {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `megadna COMMAND ...`; exits 0, or 2 after one line that names the mistake and the remedy."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_usage() + "\n")
+        return
+    if arguments[0] == "--version":
+        sys.stdout.write(f"megadna {__version__}\n")
+        return
+    setup_logging()
+    try:
+        if arguments[0] not in COMMANDS:
+            raise UserError(f"unknown command {arguments[0]!r}; one of: {', '.join(COMMANDS)}")
+        command = importlib.import_module(f"megadna.commands.{arguments[0].replace('-', '_')}")
+        command.main(arguments[1:])
+    except UserError as error:
+        _fail(str(error), 2)
+    except Diverged as error:
+        _fail(str(error), EXIT_DIVERGED)
+    except (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+        _fail(f"{error}; check the path and its permissions", 2)
+    except BrokenPipeError:  # `megadna inspect ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str, status: int) -> None:
+    rank = rank_from_environment()
+    prefix = "megadna: error: " if rank == 0 else f"megadna: error on rank {rank}: "
+    sys.stderr.write(prefix + " ".join(message.split()) + "\n")
+    sys.exit(status)

@@ -1,0 +1,310 @@
+"""Every setting of a training run, in one place: frozen dataclasses, a docstring a field, checked at birth.
+
+One YAML file in configs/ is one whole experiment; `--section.key value` on the command line overrides it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megadna.config_data import BlendConfig, DataConfig, MaskingConfig, RateChange, TokenizerConfig
+from megadna.errors import require, require_positive
+from megadna.layout import check_layout, data_parallel_size
+
+__all__ = [
+    "BlendConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "FaultConfig",
+    "LogConfig",
+    "MaskingConfig",
+    "ModelConfig",
+    "ParallelConfig",
+    "RateChange",
+    "TokenizerConfig",
+    "TrainConfig",
+    "ValidationConfig",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder; by default pre-LN, RoPE, SwiGLU (the shape of AIDO.DNA), by other values up to the original BERT."""
+
+    num_layers: int = 12
+    """Transformer layers."""
+    hidden_size: int = 768
+    """Width of the residual stream."""
+    num_attention_heads: int = 12
+    """Attention heads; hidden_size must divide by it."""
+    num_query_groups: int | None = None
+    """Heads of keys and values (grouped-query attention); null: as many as num_attention_heads."""
+    ffn_hidden_size: int = 2048
+    """Width of the feed-forward layer (SwiGLU: of the gate, and of the up projection)."""
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    """`swiglu`: silu(gate) * up. `gelu`: one projection and the exact (erf) GELU, as BERT."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """`pre`: before each branch, and at the end. `post`: behind each residual sum, and behind the embeddings (BERT)."""
+    normalization: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Kind of every norm."""
+    qk_norm: bool = False
+    """Norm of each head's query and key, before the rotation."""
+    linear_bias: bool = True
+    """Biases on the linear layers (norms and the decoder keep theirs)."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """`rotary`: RoPE over the whole head dimension, non-interleaved. `learned`: a table added to the embeddings."""
+    max_positions: int = 512
+    """learned: rows of the table, the longest row of tokens."""
+    token_types: int = 0
+    """Rows of the token-type table (BERT: 2); every token is of type 0."""
+    rotary_base: int = 10000
+    """Base of the rotary position embedding."""
+    rotary_interpolation: float = 1.0
+    """rotary: positions are divided by it, so that a trained model reads longer contexts (arXiv:2306.15595)."""
+    layernorm_epsilon: float = 1e-5
+    """Epsilon of every norm."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights (biases 0, norms 1)."""
+    dropout: float = 0.0
+    """Dropout of embeddings, attention weights and residual branches."""
+    attention: Literal["auto", "flash_attn", "sdpa", "transformer_engine", "eager"] = "auto"
+    """Attention backend: `flash_attn` and `transformer_engine` (packages, GPU), `sdpa` (torch; flash kernels on CPU and
+    GPU), `eager` (reference, S x S in memory). `auto` takes flash_attn where it runs, else sdpa."""
+
+    def __post_init__(self) -> None:
+        require_positive("model", self, "num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
+        require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"model.hidden_size ({self.hidden_size}) must be divisible by "
+            f"model.num_attention_heads ({self.num_attention_heads})",
+        )
+        groups = self.query_groups
+        require(
+            groups > 0 and self.num_attention_heads % groups == 0,
+            f"model.num_attention_heads ({self.num_attention_heads}) must be divisible by "
+            f"model.num_query_groups ({groups})",
+        )
+        require(
+            self.positions == "learned" or self.hidden_size // self.num_attention_heads % 2 == 0,
+            "model.hidden_size / model.num_attention_heads must be even for rotary positions, got "
+            f"{self.hidden_size // self.num_attention_heads}",
+        )
+        require(0.0 <= self.dropout < 1.0, f"model.dropout must lie in [0, 1), got {self.dropout}")
+        require_positive("model", self, "max_positions", "rotary_base", "rotary_interpolation", "layernorm_epsilon")
+        require(self.token_types >= 0, f"model.token_types must not be negative, got {self.token_types}")
+
+    @property
+    def query_groups(self) -> int:
+        """Heads of keys and values."""
+        return self.num_attention_heads if self.num_query_groups is None else self.num_query_groups
+
+    @property
+    def head_size(self) -> int:
+        """Dimension of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model is split; the data-parallel size is what remains of the ranks."""
+
+    tensor: int = 1
+    """Tensor-parallel size: ranks that share each layer."""
+    pipeline: int = 1
+    """Pipeline-parallel size: consecutive stages of layers."""
+    pipeline_layers: list[int] = field(default_factory=list)
+    """Layers of each stage where they are not equal, as [11, 11, 10]; empty: model.num_layers / pipeline."""
+    virtual_pipeline: int = 1
+    """Groups of layers per stage (interleaved schedule): less idle time, more messages."""
+    context: int = 1
+    """Context-parallel size: ranks that share each sequence."""
+    sequence: bool = False
+    """Sequence parallelism: with tensor > 1, norms and residuals are split along the sequence."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, those of attention, or those of whole layers."""
+    recompute_interval: int = 1
+    """recompute full: one layer in so many is recomputed; 1 recomputes all."""
+    overlap_grad_reduce: bool = False
+    """Sum gradients over the data-parallel ranks while the backward pass still runs."""
+    overlap_param_gather: bool = False
+    """Gather updated weights while the next forward pass already runs; needs overlap_grad_reduce."""
+
+    @property
+    def model_size(self) -> int:
+        """Ranks that hold one replica of the model between them."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def sequence_multiple(self) -> int:
+        """What the sequence length must be divisible by."""
+        return self.context * (self.tensor if self.sequence else 1)
+
+    def __post_init__(self) -> None:
+        require_positive("parallel", self, "tensor", "pipeline", "virtual_pipeline", "context", "recompute_interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where and in which precision it runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU where there is one."""
+    num_processes: int = 1
+    """Ranks to start on this machine when neither torchrun nor srun did."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """`bf16`: bf16 weights with fp32 master weights, moments and gradient sums. `fp16`: the same with a dynamic loss
+    scale, for cards without bf16."""
+    dry_run: str = ""
+    """RANK/RANKS, as 0/256: print parameters, shards and memory of that rank of such a job, and train nothing."""
+    timeout_minutes: float = 10.0
+    """A collective that waits longer than this ends the job."""
+
+    def __post_init__(self) -> None:
+        require_positive("engine", self, "num_processes", "timeout_minutes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation: AdamW, warm-up, schedule."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    micro_batch_size: int = 4
+    """Samples per rank and forward pass."""
+    global_batch_size: int = 32
+    """Samples per optimizer step over all ranks."""
+    lr: float = 4e-4
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the schedule."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay from lr to min_lr."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; none on biases and norms."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moment decays."""
+    eps: float = 1e-8
+    """AdamW epsilon."""
+    clip_grad: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+    exit_after_minutes: float = 0.0
+    """Save and exit for requeue after so long; 0 trains on."""
+
+    def __post_init__(self) -> None:
+        require_positive("train", self, "steps", "micro_batch_size", "global_batch_size", "lr", "eps")
+        require(
+            0 <= self.warmup_steps < self.steps,
+            f"train.warmup_steps must lie in 0..steps - 1, got {self.warmup_steps} of {self.steps}",
+        )
+        require(0 <= self.min_lr <= self.lr, f"train.min_lr must lie in 0..lr, got {self.min_lr}")
+        require(self.clip_grad >= 0, f"train.clip_grad must not be negative, got {self.clip_grad}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultConfig:
+    """What to do about updates that must not be applied."""
+
+    max_skipped: int = 3
+    """Steps with a non-finite loss or gradient in a row, after which the run goes back to its last checkpoint."""
+    max_rollbacks: int = 2
+    """Roll-backs after which one more ends the run."""
+    spike_zscore: float = 0.0
+    """Skip a step whose loss or gradient norm stands so many robust deviations above the last 100; 0 skips none."""
+
+    def __post_init__(self) -> None:
+        require_positive("faults", self, "max_skipped")
+        require(self.max_rollbacks >= 0, f"faults.max_rollbacks must not be negative, got {self.max_rollbacks}")
+        require(self.spike_zscore >= 0, f"faults.spike_zscore must not be negative, got {self.spike_zscore}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    interval: int = 100
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = 3
+    """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps are kept for ever; 0 keeps none for that."""
+    keep_best: int = 1
+    """Best checkpoints by validation bits per base kept."""
+    asynchronous: bool = True
+    """Train on while shards are written; the stall is the copy to host memory."""
+
+    def __post_init__(self) -> None:
+        require_positive("checkpoint", self, "interval", "keep_last")
+        require(self.keep_every >= 0, f"checkpoint.keep_every must not be negative, got {self.keep_every}")
+        require(self.keep_best >= 0, f"checkpoint.keep_best must not be negative, got {self.keep_best}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Masked bits per base on fixed samples and fixed masks."""
+
+    interval: int = 100
+    """Steps between validations; 0 validates only at the end."""
+    samples: int = 128
+    """Samples (windows of the context) of the validation split, spread evenly over it."""
+    micro_batch_size: int = 8
+    """Samples per rank and forward pass."""
+
+    def __post_init__(self) -> None:
+        require_positive("validation", self, "samples", "micro_batch_size")
+        require(self.interval >= 0, f"validation.interval must not be negative, got {self.interval}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while training."""
+
+    interval: int = 1
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+
+    def __post_init__(self) -> None:
+        require_positive("log", self, "interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One training run."""
+
+    seed: int = 1234
+    """Weights, sample order, strands, crops and masks all follow from it."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Nucleotides to ids."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Dataset, masking, loader."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Encoder."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Layout."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Device, ranks, precision."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    """Bad updates."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Validation."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """Logs."""
+
+    def __post_init__(self) -> None:
+        length = self.data.sequence_length
+        require(
+            self.model.positions == "rotary" or length == "auto" or length <= self.model.max_positions,
+            f"data.sequence_length ({length}) exceeds model.max_positions ({self.model.max_positions})",
+        )
+        check_layout(self)
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Data-parallel size that `world_size` ranks leave; UserError with the numbers where they do not divide."""
+        return data_parallel_size(self, world_size)

@@ -1,0 +1,48 @@
+"""One voice: module loggers that speak on rank 0 only, through rich on a terminal and as plain lines elsewhere."""
+
+import logging
+import os
+import sys
+import warnings
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+# megatron-core warns at import about every optional accelerator that is absent; the log names the choice instead.
+warnings.filterwarnings("ignore", module=r"megatron\.core.*")
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+warnings.filterwarnings("ignore", message=".*grad attribute of a Tensor that is not a leaf.*")
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized.*")
+warnings.filterwarnings("ignore", message=".*(Apex|apex|Transformer Engine|transformer_engine|NVIDIA).*")
+
+console = Console(stderr=True)
+
+
+def rank_from_environment() -> int:
+    """Global rank as torchrun (RANK) or srun (SLURM_PROCID inside a step) states it; 0 for a lone process."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    if "SLURM_STEP_ID" in os.environ:
+        return int(os.environ.get("SLURM_PROCID", "0"))
+    return 0
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Logger of a module: `log = get_logger(__name__)`, then `log.info("%d chunks", n)`."""
+    return logging.getLogger(name)
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Attach the handler of the `megadna` logger tree once; ranks above 0 keep only errors."""
+    root = logging.getLogger("megadna")
+    if root.handlers:
+        return
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    root.addHandler(handler)
+    root.setLevel(level if rank_from_environment() == 0 else logging.ERROR)
+    root.propagate = False

@@ -1,0 +1,41 @@
+"""Packaging of megadna: what it needs and what it installs. Exact tested versions: constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+GPU = ["flash-attn>=2.6"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "accelerate>=1.1"]  # accelerate: Trainer, the other side of a benchmark
+DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
+
+setup(
+    name="megadna",
+    version="0.1.0",
+    description="Pretrain DNA language models from FASTA files on megatron-core, on a laptop CPU or a GPU cluster",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["megadna", "megadna.*"]),
+    package_data={"megadna": ["py.typed", "hf/phage_lambda.txt"]},
+    install_requires=[
+        "torch>=2.6",
+        "megatron-core==0.16.*",
+        "numpy",
+        "xxhash",  # checksums of a dataset's files
+        "isal",  # gzip and BGZF, three times as fast as zlib
+        "zstandard",
+        "pyarrow",  # Parquet tables
+        "psutil",  # megatron-core's checkpointing imports it without asking for it
+        "jsonargparse[signatures]>=4.49",
+        "PyYAML",
+        "rich",
+        "tensorboard",
+        "safetensors",
+        "transformers>=4.48",
+        "sentencepiece",
+        "matplotlib",
+    ],
+    extras_require={"gpu": GPU, "test": TEST, "dev": DEV + TEST},
+    entry_points={"console_scripts": ["megadna = megadna.cli:main"]},
+)

@@ -1,0 +1,151 @@
+"""A user's mistake: one line on standard error that names it and the remedy, exit status 2, nothing left behind."""
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megadna.cli import COMMANDS, main
+
+DATA = Path(__file__).parent / "data"
+GENOME = DATA / "lambda.fa.gz"
+CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The line that the command ends in."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("megadna: error: ") and error.count("\n") == 1, error
+    return error
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+BAD_FASTA = {
+    "empty.fa": (b"", "empty"),
+    "noheader.fa": (b"ACGTACGTACGT\nACGT\n", "line 1"),
+    "protein.fa": (
+        b">sp|P0A7Y4\nMLKQVEIFTDGSCLGNPGPGGYGAILRYRGREKTFSAGYTRTTNNRMELMAAIVALEALKEHCEVILSTDSQYVRQGIT\n",
+        "line 2",
+    ),
+    "short.fa.gz": (GENOME.read_bytes()[:9000], "short.fa.gz"),
+    "binary.fa": (b">a\nACGT\x00\x00ACGT\n", "line 2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FASTA)
+def test_preprocess_names_a_bad_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, word = BAD_FASTA[name]
+    path = write(tmp_path / name, content)
+    line = mistake(capsys, "preprocess", "--input", path, "--output", tmp_path / "dataset")
+    assert name in line and word in line
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_preprocess_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = mistake(capsys, "preprocess", "--input", tmp_path / "no.fa", "--output", tmp_path / "d")
+    assert "no.fa" in line
+    (tmp_path / "folder").mkdir()
+    line = mistake(capsys, "preprocess", "--input", tmp_path / "folder", "--output", tmp_path / "d")
+    assert "folder" in line
+    assert not (tmp_path / "d").exists()
+
+
+def test_train_refuses_before_anything_starts(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    base = ["train", "--config", CONFIG, "--output", run, "--data.path", toy_dataset, "--data.sequence_length", "128"]
+    assert "model.num_layer" in mistake(capsys, *base, "--model.num_layer", "3")
+    line = mistake(capsys, *base, "--data.sequence_length", "600")
+    assert "600" in line and "514" in line  # 512 nt + [CLS] + [SEP]
+    assert "nowhere" in mistake(capsys, *base, "--data.path", tmp_path / "nowhere")
+    assert "--data.path" in mistake(capsys, "train", "--config", CONFIG, "--output", run)
+    assert "2 ranks" in mistake(capsys, *base, "--parallel.tensor", "2", "--engine.num_processes", "3").replace(
+        "3", "2"
+    )
+    assert "global_batch_size (30)" in mistake(capsys, *base, "--train.global_batch_size", "30")
+    assert "sees no GPU" in mistake(capsys, *base, "--engine.device", "cuda")
+    assert "no such run" in mistake(capsys, *base, "--resume")
+    assert not run.exists()
+
+
+def test_train_never_writes_over_what_is_there(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "thesis.txt").write_text("three years of work")
+    base = ["train", "--config", CONFIG, "--output", run, "--data.path", toy_dataset, "--data.sequence_length", "128"]
+    line = mistake(capsys, *base)
+    assert "--resume" in line and "--overwrite" in line
+    assert "exclude" in mistake(capsys, *base, "--resume", "--overwrite")
+    assert "no whole checkpoint" in mistake(capsys, *base, "--resume")
+    assert "no run" in mistake(capsys, *base, "--overwrite")
+    preprocess = ["preprocess", "--input", GENOME, "--output", run, "--chunk_length", "100"]
+    assert "no dataset" in mistake(capsys, *preprocess, "--overwrite")
+    assert (run / "thesis.txt").read_text() == "three years of work"
+
+
+def test_a_path_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str], toy_dataset: Path) -> None:
+    options = ["--data.path", toy_dataset, "--data.sequence_length", "128"]
+    assert "/proc/nowhere" in mistake(capsys, "train", "--config", CONFIG, "--output", "/proc/nowhere/run", *options)
+
+
+OUT_OF_MEMORY = """
+import sys, torch
+from megadna.cli import main
+from megadna.train import step
+def fail(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+step.get_forward_backward_func = fail
+main(sys.argv[1:])
+"""
+
+
+def test_out_of_memory_names_the_options_that_lower_it(toy_dataset: Path, tmp_path: Path) -> None:
+    train = ["train", "--config", str(CONFIG), "--output", str(tmp_path / "run"), "--data.path", str(toy_dataset)]
+    options = ["--data.sequence_length", "128", "--engine.num_processes", "1", "--data.num_workers", "0"]
+    command = [sys.executable, "-c", OUT_OF_MEMORY, *train, *options]
+    result = subprocess.run(command, capture_output=True, text=True)
+    line = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert line.startswith("megadna: error: out of memory")
+    assert "train.micro_batch_size (now 12)" in line and "parallel.recompute" in line
+
+
+def test_export_and_evaluate_name_what_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such run" in mistake(capsys, "export", "--checkpoint", tmp_path / "x", "--output", tmp_path / "y")
+    assert "no whole checkpoint" in mistake(capsys, "export", "--checkpoint", tmp_path, "--output", tmp_path / "y")
+    assert "no such run" in mistake(capsys, "evaluate", "--model", tmp_path / "x")
+
+
+def test_unknown_command_and_key_suggest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "train" in mistake(capsys, "trian")
+    write(tmp_path / "a.yaml", b"train: {step: 5}\n")
+    assert "train.steps" in mistake(capsys, "train", "--config", tmp_path / "a.yaml", "--output", tmp_path / "r")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"megadna {command}" in capsys.readouterr().out
+
+
+def test_module_and_command_are_the_same(tmp_path: Path) -> None:
+    bad = write(tmp_path / "bad.fa.gz", gzip.compress(b"ACGT\n"))
+    command = [sys.executable, "-m", "megadna", "preprocess", "--input", str(bad), "--output", str(tmp_path / "d")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "bad.fa.gz" in result.stderr and "Traceback" not in result.stderr

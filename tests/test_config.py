@@ -1,0 +1,104 @@
+"""The config: every shipped YAML parses, a resolved config round-trips, a mistake names its key."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megadna.arguments import config_from, config_parser, dump_config, load_config, parse
+from megadna.config import Config, ModelConfig, ParallelConfig, TrainConfig
+from megadna.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+def parse_config(*arguments: str) -> Config:
+    return config_from(parse(config_parser("train", ""), list(arguments)))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_parses(path: Path) -> None:
+    assert isinstance(load_config(path), Config)
+    assert len(path.read_text().splitlines()) < 45
+
+
+def test_resolved_config_round_trips(tmp_path: Path) -> None:
+    config = replace(Config(seed=7), train=TrainConfig(betas=(0.9, 0.98), lr=1e-5, eps=1e-6))
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_command_line_overrides_yaml(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 5\nmodel: {num_layers: 3}\n")
+    config = parse_config("--config", str(tmp_path / "a.yaml"), "--model.num_layers", "6")
+    assert (config.seed, config.model.num_layers) == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.num_layer", "4"], ["model.num_layer", "model.num_layers"]),
+        (["--model.hidden_size", "100"], ["model.hidden_size (100)", "num_attention_heads (12)"]),
+        (["--model.num_layers", "many"], ["model.num_layers", "many"]),
+        (["--data.masking.fraction", "1.5"], ["data.masking.fraction", "1.5"]),
+        (["--engine.device", "tpu"], ["engine.device", "tpu"]),
+        (["--parallel.tensor", "5"], ["num_attention_heads (12)", "parallel.tensor (5)"]),
+        (["--parallel.pipeline", "5"], ["model.num_layers (12)", "parallel.pipeline (5)"]),
+        (["--parallel.sequence", "true"], ["parallel.sequence", "parallel.tensor"]),
+        (["--parallel.tensor", "3", "--model.ffn_hidden_size", "1536"], ["parallel.tensor (3) must divide 16"]),
+        (["--parallel.pipeline", "5"], ["pipeline_layers", "[3, 3, 2, 2, 2]"]),
+        (
+            ["--parallel.pipeline", "3", "--parallel.pipeline_layers", "[4, 4, 5]"],
+            ["parallel.pipeline_layers [4, 4, 5]", "3 positive numbers", "sum 12 (model.num_layers)"],
+        ),
+        (
+            ["--parallel.pipeline", "2", "--parallel.pipeline_layers", "[5, 7]", "--parallel.virtual_pipeline", "2"],
+            ["parallel.pipeline_layers and parallel.virtual_pipeline exclude"],
+        ),
+        (["--parallel.virtual_pipeline", "2"], ["parallel.virtual_pipeline (2)", "parallel.pipeline above 1"]),
+        (
+            ["--parallel.pipeline", "2", "--parallel.virtual_pipeline", "4"],
+            ["model.num_layers (12)", "parallel.pipeline (2) x parallel.virtual_pipeline (4)"],
+        ),
+        (["--parallel.overlap_param_gather", "true"], ["overlap_param_gather needs parallel.overlap_grad_reduce"]),
+        (["--parallel.recompute_interval", "2"], ["recompute_interval (2) needs parallel.recompute full"]),
+        (["--parallel.context", "0"], ["parallel.context", "0"]),
+        (["--train.steps", "0"], ["train.steps", "0"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+    ],
+)
+def test_a_mistake_names_the_key_in_one_line(arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config(*arguments)
+    message = str(error.value)
+    assert all(word in message for word in words) and "\n" not in message
+
+
+def test_a_list_where_keys_belong_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("model:\n  - num_layers: 2\n")
+    with pytest.raises(UserError, match=r"list or a value where keys belong \(look in .*bad.yaml"):
+        load_config(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("yaml", ["modle: {num_layers: 2}\n", "model: {numlayers: 2}\n", "model: [1, 2\n", "seed: x\n"])
+def test_a_bad_yaml_is_refused(tmp_path: Path, yaml: str) -> None:
+    (tmp_path / "bad.yaml").write_text(yaml)
+    with pytest.raises(UserError):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_impossible_layouts_name_the_numbers() -> None:
+    config = Config(parallel=ParallelConfig(tensor=2), model=ModelConfig(), train=TrainConfig(global_batch_size=32))
+    assert config.data_parallel_size(4) == 2
+    with pytest.raises(UserError, match="3 ranks"):
+        config.data_parallel_size(3)
+    with pytest.raises(UserError, match=r"global_batch_size \(32\)"):
+        config.data_parallel_size(6)
+    config = Config(parallel=ParallelConfig(tensor=2, pipeline=2, context=2), train=TrainConfig(global_batch_size=32))
+    assert config.data_parallel_size(16) == 2
+    with pytest.raises(UserError, match=r"12 ranks .* groups of 8 \(parallel.tensor 2 x pipeline 2 x context 2\)"):
+        config.data_parallel_size(12)
+    interleaved = ParallelConfig(pipeline=4, virtual_pipeline=3)
+    config = Config(parallel=interleaved, train=TrainConfig(global_batch_size=24))
+    with pytest.raises(UserError, match=r"parallel.pipeline \(4\) divides, got 6"):
+        config.data_parallel_size(4)
