@@ -1,0 +1,174 @@
+"""Which records of an assembly to take: the primary contigs, all, or those whose name fits a pattern; and BED files.
+
+Primary leaves out alternate loci, patches, haplotypes and decoys: by NCBI's assembly_report.txt beside the FASTA where
+there is one (Sequence-Role), by names and header words otherwise. Unlocalised and unplaced scaffolds are primary.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megadna.errors import UserError
+
+_BY_NAME = (
+    ("decoy", re.compile(rb"decoy|^hs37d5$|^hs38d1$", re.I)),
+    ("virus", re.compile(rb"^(chr)?EBV\b|^NC_007605(\.\d+)?\b", re.I)),
+    ("fix_patch", re.compile(rb"^\S*_fix\b|^CHR_H\w*_PATCH|\bfix patch\b|\bpatch of type FIX\b", re.I)),
+    (
+        "alternate",
+        re.compile(
+            rb"^\S*_(alt|hap\d*)\b|^CHR_H|\balternate (locus|loci|assembly)\b|\bnovel patch\b|\bpatch of type NOVEL\b",
+            re.I,
+        ),
+    ),
+)
+_HINTS = (
+    b"decoy",
+    b"hs37d5",
+    b"hs38d1",
+    b"ebv",
+    b"nc_007605",
+    b"_fix",
+    b"_alt",
+    b"_hap",
+    b"chr_h",
+    b"patch",
+    b"alternate",
+)
+_ROLES = {"alt-scaffold": "alternate", "fix-patch": "fix_patch", "novel-patch": "alternate"}
+
+
+def names_of(headers: list[bytes]) -> list[bytes]:
+    """First word of each header line (without '>'); `unnamed` where there is none."""
+    text = b"".join(headers)
+    if not any(blank in text for blank in (b"\t", b"\v", b"\f", b"\r", b"\n")):
+        names = [header.partition(b" ")[0] for header in headers]
+        if all(names):
+            return names
+    return [(header.split(None, 1) or [b"unnamed"])[0] for header in headers]
+
+
+def _hinted(text: bytes) -> bool:
+    """Whether any pattern of _BY_NAME could fit somewhere in the text (letter by letter is quickest, a pattern is
+    slowest)."""
+    text = text.lower()
+    return any(all(letter in text for letter in hint) and hint in text for hint in _HINTS)
+
+
+@dataclass(frozen=True)
+class ContigFilter:
+    """Why a record is left out; None keeps it. Picklable."""
+
+    mode: str = "primary"
+    """primary, all, or a regular expression that the whole name must fit."""
+    roles: dict[bytes, str] = field(default_factory=dict)
+    """From assembly_report.txt: name -> reason ("" keeps it)."""
+
+    def reasons(self, headers: list[bytes]) -> list[str | None]:
+        """Reason per header line; quick where no header of many needs a closer look."""
+        plain = self.mode == "all" or (self.mode == "primary" and not self.roles)
+        if plain and (self.mode == "all" or not _hinted(b"\n".join(headers))):
+            return [None] * len(headers)
+        return [self(header) for header in headers]
+
+    def __call__(self, header: bytes) -> str | None:
+        """Reason to leave out the record with this header line (without '>'), `contig_` and a role."""
+        if self.mode == "all":
+            return None
+        if self.mode != "primary":
+            name = (header.split(None, 1) or [b""])[0].decode(errors="replace")
+            return None if re.fullmatch(self.mode, name) else "contig_pattern"
+        if self.roles:
+            role = self.roles.get((header.split(None, 1) or [b""])[0])
+            if role is not None:
+                return f"contig_{role}" if role else None
+        if _hinted(header):
+            for reason, pattern in _BY_NAME:
+                if pattern.search(header):
+                    return f"contig_{reason}"
+        return None
+
+
+def contig_filter(mode: str, path: Path) -> ContigFilter:
+    """The filter for one FASTA file; reads the assembly report beside it where `mode` is primary."""
+    if mode not in ("primary", "all"):
+        try:
+            re.compile(mode)
+        except re.error as error:
+            raise UserError(f"--contigs {mode}: not primary, all or a regular expression ({error})") from error
+    report = _report_beside(path) if mode == "primary" else None
+    return ContigFilter(mode, read_assembly_report(report) if report else {})
+
+
+def _report_beside(path: Path) -> Path | None:
+    if not path.parent.is_dir():
+        return None
+    base = re.sub(r"(_genomic)?\.(fa|fna|fasta|2bit)(\.\w+)?$", "", path.name)
+    for name in (f"{base}_assembly_report.txt", f"{base}.assembly_report.txt"):
+        if (path.parent / name).is_file():
+            return path.parent / name
+    alone = path.parent / "assembly_report.txt"
+    return alone if alone.is_file() else None
+
+
+def read_assembly_report(path: Path) -> dict[bytes, str]:
+    """Reason by sequence name (every column that names it), from the Sequence-Role column of NCBI's report."""
+    roles: dict[bytes, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if line.startswith("#") or not line.strip():
+            continue
+        columns = line.split("\t")
+        if len(columns) < 7:
+            raise UserError(f"{path}: line {number}: {len(columns)} columns; an assembly report has 10")
+        for place in (0, 4, 6, 9):
+            if place < len(columns) and columns[place] not in ("", "na"):
+                roles[columns[place].strip().encode()] = _ROLES.get(columns[1], "")
+    return roles
+
+
+def read_bed(path: Path) -> dict[bytes, list[tuple[int, int]]]:
+    """Intervals by contig, sorted and merged; UserError with the line that is no BED."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such BED file")
+    intervals: dict[bytes, list[tuple[int, int]]] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip() or line.startswith((b"#", b"track", b"browser")):
+            continue
+        columns = line.split(b"\t") if b"\t" in line else line.split()
+        if (
+            len(columns) < 3
+            or not columns[1].isdigit()
+            or not columns[2].isdigit()
+            or int(columns[1]) > int(columns[2])
+        ):
+            raise UserError(f"{path}: line {number}: not a BED interval (contig, start, end)")
+        intervals.setdefault(columns[0], []).append((int(columns[1]), int(columns[2])))
+    return {name: _merged(found) for name, found in intervals.items()}
+
+
+def _merged(intervals: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        elif start < end:
+            merged.append((start, end))
+    return merged
+
+
+@dataclass(frozen=True)
+class KeptIntervals:
+    """Intervals to keep on a contig: those of `include` (None: everything) without those of `exclude`."""
+
+    include: dict[bytes, list[tuple[int, int]]] | None
+    exclude: dict[bytes, list[tuple[int, int]]]
+
+    def __bool__(self) -> bool:
+        return self.include is not None or bool(self.exclude)
+
+    def __call__(self, name: bytes) -> list[tuple[int, int]]:
+        """Sorted, disjoint, half-open intervals; the last may end far behind the contig."""
+        kept = [(0, 1 << 62)] if self.include is None else self.include.get(name, [])
+        for start, end in self.exclude.get(name, []):
+            kept = [part for a, b in kept for part in ((a, min(b, start)), (max(a, end), b)) if part[0] < part[1]]
+        return kept

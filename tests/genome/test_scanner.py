@@ -1,0 +1,101 @@
+"""FASTA text to letters: line numbers of faults, ranges that begin anywhere, BED files, contig names."""
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from megadna.errors import UserError
+from megadna.genome.contigs import ContigFilter, KeptIntervals, names_of, read_bed
+from megadna.genome.fasta import FastaError, Scanner, count_lines, first_illegal
+from megadna.genome.letters import storage_table
+from megadna.genome.sources import split_ranges
+from megadna.genome.tables import join_kmers
+
+TABLE = storage_table(ambiguous="keep", uracil="keep")
+
+
+def scan(text, sizes):
+    scanner = Scanner(len(text) + 100, 0, TABLE, fold=False)
+    at = 0
+    for size in sizes:
+        scanner.feed(text[at : at + size])
+        at += size
+    scanner.feed(text[at:])
+    scanner.finish()
+    piece = scanner.take()
+    return scanner.buffer[: piece.size].tobytes(), piece
+
+
+def test_records_do_not_depend_on_where_blocks_end():
+    rng = random.Random(3)
+    many = b"".join(b">r%d some > text\n%s\n" % (i, b"ACGTN"[: i % 6] * 3) for i in range(80))
+    whole, piece = scan(many, [])
+    for _ in range(50):
+        sizes = [rng.randrange(1, 200) for _ in range(40)]
+        letters, cut = scan(many, sizes)
+        assert letters == whole and cut.headers == piece.headers
+        assert cut.positions.tolist() == piece.positions.tolist() and cut.counts == piece.counts
+
+
+@pytest.mark.parametrize("crowd", [0, 40])
+def test_fault_is_found_exactly(crowd):
+    text = b">ok\nACGT\n" * crowd + b">a > b\r\nAC GT\r\nACxGT\r\n>c\r\nACGT"
+    with pytest.raises(FastaError) as caught:
+        scan(text, [])
+    place = caught.value.offset + caught.value.at
+    assert text[place : place + 1] == b"x"
+    assert 1 + count_lines(iter([text[:11], text[11:12], text[12:]]), place) == 2 * crowd + 3
+    assert first_illegal(b"text > x\nACGT\n", in_header=True, line_start=False) == 0
+
+
+def test_count_lines_over_block_borders():
+    text = b"a\r\nb\rc\n\nd\r\n"
+    for cut in range(len(text)):
+        assert count_lines(iter([text[:cut], text[cut:]]), len(text)) == 5
+        assert count_lines(iter([text[:cut], text[cut:]]), 4) == 1
+
+
+def test_ranges_cover_the_file(tmp_path):
+    (tmp_path / "x.fa").write_bytes(b"x" * 1000)
+    for size in (1, 7, 999, 1000, 5000):
+        ranges = split_ranges(tmp_path / "x.fa", "plain", size)
+        assert ranges[0].start == 0 and ranges[-1].end == 1000 and ranges[-1].last
+        assert all(a.end == b.start and not a.last for a, b in pairwise(ranges))
+
+
+def test_intervals(tmp_path):
+    bed = tmp_path / "x.bed"
+    bed.write_text("track name=x\n# c\nchr1\t10\t20\tname\nchr1 5 12\nchr1\t20\t30\nchr2\t1\t1\n\n")
+    assert read_bed(bed) == {b"chr1": [(5, 30)], b"chr2": []}
+    bed.write_text("chr1\t10\n")
+    with pytest.raises(UserError, match="line 1: not a BED interval"):
+        read_bed(bed)
+    kept = KeptIntervals({b"a": [(0, 100)]}, {b"a": [(10, 20), (90, 200)], b"b": [(5, 6)]})
+    assert kept(b"a") == [(0, 10), (20, 90)] and kept(b"b") == []
+    assert KeptIntervals(None, {b"b": [(0, 6)]})(b"b") == [(6, 1 << 62)] and not KeptIntervals(None, {})
+
+
+def test_names_and_roles():
+    assert names_of([b"a b", b"  c", b"", b"d\te"]) == [b"a", b"c", b"unnamed", b"d"]
+    assert names_of([b"x"] * 3) == [b"x"] * 3 and names_of([]) == []
+    primary = ContigFilter()
+    for header, reason in {
+        b"NC_000001.11 Homo sapiens chromosome 1, GRCh38.p14 Primary Assembly": None,
+        b"NW_003315905.1 Homo sapiens unlocalized genomic scaffold": None,
+        b"NT_187515.1 Homo sapiens chromosome 1 genomic scaffold, alternate locus group ALT_REF_LOCI_1": "alternate",
+        b"NW_009646194.1 Homo sapiens chromosome 1 genomic patch of type FIX, HG1342": "fix_patch",
+        b"NW_018654706.1 Homo sapiens chromosome 1 genomic patch of type NOVEL, GRCh38.p14 PATCHES": "alternate",
+        b"chr1_KI270762v1_alt  AC:KI270762.1": "alternate",
+        b"CHR_HG107_PATCH dna:chromosome": "fix_patch",
+        b"chrEBV  AC:AJ507799.2": "virus",
+        b"hs37d5": "decoy",
+        b"chrM": None,
+    }.items():
+        assert primary(header) == (reason and f"contig_{reason}"), header
+
+
+def test_spaced_kmers():
+    assert join_kmers("ACG CGT GTT", "x") == "ACGTT" and join_kmers("ACG", "x") == "ACG" and join_kmers("", "x") == ""
+    with pytest.raises(UserError, match="row 3: ACG GGT are no overlapping k-mers"):
+        join_kmers("ACG GGT", "row 3")
