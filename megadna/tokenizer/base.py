@@ -1,0 +1,66 @@
+"""What every tokenizer offers: letters of a sequence -> ids, without special tokens, and back.
+
+A tokenizer holds tables only, so loader processes share it for free. Special tokens are added where batches are made:
+[CLS] x [SEP].
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megadna.tokenizer.alphabet import Letters
+
+NUM_SPECIAL = 2
+"""Special tokens of a row: [CLS] before, [SEP] after."""
+
+
+class Tokenizer(ABC):
+    """Nucleotides to ids of 0..vocab_size-1 and back."""
+
+    kind: str
+    pad_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    unk_id: int
+    base_ids: NDArray[np.int64]
+    """Ids of A, C, G, T in that order; only where a token is one base."""
+    nucleotide_ids: NDArray[np.int64]
+    """Ids made of A, C, G, T alone, ascending: what a masked token may be replaced by."""
+    n_id: int | None = None
+    """Id of N where N has one of its own."""
+    bases_per_token: int = 1
+    """Bases that one token covers (k)."""
+    stride: int = 1
+    """Bases from the start of one token to the start of the next."""
+
+    @abstractmethod
+    def tokens(self) -> list[str]:
+        """Text of every id, in id order."""
+
+    @abstractmethod
+    def encode(self, letters: Letters) -> NDArray[np.unsignedinteger]:
+        """Ids [m] of letters [n], no special tokens; any byte is allowed."""
+
+    @abstractmethod
+    def decode(self, ids: NDArray) -> str:
+        """The sequence that ids spell; special tokens appear as their text."""
+
+    def spans(self, ids: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First base, and one past the last base, under each of the ids [m] of a sequence."""
+        starts = np.arange(len(ids)) * self.stride
+        return starts, starts + self.bases_per_token
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that the vocabulary really has (no padding)."""
+        return len(self.tokens())
+
+    def num_tokens(self, num_bases: int) -> int:
+        """Tokens that `num_bases` letters give, special tokens not counted."""
+        return max(0, (num_bases - self.bases_per_token) // self.stride + 1)
+
+    def num_bases(self, num_tokens: int) -> int:
+        """Letters that give `num_tokens` tokens."""
+        return self.stride * (num_tokens - 1) + self.bases_per_token if num_tokens > 0 else 0
