@@ -1,0 +1,97 @@
+"""How much of a benchmark's sequences a dataset's training split contains: by 31-mers, or by coordinates for a BED
+file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megadna.data.dataset import ChunkDataset
+from megadna.data.inputs import SourceFile
+from megadna.data.leakage import Bin, Containment
+from megadna.data.pieces import Recipe, stream_pieces
+from megadna.data.sketch import SCALE, K
+from megadna.errors import UserError
+from megadna.genome.contigs import read_bed
+from megadna.genome.letters import storage_table
+from megadna.genome.sources import detect_format
+from megadna.genome.tables import TableFormat
+
+_WANTED_HASHES = 20  # per sequence of the benchmark, on average
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Contained share of each sequence."""
+
+    names: list[str]
+    shares: np.ndarray
+    """float32; NaN where a sequence has no 31-mer of A, C, G and T in its sketch."""
+
+
+def sequence_overlap(dataset: Path, split: str, path: Path, table: TableFormat) -> Overlap:
+    """By 31-mers, for a FASTA, table or line file; short sequences get denser sketches, so that each has about 20."""
+    ChunkDataset(dataset, split)
+    names, letters, ends = _read(path, table)
+    mean_kmers = max(1, (len(letters) - (K - 1) * len(ends)) // max(1, len(ends)))
+    scale = int(np.clip(mean_kmers // _WANTED_HASHES, 1, SCALE))
+    containment = Containment(_batches(letters, ends), len(ends), scale)
+    return Overlap(names, containment.search(Bin(dataset, split)).shares())
+
+
+def _read(path: Path, table: TableFormat) -> tuple[list[str], np.ndarray, np.ndarray]:
+    source = SourceFile(path, path.name, detect_format(path, table), 0)
+    recipe = Recipe(table, storage_table(ambiguous="keep", uracil="keep"), False, 0)
+    scanner = recipe.scanner()
+    names: list[str] = []
+    parts, starts, size = [], [np.zeros(0, np.int64)], 0
+    for piece, _ in stream_pieces(source, recipe, scanner):
+        parts.append(scanner.buffer[: piece.size].copy())
+        starts.append(piece.positions + size)
+        names += [(header.split(None, 1) or [b"unnamed"])[0].decode(errors="replace") for header in piece.headers]
+        size += piece.size
+    if not names:
+        raise UserError(f"{path}: holds no sequence")
+    return names, np.concatenate(parts), np.append(np.concatenate(starts)[1:], size)
+
+
+def _batches(letters: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    first, at = 0, 0
+    while first < len(ends):
+        last = max(first + 1, int(np.searchsorted(ends, at + (1 << 17), "right")))
+        yield first, letters[at : ends[last - 1]], ends[first:last] - at
+        first, at = last, int(ends[last - 1])
+
+
+def interval_overlap(dataset: Path, split: str, bed: Path) -> Overlap:
+    """By coordinates: the share of each (merged) BED interval that chunks of the split cover."""
+    reader = ChunkDataset(dataset, split)
+    table = reader.contigs
+    rows: dict[str, list[int]] = {}
+    for row, record in enumerate(table.records):
+        rows.setdefault(record, []).append(row)
+    names, shares = [], []
+    for contig, intervals in read_bed(bed).items():
+        spans = [_spans(reader, row) for row in rows.get(contig.decode(errors="replace"), [])]
+        for start, end in intervals:
+            names.append(f"{contig.decode(errors='replace')}:{start}-{end}")
+            shares.append(max((_covered(span, start, end) for span in spans), default=0.0))
+    if not names:
+        raise UserError(f"{bed}: holds no interval")
+    if not any(contig.decode(errors="replace") in rows for contig in read_bed(bed)):
+        raise UserError(f"{bed}: no contig of it is in {dataset}; are the names alike (chr1, 1, NC_000001.11)?")
+    return Overlap(names, np.array(shares, np.float32))
+
+
+def _spans(reader: ChunkDataset, row: int) -> tuple[np.ndarray, np.ndarray]:
+    first, last = int(reader.contigs.first[reader.split][row]), int(reader.contigs.last[reader.split][row])
+    if first < 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    starts = reader.starts[first : last + 1].astype(np.int64)
+    ends = starts + reader.lengths[first : last + 1]
+    return np.maximum(starts, np.append(0, ends[:-1])), ends  # what overlapping chunks share counts once
+
+
+def _covered(span: tuple[np.ndarray, np.ndarray], start: int, end: int) -> float:
+    return float(np.clip(np.minimum(span[1], end) - np.maximum(span[0], start), 0, None).sum() / (end - start))

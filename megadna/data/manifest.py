@@ -1,0 +1,167 @@
+"""manifest.json of a dataset folder: what is in it, where it came from, and how it was made.
+
+In:  DATASET/manifest.json, written last by the builder; a folder without it is not a finished dataset.
+Out: frozen dataclasses. Counts are bases unless a name says otherwise; ranges are half-open sequence indices.
+The format is documented in docs/dataset_format.md.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from megadna.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One input file: what it held and where its chunks lie."""
+
+    name: str
+    """Unique in the dataset; the file's name without its endings, or the sample sheet's genome."""
+    path: str
+    """Absolute path at the time of the build."""
+    species: str = ""
+    """From the sample sheet; empty if unknown."""
+    taxa: Mapping[str, str] = field(default_factory=dict)
+    """Further columns of the sample sheet."""
+    size: int
+    """Bytes of the file on disk."""
+    sha256: str
+    """Of the file on disk; empty with --no_source_hash."""
+    records: int
+    """FASTA records."""
+    bases: int
+    """Letters in all records, dropped ones included."""
+    gc: int
+    """G and C, either case."""
+    n: int
+    """N, either case."""
+    soft_masked: int
+    """Lower-case letters."""
+    other: Mapping[str, int] = field(default_factory=dict)
+    """IUPAC codes, U and gap characters in the input, by upper-case letter."""
+    chunks: Mapping[str, int]
+    """Chunks by split."""
+    ranges: Mapping[str, tuple[int, int]]
+    """Sequence indices [first, end) by split; empty ranges included."""
+    kept: int
+    """Bases on disk; those that overlapping chunks repeat count once."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Bases left out, by reason; kept + all of these = bases."""
+    dropped_chunks: Mapping[str, int] = field(default_factory=dict)
+    """Chunks left out, by reason."""
+
+    @property
+    def gc_fraction(self) -> float:
+        """G and C among the letters that are not N."""
+        return self.gc / max(1, self.bases - self.n)
+
+    @property
+    def n_fraction(self) -> float:
+        """N among all letters."""
+        return self.n / max(1, self.bases)
+
+    @property
+    def soft_masked_fraction(self) -> float:
+        """Lower case among all letters."""
+        return self.soft_masked / max(1, self.bases)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of the dataset, for integrity checks."""
+
+    size: int
+    """Bytes."""
+    xxh128: str
+    """XXH3 128-bit checksum, hexadecimal (`xxhsum -H128`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that describes a finished dataset."""
+
+    format_version: int
+    """Raised when an older reader could misread the folder."""
+    program_version: str
+    """megadna's version at the build."""
+    dataset_id: str
+    """Hash of the checksums of the .bin and .idx files: the dataset's identity."""
+    chunk_length: int
+    """Nucleotides per full chunk."""
+    chunks: Mapping[str, int]
+    """Chunks by split; 0 for a split that was not asked for (it has no files)."""
+    bases: Mapping[str, int]
+    """Nucleotides on disk by split."""
+    sources: tuple[Source, ...]
+    """In the order of their chunks on disk."""
+    files: Mapping[str, FileEntry]
+    """Size and checksum of the data files, by file name."""
+    options: Mapping[str, Any]
+    """Every option of the build."""
+    notes: tuple[str, ...] = ()
+    """What a reader of results must know, e.g. a split that got one block so as not to be empty."""
+    leakage: Mapping[str, Any] = field(default_factory=dict)
+    """Summary of the leakage report, if one was asked for."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that hold chunks, in the order train, valid, test."""
+        return tuple(split for split in SPLITS if self.chunks[split])
+
+
+def dataset_identity(files: Mapping[str, FileEntry]) -> str:
+    """32 hexadecimal digits from the checksums of the .bin and .idx files; names and order of listing do not matter."""
+    lines = [f"{name} {entry.xxh128}\n" for name, entry in sorted(files.items()) if name.endswith((".bin", ".idx"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
+
+
+def dump_manifest(manifest: Manifest) -> str:
+    """The manifest as JSON text."""
+    return json.dumps(asdict(manifest), indent=2) + "\n"
+
+
+def load_manifest(path: Path | str) -> Manifest:
+    """Manifest of a dataset folder; UserError that names the file and the remedy where it is missing or unreadable."""
+    folder = Path(path)
+    file = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such dataset folder; make one with megadna preprocess --output {folder}")
+    if not file.is_file():
+        raise UserError(
+            f"{file}: missing, so {folder} is not a finished dataset; run megadna preprocess again "
+            "(with --resume if it was interrupted)"
+        )
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        version = raw["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a dataset manifest ({error}); run megadna preprocess again") from error
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{file}: dataset format {version} is newer than this megadna reads ({FORMAT_VERSION}); upgrade megadna"
+        )
+    try:
+        return _from_json(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: damaged manifest ({error}); run megadna preprocess again") from error
+
+
+def _from_json(raw: dict[str, Any]) -> Manifest:
+    sources = tuple(
+        Source(**{**source, "ranges": {split: (first, end) for split, (first, end) in source["ranges"].items()}})
+        for source in raw["sources"]
+    )
+    files = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
+    known = {entry.name for entry in fields(Manifest)}
+    unknown = set(raw) - known
+    if unknown:
+        raise ValueError(f"unknown key {sorted(unknown)[0]}")
+    return Manifest(**{**raw, "sources": sources, "files": files, "notes": tuple(raw["notes"])})

@@ -1,0 +1,204 @@
+"""Index data of each source while a dataset is built, and the final files made from it.
+
+A source's part is a set of raw files in WORK/parts, written as its pieces come in, and a .json with its totals,
+written last: its presence means that the source is finished, which is what --resume builds on. Nothing here holds
+more than a block of the index in memory.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from megadna.data.contigs import HEADER
+from megadna.data.indexed import write_index
+from megadna.data.manifest import SPLITS
+from megadna.data.plan import Plan
+from megadna.genome.fasta import Counts
+
+_BLOCK = 1 << 16  # rows read at a time
+
+
+@dataclass
+class Totals:
+    """What a finished source came to."""
+
+    counts: Counts = field(default_factory=Counts)
+    records: int = 0
+    empty_records: int = 0
+    chunks: list[int] = field(default_factory=lambda: [0, 0, 0])
+    sizes: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Bytes by split."""
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    dropped_chunks: dict[str, int] = field(default_factory=dict)
+    short_run_n: int = 0
+    lowest: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def add(self, plan: Plan) -> None:
+        """Add a piece."""
+        self.counts.add(plan.counts)
+        self.records += len(plan.names)
+        self.empty_records += int((plan.record_lengths == 0).sum())
+        for split in range(3):
+            self.chunks[split] += len(plan.lengths[split])
+            self.sizes[split] += plan.sizes[split]
+        self.kept += plan.kept
+        self.short_run_n += plan.short_run_n
+        for mine, more in ((self.dropped, plan.dropped), (self.dropped_chunks, plan.dropped_chunks)):
+            for reason, count in more.items():
+                mine[reason] = mine.get(reason, 0) + count
+        self.lowest = sorted({(a, b, c) for a, b, c in [*self.lowest, *plan.lowest]})[:2]
+
+
+class Part:
+    """The raw files of one source."""
+
+    def __init__(self, work: Path, number: int) -> None:
+        self._stem = str(work / "parts" / f"{number:06d}")
+        self.totals = Totals()
+
+    def file(self, kind: str) -> Path:
+        """Path of one of the raw files."""
+        return Path(f"{self._stem}.{kind}")
+
+    def open(self) -> "Part":
+        """Begin, forgetting what an interrupted run may have left."""
+        self._files = {
+            kind: self.file(kind).open("wb")
+            for kind in ("names", "records", *(f"{split}.{what}" for split in SPLITS for what in ("lengths", "starts")))
+        }
+        return self
+
+    def add(self, plan: Plan) -> None:
+        """Append the rows of a piece."""
+        self.totals.add(plan)
+        for split, name in enumerate(SPLITS):
+            self._files[f"{name}.lengths"].write(plan.lengths[split].tobytes())
+            self._files[f"{name}.starts"].write(plan.starts[split].tobytes())
+        if plan.names:
+            self._files["names"].write(b"\n".join(plan.names) + b"\n")
+            rows = np.concatenate((plan.record_lengths[:, None], plan.record_counts), axis=1)
+            self._files["records"].write(rows.astype(np.int64).tobytes())
+
+    def close(self) -> None:
+        """Finish the raw files (not yet the source)."""
+        for file in self._files.values():
+            file.close()
+
+    def closed(self) -> "Part":
+        """This part without its open files, to be sent to another process."""
+        self._files = {}
+        return self
+
+    def mark_finished(self, fingerprint: dict[str, object]) -> None:
+        """Write the .json that says so; `fingerprint` tells whether the source has changed since."""
+        temporary = self.file("tmp")
+        temporary.write_text(json.dumps({"source": fingerprint, "totals": asdict(self.totals)}))
+        temporary.replace(self.file("json"))
+
+    def load(self, fingerprint: dict[str, object]) -> bool:
+        """Totals of a finished source; False if it is not finished or has changed."""
+        if not self.file("json").is_file():
+            return False
+        raw = json.loads(self.file("json").read_text())
+        if raw["source"] != fingerprint:
+            return False
+        self.totals = Totals(**{**raw["totals"], "counts": Counts(**raw["totals"]["counts"])})
+        self.totals.lowest = [(a, b, c) for a, b, c in self.totals.lowest]
+        return True
+
+
+def _raw(parts: list[Part], kind: str, dtype: type, width: int = 1) -> Iterator[np.ndarray]:
+    for part in parts:
+        with part.file(kind).open("rb") as file:
+            while data := file.read(_BLOCK * width * np.dtype(dtype).itemsize):
+                yield np.frombuffer(data, dtype)
+
+
+def _counts(parts: list[Part], split: int) -> Iterator[np.ndarray]:
+    for block in _raw(parts, "records", np.int64, 4):
+        yield block.reshape(-1, 4)[:, 1 + split]
+
+
+def assemble(work: Path, parts: list[Part], source_names: list[str]) -> int:
+    """Write .idx, .start.npy and contigs.tsv of the dataset; returns how many record names repeat within their
+    source."""
+    for split, name in enumerate(SPLITS):
+        chunks = sum(part.totals.chunks[split] for part in parts)
+        if not chunks:
+            (work / f"{name}.bin").unlink(missing_ok=True)
+            continue
+        num_documents = sum(int((block > 0).sum()) for block in _counts(parts, split))
+        write_index(
+            work / f"{name}.idx",
+            lambda name=name: _raw(parts, f"{name}.lengths", np.int32),  # type: ignore[misc]
+            chunks,
+            lambda split=split: _documents(parts, split),  # type: ignore[misc]
+            num_documents,
+        )
+        with (work / f"{name}.start.npy").open("wb") as file:
+            header = {"descr": "<u8", "fortran_order": False, "shape": (chunks,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in _raw(parts, f"{name}.starts", np.uint64):
+                file.write(block.tobytes())
+    return _write_contigs(work / "contigs.tsv", parts, source_names)
+
+
+def _documents(parts: list[Part], split: int) -> Iterator[np.ndarray]:
+    end = 0
+    for counts in _counts(parts, split):
+        ends = end + np.cumsum(counts)
+        end = int(ends[-1])
+        yield ends[counts > 0]
+
+
+def _write_contigs(path: Path, parts: list[Part], source_names: list[str]) -> int:
+    repeated = 0
+    base = np.zeros(3, np.int64)
+    with path.open("wb") as file:
+        file.write(HEADER.encode())
+        for part, source in zip(parts, source_names, strict=True):
+            hashes = [np.zeros(0, np.int64)]
+            with part.file("names").open("rb") as names:
+                for block in _raw([part], "records", np.int64, 4):
+                    rows = block.reshape(-1, 4)
+                    here = b"".join(islice(names, len(rows))).split(b"\n")[:-1]
+                    hashes.append(np.fromiter(map(hash, here), np.int64, len(here)))
+                    ends = base + np.cumsum(rows[:, 1:], axis=0)
+                    base = ends[-1]
+                    file.write(_contig_lines(source.encode(), here, rows, ends))
+            every = np.sort(np.concatenate(hashes))
+            repeated += int((every[1:] == every[:-1]).sum())
+    return repeated
+
+
+def _contig_lines(source: bytes, names: list[bytes], rows: np.ndarray, ends: np.ndarray) -> bytes:
+    """Lines of contigs.tsv; `rows` are length and chunks by split, `ends` the sequence indices after each record."""
+    fields = [_digits(len(rows), np.arange(len(rows)), rows[:, 0])]
+    for split in range(3):
+        present = np.flatnonzero(rows[:, 1 + split])
+        end = ends[present, split]
+        fields += [_digits(len(rows), present, first) for first in (end - rows[present, 1 + split], end - 1)]
+    fields.append(np.full((len(rows), 1), ord("\n"), np.uint8))
+    numbers = np.concatenate(fields, axis=1).tobytes().translate(None, b"\0").splitlines(keepends=True)
+    cells = [source + b"\t"] * (3 * len(rows))
+    cells[1::3], cells[2::3] = names, numbers
+    lines = b"".join(cells)
+    return lines if lines.isascii() else lines.decode(errors="replace").encode()
+
+
+def _digits(num_rows: int, places: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """uint8 [num_rows, W]: a tab and the number's decimal digits in the rows `places`; zero bytes elsewhere."""
+    width = len(str(numbers.max(initial=0)))
+    field = np.zeros((num_rows, 1 + width), np.uint8)
+    field[:, 0] = ord("\t")
+    for column in range(width, 0, -1):
+        tens = numbers // 10
+        digit = numbers - 10 * tens + ord("0")
+        field[places, column] = digit if column == width else np.where(numbers, digit, 0)
+        numbers = tens
+    return field

@@ -1,0 +1,110 @@
+"""The reader of a dataset folder: mapped, picklable, clear about faults, and quick however many chunks there are."""
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_formats_and_splits import build, fasta, genome
+
+from megadna.data.dataset import ChunkDataset
+from megadna.data.manifest import dataset_identity, load_manifest
+from megadna.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "g.fa").write_bytes(fasta({"a": genome(9_030), "b": genome(20), "c": genome(4_000)}))
+    build(tmp_path, tmp_path / "g.fa")
+    return tmp_path / "out"
+
+
+def test_chunks_are_read_only_views(folder):
+    dataset = ChunkDataset(folder, "train")
+    assert dataset.lengths.dtype == np.int32 and len(dataset) == dataset.manifest.chunks["train"]
+    chunk = dataset[5]
+    assert chunk.dtype == np.uint8 and chunk.base is not None and not chunk.flags.writeable
+    assert (dataset[-1] == dataset[len(dataset) - 1]).all()
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert all((again[i] == dataset[i]).all() for i in range(len(dataset)))
+    assert len(pickle.dumps(dataset)) < 10_000  # no letters travel to a loader worker
+    assert {dataset.locate(i).contig for i in range(len(dataset))} == {"a", "b", "c"}
+    with pytest.raises(UserError, match="no chunk 99999"):
+        dataset.locate(99_999)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "not a finished dataset"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "not a dataset manifest"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 99}'), "upgrade megadna"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 1}'), "damaged manifest"),
+        (lambda folder: (folder / "train.bin").unlink(), "train.bin: missing"),
+        (lambda folder: os.truncate(folder / "train.bin", 100), "does not fit manifest.json"),
+        (lambda folder: os.truncate(folder / "train.idx", 100), "not a whole uint8 index"),
+        (lambda folder: os.truncate(folder / "train.idx", 10), "cut short"),
+        (lambda folder: os.truncate(folder / "train.idx", 0), "empty"),
+    ],
+)
+def test_damage_is_named(folder, damage, message):
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        ChunkDataset(folder, "train")
+    assert str(folder) in str(caught.value)
+
+
+def test_missing_folder_and_split(folder):
+    with pytest.raises(UserError, match="no such dataset folder"):
+        ChunkDataset(folder / "nope", "train")
+    with pytest.raises(UserError, match="no split 'dev'"):
+        ChunkDataset(folder, "dev")
+    build(folder.parent, folder.parent / "g.fa", output="no_test", test_fraction=0.0)
+    with pytest.raises(UserError, match="holds no test chunks"):
+        ChunkDataset(folder.parent / "no_test", "test")
+
+
+def test_manifest_identity_and_ranges(folder):
+    manifest = load_manifest(folder)
+    assert manifest.dataset_id == dataset_identity(manifest.files)
+    assert manifest.sources[0].ranges == {split: (0, count) for split, count in manifest.chunks.items()}
+    raw = json.loads((folder / "manifest.json").read_text())
+    assert raw["options"]["chunk_length"] == 50 and raw["sources"][0]["sha256"] and raw["program_version"]
+
+
+OPENING = """
+import json, sys, time, psutil
+from megadna.data.dataset import ChunkDataset
+process = psutil.Process()
+before, began = process.memory_full_info().uss, time.perf_counter()
+dataset = ChunkDataset(sys.argv[1], "train")
+dataset[len(dataset) // 2].sum(), dataset[len(dataset) - 1].sum()
+print(json.dumps([time.perf_counter() - began, process.memory_full_info().uss - before, len(dataset)]))
+"""
+
+
+@pytest.mark.slow
+def test_opening_44_million_chunks(folder):
+    count = 44_000_000
+    with (folder / "train.idx").open("wb") as file:
+        file.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 1, count, 2))
+        file.write(np.full(count, 4000, np.int32).tobytes())
+        file.write((np.arange(count, dtype=np.int64) * 4000).tobytes())
+        file.write(np.array([0, count], np.int64).tobytes())
+    os.truncate(folder / "train.bin", count * 4000)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["chunks"]["train"], manifest["bases"]["train"] = count, count * 4000
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    done = subprocess.run([sys.executable, "-c", OPENING, str(folder)], capture_output=True, check=True)
+    seconds, size, length = json.loads(done.stdout)
+    assert length == count and seconds < 2 and size < 100e6

@@ -1,0 +1,150 @@
+"""Killed at any moment the output is absent or whole; --resume goes on; a full disk is one line."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_formats_and_splits import build, fasta, genome
+
+import megadna.data.pieces
+from megadna.data.dataset import ChunkDataset
+from megadna.data.manifest import load_manifest
+from megadna.errors import UserError
+
+COMMAND = [sys.executable, "-m", "megadna", "preprocess", "--chunk_length", "50", "--block_chunks", "2"]
+
+
+def _genomes(folder, count=6, size=20_000):
+    for number in range(count):
+        (folder / f"g{number}.fa").write_bytes(fasta({"chr1": genome(size), "chr2": genome(size // 3)}))
+    return sorted(folder.glob("g*.fa"))
+
+
+def _contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_resume_goes_on_from_finished_sources(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(megadna.data.pieces, "PIECE", 3000)
+    files = _genomes(tmp_path)
+    whole = build(tmp_path, *files, output="whole", workers=workers)
+    good = files[3].read_bytes()
+    files[3].write_bytes(good[:5000] + b"!" + good[5001:])
+    with pytest.raises(UserError, match=r"g3.fa: line \d+: '!'"):
+        build(tmp_path, *files, workers=workers)
+    assert not (tmp_path / "out").exists()
+    marks = sorted(file.name for file in (tmp_path / ".out.partial" / "parts").glob("*.json"))
+    assert marks[:2] == ["000000.json", "000001.json"]
+    stamp = (tmp_path / ".out.partial" / "parts" / "000000.names").stat().st_mtime_ns
+    files[3].write_bytes(good)
+    opened = []
+    real = megadna.data.pieces.stream_blocks
+    monkeypatch.setattr(
+        megadna.data.pieces, "stream_blocks", lambda path, *rest: opened.append(path) or real(path, *rest)
+    )
+    with pytest.raises(UserError, match="begun with other options"):
+        build(tmp_path, *files, resume=True, seed=9)
+    assert (tmp_path / ".out.partial" / "parts" / "000000.names").stat().st_mtime_ns == stamp
+    resumed = build(tmp_path, *files, resume=True, workers=1)
+    assert opened == files[len(marks) :]
+    assert resumed.dataset_id == whole.dataset_id
+    assert _contents(tmp_path / "out") == _contents(tmp_path / "whole")
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_resume_reads_a_changed_source_again(tmp_path):
+    files = _genomes(tmp_path, 3)
+    good = files[2].read_bytes()
+    files[2].write_bytes(b"ACGT")
+    with pytest.raises(UserError):
+        build(tmp_path, *files)
+    files[2].write_bytes(good)
+    files[1].write_bytes(fasta({"other": genome(9000)}))
+    resumed = build(tmp_path, *files, resume=True)
+    assert resumed.dataset_id == build(tmp_path, *files, output="fresh").dataset_id
+
+
+def test_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files = _genomes(tmp_path, 1)
+    monkeypatch.setattr(os, "pwritev", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        build(tmp_path, *files)
+    assert [path.name for path in tmp_path.iterdir()] == ["g0.fa"]
+
+
+def test_two_builders_do_not_mix(tmp_path):
+    import fcntl
+
+    files = _genomes(tmp_path, 1)
+    work = tmp_path / ".out.partial"
+    work.mkdir()
+    handle = os.open(work, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another megadna preprocess"):
+        build(tmp_path, *files)
+    os.close(handle)
+    assert build(tmp_path, *files).chunks["train"]
+
+
+def test_old_dataset_stays_until_the_new_one_is_whole(tmp_path):
+    files = _genomes(tmp_path, 2)
+    build(tmp_path, *files)
+    before = _contents(tmp_path / "out")
+    files[1].write_bytes(b">x\nQQQ\n")
+    with pytest.raises(UserError):
+        build(tmp_path, *files, overwrite=True)
+    assert _contents(tmp_path / "out") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kill_loop(tmp_path, workers):
+    files = _genomes(tmp_path, 8, 900_000)
+    command = [*COMMAND, "--workers", str(workers), "--input", *map(str, files), "--output"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    usual = float("inf")  # the quickest run so far: a busy machine must not make every kill come too late
+    for number in range(3):
+        began = time.monotonic()
+        subprocess.run([*command, str(tmp_path / f"time{number}")], check=True, capture_output=True)
+        usual = min(usual, time.monotonic() - began)
+    rng = random.Random(workers)
+    killed = 0
+    for number in range(15):
+        output = tmp_path / f"out{number}"
+        resume: list[str] = []
+        for _ in range(20):
+            process = subprocess.Popen(
+                [*command, str(output), *resume],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            try:
+                _, error = process.communicate(timeout=rng.uniform(0.2, 1.0) * usual)
+                assert process.returncode == 0, error.decode()
+                break
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                killed += 1
+                if output.exists():  # killed between the rename and the end
+                    load_manifest(output)
+                resume = rng.choice([[], ["--resume"]])
+        else:
+            subprocess.run([*command, str(output), "--resume"], check=True, capture_output=True)
+        assert _contents(output) == _contents(tmp_path / "whole")
+        assert len(ChunkDataset(output, "train")) > 0
+    assert killed > 3  # how many kills land in time is up to the machine
