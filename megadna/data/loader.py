@@ -1,0 +1,144 @@
+"""Micro-batches of one data-parallel rank, read ahead by worker processes.
+
+In:  the config, a tokenizer, the rank's place, the count of samples already consumed.
+Out: an endless iterator of Batch. Micro-batch m since the start holds the samples consumed + (m * size + rank) * B +
+0..B-1, so the global batches do not depend on ranks, workers, micro-batch size or where a run was stopped.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from megadna.config import Config
+from megadna.data.batch import Batch, Rows
+from megadna.data.chunks import open_chunks
+from megadna.data.samples import Samples, masking_fraction, resolve_schedule
+from megadna.errors import UserError
+from megadna.log import get_logger
+from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
+
+log = get_logger(__name__)
+
+AUTO_MULTIPLE = 32
+"""`auto` gives lengths that tensor (sequence) and context parallel sizes up to this one divide, where that is cheap."""
+AUTO_LOSS = 64
+"""Cheap: at most one token in this many."""
+PREFETCH = 4
+"""Micro-batches that each worker reads ahead."""
+
+
+def resolve_sequence_length(config: Config, chunk_length: int, tokenizer: Tokenizer) -> int:
+    """Tokens of a row, special tokens included.
+
+    `auto`: what a chunk gives, rounded down to a multiple of 32 (where that costs at most 1/64) or of what the layout
+    divides. A number is rounded up to what the layout divides; UserError where a chunk is shorter.
+    """
+    layout = config.parallel.sequence_multiple
+    longest = tokenizer.num_tokens(chunk_length) + NUM_SPECIAL
+    asked = config.data.sequence_length
+    if asked == "auto":
+        multiple = math.lcm(AUTO_MULTIPLE, layout)
+        rounded = longest // multiple * multiple
+        if longest - rounded > longest // AUTO_LOSS:
+            rounded = longest // layout * layout
+        return rounded
+    if asked > longest:
+        raise UserError(
+            f"data.sequence_length {asked} is larger than the dataset's chunks allow: {chunk_length} bases give "
+            f"{longest} tokens, [CLS] and [SEP] included; use at most {longest}, or preprocess "
+            "with a larger --chunk_length"
+        )
+    rounded = -(-asked // layout) * layout
+    if rounded != asked:
+        log.info("data.sequence_length %d is padded to %d, a multiple of %d (parallel)", asked, rounded, layout)
+    return rounded
+
+
+class _MicroBatches(Dataset[Rows]):
+    """The micro-batch whose first sample stands at a place of the run."""
+
+    def __init__(self, samples: Samples, micro_batch_size: int) -> None:
+        self._samples = samples
+        self._offsets = np.arange(micro_batch_size)
+
+    def __getitem__(self, start: int) -> Rows:
+        return self._samples.rows(start + self._offsets)
+
+
+class TrainBatches(Iterator[Batch]):
+    """Endless micro-batches of one data-parallel rank, and what to log about them."""
+
+    def __init__(self, config: Config, samples: Samples, loader: DataLoader[Rows]) -> None:
+        self._config = resolve_schedule(config)
+        self._samples = samples
+        self._pin = config.engine.device != "cpu" and torch.cuda.is_available()
+        self._rows = iter(loader)
+        self._tokens = self._padding = 0
+
+    def __next__(self) -> Batch:
+        rows = next(self._rows)
+        self._tokens += rows.tokens_BS.size
+        self._padding += rows.tokens_BS.size - int(rows.lengths_B.sum())
+        return rows.batch(pin=self._pin)
+
+    def metrics(self, consumed_samples: int) -> dict[str, float]:
+        """epoch and consumed_bases of all ranks, the last masking rate used, and the padded share of this rank's tokens
+        since the call before."""
+        passes = [consumed_samples * rows.group.share / len(rows) for rows in self._samples.groups]
+        bases = [rows.group.bases for rows in self._samples.groups]
+        consumed = sum(number * count for number, count in zip(passes, bases, strict=True))
+        padded_fraction = self._padding / max(1, self._tokens)
+        self._tokens = self._padding = 0
+        return {
+            "epoch": consumed / sum(bases),
+            "consumed_bases": float(round(consumed)),
+            "masking_fraction": masking_fraction(self._config, max(0, consumed_samples - 1)),
+            "padded_fraction": padded_fraction,
+        }
+
+
+def train_batches(
+    config: Config,
+    tokenizer: Tokenizer,
+    *,
+    sequence_length: int,
+    rank: int,
+    size: int,
+    consumed_samples: int,
+    skipped: Sequence[tuple[int, int]] = (),
+) -> TrainBatches:
+    """Endless micro-batches of data-parallel rank `rank` of `size`, from the `consumed_samples`-th sample on.
+
+    The state of the data is `consumed_samples` and `skipped`: half-open ranges of sample indices left out.
+    """
+    pool = open_chunks(config.data.path, "train")
+    samples = Samples(config, tokenizer, pool, sequence_length=sequence_length, skipped=skipped)
+    _log_passes(config, samples)
+    rows, num_workers = config.train.micro_batch_size, config.data.num_workers
+    loader = DataLoader(
+        _MicroBatches(samples, rows),
+        sampler=count(consumed_samples + rank * rows, size * rows),
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=PREFETCH if num_workers else None,
+        persistent_workers=num_workers > 0,
+    )
+    return TrainBatches(config, samples, loader)
+
+
+def _log_passes(config: Config, samples: Samples) -> None:
+    total = config.train.steps * config.train.global_batch_size
+    for rows in samples.groups:
+        log.info(
+            "data: %s: %d bases, %d samples an epoch, %.2f %% of the batch, %.3g passes in %d steps",
+            rows.group.name,
+            rows.group.bases,
+            len(rows),
+            100 * rows.group.share,
+            total * rows.group.share / len(rows),
+            config.train.steps,
+        )

@@ -1,0 +1,104 @@
+"""The order of samples: sample i of a run is a pure function of (seed, i).
+
+In:  a seed, a sample index i (0, 1, 2, ... over the whole run), the number of windows that an epoch holds.
+Out: epoch i // size, and the window at place i % size of that epoch's permutation.
+
+Nothing is built at start and nothing is stored: the permutation is a keyed Feistel network over the mixed radix a x b
+>= size with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). Random numbers
+of a sample come from Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) keyed by (seed,
+i), one stream per purpose.
+"""
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt64 = NDArray[np.uint64]
+Int64 = NDArray[np.int64]
+_ROUNDS = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+class Stream(IntEnum):
+    """What random numbers are for: streams of the same key never overlap."""
+
+    SAMPLE = 0
+    EVALUATION = 1
+
+
+def sample_rng(seed: int, index: int, stream: Stream) -> np.random.Generator:
+    """Random numbers of one sample: the same on any rank, in any process, after any resume."""
+    key = np.array([seed % 2**64, index], dtype=np.uint64)
+    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def mix(*values: int | NDArray) -> UInt64:
+    """Hash of integers or integer arrays (broadcast) to 64 bits each: SplitMix64's finaliser, chained."""
+    state = np.zeros(1, dtype=np.uint64)
+    for value in values:
+        word = np.uint64(value % 2**64) if isinstance(value, int) else np.asarray(value).astype(np.uint64)
+        state = (state ^ word) + np.uint64(_GOLDEN)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def permute(places: Int64, size: int, keys: UInt64) -> Int64:
+    """Places 0..size-1 -> 0..size-1: one permutation per key. Start-up and memory do not depend on `size`.
+
+    places: [n] int64; keys: [n] or [1] uint64. Expected work: fewer than two walks of eight rounds.
+    """
+    assert places.size == 0 or (places.min() >= 0 and places.max() < size)
+    high_radix = math.isqrt(size - 1) + 1 if size > 1 else 1
+    low_radix = -(-size // high_radix)
+    keys = np.broadcast_to(keys, places.shape)
+    result = _feistel(places.astype(np.uint64), high_radix, low_radix, keys)
+    while (outside := np.flatnonzero(result >= size)).size:
+        result[outside] = _feistel(result[outside], high_radix, low_radix, keys[outside])
+    return result.astype(np.int64)
+
+
+def _feistel(values: UInt64, high_radix: int, low_radix: int, keys: UInt64) -> UInt64:
+    high, low = np.divmod(values, np.uint64(low_radix))
+    for number in range(0, _ROUNDS, 2):
+        high = (high + mix(keys, number, low) % np.uint64(high_radix)) % np.uint64(high_radix)
+        low = (low + mix(keys, number + 1, high) % np.uint64(low_radix)) % np.uint64(low_radix)
+    return high * np.uint64(low_radix) + low
+
+
+def epoch_rows(numbers: Int64, size: int, *, seed: int, group: int) -> tuple[Int64, Int64]:
+    """Epoch and row of the samples 0, 1, 2, ... of a group: every row once before any comes again, each epoch anew."""
+    epochs, places = np.divmod(numbers, size)
+    return epochs, permute(places, size, mix(seed, group, epochs))
+
+
+def skip_ranges(positions: Int64, skipped: Sequence[tuple[int, int]]) -> Int64:
+    """Sample indices of the positions 0, 1, 2, ... of a run that leaves out the half-open ranges `skipped`.
+
+    A position counts samples trained on; the index is what the sample is a function of.
+    """
+    indices = positions.copy()
+    for start, stop in sorted(skipped):
+        assert 0 <= start <= stop, f"bad range {start}..{stop}"
+        indices[indices >= start] += stop - start
+    return indices
+
+
+def skip_more(skipped: Sequence[tuple[int, int]], positions: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The sample ranges `skipped` and those at the half-open `positions` of the run; ascending and disjoint."""
+    ranges = list(skipped)
+    for first, end in positions:
+        ends = skip_ranges(np.array([first, end - 1], dtype=np.int64), skipped)
+        ranges.append((int(ends[0]), int(ends[1]) + 1))
+    merged: list[tuple[int, int]] = []
+    for first, end in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((first, end))
+    return merged
