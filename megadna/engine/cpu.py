@@ -1,0 +1,88 @@
+"""megatron-core on a CPU: its CUDA-only calls redirected, when and only when no GPU is used.
+
+megatron-core 0.16 names CUDA literally (`device="cuda"`, `torch.cuda.current_device()`, `param.type() ==
+"torch.cuda.FloatTensor"`) in its optimizer, gradient buffers, random states, schedules and checkpointing.
+`redirect_cuda` answers those calls with their equivalents on another device, so that the very same engine runs on gloo.
+Nothing else in megadna knows.
+
+Only the few functions that megatron calls in that way are replaced: what a model computes with stays torch's own, at
+full speed.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "empty_like")
+"""torch functions that megatron-core calls with device="cuda"."""
+_installed: list[torch.device] = []
+
+
+def redirect_cuda(target: torch.device) -> None:
+    """Install the redirection to `target` for the rest of the process; the second call does nothing.
+
+    target: the CPU, or `meta`, on which nothing is allocated and a tensor that was left elsewhere is an error. Call it
+    before any megatron-core model is built. There is no way back: a process uses one device.
+    """
+    if _installed:
+        assert _installed == [target], f"cuda already means {_installed[0]} in this process"
+        return
+    from megatron.core import jit
+    from megatron.core.tensor_parallel import layers
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    torch.cuda.current_device = lambda: target  # type: ignore[assignment, return-value]
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.get_rng_state = lambda device="cuda": torch.get_rng_state()
+    torch.cuda.set_rng_state = lambda new_state, device="cuda": torch.set_rng_state(new_state)
+    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda new_state, *args, **kwargs: torch.set_rng_state(new_state)
+    # It warns that the CPU random state moves, which here it shall.
+    logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
+    jit.disable_jit_fuser()  # torch.compile would ask for a C++ compiler at run time
+    name = "linear_with_grad_accumulation_and_async_allreduce"
+    setattr(layers, name, _plain_where_local(getattr(layers, name)))
+    for name in _FACTORIES:
+        setattr(torch, name, _on(target, getattr(torch, name)))
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.Tensor.type = _type_as_on_cuda  # type: ignore[assignment, method-assign]
+    _installed.append(target)
+
+
+def _on(target: torch.device, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`function` with `target` in the place of every CUDA device."""
+
+    @functools.wraps(function)
+    def redirected(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        if device is not None and str(device).startswith("cuda"):
+            device = target
+        return function(*args, device=device, **kwargs)
+
+    return redirected
+
+
+def _plain_where_local(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A linear layer that sends nothing is torch's own, which adds the bias in the same pass over memory."""
+
+    @functools.wraps(original)
+    def linear(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        if kwargs["allreduce_dgrad"] or kwargs["sequence_parallel"]:
+            return original(input, weight, bias, *args, **kwargs)
+        return torch.nn.functional.linear(input, weight, bias)
+
+    return linear
+
+
+_type = torch.Tensor.type
+
+
+def _type_as_on_cuda(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """torch.Tensor.type; without arguments the name that a tensor on a GPU would give."""
+    found = _type(tensor, *args, **kwargs)
+    return found if args or kwargs else f"torch.cuda.{found.rpartition('.')[-1]}"

@@ -1,0 +1,177 @@
+"""Gradient buffers, AdamW and the learning-rate schedule: megatron-core's own, built from TrainConfig."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import DistributedOptimizer, MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module, MegatronModule
+
+from megadna.config import Config, TrainConfig
+
+
+def wrap_model(model: MegatronModule, config: Config, *, is_first_chunk: bool = True) -> DistributedDataParallel:
+    """bf16 weights where asked, and megatron's data-parallel gradient buffers in fp32 around the model.
+
+    Gradients are summed, not averaged: the loss is a sum over tokens, divided once by the global sum of weights.
+    """
+    parallel = config.parallel
+    return DistributedDataParallel(
+        config=model.config,
+        ddp_config=DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            overlap_param_gather=parallel.overlap_param_gather,
+            use_distributed_optimizer=True,
+            average_in_collective=False,
+        ),
+        module=to_precision(model, config),
+        disable_bucketing=not is_first_chunk,  # the other chunks of an interleaved stage have time enough, as upstream
+    )
+
+
+def to_precision(model: MegatronModule, config: Config) -> torch.nn.Module:
+    """The model itself in fp32, or megatron's wrapper for bf16 and fp16 around it."""
+    return model if config.engine.precision == "fp32" else Float16Module(model.config, model)
+
+
+def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
+    """Distributed AdamW with fp32 master weights; no decay on biases and norms (megatron's standard rule)."""
+    _count_padding(chunks)
+    train = config.train
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=train.lr,
+            min_lr=train.min_lr,
+            weight_decay=train.weight_decay,
+            adam_beta1=train.betas[0],
+            adam_beta2=train.betas[1],
+            adam_eps=train.eps,
+            clip_grad=train.clip_grad,
+            bf16=config.engine.precision == "bf16",
+            fp16=config.engine.precision == "fp16",
+            params_dtype=chunks[0].config.params_dtype,
+            use_distributed_optimizer=True,
+            overlap_param_gather=config.parallel.overlap_param_gather,
+        ),
+        chunks,
+        use_gloo_process_groups=False,
+    )
+    for part in _parts(optimizer):
+        if isinstance(part.optimizer, torch.optim.AdamW):  # apex and Transformer Engine bring fused ones of their own
+            for group in part.optimizer.param_groups:
+                group["fused"] = True
+            part._set_main_param_and_optimizer_states = partial(
+                _set_states, part, part._set_main_param_and_optimizer_states
+            )
+    return optimizer
+
+
+def _count_padding(chunks: list[DistributedDataParallel]) -> None:
+    """Let the checkpoint format lay out a gradient buffer as the buffer itself is, padding between buckets included.
+
+    megatron 0.16 drops that padding from what it gathers, and then reads each parameter at its padded place: everything
+    behind the first of several buckets (tied embeddings of a pipeline stage, overlap_grad_reduce) was saved wrong.
+    """
+    for buffer in (buffer for chunk in chunks for buffer in chunk.buffers):
+        buffer.numel_unpadded = buffer.numel
+        for bucket in buffer.buckets:
+            bucket.numel_unpadded = bucket.grad_data.numel()
+
+
+def _set_states(part: DistributedOptimizer, original: Callable, parameter: Any, tensors: dict[str, Any]) -> None:
+    """megatron's setter for a checkpoint's master weight and moments, around torch AdamW.
+
+    torch keeps `step` per parameter, and megatron 0.16 looks for it among the loaded tensors, where its own save leaves
+    it out (it stands in the parameter group). The current value, already restored from there, is handed back.
+    """
+    original(parameter, {**part._get_main_param_and_optimizer_states(parameter), **tensors})
+
+
+def gradient_norm(optimizer: MegatronOptimizer) -> tuple[bool, float]:
+    """Whether fp16 gradients overflowed, and the global gradient norm before clipping; the same on every rank."""
+    overflow = bool(optimizer.prepare_grads())
+    return overflow, 0.0 if overflow else float(optimizer.get_grad_norm())
+
+
+@torch.no_grad()
+def apply_gradients(optimizer: MegatronOptimizer, grad_norm: float) -> None:
+    """Clip to OptimizerConfig.clip_grad and update; `gradient_norm` must have been called on the same gradients."""
+    for part in _parts(optimizer):
+        if part.config.clip_grad > 0:
+            clip_grad_by_total_norm_fp32(part.get_parameters(), part.config.clip_grad, grad_norm)
+    optimizer.step_with_ready_grads()
+
+
+def gather_weights(chunks: Iterable[torch.nn.Module]) -> None:
+    """Hand the updated weights to every rank now, where parallel.overlap_param_gather leaves it to the next step."""
+    for chunk in chunks:
+        if isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
+def build_scheduler(optimizer: MegatronOptimizer, train: TrainConfig) -> OptimizerParamScheduler:
+    """Linear warm-up, then the decay of train.schedule to min_lr at the last step; counted in optimizer steps."""
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=train.lr,
+        min_lr=train.min_lr,
+        lr_warmup_steps=train.warmup_steps,
+        lr_decay_steps=train.steps,
+        lr_decay_style=train.schedule,
+        start_wd=train.weight_decay,
+        end_wd=train.weight_decay,
+        wd_incr_steps=train.steps,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,  # a resumed run follows its config, and logs what that changes
+    )
+
+
+def allocate_moments(optimizer: MegatronOptimizer) -> None:
+    """Allocate Adam's moments and its `step` where there are none yet: before the first step, or before loading.
+
+    megatron 0.16 allocates the moments itself but forgets torch AdamW's per-parameter `step`, and then fails on it.
+    """
+    for part in _parts(optimizer):
+        if not isinstance(part.optimizer, torch.optim.AdamW):
+            continue
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                state: dict[str, Any] = part.optimizer.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    state["exp_avg"] = torch.zeros_like(parameter.data)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter.data)
+
+
+def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Restore master weights, moments and step; rates, decays and betas stay those of the config.
+
+    megatron hands one `step` tensor to all parameters, which torch's fused AdamW would then count up once for each.
+    """
+    parts = _parts(optimizer)
+    ours = [[_hyperparameters(group) for group in part.optimizer.param_groups] for part in parts]
+    optimizer.load_state_dict(loaded)
+    for part, groups in zip(parts, ours, strict=True):
+        for group, hyperparameters in zip(part.optimizer.param_groups, groups, strict=True):
+            group.update(hyperparameters)
+        for state in part.optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].clone()
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "step")}
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    assert all(isinstance(part, DistributedOptimizer) for part in chained)
+    return [part for part in chained if part.optimizer is not None]
