@@ -1,0 +1,176 @@
+"""The DNA encoder: a masked language model made of megatron-core parts.
+
+Embeddings -> TransformerBlock -> dense, GELU, norm -> decoder tied to the embedding + bias. By ModelConfig: the
+modern one (pre-LN, RoPE, SwiGLU, final LayerNorm: AIDO.DNA, doi:10.1101/2024.12.01.625444) and the original BERT
+(post-LN, learned positions, token types, GELU: DNABERT, doi:10.1093/bioinformatics/btab083).
+
+Shapes: B batch, S sequence, H hidden, V vocabulary with its padding (of this tensor-parallel rank), D head dimension.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megadna.config import Config, ModelConfig
+from megadna.log import get_logger
+from megadna.model.architecture import block_submodules, to_transformer_config
+from megadna.model.backends import choose_backend
+from megadna.model.embedding import DnaEmbedding
+from megadna.model.initial_weights import fill_initial_weights, mark_split_weights
+from megadna.model.norm import norm_class
+from megadna.model.vocabulary import hide_padding, padded_vocab_size
+
+log = get_logger(__name__)
+
+
+class MaskedLanguageModelHead(MegatronModule):
+    """Dense + exact GELU + norm before the tied decoder; replicated on the tensor-parallel ranks."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config=config)
+        size = config.hidden_size
+        self.dense = torch.nn.Linear(size, size, bias=config.add_bias_linear, dtype=config.params_dtype)
+        for parameter in self.dense.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.layer_norm = norm_class(config)(config, size, config.layernorm_epsilon)
+
+    def forward(self, hidden_SBH: Tensor) -> Tensor:
+        """Transformed hidden states, same shape."""
+        return self.layer_norm(torch.nn.functional.gelu(self.dense(hidden_SBH)))
+
+
+class DnaEncoder(LanguageModule):
+    """One pipeline stage of the encoder; the whole of it where there is one stage."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        model: ModelConfig,
+        *,
+        vocab_size: int,
+        padded_vocab_size: int,
+        backend: str,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        self.model_type = ModelType.encoder_or_decoder
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        self.share_embeddings_and_output_weights = True
+        self.vocab_size = vocab_size
+        if pre_process:
+            self.embedding = DnaEmbedding(config, model, padded_vocab_size)
+        self.rotary_pos_emb: RotaryEmbedding | None = None
+        if model.positions == "rotary":
+            self.rotary_pos_emb = RotaryEmbedding(
+                config.kv_channels,
+                rotary_percent=1.0,
+                rotary_base=model.rotary_base,
+                seq_len_interpolation_factor=model.rotary_interpolation,
+                use_cpu_initialization=config.use_cpu_initialization,
+            )
+        self.encoder = TransformerBlock(
+            config,
+            block_submodules(config, model, backend, vp_stage),
+            post_layer_norm=model.norm_placement == "pre",
+            pre_process=pre_process,
+            post_process=post_process,
+            vp_stage=vp_stage,
+        )
+        if post_process:
+            self.lm_head = MaskedLanguageModelHead(config)
+            self.output_layer = tensor_parallel.ColumnParallelLinear(
+                config.hidden_size,
+                padded_vocab_size,
+                config=config,
+                init_method=config.init_method,
+                bias=True,
+                gather_output=False,
+                skip_weight_param_allocation=pre_process,
+            )
+        if pre_process or post_process:
+            self.setup_embeddings_and_output_layer()
+
+    def set_input_tensor(self, input_tensor: list[Tensor]) -> None:
+        """Take the hidden states of the previous pipeline stage (megatron's schedules call this)."""
+        self.encoder.set_input_tensor(input_tensor[0])
+
+    def forward(
+        self, tokens_BS: Tensor, segments: PackedSeqParams | None = None, positions_BS: Tensor | None = None
+    ) -> Tensor:
+        """Logits [S, B, V] in fp32 on the last stage, hidden states [S, B, H] before it.
+
+        segments: None where every row is one full sequence, else model/segments.py.
+        positions_BS: int64, place of each token in its sequence; None: every row counts from 0.
+        """
+        hidden_SBH = self.embedding(tokens_BS, positions_BS) if self.pre_process else None
+        hidden_SBH = self.encoder(
+            hidden_states=hidden_SBH,
+            attention_mask=None,
+            rotary_pos_emb=self._angles(tokens_BS.shape[1], positions_BS),
+            packed_seq_params=segments,
+        )
+        if not self.post_process:
+            return hidden_SBH
+        weight = self.shared_embedding_or_output_weight() if self.pre_process else None
+        logits_SBV, _ = self.output_layer(self.lm_head(hidden_SBH), weight=weight)
+        return hide_padding(logits_SBV.float(), self.vocab_size)
+
+    def _angles(self, length: int, positions_BS: Tensor | None) -> Tensor | None:
+        """Rotary angles [S, 1, 1, D] of this rank's part of the rows, or [S, B, 1, D] of the given positions.
+
+        Context-parallel ranks hold consecutive parts; megatron's own slices pair both ends, for causal attention.
+        """
+        if self.rotary_pos_emb is None:
+            return None
+        ranks, rank = self.cp_group.size(), self.cp_group.rank()
+        angles_S11D = self.rotary_pos_emb.get_emb(ranks * length)
+        if positions_BS is not None:
+            return angles_S11D[:, 0][positions_BS.transpose(0, 1)]
+        return angles_S11D.narrow(0, rank * length, length)
+
+
+def build_encoder(
+    config: Config,
+    vocab_size: int,
+    device: torch.device,
+    *,
+    pre_process: bool = True,
+    post_process: bool = True,
+    vp_stage: int | None = None,
+) -> DnaEncoder:
+    """The pipeline stage of this rank (its model chunk `vp_stage`) with its initial weights, on `device`.
+
+    On the `meta` device nothing is allocated and nothing filled. UserError where the attention backend cannot run.
+    """
+    transformer_config = to_transformer_config(config, device)
+    backend = choose_backend(
+        config.model.attention, device, transformer_config.params_dtype, transformer_config.kv_channels
+    )
+    log.info("attention: %s", backend)
+    is_meta = device.type == "meta"
+    with device if is_meta else nullcontext():
+        model = DnaEncoder(
+            transformer_config,
+            config.model,
+            vocab_size=vocab_size,
+            padded_vocab_size=padded_vocab_size(config.tokenizer, vocab_size),
+            backend=backend,
+            pre_process=pre_process,
+            post_process=post_process,
+            vp_stage=vp_stage,
+        ).to(device)
+    mark_split_weights(model)
+    if not is_meta:
+        fill_initial_weights(model, config)
+    return model
