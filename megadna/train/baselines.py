@@ -1,0 +1,296 @@
+"""What simple models reach on the evaluation samples, seeing exactly what the encoder sees.
+
+In:  HiddenSamples: the bases of each sample and which of them are hidden. Hidden flank bases are hidden here too.
+Out: ChunkSums, as for the encoder, of
+     uniform       2 bits;
+     composition   the sample's own visible composition, one pseudo-count a base;
+     markov        the k bases on either side of the hidden one, counted in the training split. A flank symbol that
+                   is not known (hidden, N, outside the sample) is a fifth one whose counts are the sum over the four.
+Markov probabilities back off from k to k - 1 and so on to the composition of the training split, each shorter context
+being the Dirichlet prior of the longer (MacKay & Peto 1995, "A hierarchical Dirichlet language model"):
+     p_j(b | context) = (n_j(context, b) + s p_{j-1}(b | context)) / (n_j(context) + s).
+k and the strength s are chosen on valid.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megadna.log import get_logger
+from megadna.tokenizer.alphabet import OTHER, Letters, base_codes
+from megadna.train.bits import ChunkSums, sum_by_chunk
+
+# Shapes: C samples, L bases of a sample, N hidden bases over all samples, J context orders 0..k, 4 the bases A C G T.
+
+log = get_logger(__name__)
+
+UNKNOWN = OTHER
+"""Code of a base that is not known: N, hidden, outside."""
+MAX_K = 5  # the table of 5^10 x 4 counts takes 156 MB; k = 6 would take 3.9 GB
+SMOOTHINGS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+MAX_FIT_LETTERS = 1_000_000_000  # both strands of it still fit 32-bit counts
+BATCH_LETTERS = 4_000_000
+
+
+class Chunks(Protocol):
+    """A split of a dataset: `chunks[i]` gives the letters of chunk i as uint8."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Letters: ...
+
+
+@dataclass(frozen=True)
+class HiddenSamples:
+    """Evaluation samples as the baselines see them."""
+
+    codes_CL: NDArray[np.uint8]
+    """True bases, 0..3 = A, C, G, T; 4 = N, other, or past the end of a shorter sample."""
+    hidden_CL: NDArray[np.bool_]
+    """Which of them are hidden; never one of code 4."""
+    chunk_C: NDArray[np.int64] | None = None
+    """Chunk of each sample where several samples are windows of one chunk; sums are then taken over chunks."""
+
+    def __post_init__(self) -> None:
+        assert self.codes_CL.shape == self.hidden_CL.shape
+        assert not (self.hidden_CL & (self.codes_CL == UNKNOWN)).any(), "only A, C, G and T may be hidden"
+
+    @staticmethod
+    def stack(
+        samples: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]], chunk_C: NDArray[np.int64] | None = None
+    ) -> "HiddenSamples":
+        """From (codes, hidden) of each sample; shorter ones are filled up with what is outside."""
+        pairs = list(samples)
+        length = max((len(codes) for codes, _ in pairs), default=0)
+        codes_CL = np.full((len(pairs), length), UNKNOWN, dtype=np.uint8)
+        hidden_CL = np.zeros((len(pairs), length), dtype=np.bool_)
+        for row, (codes, hidden) in enumerate(pairs):
+            codes_CL[row, : len(codes)] = codes
+            hidden_CL[row, : len(hidden)] = hidden
+        return HiddenSamples(codes_CL, hidden_CL, chunk_C)
+
+    def visible(self) -> NDArray[np.uint8]:
+        """Codes [C, L] with the hidden bases taken out: all that a baseline may look at."""
+        return np.where(self.hidden_CL, np.uint8(UNKNOWN), self.codes_CL)
+
+    def sums(self, p_N4: NDArray[np.float64]) -> ChunkSums:
+        """Sums per sample (or chunk) of the probabilities given for the hidden bases, in row order."""
+        chunk_N, _ = self.hidden_CL.nonzero()
+        with np.errstate(divide="ignore"):
+            log2_p_N4 = np.log2(p_N4)
+        sums = sum_by_chunk(log2_p_N4, self.codes_CL[self.hidden_CL], chunk_N, num_chunks=len(self.codes_CL))
+        return sums if self.chunk_C is None else sums.by_group(self.chunk_C)
+
+    def digest(self) -> str:
+        """SHA-256 of bases and masks: the evaluation settings, whatever they were called."""
+        content = hashlib.sha256(repr(self.codes_CL.shape).encode())
+        content.update(self.codes_CL.tobytes())
+        content.update(np.packbits(self.hidden_CL).tobytes())
+        return content.hexdigest()
+
+
+def uniform(samples: HiddenSamples) -> ChunkSums:
+    """A quarter for every base."""
+    return samples.sums(np.full((int(samples.hidden_CL.sum()), 4), 0.25))
+
+
+def composition(samples: HiddenSamples) -> ChunkSums:
+    """The visible composition of each sample: (count + 1) / (visible + 4)."""
+    visible_CL = samples.visible()
+    count_C4 = np.stack([(visible_CL == base).sum(axis=1) for base in range(4)], axis=1) + 1.0
+    chunk_N, _ = samples.hidden_CL.nonzero()
+    return samples.sums((count_C4 / count_C4.sum(axis=1, keepdims=True))[chunk_N])
+
+
+@dataclass(frozen=True)
+class MarkovTable:
+    """Counts of the middle base for every context of k symbols on either side, the unknown symbol included."""
+
+    k: int
+    """Symbols on either side."""
+    counts: NDArray[np.uint32]
+    """[5^(2k), 4]; the context is a number in base 5, leftmost symbol first."""
+
+    def probabilities(self, samples: HiddenSamples, smoothing: float) -> NDArray[np.float64]:
+        """p [J, N, 4] of the hidden bases under contexts of j = 0..k symbols a side."""
+        return self._back_off(*self._counts_of(samples), smoothing)
+
+    def choose(self, samples: HiddenSamples) -> tuple[int, float]:
+        """(k, smoothing) with the fewest bits on these samples, which should be those of valid."""
+        counts_JN4, informed_JN = self._counts_of(samples)
+        base_N = samples.codes_CL[samples.hidden_CL]
+        best = (np.inf, 0, SMOOTHINGS[0])
+        for smoothing in SMOOTHINGS:
+            p_JN4 = self._back_off(counts_JN4, informed_JN, smoothing)
+            bits_J = -np.log2(p_JN4[:, np.arange(len(base_N)), base_N]).mean(axis=1)
+            best = min(best, *((float(bits), k, smoothing) for k, bits in enumerate(bits_J)))
+        return best[1], best[2]
+
+    def score(self, samples: HiddenSamples, k: int, smoothing: float) -> ChunkSums:
+        """Sums per sample under contexts of k symbols a side."""
+        return samples.sums(self.probabilities(samples, smoothing)[k])
+
+    def _counts_of(self, samples: HiddenSamples) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Counts [J, N, 4] of each context, and [J, N] whether it knows more than the next shorter one."""
+        padded_CL = np.pad(samples.visible(), ((0, 0), (self.k, self.k)), constant_values=UNKNOWN)
+        chunk_N, position_N = samples.hidden_CL.nonzero()
+        offsets = np.delete(np.arange(2 * self.k + 1), self.k)
+        symbols_N = padded_CL[chunk_N[:, None], position_N[:, None] + offsets].astype(np.int64)
+        power = 5 ** np.arange(2 * self.k - 1, -1, -1, dtype=np.int64)
+        counts, informed = [], []
+        for j in range(self.k + 1):
+            outer = np.abs(offsets - self.k) > j
+            index_N = np.where(outer, UNKNOWN, symbols_N) @ power
+            counts.append(self.counts[index_N].astype(np.float64))
+            informed.append((symbols_N[:, np.abs(offsets - self.k) == j] != UNKNOWN).any(axis=1))
+        return np.stack(counts), np.stack(informed)
+
+    def _back_off(
+        self, counts_JN4: NDArray[np.float64], informed_JN: NDArray[np.bool_], smoothing: float
+    ) -> NDArray[np.float64]:
+        p_JN4 = np.empty_like(counts_JN4)
+        p_JN4[0] = (counts_JN4[0] + 1.0) / (counts_JN4[0].sum(axis=1, keepdims=True) + 4.0)
+        for j in range(1, self.k + 1):
+            total_N1 = counts_JN4[j].sum(axis=1, keepdims=True)
+            longer_N4 = (counts_JN4[j] + smoothing * p_JN4[j - 1]) / (total_N1 + smoothing)
+            # Where both symbols at distance j are unknown the counts are those of j - 1: no evidence to weigh twice.
+            p_JN4[j] = np.where(informed_JN[j][:, None], longer_N4, p_JN4[j - 1])
+        return p_JN4
+
+
+def fit(
+    letters: Iterable[Letters],
+    *,
+    both_strands: bool,
+    k: int = MAX_K,
+    max_letters: int = MAX_FIT_LETTERS,
+) -> MarkovTable:
+    """Count contexts in chunks of letters (ASCII, any case), each chunk for itself, up to `max_letters`.
+
+    `both_strands` counts the reverse complement too; True where the encoder trains with it.
+    """
+    width = 2 * k + 1
+    counts = np.zeros(4**width, dtype=np.int64)
+    for codes in _batches(letters, max_letters):
+        counts += np.bincount(_windows(codes, width), minlength=4**width)
+    window = counts.reshape((4,) * width)
+    if both_strands:
+        window = window + np.flip(window).transpose()  # complement: 3 - code on every axis; reverse: axes in reverse
+    flanks = window.reshape(4**k, 4, 4**k).transpose(0, 2, 1)
+    return MarkovTable(k, _with_unknown(np.ascontiguousarray(flanks, dtype=np.uint32), 2 * k))
+
+
+def _batches(letters: Iterable[Letters], max_letters: int) -> Iterator[NDArray[np.uint8]]:
+    """Codes of many chunks in one array, an unknown between any two, so that no window spans two chunks."""
+    batch: list[NDArray[np.uint8]] = []
+    waiting, left = 0, max_letters
+    gap = np.full(1, UNKNOWN, dtype=np.uint8)
+    for chunk in letters:
+        codes = base_codes(chunk[:left])
+        batch += [codes, gap]
+        waiting, left = waiting + len(codes), left - len(codes)
+        if waiting >= BATCH_LETTERS or left <= 0:
+            yield np.concatenate(batch)
+            batch, waiting = [], 0
+        if left <= 0:
+            return
+    if batch:
+        yield np.concatenate(batch)
+
+
+def _windows(codes: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
+    """Every window of `width` known bases as a number in base 4, leftmost base first.
+
+    Windows of 1, 2, 4, 8, ... bases are joined from halves, so a width of 11 takes 5 passes and not 11.
+    """
+    piece, broken, size = codes.astype(np.int64) & 3, codes == UNKNOWN, 1
+    whole, whole_broken, done = np.zeros(len(codes) + 1, dtype=np.int64), np.zeros(len(codes) + 1, dtype=np.bool_), 0
+    while True:
+        if width & size:
+            kept = max(0, len(codes) - done - size + 1)
+            whole = (whole[:kept] << (2 * size)) | piece[done : done + kept]
+            whole_broken = whole_broken[:kept] | broken[done : done + kept]
+            done += size
+        if done == width:
+            return whole[~whole_broken]
+        piece = (piece[:-size] << (2 * size)) | piece[size:]
+        broken = broken[:-size] | broken[size:]
+        size *= 2
+
+
+def _with_unknown(counts: NDArray[np.uint32], num_symbols: int) -> NDArray[np.uint32]:
+    """[4^n, ..., 4] counts -> [5^n, 4]: every context axis gains a fifth entry, the sum of its four."""
+    for done in range(num_symbols):
+        axis = counts.reshape(5**done, 4, -1)
+        counts = np.concatenate([axis, axis.sum(axis=1, keepdims=True, dtype=np.uint32)], axis=1)
+    return counts.reshape(-1, 4)
+
+
+def baselines(
+    train: Chunks,
+    valid: HiddenSamples,
+    test: HiddenSamples,
+    *,
+    dataset_id: str,
+    both_strands: bool,
+    cache_file: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Scores on `test` of uniform, composition and markov (fitted on `train`, k and smoothing chosen on `valid`).
+
+    With `cache_file`, a JSON file, they are computed once for a dataset, strands, samples and masks; what else the
+    file holds is kept. Call it on one rank.
+    """
+    settings = {
+        "dataset": dataset_id,
+        "both_strands": both_strands,
+        "valid": valid.digest(),
+        "test": test.digest(),
+        "max_k": MAX_K,
+        "max_letters": MAX_FIT_LETTERS,
+        "smoothings": SMOOTHINGS,
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    cache = _read_cache(cache_file)
+    if key not in cache:
+        table = fit(_spread(train, MAX_FIT_LETTERS), both_strands=both_strands)
+        k, smoothing = table.choose(valid)
+        markov = table.score(test, k, smoothing).score().to_dict()
+        scores = {
+            "uniform": uniform(test).score().to_dict(),
+            "composition": composition(test).score().to_dict(),
+            "markov": {**markov, "k": k, "smoothing": smoothing},
+        }
+        log.info("baselines of %s: Markov with k = %d, smoothing %g", dataset_id, k, smoothing)
+        cache[key] = {"dataset": dataset_id, "baselines": scores}
+        if cache_file is not None:
+            temporary = cache_file.with_name(f".{cache_file.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(cache, indent=1), encoding="utf-8")
+            temporary.replace(cache_file)
+    scored: dict[str, dict[str, Any]] = cache[key]["baselines"]
+    return scored
+
+
+def _read_cache(cache_file: Path | None) -> dict[str, Any]:
+    if cache_file is None or not cache_file.is_file():
+        return {}
+    try:
+        cache: dict[str, Any] = json.loads(cache_file.read_text(encoding="utf-8"))
+    except ValueError:
+        log.warning("%s is not JSON; computing the baselines anew", cache_file)
+        return {}
+    return cache
+
+
+def _spread(chunks: Chunks, max_letters: int) -> Iterator[Letters]:
+    """All chunks, or evenly spread ones where all would exceed `max_letters`: a split may hold many genomes."""
+    probe = range(0, len(chunks), max(1, len(chunks) // 1000))
+    mean_length = np.mean([len(chunks[index]) for index in probe]) if len(chunks) else 0.0
+    stride = max(1, int(np.ceil(len(chunks) * mean_length / max_letters)))
+    for index in range(0, len(chunks), stride):
+        yield chunks[index]

@@ -1,0 +1,129 @@
+"""Checkpoint folders that are whole or do not count, and that hold nothing but tensors and numbers.
+
+`seal` syncs every file and writes the marker `complete` last: a JSON of each file's size and checksum. `check` compares
+them. `refuse_foreign_pickles` reads what torch would unpickle through allow-lists, before torch or megatron sees it.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from isal import isal_zlib
+
+from megadna.errors import UserError
+
+MARKER = "complete"
+BLOCK = 1 << 20
+THREADS = 4
+
+ALLOWED = {
+    "torch": {"Size", "bfloat16", "float16", "float32", "float64", "int64", "int32", "uint8", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
+        *("StorageMeta", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
+}
+"""Globals that `.metadata` of a checkpoint of tensors names; none of them runs code of the file's choosing."""
+
+
+def seal(folder: Path) -> None:
+    """Sync every file of `folder`, then write and sync the marker."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    with ThreadPoolExecutor(THREADS) as pool:
+        entries = dict(
+            zip((path.relative_to(folder).as_posix() for path in files), pool.map(_entry, files), strict=True)
+        )
+    marker = folder / MARKER
+    marker.write_text(json.dumps(entries, indent=1) + "\n")
+    for path in (*files, marker, *{path.parent for path in files}, folder):
+        _sync(path)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give the sealed folder `temporary` its final name, durably."""
+    temporary.rename(final)
+    _sync(final.parent)
+
+
+def check(folder: Path) -> None:
+    """UserError that names the file which is missing, cut short or changed since `seal`."""
+    try:
+        entries: dict[str, dict[str, int]] = json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / MARKER}: not readable ({error}); the checkpoint was never finished") from error
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(_entry_or_none, (folder / name for name in entries))
+        for (name, expected), entry in zip(entries.items(), found, strict=True):
+            if entry is None:
+                raise UserError(f"{folder / name}: missing; the checkpoint is damaged")
+            if entry["bytes"] != expected["bytes"]:
+                sizes = f"{entry['bytes']} bytes, {expected['bytes']} were written"
+                raise UserError(f"{folder / name}: {sizes}; the checkpoint is damaged")
+            if entry != expected:
+                raise UserError(f"{folder / name}: its checksum is not the one written; the checkpoint is damaged")
+
+
+def refuse_foreign_pickles(weights: Path) -> None:
+    """UserError where `.metadata` or `common.pt` holds anything but tensor descriptions and plain values."""
+    try:
+        with (weights / ".metadata").open("rb") as file:
+            metadata = _AllowList(file).load()
+        for name, entry in metadata.state_dict_metadata.items():
+            if type(entry).__name__ != "TensorStorageMetadata":
+                raise pickle.UnpicklingError(f"{name} is no tensor")
+    except (pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{weights / '.metadata'}: refused, not a description of tensors ({error})") from error
+    try:
+        torch.load(weights / "common.pt", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{weights / 'common.pt'}: refused, holds more than plain values ({_first_line(error)})"
+        ) from error
+
+
+class _AllowList(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _entry(path: Path) -> dict[str, int]:
+    return {"bytes": path.stat().st_size, "crc32": _checksum(path)}
+
+
+def _entry_or_none(path: Path) -> dict[str, int] | None:
+    return _entry(path) if path.is_file() else None
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of the file; isa-l computes it at memory speed."""
+    value = 0
+    with path.open("rb") as file:
+        for block in _blocks(file):
+            value = isal_zlib.crc32(block, value)
+    return value
+
+
+def _blocks(file: Any) -> Iterable[bytes]:
+    return iter(lambda: file.read(BLOCK), b"")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

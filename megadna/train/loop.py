@@ -1,0 +1,184 @@
+"""The training run: steps, logs, validations and checkpoints, from a config to a finished run folder.
+
+RUN/config.yaml      the resolved config
+RUN/metrics.jsonl    one line a logged step, one a validation
+RUN/tensorboard/     the same as events
+RUN/checkpoints/     step-00000100/ ...
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megadna.arguments import dump_config
+from megadna.config import Config
+from megadna.data.chunks import open_chunks
+from megadna.data.loader import TrainBatches, resolve_sequence_length, train_batches
+from megadna.data.order import skip_more
+from megadna.data.samples import resolve_schedule
+from megadna.engine.distributed import World
+from megadna.errors import Diverged
+from megadna.log import get_logger
+from megadna.tokenizer.build import build_tokenizer
+from megadna.train.checkpoint import complete_checkpoints, find_checkpoint, load_checkpoint
+from megadna.train.faults import FaultGuard
+from megadna.train.metrics import Metrics
+from megadna.train.resume import check_resume
+from megadna.train.saving import CheckpointWriter
+from megadna.train.state import TrainState, build_state
+from megadna.train.step import StepResult, train_step
+from megadna.train.stop import StopRequest
+from megadna.train.validation import evaluate_split, validation_line
+
+log = get_logger(__name__)
+
+
+class TrainingRun:
+    """One run on one rank."""
+
+    def __init__(self, config: Config, run: Path, world: World) -> None:
+        self.run, self.world = run, world
+        self.tokenizer = build_tokenizer(config.tokenizer)
+        self.valid = open_chunks(config.data.path, "valid")
+        self.sequence_length = resolve_sequence_length(config, self.valid.chunk_length, self.tokenizer)
+        resolved = replace(config.data, sequence_length=self.sequence_length)
+        self.config = resolve_schedule(replace(config, data=resolved))
+        self.state: TrainState = build_state(self.config, self.tokenizer.vocab_size, world)
+        self.metrics: Metrics | None = None
+        self.seconds_per_step = 0.0
+        self.last_validation: dict[str, Any] = {}
+        self.guard = FaultGuard(config.faults, run / "skipped.jsonl" if world.is_main else None)
+        facts = {"tokenizer": config.tokenizer.kind, "dataset_id": self.valid.dataset_id}
+        self.writer = CheckpointWriter(run, self.config, world, facts)
+
+    def train(self, *, resume: bool) -> bool:
+        """Train to config.train.steps, from the newest checkpoint of the run folder where `resume` says so.
+
+        False where a signal or the time limit ended it before, with everything saved. Diverged where bad updates do.
+        """
+        if resume:
+            checkpoint = self._newest_checkpoint()
+            check_resume(checkpoint, self.config, self.writer.facts)
+            load_checkpoint(self.state, checkpoint)
+            log.info("resuming %s at step %d", checkpoint, self.state.step)
+        if self.world.is_main:
+            (self.run / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
+            self.metrics = Metrics(self.run, self.config.log, first_step=self.state.step, steps=self.config.train.steps)
+        self._announce()
+        self.batches = self._batches()
+        try:
+            with StopRequest(self.world, self.config.train.exit_after_minutes) as stop:
+                while self.state.step < self.config.train.steps:
+                    self._step()
+                    if stop.agreed() and self.state.step < self.config.train.steps:
+                        self.writer.save(self.state, self.last_validation, wait=True)
+                        return False
+            log.info("step %d of %d is done: %s", self.state.step, self.config.train.steps, self.run)
+            return True
+        finally:
+            if self.metrics:
+                self.metrics.close()
+
+    def _newest_checkpoint(self) -> Path:
+        """Found and checked by the main rank alone: a checkpoint is large."""
+        found: list[Path | None] = [find_checkpoint(self.run) if self.world.is_main else None]
+        torch.distributed.broadcast_object_list(found, src=0)
+        assert found[0] is not None
+        return found[0]
+
+    def _batches(self) -> TrainBatches:
+        return train_batches(
+            self.config,
+            self.tokenizer,
+            sequence_length=self.sequence_length,
+            rank=self.world.data_rank,
+            size=self.world.data_size,
+            consumed_samples=self.state.consumed_samples,
+            skipped=self.state.skipped,
+        )
+
+    def _step(self) -> None:
+        self.writer.poll()
+        start, first_sample = time.perf_counter(), self.state.consumed_samples
+        result = train_step(
+            self.state,
+            self.batches,
+            self.config,
+            self.world,
+            sequence_length=self.sequence_length,
+            problem=self.guard.problem,
+        )
+        self._log(result, time.perf_counter() - start)
+        if result.problem:
+            self.guard.skipped(self.state.step, (first_sample, self.state.consumed_samples), result.problem)
+            if self.guard.must_roll_back():
+                self._roll_back()
+                return
+        else:
+            self.guard.applied()
+        step, last = self.state.step, self.config.train.steps
+        if step == last or (self.config.validation.interval and step % self.config.validation.interval == 0):
+            self._validate()
+        if not result.problem and (step == last or step % self.config.checkpoint.interval == 0):
+            self.writer.save(self.state, self.last_validation, wait=step == last)
+
+    def _log(self, result: StepResult, seconds: float) -> None:
+        smooth = 0.9 if self.seconds_per_step else 0.0
+        self.seconds_per_step = smooth * self.seconds_per_step + (1.0 - smooth) * seconds
+        if self.metrics:
+            tokens = self.config.train.global_batch_size * self.sequence_length
+            numbers = {
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "lr": result.lr,
+                "tokens_per_second": tokens / seconds,
+                "consumed_samples": self.state.consumed_samples,
+                **self.batches.metrics(self.state.consumed_samples),
+                "seconds_left": int((self.config.train.steps - self.state.step) * self.seconds_per_step),
+            }
+            self.metrics.training(self.state.step, numbers)
+
+    def _roll_back(self) -> None:
+        """Go back to the last checkpoint, leaving out the samples of the steps that were skipped in a row."""
+        ranges, failed_at = self.guard.take_ranges(), self.state.step
+        if self.guard.has_diverged() or not complete_checkpoints(self.run):
+            faults = self.config.faults
+            raise Diverged(
+                f"step {failed_at}: {faults.max_skipped} bad updates in a row, and no roll-back is left (of "
+                f"{faults.max_rollbacks}) or no checkpoint to go back to; look at {self.run / 'skipped.jsonl'}, lower "
+                "train.lr, and say --resume"
+            )
+        self.writer.finish()
+        skipped = skip_more(self.state.skipped, ranges)
+        checkpoint = self._newest_checkpoint()
+        load_checkpoint(self.state, checkpoint)
+        self.state.skipped = skipped
+        self.batches = self._batches()
+        if self.metrics:
+            self.metrics.go_back(self.state.step)
+        log.warning("step %d: back to %s, leaving out samples %s", failed_at, checkpoint.name, ranges)
+
+    def _validate(self) -> None:
+        score = evaluate_split(
+            self.state.chunks,
+            self.valid,
+            self.tokenizer,
+            self.config,
+            self.world,
+            sequence_length=self.sequence_length,
+        )
+        numbers = validation_line(score)
+        self.last_validation = {**numbers, "valid_protocol": score.protocol}
+        if self.metrics:
+            self.metrics.validation(self.state.step, numbers, score.protocol)
+
+    def _announce(self) -> None:
+        world, parallel = self.world, self.config.parallel
+        log.info(
+            "%d ranks on %s: tensor %d x pipeline %d x data %d | %s | %d tokens a sample, %d samples a step",
+            *(world.size, world.device.type, parallel.tensor, parallel.pipeline, world.data_size),
+            *(self.config.engine.precision, self.sequence_length, self.config.train.global_batch_size),
+        )

@@ -1,0 +1,221 @@
+"""Writes checkpoints while training goes on, and prunes them.
+
+`save` copies the shards to host memory (the stall), hands them to a writer process, and returns. `poll`, called every
+step on every rank, seals and publishes a checkpoint once all ranks' writers have ended. A save that fails (disk full,
+say) is logged and counted; training goes on, and the checkpoints before it stand.
+"""
+
+import atexit
+import ctypes
+import json
+import multiprocessing
+import shutil
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megadna import __version__
+from megadna.arguments import dump_config
+from megadna.config import CheckpointConfig, Config
+from megadna.engine.distributed import World
+from megadna.log import get_logger
+from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state
+from megadna.train.integrity import publish, seal
+from megadna.train.state import TrainState
+
+log = get_logger(__name__)
+
+BEST_METRIC = "valid_bits_per_base"
+PARTIAL = ".partial"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+RESERVE_BYTES = 64 << 20
+"""Free disk space that a save leaves untouched."""
+
+
+class CheckpointWriter:
+    """The saves of one run on one rank; every method is called on all ranks together."""
+
+    def __init__(self, run: Path, config: Config, world: World, facts: dict[str, Any]) -> None:
+        """`facts` stand in every state.json: what a resumed run must agree with (tokenizer, dataset)."""
+        self.run, self.config, self.world, self.facts = run, config, world, facts
+        self.config_text = dump_config(config)
+        self.queue = AsyncCallsQueue()
+        _use_forked_results_queue()
+        self.num_failed = 0
+        if world.is_main:
+            for leftover in run.glob(f"checkpoints/.step-*{PARTIAL}"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        self.stall_seconds = 0.0
+        """How long the last save held up training."""
+
+    def save(self, state: TrainState, numbers: dict[str, Any], *, wait: bool = False) -> None:
+        """Start writing RUN/checkpoints/step-N; `numbers` (the last validation) go into its state.json."""
+        start = time.perf_counter()
+        self.finish()
+        final = self.run / "checkpoints" / f"step-{state.step:08d}"
+        temporary = final.with_name(f".{final.name}.{_shared_name()}{PARTIAL}")
+        sharded = sharded_state(state, is_loading=False)
+        problem = self._prepare(temporary, state, numbers) if self.world.is_main else None
+        if not self._failed(problem, state.step):
+            request = dist_checkpointing.save(
+                sharded, str(temporary / "weights"), async_sharded_save=True, validate_access_integrity=False
+            )
+            finalize = partial(self._finalize, list(request.finalize_fns), temporary, final, state.step)
+            self.queue.schedule_async_request(request._replace(finalize_fns=[finalize]))
+            if wait or not self.config.checkpoint.asynchronous:
+                self.finish()
+        self.stall_seconds = time.perf_counter() - start
+
+    def poll(self) -> None:
+        """Publish what has been written since; does not wait."""
+        if self.queue.get_num_unfinalized_calls():
+            self.queue.maybe_finalize_async_calls(blocking=False)
+
+    def finish(self) -> None:
+        """Wait until every save has been published or has failed."""
+        self.queue.maybe_finalize_async_calls(blocking=True)
+
+    def _prepare(self, temporary: Path, state: TrainState, numbers: dict[str, Any]) -> Exception | None:
+        """Folder, state.json and config.yaml, on the main rank; the problem where the disk has no room."""
+        try:
+            (temporary / "weights").mkdir(parents=True)
+            weights = sum(parameter.numel() for chunk in state.chunks for parameter in chunk.parameters())
+            needed = 14 * weights  # bf16, master, two moments
+            free = shutil.disk_usage(temporary).free
+            if free < needed + RESERVE_BYTES:
+                raise OSError(f"{free:,} bytes free on the disk of {self.run}, {needed:,} needed")
+            content = {
+                "step": state.step,
+                "consumed_samples": state.consumed_samples,
+                "skipped": state.skipped,
+                **self.facts,
+                **numbers,
+                "versions": versions(),
+            }
+            (temporary / "state.json").write_text(json.dumps(content, indent=2) + "\n")
+            (temporary / "config.yaml").write_text(self.config_text)
+        except OSError as error:
+            return error
+        return None
+
+    def _finalize(self, functions: list[Callable[[], None]], temporary: Path, final: Path, step: int) -> None:
+        """megatron's own finalisation, then the commit; the ranks agree on success before the folder gets its name."""
+        write_results, *rest = functions
+        problem = _caught(write_results)
+        if self._failed(problem, step):
+            self._discard(temporary)
+            return
+        for function in rest:
+            function()
+        if self._failed(_caught(partial(self._commit, temporary, final)) if self.world.is_main else None, step):
+            self._discard(temporary)
+
+    def _discard(self, temporary: Path) -> None:
+        if self.world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _commit(self, temporary: Path, final: Path) -> None:
+        seal(temporary)
+        if final.exists():  # the same step once more, after a resume
+            _remove(final)
+        publish(temporary, final)
+        _point_to(final)
+        for folder in superfluous(complete_checkpoints(self.run), self.config.checkpoint):
+            _remove(folder)
+
+    def _failed(self, problem: BaseException | None, step: int) -> bool:
+        """True on all ranks where any has a problem; logged and counted once."""
+        if problem is not None:
+            reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
+            log.error("checkpoint of step %d failed: %s; training goes on without it", step, reason)
+        flag = torch.tensor([float(problem is not None)], device=self.world.device)
+        torch.distributed.all_reduce(flag)
+        failed = bool(flag.item())
+        self.num_failed += failed
+        return failed
+
+
+def superfluous(checkpoints: list[Path], config: CheckpointConfig) -> list[Path]:
+    """Which of the whole checkpoints (oldest first) go: all but the last, the best and every n-th."""
+    kept = set(checkpoints[-config.keep_last :])
+    if config.keep_every:
+        kept |= {folder for folder in checkpoints if step_of(folder) % config.keep_every == 0}
+    scored = [
+        (numbers[BEST_METRIC], folder) for folder in checkpoints if BEST_METRIC in (numbers := read_numbers(folder))
+    ]
+    kept |= {folder for _, folder in sorted(scored)[: config.keep_best]}
+    return [folder for folder in checkpoints if folder not in kept]
+
+
+def step_of(folder: Path) -> int:
+    """Step that a checkpoint folder is named after."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def versions() -> dict[str, str]:
+    """Programs that wrote a checkpoint."""
+    return {"megadna": __version__, "torch": torch.__version__, "megatron-core": version("megatron-core")}
+
+
+def _shared_name() -> str:
+    """A name that all ranks know and no writer left over from a killed run uses."""
+    name = [uuid.uuid4().hex[:8]]
+    torch.distributed.broadcast_object_list(name, src=0)
+    return name[0]
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint that a kill half-way must not leave under its name: rename first."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _point_to(final: Path) -> None:
+    """Let checkpoints/latest be a link to `final`, replaced in one move."""
+    if final.with_name("latest").is_dir() and not final.with_name("latest").is_symlink():
+        log.warning("%s is a folder (a copy that followed links?), so it is left as it is", final.with_name("latest"))
+        return
+    link = final.with_name(".latest.partial")
+    link.unlink(missing_ok=True)
+    link.symlink_to(final.name)
+    link.replace(final.with_name("latest"))
+
+
+def _use_forked_results_queue() -> None:
+    """Give megatron's writers a results queue whose server is forked, and ends with this process however that ends.
+
+    megatron would start one by spawning: seconds of imports at the first save, and an orphan after a kill -9.
+    """
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+        manager.start(initializer=_die_with_parent)
+        filesystem_async._results_queue = manager.Queue()
+        atexit.register(manager.shutdown)
+
+
+def _die_with_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _caught(function: Callable[[], None]) -> BaseException | None:
+    try:
+        function()
+    except (Exception, CheckpointException) as error:  # the save has failed, training has not
+        return error
+    return None

@@ -1,0 +1,179 @@
+"""One optimizer step through megatron's schedules, and one forward pass of an evaluation batch.
+
+Shapes: B micro-batch, S sequence, V vocabulary (of this tensor-parallel rank).
+The loss is the global sum of weight x cross-entropy over the global sum of weights: the same number under any split of
+the global batch into micro-batches and ranks. Ranks sum gradients; `_finalize` divides them once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import tee
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.parallel_state import get_context_parallel_group, get_pipeline_model_parallel_world_size
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+    vocab_parallel_cross_entropy,
+)
+from torch import Tensor
+
+from megadna.config import Config
+from megadna.data.batch import Batch
+from megadna.engine.distributed import World
+from megadna.engine.optimizer import apply_gradients, gradient_norm
+from megadna.model.segments import own_segments, packed_segments, padded_segments
+from megadna.train.state import TrainState
+
+NO_TOKENS = torch.tensor(0, dtype=torch.int)  # megatron counts whole tokens; our weights may be fractions
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step reports."""
+
+    loss: float
+    """Mean cross-entropy (nats) over the predicted tokens of the global batch, by weight."""
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    lr: float
+    """Learning rate that was applied."""
+    updated: bool = True
+    """False where fp16 gradients overflowed (the loss scale is halved) or there was a problem: the weights stay."""
+    problem: str = ""
+    """Why the update was not applied, overflow aside."""
+
+
+def train_step(
+    state: TrainState,
+    batches: Iterator[Batch],
+    config: Config,
+    world: World,
+    *,
+    sequence_length: int,
+    problem: Callable[[float, float], str] = lambda loss, grad_norm: "",
+) -> StepResult:
+    """Forward and backward over the micro-batches of one global batch, then the update of `state` in place.
+
+    problem(loss, gradient norm), given the same numbers on all ranks, says why the update must not be applied, or "".
+    """
+    train = config.train
+    totals = torch.zeros(2, dtype=torch.float64, device=world.device)  # weighted loss, weight
+    for chunk in state.chunks:
+        chunk.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    transformer_config = state.chunks[0].config
+    transformer_config.grad_scale_func = state.optimizer.scale_loss
+    transformer_config.finalize_model_grads_func = partial(_finalize, totals=totals)
+    if config.parallel.overlap_grad_reduce:
+        functions = [chunk.no_sync for chunk in state.chunks]
+        transformer_config.no_sync_func = functions if len(functions) > 1 else functions[0]
+    get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, world=world, loss=partial(_sum_loss, totals=totals, world=world)),
+        data_iterator=_iterators(batches, state.chunks),
+        model=state.chunks,
+        num_microbatches=train.global_batch_size // (train.micro_batch_size * world.data_size),
+        seq_length=sequence_length,
+        micro_batch_size=train.micro_batch_size,
+        forward_only=False,
+    )
+    lr = max(group["lr"] for group in state.optimizer.param_groups)
+    weighted_loss, weight = totals.tolist()
+    loss = weighted_loss / max(weight, 1e-12)
+    overflow, grad_norm = gradient_norm(state.optimizer)
+    reason = "" if overflow else problem(loss, grad_norm)
+    if not (overflow or reason):
+        apply_gradients(state.optimizer, grad_norm)
+        state.scheduler.step(increment=1)
+    state.step += 1
+    state.consumed_samples += train.global_batch_size
+    return StepResult(loss=loss, grad_norm=grad_norm, lr=lr, updated=not (overflow or reason), problem=reason)
+
+
+@torch.no_grad()
+def evaluate_batch(
+    chunks: Sequence[torch.nn.Module], batch: Batch, world: World, score: Callable[[Tensor, Tensor], Any]
+) -> Any:
+    """`score(logits [B, S, V] fp32, labels [B, S])`, whole vocabulary, on one rank of the last stage; else None."""
+
+    def loss(logits_SBV: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Any]:
+        logits_SBV = gather_from_tensor_model_parallel_region(logits_SBV)
+        if world.context_size > 1:
+            logits_SBV = gather_from_sequence_parallel_region(logits_SBV, group=get_context_parallel_group())
+        logits_BSV = logits_SBV.transpose(0, 1)
+        speaks = world.tensor_rank == world.context_rank == 0
+        return logits_BSV.sum(), NO_TOKENS, score(logits_BSV, batch.labels_BS.to(world.device)) if speaks else None
+
+    rows, sequence_length = batch.tokens_BS.shape
+    # The interleaved schedule wants a micro-batch per stage: the same one fills the places that would stand idle.
+    repeats = 1 if len(chunks) == 1 else get_pipeline_model_parallel_world_size()
+    outputs = get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, world=world, loss=loss),
+        data_iterator=_iterators(iter([batch] * repeats), chunks),
+        model=list(chunks),
+        num_microbatches=repeats,
+        seq_length=sequence_length,
+        micro_batch_size=rows,
+        forward_only=True,
+    )
+    return outputs[0] if outputs else None
+
+
+def _iterators(batches: Iterator[Batch], chunks: Sequence[torch.nn.Module]) -> Any:
+    """What megatron's schedules read from: the iterator itself, or one over the same batches for each model chunk."""
+    return batches if len(chunks) == 1 else list(tee(batches, len(chunks)))
+
+
+def _forward_step(
+    batches: Iterator[Batch], model: torch.nn.Module, *, world: World, loss: Callable
+) -> tuple[Tensor, Callable]:
+    batch = next(batches)
+    tokens_BS = _own_part(batch.tokens_BS, world).to(world.device, non_blocking=True)
+    positions_BS = batch.positions_BS
+    if positions_BS is not None:
+        positions_BS = _own_part(positions_BS, world).to(world.device, non_blocking=True)
+    return model(tokens_BS, _segments(batch, world), positions_BS), partial(loss, batch=batch)
+
+
+def _own_part(x_BS: Tensor, world: World) -> Tensor:
+    """The consecutive part of each row that this context-parallel rank holds."""
+    return x_BS.chunk(world.context_size, dim=1)[world.context_rank]
+
+
+def _segments(batch: Batch, world: World) -> PackedSeqParams | None:
+    """The sequences of packed or padded rows; None where every row is one full sequence."""
+    length = batch.tokens_BS.shape[1]
+    if batch.cumulative_lengths is not None:
+        segments = packed_segments(batch.cumulative_lengths, world.device)
+    elif batch.lengths_B is not None:
+        segments = padded_segments(batch.lengths_B, length, world.device)
+    else:
+        return None
+    if world.context_size == 1:
+        return segments
+    return own_segments(segments, length, world.context_rank, world.context_size)
+
+
+def _sum_loss(
+    logits_SBV: Tensor, batch: Batch, *, totals: Tensor, world: World
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    labels_SB = _own_part(batch.labels_BS, world).to(world.device, non_blocking=True).transpose(0, 1).contiguous()
+    weights_SB = _own_part(batch.weights_BS, world).to(world.device, non_blocking=True).transpose(0, 1)
+    loss_SB = vocab_parallel_cross_entropy(logits_SBV, labels_SB.clamp_min(0))
+    loss = (loss_SB * weights_SB).sum()
+    if world.tensor_rank == 0:  # the other tensor-parallel ranks hold the same sums
+        totals += torch.stack([loss.detach().double(), weights_SB.sum().double()])
+    return loss, NO_TOKENS.to(loss.device), {}
+
+
+def _finalize(model: list[DistributedDataParallel], _num_tokens: Tensor, *, totals: Tensor, **kwargs: Any) -> None:
+    """Sum gradients over ranks as megatron does, then divide by the global weight; `totals` become global."""
+    finalize_model_grads(model, None, **kwargs)
+    torch.distributed.all_reduce(totals)
+    for chunk in model:
+        chunk.scale_gradients(float(1.0 / totals[1].clamp_min(1e-12)))

@@ -1,0 +1,308 @@
+"""Masked bits per base of k-mer and BPE models against slow loops over words, known answers and whole toy runs."""
+
+import json
+import logging
+import math
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from toy import metrics, run_training, toy_config
+
+from megadna.commands import evaluate
+from megadna.config import Config, LogConfig, ModelConfig, TokenizerConfig, TrainConfig, ValidationConfig
+from megadna.data.batch import Batch
+from megadna.data.evaluation import evaluation_batches, evaluation_sample
+from megadna.tokenizer.alphabet import BASES, Letters, letters_of
+from megadna.tokenizer.bpe import BpeTokenizer, train_bpe
+from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
+from megadna.train.bits import ChunkSums, score_logits
+from megadna.train.kmer_bits import score_blocks, score_kmers
+from megadna.train.metrics import Metrics
+from megadna.train.validation import protocol_of, validation_line
+
+SEED = 14  # hides single bases, several of one token, and all six
+ROW_BASES = 150
+
+
+def sequences() -> list[Letters]:
+    """Four windows, two with N: one N among bases, and a run at the edge."""
+    rng = np.random.default_rng(1)
+    texts = ["".join(rng.choice(list(BASES), ROW_BASES)) for _ in range(4)]
+    texts[1] = texts[1][:70] + "N" + texts[1][71:73] + "n" + texts[1][74:].lower()
+    texts[2] = "NNNN" + texts[2][4:-9]
+    return [letters_of(text) for text in texts]
+
+
+def evaluation_batch(tokenizer: KmerTokenizer) -> Batch:
+    length = tokenizer.num_tokens(ROW_BASES) + 2
+    (batch,) = evaluation_batches(
+        sequences(), tokenizer, sequence_length=length, samples=4, seed=SEED, micro_batch_size=4, rank=0, size=1
+    )
+    return batch
+
+
+def hidden_bases(tokenizer: KmerTokenizer) -> list[np.ndarray]:
+    length = tokenizer.num_tokens(ROW_BASES) + 2
+    return [evaluation_sample(sequences(), row, tokenizer, sequence_length=length, seed=SEED)[1] for row in range(4)]
+
+
+def random_logits(batch: Batch, columns: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return 3 * torch.randn(*batch.tokens_BS.shape, columns, generator=generator)
+
+
+def by_hand(logits: torch.Tensor, batch: Batch, tokenizer: KmerTokenizer) -> list[tuple[int, float, float, float, int]]:
+    """(hidden bases, bits, correct, loss, masked tokens) of each row, from the texts of all words."""
+    k, texts = tokenizer.bases_per_token, tokenizer.tokens()
+    words = {text: number for number, text in enumerate(texts) if len(text) == k and set(text) <= set(BASES)}
+    sums = []
+    for row, (letters, hidden) in enumerate(zip(sequences(), hidden_bases(tokenizer), strict=True)):
+        sequence = letters.tobytes().decode().upper()
+        labels, values = batch.labels_BS[row].tolist(), logits[row].double().numpy()
+        asked = [place - 1 for place, label in enumerate(labels) if label >= 0]
+        given = {token: token_probabilities(values[token + 1], token, sequence, hidden, words, k) for token in asked}
+        bits = correct = loss = 0.0
+        for base in np.flatnonzero(hidden).tolist():
+            over = [given[token][base] for token in range(base - k + 1, base + 1) if token in given]
+            mean = {letter: sum(one[letter] for one in over) / len(over) for letter in BASES}
+            assert sum(mean.values()) == pytest.approx(1.0)
+            bits -= math.log2(mean[sequence[base]])
+            correct += max(mean, key=lambda letter: mean[letter]) == sequence[base]
+        for token in asked:
+            assert texts[labels[token + 1]] == sequence[token : token + k]
+            loss += math.log(np.exp(values[token + 1]).sum()) - values[token + 1, words[sequence[token : token + k]]]
+        sums.append((int(hidden.sum()), bits, correct, loss, len(asked)))
+    return sums
+
+
+def token_probabilities(
+    values: np.ndarray, token: int, sequence: str, hidden: np.ndarray, words: dict[str, int], k: int
+) -> dict[int, dict[str, float]]:
+    """p of the four letters at each hidden base under one masked token."""
+    places = [place for place in range(k) if hidden[token + place]]
+    weights = {place: dict.fromkeys(BASES, 0.0) for place in places}
+    for word, number in words.items():
+        if all(word[place] == sequence[token + place] for place in range(k) if place not in places):
+            for place in places:
+                weights[place][word[place]] += math.exp(values[number])
+    return {
+        token + place: {letter: weight / sum(one.values()) for letter, weight in one.items()}
+        for place, one in weights.items()
+    }
+
+
+def rows_of(sums: ChunkSums) -> list[tuple[float, ...]]:
+    assert sums.loss_C is not None and sums.tokens_C is not None
+    columns = (sums.hidden_C, sums.bits_C, sums.correct_C, sums.loss_C, sums.tokens_C)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("k", [2, 3, 6])
+def test_numbers_equal_loops_over_all_words(k: int, layout: str) -> None:
+    tokenizer = KmerTokenizer(k, stride=1, layout=layout)
+    batch = evaluation_batch(tokenizer)
+    logits = random_logits(batch, tokenizer.vocab_size)
+    sums = rows_of(score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer))
+    for mine, slow in zip(sums, by_hand(logits, batch, tokenizer), strict=True):
+        assert mine == pytest.approx(slow, rel=1e-5)
+
+
+def test_the_samples_hold_single_spans_and_merged_ones_and_n() -> None:
+    tokenizer = KmerTokenizer(6, stride=1, layout="dnabert")
+    widths = [
+        len(run) for hidden in hidden_bases(tokenizer) for run in "".join("x" if one else " " for one in hidden).split()
+    ]
+    assert {1} < set(widths) and max(widths) > 6
+    batch = evaluation_batch(tokenizer)
+    assert (batch.tokens_BS == tokenizer.unk_id).any()
+
+
+def test_bases_that_only_unknown_tokens_cover_are_not_asked() -> None:
+    """N A C N: no token shows A and C, and none asks for them; elsewhere [UNK] shows nothing beside [MASK]."""
+    tokenizer = KmerTokenizer(6, stride=1, layout="dnabert")
+    for letters, hidden in zip(sequences(), hidden_bases(tokenizer), strict=True):
+        sequence = letters.tobytes().decode().upper()
+        unknown = [token for token in range(len(sequence) - 5) if "N" in sequence[token : token + 6]]
+        for base in np.flatnonzero(hidden).tolist():
+            assert set(range(max(0, base - 5), base + 1)) - set(unknown)
+    assert sequences()[1][71:73].tobytes().isalpha() and not hidden_bases(tokenizer)[1][71:73].any()
+
+
+def test_all_mass_on_the_true_word_gives_no_bits() -> None:
+    tokenizer = KmerTokenizer(6, stride=1, layout="multimolecule")
+    batch = evaluation_batch(tokenizer)
+    for low in (-1e4, float("-inf")):
+        logits = torch.full((*batch.labels_BS.shape, tokenizer.vocab_size), low)
+        logits.scatter_(2, batch.labels_BS.clamp_min(0)[..., None], 0.0)
+        score = score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer).score()
+        assert (score.bits_per_base, score.accuracy, score.loss) == pytest.approx((0.0, 1.0, 0.0), abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [3, 6])
+def test_uniform_logits_give_two_bits_and_a_quarter(k: int) -> None:
+    tokenizer = KmerTokenizer(k, stride=1, layout="dnabert")
+    batch = evaluation_batch(tokenizer)
+    logits = torch.zeros(*batch.labels_BS.shape, tokenizer.vocab_size)
+    score = score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer).score()
+    assert score.bits_per_base == pytest.approx(2.0, abs=1e-6)
+    assert score.accuracy == pytest.approx(0.25)
+    assert score.loss == pytest.approx(math.log(tokenizer.vocab_size), rel=1e-6)  # a mean over masked tokens
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_one_base_a_token_is_the_score_of_single_bases(layout: str) -> None:
+    tokenizer = KmerTokenizer(1, stride=1, layout=layout)
+    batch = evaluation_batch(tokenizer)
+    logits = random_logits(batch, tokenizer.vocab_size)
+    single = score_logits(logits, batch.labels_BS, tokenizer.base_ids.tolist())
+    assert score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer).score() == single.score()
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_padding_columns_and_visible_tokens_are_not_read(stride: int) -> None:
+    tokenizer = KmerTokenizer(3, stride=stride, layout="dnabert")
+    batch = evaluation_batch(tokenizer)
+
+    def rows(logits: torch.Tensor) -> list[tuple[float, ...]]:
+        if stride == 1:
+            return rows_of(score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer))
+        return rows_of(score_blocks(logits, batch.labels_BS, tokenizer))
+
+    plain = random_logits(batch, 128)
+    for padding in (float("-inf"), 50.0, float("nan")):
+        spoiled = plain.clone()
+        spoiled[batch.labels_BS < 0] = float("nan")
+        spoiled[..., tokenizer.vocab_size :] = padding
+        assert rows(spoiled) == rows(plain[..., : tokenizer.vocab_size])
+
+
+def test_a_masked_token_over_n_is_refused() -> None:
+    tokenizer = KmerTokenizer(3, stride=1, layout="dnabert")
+    batch = evaluation_batch(tokenizer)
+    batch.labels_BS[0, 1] = tokenizer.unk_id
+    logits = random_logits(batch, tokenizer.vocab_size)
+    with pytest.raises(ValueError, match="not A, C, G or T"):
+        score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer)
+    with pytest.raises(ValueError, match="not A, C, G or T"):
+        score_blocks(logits, batch.labels_BS, tokenizer)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_rows_with_nothing_masked_add_nothing(stride: int) -> None:
+    tokenizer = KmerTokenizer(3, stride=stride, layout="dnabert")
+    batch = evaluation_batch(tokenizer)
+    batch.labels_BS.fill_(-100)
+    logits = random_logits(batch, tokenizer.vocab_size)
+    score = partial(score_kmers, tokens_BS=batch.tokens_BS) if stride == 1 else score_blocks
+    assert rows_of(score(logits, batch.labels_BS, tokenizer=tokenizer)) == [(0, 0, 0, 0, 0)] * 4
+
+
+def test_blocks_of_k_equal_loops_and_uniform_gives_two_bits() -> None:
+    tokenizer = KmerTokenizer(6, stride=6, layout="dnabert")
+    assert protocol_of(tokenizer) == "block6"
+    batch = evaluation_batch(tokenizer)
+    uniform = score_blocks(torch.zeros(*batch.labels_BS.shape, tokenizer.vocab_size), batch.labels_BS, tokenizer)
+    assert uniform.hidden_C.tolist() == [int(hidden.sum()) for hidden in hidden_bases(tokenizer)]
+    assert uniform.score().bits_per_base == pytest.approx(2.0)
+    assert uniform.score().accuracy == pytest.approx(4.0**-6)
+    assert uniform.score().loss == pytest.approx(math.log(tokenizer.vocab_size), rel=1e-6)
+    logits = random_logits(batch, tokenizer.vocab_size)
+    score = score_blocks(logits, batch.labels_BS, tokenizer).score()
+    assert (score.bits_per_base, score.accuracy) == pytest.approx(blocks_by_hand(logits, batch, tokenizer))
+
+
+def blocks_by_hand(logits: torch.Tensor, batch: Batch, tokenizer: KmerTokenizer | BpeTokenizer) -> tuple[float, float]:
+    """Bits per base, and the share of bases in tokens that are right."""
+    texts = tokenizer.tokens()
+    allowed = [number for number, text in enumerate(texts) if set(text) <= set(BASES)]
+    bits = correct = bases = 0.0
+    for row, place in product(*map(range, batch.labels_BS.shape)):
+        label, values = int(batch.labels_BS[row, place]), logits[row, place].double()
+        if label >= 0:
+            bits -= (values[label] - values[allowed].logsumexp(0)).item() / math.log(2)
+            correct += len(texts[label]) * (values[allowed].max() == values[label]).item()
+            bases += len(texts[label])
+    return bits / bases, correct / bases
+
+
+def test_pieces_weigh_the_bases_they_cover(tmp_path: Path) -> None:
+    train_bpe(sequences(), tmp_path, vocab_size=40, max_piece_length=8, info={})
+    tokenizer = BpeTokenizer(tmp_path)
+    assert protocol_of(tokenizer) == "block"
+    (batch,) = evaluation_batches(
+        sequences(), tokenizer, sequence_length=120, samples=4, seed=SEED, micro_batch_size=4, rank=0, size=1
+    )
+    lengths = {len(tokenizer.tokens()[label]) for label in batch.labels_BS[batch.labels_BS >= 0].tolist()}
+    assert len(lengths) > 1
+    logits = random_logits(batch, tokenizer.vocab_size)
+    logits.scatter_add_(2, batch.labels_BS.clamp_min(0)[..., None], torch.full((*batch.labels_BS.shape, 1), 4.0))
+    score = score_blocks(logits, batch.labels_BS, tokenizer).score()
+    assert (score.bits_per_base, score.accuracy) == pytest.approx(blocks_by_hand(logits, batch, tokenizer))
+
+
+def kmer_config(dataset: Path, *, k: int, stride: int, **parallel: int) -> Config:
+    """DNABERT's shape at toy size: 2 post-LN layers, learned positions."""
+    return replace(
+        toy_config(dataset, **parallel),
+        tokenizer=TokenizerConfig(kind="kmer", k=k, stride=stride),
+        model=ModelConfig(
+            num_layers=2, hidden_size=32, num_attention_heads=4, ffn_hidden_size=64, activation="gelu",
+            norm_placement="post", positions="learned", token_types=2,
+        ),
+        train=TrainConfig(steps=4, micro_batch_size=2, global_batch_size=4, lr=1e-3, warmup_steps=1),
+        validation=ValidationConfig(interval=2, samples=8, micro_batch_size=4),
+    )  # fmt: skip
+
+
+def valid_lines(run: Path) -> list[dict[str, float]]:
+    return [line for line in metrics(run) if "valid_bits_per_base" in line]
+
+
+@pytest.mark.parametrize(("k", "stride", "protocol"), [(6, 1, "base"), (4, 4, "block4")])
+def test_a_k_mer_run_validates_and_is_evaluated(
+    toy_dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], k: int, stride: int, protocol: str
+) -> None:
+    run = tmp_path / "run"
+    run_ranks(run_training, 1, kmer_config(toy_dataset, k=k, stride=stride), run)
+    lines = valid_lines(run)
+    assert [line["step"] for line in lines] == [2, 4]
+    assert all(1.8 < line["valid_bits_per_base"] < 2.3 for line in lines)
+    state = json.loads((run / "checkpoints" / "step-00000004" / "state.json").read_text())
+    assert state["valid_protocol"] == protocol
+    run_ranks(evaluate.main, 1, ["--model", str(run), "--split", "valid", "--samples", "8"])
+    result = json.loads((run / "evaluation-valid.json").read_text())
+    assert result["protocol"] == protocol
+    assert result["model"]["bits_per_base"] == pytest.approx(lines[-1]["valid_bits_per_base"], rel=1e-6)
+    assert list(result["baselines"]) == (["uniform", "composition", "markov"] if protocol == "base" else [])
+    assert ("no baselines" in capfd.readouterr().out) == (protocol != "base")
+
+
+@pytest.mark.parametrize(("protocol", "end"), [("base", "0.2500"), ("block4", "0.2500 | protocol block4")])
+def test_the_line_shown_names_the_protocol(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str, end: str
+) -> None:
+    sums = ChunkSums(hidden_C=np.array([4]), bits_C=np.array([8.0]), correct_C=np.array([1.0]))
+    sinks = Metrics(tmp_path, LogConfig(tensorboard=False), first_step=0, steps=1)
+    with caplog.at_level(logging.INFO, logger="megadna.train.metrics"):
+        sinks.validation(1, validation_line(sums.score()), protocol)
+    sinks.close()
+    assert caplog.messages[-1].endswith(f"accuracy {end}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "stride"), [(6, 1), (4, 4)])
+def test_validation_is_the_same_on_two_tensor_ranks(toy_dataset: Path, tmp_path: Path, k: int, stride: int) -> None:
+    lines = []
+    for tensor in (1, 2):
+        run = tmp_path / str(tensor)
+        run_ranks(run_training, tensor, kmer_config(toy_dataset, k=k, stride=stride, tensor=tensor), run)
+        lines.append(valid_lines(run))
+    for one, two in zip(*lines, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)

@@ -1,0 +1,164 @@
+"""Reports of made-up runs: what is read, which figures come out, that the page loads nothing, and clear mistakes."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megadna.commands.report import main
+from megadna.errors import UserError
+from megadna.train import plots
+from megadna.train.report import FIGURES, draw_figures, evaluation_groups, read_run, read_runs, render_page
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def scored(bits: float, error: float = 0.004, **more: float) -> dict[str, float]:
+    return {"bits_per_base": bits, "standard_error": error, "perplexity": 2**bits, "accuracy": 0.33, **more}
+
+
+def make_run(folder: Path, *, steps: int = 40, lr: float = 4e-4, splits: tuple[str, ...] = ("valid", "test")) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"seed: 1\ntrain:\n  steps: {steps}\n  lr: {lr}\ndata:\n  path: <genomes>\n")
+    lines = []
+    for step in range(1, steps + 1):
+        line = {"step": step, "loss": 1.3 + 1 / step, "lr": lr / step, "grad_norm": 1.0}
+        lines.append({**line, "tokens_per_second": 1000.0 + step, "consumed_samples": 8 * step})
+        if step % 10 == 0:
+            lines.append({"step": step, "valid_bits_per_base": 1.9 + 0.1 / step, "valid_bits_per_base_se": 0.003})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for split in splits:
+        evaluation = {"split": split, "step": steps, "samples": 16, "hidden_bases": 9600, "model": scored(1.93)}
+        markov = scored(1.91, k=4, smoothing=30.0)
+        evaluation["baselines"] = {"uniform": scored(2.0, 0.0), "composition": scored(1.96), "markov": markov}
+        (folder / f"evaluation-{split}.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def test_one_run_gives_page_and_figures_in_its_folder(tmp_path, capsys):
+    run = make_run(tmp_path / "demo")
+    main([str(run)])
+    report = run / "report"
+    assert capsys.readouterr().out == f"{report / 'report.html'}\n"
+    assert {file.name for file in report.iterdir()} == {*FIGURES, "report.html"}
+    assert all((report / name).read_bytes().startswith(PNG) for name in FIGURES)
+    page = (report / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    for text in ("1.9300 ± 0.0040", "Markov (k = 4)", "demo, step 40", "9,600 hidden bases in 16 chunks", "0.0004"):
+        assert text in page
+    main([str(run)])  # again, over its own report
+
+
+def test_page_loads_nothing_and_escapes_what_it_shows(tmp_path):
+    run = read_run(make_run(tmp_path / "a&b"))
+    page = render_page([run], draw_figures([run]))
+    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "<script" not in page
+    assert "&lt;genomes&gt;" in page and "<genomes>" not in page and "a&amp;b" in page
+
+
+def test_several_runs_stand_side_by_side_with_differences_marked(tmp_path):
+    folders = [make_run(tmp_path / "one"), make_run(tmp_path / "two", lr=8e-4, steps=30)]
+    output = tmp_path / "out" / "both.html"
+    main([*map(str, folders), "--output", str(output)])
+    assert [file.name for file in output.parent.iterdir()] == ["both.html"]
+    page = output.read_text()
+    assert '<tr class="differs"><td>train.lr</td><td>0.0004</td><td>0.0008</td></tr>' in page
+    assert '<tr class=""><td>seed</td><td>1</td><td>1</td></tr>' in page
+    assert len(evaluation_groups(read_runs(folders))) == 2  # test and valid, both runs in each
+
+
+def test_several_runs_without_output_report_into_the_current_folder(tmp_path, monkeypatch):
+    folders = [make_run(tmp_path / name / "run", splits=()) for name in ("one", "two")]
+    monkeypatch.chdir(tmp_path)
+    main([str(folder) for folder in folders])
+    assert (tmp_path / "report" / "report.html").is_file() and (tmp_path / "report" / "loss.png").is_file()
+    assert [run.name for run in read_runs(folders)] == [str(folder) for folder in folders]
+
+
+def test_other_hidden_bases_never_share_a_table(tmp_path):
+    one, two = make_run(tmp_path / "one", splits=("test",)), make_run(tmp_path / "two", splits=("test",))
+    evaluation = json.loads((two / "evaluation-test.json").read_text())
+    evaluation["baselines"]["markov"]["bits_per_base"] = 1.8
+    (two / "evaluation-test.json").write_text(json.dumps(evaluation))
+    three = make_run(tmp_path / "three", splits=("test",))
+    evaluation = json.loads((three / "evaluation-test.json").read_text())
+    (three / "evaluation-test.json").write_text(json.dumps({**evaluation, "protocol": "block6"}))
+    groups = evaluation_groups(read_runs([one, two, three]))
+    assert [[run.name for run, _ in group] for group in groups.values()] == [["one"], ["two"], ["three"]]
+    counts = "test: 9,600 hidden bases in 16 chunks"
+    assert list(groups) == [counts, f"{counts} (two)", f"{counts}, protocol block6"]
+
+
+def test_a_run_that_is_going_on_is_reported(tmp_path):
+    run = make_run(tmp_path / "run", steps=5, splits=())
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 6, "lo')
+    assert len(read_run(run).training) == 5
+    (run / "report").mkdir()
+    (run / "report" / "baselines.png").write_bytes(PNG)
+    main([str(run)])
+    names = {file.name for file in (run / "report").iterdir()}
+    assert names == {"report.html", "loss.png", "learning_rate.png", "throughput.png"}
+
+
+def test_skipped_steps_and_missing_values_leave_gaps(tmp_path):
+    run = make_run(tmp_path / "run", splits=())
+    text = (run / "metrics.jsonl").read_text().replace('"loss": 1.4', '"loss": null, "was": 1.4')
+    (run / "metrics.jsonl").write_text(text.replace('"loss": 1.8', '"loss": NaN, "was": 1.8'))
+    read = read_run(run)
+    values = read.series("loss", lines=read.training).values
+    assert 2 <= np.isnan(values).sum() < 40
+    assert {"loss.png", "throughput.png"} <= draw_figures([read]).keys()
+
+
+def test_training_loss_and_bits_come_from_different_lines(tmp_path):
+    run = read_run(make_run(tmp_path / "run"))
+    assert len(run.training) == 40 and len(run.validation) == 4
+    bits = run.series("valid_bits_per_base", lines=run.validation, error_key="valid_bits_per_base_se")
+    np.testing.assert_array_equal(bits.steps, [10, 20, 30, 40])
+    np.testing.assert_array_equal(bits.errors, [0.003] * 4)
+    assert run.series("loss", lines=run.validation) is None
+
+
+def test_smoothing_follows_a_fall_and_drops_a_spike():
+    steps = np.arange(800.0)
+    values = np.exp(-steps / 100)
+    spiked = values.copy()
+    spiked[[300, 301, 500]] = [9.0, np.nan, np.inf]
+    np.testing.assert_allclose(plots.smoothed(spiked)[15:-15], values[15:-15], atol=0.02)
+    np.testing.assert_array_equal(plots.smoothed(np.array([2.0])), [2.0])
+    assert np.isnan(plots.smoothed(np.full(5, np.nan))).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metrics.jsonl", None, r"metrics\.jsonl: no such file; give the --output folder"),
+        ("config.yaml", None, r"config\.yaml: no such file"),
+        ("metrics.jsonl", "", "no step is logged yet"),
+        ("metrics.jsonl", '{"step": 1}\n{"step"\n{"step": 3}\n', r"metrics\.jsonl:2: not a JSON object"),
+        ("evaluation-test.json", "{", r"evaluation-test\.json: not JSON .*megadna evaluate"),
+        ("evaluation-test.json", '{"step": 1}', "lacks baselines, hidden_bases, model, samples"),
+    ],
+)
+def test_mistakes_name_the_file_and_the_remedy(tmp_path, file, content, message):
+    run = make_run(tmp_path / "run")
+    if content is None:
+        (run / file).unlink()
+    else:
+        (run / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        main([str(run)])
+    assert not (run / "report").exists()
+
+
+def test_only_reports_are_overwritten(tmp_path):
+    run, notes = make_run(tmp_path / "run"), tmp_path / "notes.html"
+    notes.write_text("mine")
+    with pytest.raises(UserError, match="is no report of megadna"):
+        main([str(run), "--output", str(notes)])
+    with pytest.raises(UserError, match="is a folder"):
+        main([str(run), "--output", str(tmp_path)])
+    assert notes.read_text() == "mine"

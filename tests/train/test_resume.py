@@ -1,0 +1,66 @@
+"""Checkpoints: the run that stops and resumes is the run that never stopped; damage is seen and passed over."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+from toy import losses, metrics, run_training, toy_config
+
+from megadna.errors import UserError
+from megadna.train.metrics import cut_after
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def whole_run(request: pytest.FixtureRequest, toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps on one rank, checkpoints at 3 and 6."""
+    run = tmp_path_factory.mktemp("whole") / request.param
+    run_ranks(run_training, 1, toy_config(toy_dataset, precision=request.param), run)
+    return run
+
+
+def stopped_copy(whole: Path, copy: Path) -> Path:
+    """The run as a kill after step 5 would leave it: newest checkpoint 3, log up to 5 with half a line behind it."""
+    shutil.copytree(whole, copy, symlinks=True)
+    shutil.rmtree(copy / "checkpoints" / "step-00000006")
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(lines[:-2]) + lines[-2][:20])
+    return copy
+
+
+def test_resume_on_the_same_layout_is_bit_identical(whole_run: Path, toy_dataset: Path, tmp_path: Path) -> None:
+    run = stopped_copy(whole_run, tmp_path / "run")
+    run_ranks(run_training, 1, toy_config(toy_dataset, precision=whole_run.name), run, True)
+    assert metrics(run) == metrics(whole_run)
+
+
+def test_saved_on_tensor_2_resumes_on_other_layouts(toy_dataset: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    run_ranks(run_training, 2, toy_config(toy_dataset, tensor=2), whole)
+    for num_ranks, parallel in ((2, {"pipeline": 2}), (1, {}), (2, {})):
+        run = stopped_copy(whole, tmp_path / f"{num_ranks}{parallel}")
+        run_ranks(run_training, num_ranks, toy_config(toy_dataset, **parallel), run, True)
+        assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_a_checkpoint_without_marker_or_with_a_short_file_does_not_count(whole_run: Path, tmp_path: Path) -> None:
+    from megadna.train.checkpoint import find_checkpoint
+
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run, symlinks=True)
+    assert find_checkpoint(run).name == "step-00000006"
+    shard = next((run / "checkpoints" / "step-00000006" / "weights").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert find_checkpoint(run).name == "step-00000003"
+    (run / "checkpoints" / "step-00000003" / "complete").unlink()
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        find_checkpoint(run)
+    with pytest.raises(UserError, match="no such run"):
+        find_checkpoint(tmp_path / "nowhere")
+
+
+def test_cut_after_keeps_whole_lines_up_to_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 2, "valid_loss": 1}\n{"step": 3}\n{"ste')
+    cut_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 2, "valid_loss": 1}\n'

@@ -1,0 +1,190 @@
+"""Checkpoints under attack: kills at any moment, full disks, flipped bytes, planted pickles; what retention keeps."""
+
+import json
+import os
+import pickle
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+from toy import toy_config
+
+from megadna.commands import inspect
+from megadna.config import CheckpointConfig, Config
+from megadna.errors import UserError
+from megadna.train.checkpoint import complete_checkpoints, find_checkpoint
+from megadna.train.integrity import MARKER, check, refuse_foreign_pickles, seal
+from megadna.train.saving import superfluous
+
+
+def save_steps(config: Config, run: Path, steps: int, disk_bytes: int | None = None) -> int:
+    """Save `steps` checkpoints without training; returns how many failed. `disk_bytes` limits a file's size."""
+    import resource
+
+    from megadna.engine.distributed import parallel_world
+    from megadna.train.saving import CheckpointWriter
+    from megadna.train.state import build_state
+
+    run.mkdir(parents=True, exist_ok=True)
+    with parallel_world(config.engine, config.parallel) as world:
+        writer = CheckpointWriter(run, config, world, {})
+        state = build_state(config, 16, world)
+        if disk_bytes is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails with an OSError
+            resource.setrlimit(resource.RLIMIT_FSIZE, (disk_bytes, disk_bytes))
+        for _ in range(steps):
+            state.step += 1
+            writer.save(state, {"valid_bits_per_base": 2.0 - 0.01 * state.step})
+            writer.poll()
+        writer.finish()
+        return writer.num_failed
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with checkpoints 1 to 3."""
+    run = tmp_path_factory.mktemp("saved") / "run"
+    assert run_ranks(save_steps, 1, toy_config(Path("none")), run, 3) == [0]
+    return run
+
+
+@pytest.fixture
+def checkpoint(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the newest checkpoint that a test may damage."""
+    import shutil
+
+    folder = tmp_path / "checkpoints" / "step-00000003"
+    shutil.copytree(saved / "checkpoints" / "step-00000003", folder)
+    return folder
+
+
+def test_saves_are_whole_and_latest_points_to_the_newest(saved: Path) -> None:
+    folders = complete_checkpoints(saved)
+    assert [folder.name for folder in folders] == [f"step-0000000{step}" for step in (1, 2, 3)]
+    for folder in folders:
+        check(folder)
+    assert (saved / "checkpoints" / "latest").resolve() == folders[-1].resolve()
+    assert not list((saved / "checkpoints").glob(".*partial"))
+
+
+def test_inspect_lists_what_a_checkpoint_and_a_run_hold(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect.main([str(saved)])
+    assert "3 whole checkpoints" in capsys.readouterr().out
+    inspect.main([str(saved / "checkpoints" / "step-00000003"), "--tensors"])
+    printed = capsys.readouterr().out
+    assert "step 3" in printed and "every checksum fits" in printed and "valid 1.9700" in printed
+    assert "optimizer.state.exp_avg.encoder.layers.3.mlp.linear_fc2.weight [64, 128]" in printed
+
+
+def test_a_flipped_byte_is_seen_and_named(checkpoint: Path) -> None:
+    for name in json.loads((checkpoint / MARKER).read_text()):
+        path = checkpoint / name
+        whole = path.read_bytes()
+        position = random.Random(name).randrange(len(whole))
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(UserError, match=path.name.replace(".", r"\.")):
+            check(checkpoint)
+        path.write_bytes(whole)
+    check(checkpoint)
+
+
+class Payload:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch /tmp/megadna-was-here",)
+
+
+def test_a_planted_pickle_is_refused_and_not_run(checkpoint: Path) -> None:
+    weights = checkpoint / "weights"
+    refuse_foreign_pickles(weights)
+    metadata, common = (weights / ".metadata").read_bytes(), (weights / "common.pt").read_bytes()
+    (weights / ".metadata").write_bytes(pickle.dumps(Payload()))
+    seal(checkpoint)  # an attacker would forge the checksums too
+    check(checkpoint)
+    with pytest.raises(UserError, match=r"\.metadata: refused.*system"):
+        refuse_foreign_pickles(weights)
+    (weights / ".metadata").write_bytes(metadata)
+    torch.save({"optimizer": Payload()}, weights / "common.pt")
+    with pytest.raises(UserError, match=r"common\.pt: refused"):
+        refuse_foreign_pickles(weights)
+    (weights / "common.pt").write_bytes(common)
+    refuse_foreign_pickles(weights)
+    assert not Path("/tmp/megadna-was-here").exists()
+
+
+def test_a_full_disk_fails_the_save_and_keeps_what_was_there(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = toy_config(Path("none"))
+    assert run_ranks(save_steps, 2, config, run, 1) == [0, 0]
+    assert run_ranks(save_steps, 2, config, run, 2, 100_000) == [2, 2]
+    assert find_checkpoint(run).name == "step-00000001"
+    assert not list((run / "checkpoints").glob(".*partial"))
+
+
+def test_retention_keeps_the_last_the_best_and_every_nth(tmp_path: Path) -> None:
+    bits = {100: 1.90, 200: 1.95, 300: 1.96, 400: 1.97, 500: 1.98}
+    folders = []
+    for step, value in bits.items():
+        folder = tmp_path / f"step-{step:08d}"
+        folder.mkdir()
+        (folder / "state.json").write_text(json.dumps({"valid_bits_per_base": value}))
+        folders.append(folder)
+    config = CheckpointConfig(keep_last=1, keep_every=300, keep_best=1)
+    assert [folder.name[-3:] for folder in superfluous(folders, config)] == ["200", "400"]
+    assert superfluous(folders[:1], config) == []
+
+
+def _saver(config: Config, run: Path, ready: Path) -> None:
+    """Child of the kill loop: saves for ever, as fast as it can."""
+    from megadna.engine.distributed import parallel_world
+    from megadna.train.saving import CheckpointWriter
+    from megadna.train.state import build_state
+
+    torch.set_num_threads(1)
+    with parallel_world(config.engine, config.parallel) as world:
+        state = build_state(config, 16, world)
+        writer = CheckpointWriter(run, config, world, {})
+        found = complete_checkpoints(run)
+        state.step = int(found[-1].name[-8:]) if found else 0
+        while True:
+            state.step += 1
+            writer.save(state, {})
+            ready.touch()
+            writer.poll()
+
+
+@pytest.mark.slow
+def test_fifty_kills_leave_only_whole_checkpoints(tmp_path: Path) -> None:
+    """kill -9 at 50 random moments: what counts as a checkpoint is whole, and the newest never goes back."""
+    config = replace(toy_config(Path("none")), checkpoint=CheckpointConfig(keep_last=2))
+    run, ready = tmp_path / "run", tmp_path / "ready"
+    run.mkdir()
+    rng = random.Random(5)
+    newest = 0
+    for _ in range(50):
+        ready.unlink(missing_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _saver(config, run, ready)
+            finally:
+                os._exit(1)
+        deadline = time.monotonic() + 60
+        while not ready.exists():
+            assert time.monotonic() < deadline, "the saver did not start"
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 2.0))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for folder in complete_checkpoints(run):
+            check(folder)
+            refuse_foreign_pickles(folder / "weights")
+        found = complete_checkpoints(run)
+        step = int(found[-1].name[-8:]) if found else 0
+        assert step >= newest
+        newest = step
+    assert newest > 3  # how far the saver came is up to the machine

@@ -1,0 +1,256 @@
+"""How fast the CPU trains: megadna's step beside a bare PyTorch loop and Hugging Face's Trainer, on one architecture.
+
+    python tools/bench_train.py [--precision bf16] [--rounds 15] [--threads 1]
+    python tools/bench_train.py --dnabert [--rounds 5]
+
+All three train one encoder (pre-LN, rotary, SwiGLU, tied head) on the same batches in one process, a step of each
+in turn; the figure is tokens per CPU-second (time.process_time), the ratio the median over the rounds. `--dnabert`
+times DNABERT-6mer at 512 tokens, in sequences per CPU-second. Prints Markdown.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention, silu
+
+from megadna.arguments import load_config
+from megadna.config import Config, EngineConfig, ModelConfig, TokenizerConfig, TrainConfig
+from megadna.data.batch import IGNORE_INDEX, Batch
+from megadna.engine.distributed import parallel_world
+from megadna.tokenizer.build import build_tokenizer
+from megadna.train.state import build_state
+from megadna.train.step import train_step
+
+# Shapes: B batch, S sequence, H hidden, N heads, D head dimension, F feed-forward width, V vocabulary.
+
+NUM_BATCHES = 8
+LR, DECAY, CLIP = 1e-4, 0.01, 1.0
+
+
+class BareLayer(torch.nn.Module):
+    """Pre-LN attention with rotary positions, pre-LN SwiGLU, as anyone would write it."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        h, f, self.heads = model.hidden_size, model.ffn_hidden_size, model.num_attention_heads
+        self.norm1, self.norm2 = torch.nn.LayerNorm(h), torch.nn.LayerNorm(h)
+        self.qkv, self.proj = torch.nn.Linear(h, 3 * h), torch.nn.Linear(h, h)
+        self.up, self.down = torch.nn.Linear(h, 2 * f), torch.nn.Linear(f, h)
+
+    def forward(self, hidden_BSH: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
+        """Hidden states [B, S, H] after the layer."""
+        b, s, _ = hidden_BSH.shape
+        q, k, v = self.qkv(self.norm1(hidden_BSH)).view(b, s, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = (x * cos_SD + torch.cat([-x.chunk(2, -1)[1], x.chunk(2, -1)[0]], -1) * sin_SD for x in (q, k))
+        context_BNSD = scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        hidden_BSH = hidden_BSH + self.proj(context_BNSD.transpose(1, 2).flatten(2))
+        gate, up = self.up(self.norm2(hidden_BSH)).chunk(2, -1)
+        return hidden_BSH + self.down(silu(gate) * up)
+
+
+class BareEncoder(torch.nn.Module):
+    """The same architecture as megadna's default, nothing parallel."""
+
+    def __init__(self, model: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        h, d = model.hidden_size, model.head_size
+        self.embedding = torch.nn.Embedding(vocab_size, h)
+        torch.nn.init.normal_(self.embedding.weight, std=model.init_std)
+        self.layers = torch.nn.ModuleList(BareLayer(model) for _ in range(model.num_layers))
+        self.norm, self.dense, self.head_norm = torch.nn.LayerNorm(h), torch.nn.Linear(h, h), torch.nn.LayerNorm(h)
+        self.bias = torch.nn.Parameter(torch.zeros(vocab_size))
+        self.inverse = 1.0 / model.rotary_base ** (torch.arange(0, d, 2) / d)
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        """Logits [B, S, V]."""
+        angles_SD = torch.outer(torch.arange(tokens_BS.shape[1]), self.inverse).repeat(1, 2)
+        cos_SD, sin_SD = angles_SD.cos(), angles_SD.sin()
+        hidden_BSH = self.embedding(tokens_BS)
+        for layer in self.layers:
+            hidden_BSH = layer(hidden_BSH, cos_SD, sin_SD)
+        hidden_BSH = self.head_norm(gelu(self.dense(self.norm(hidden_BSH))))
+        return torch.nn.functional.linear(hidden_BSH, self.embedding.weight, self.bias)
+
+
+def synthetic_batches(config: Config, vocab_size: int) -> list[Batch]:
+    """Random tokens, 15 % of them asked for; the numbers do not matter for speed."""
+    shape = (config.train.micro_batch_size, int(config.data.sequence_length))
+    generator = torch.Generator().manual_seed(config.seed)
+    batches = []
+    for _ in range(NUM_BATCHES):
+        tokens_BS = torch.randint(vocab_size, shape, generator=generator)
+        chosen_BS = torch.rand(shape, generator=generator) < 0.15
+        labels_BS = tokens_BS.masked_fill(~chosen_BS, IGNORE_INDEX)
+        batches.append(Batch(tokens_BS, labels_BS, chosen_BS.float(), None, torch.arange(shape[0])))
+    return batches
+
+
+def bare_step(config: Config, vocab_size: int, batches: Iterator[Batch]) -> Callable[[], None]:
+    """One training step of the bare loop."""
+    model = BareEncoder(config.model, vocab_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY, fused=True)
+    low = config.engine.precision == "bf16"
+
+    def step() -> None:
+        batch = next(batches)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            logits_BSV = model(batch.tokens_BS)
+        loss = cross_entropy(logits_BSV.flatten(0, 1).float(), batch.labels_BS.flatten(), ignore_index=IGNORE_INDEX)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+def megadna_step(config: Config, vocab_size: int, batches: Iterator[Batch], world: Any) -> Callable[[], None]:
+    """One step of megadna's training loop."""
+    state, length = build_state(config, vocab_size, world), int(config.data.sequence_length)
+    return lambda: train_step(state, batches, config, world, sequence_length=length) and None
+
+
+def run_trainer(
+    config: Config, vocab_size: int, batches: list[Batch], rounds: int, others: dict[str, Callable[[], None]]
+) -> dict[str, list[float]]:
+    """CPU seconds of each step of Trainer, and of the others' steps, which run between two of its own."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from megadna.hf.configuration_megadna import MegaDnaConfig
+    from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
+
+    seconds: dict[str, list[float]] = {"trainer": [], **{name: [] for name in others}}
+
+    class Interleave(TrainerCallback):
+        start = 0.0
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds["trainer"].append(time.process_time() - self.start)
+            for name, step in others.items():
+                start = time.process_time()
+                step()
+                seconds[name].append(time.process_time() - start)
+            self.start = time.process_time()
+
+    model, train = config.model, config.train
+    hf = MegaDnaForMaskedLM(
+        MegaDnaConfig(
+            vocab_size=vocab_size,
+            hidden_size=model.hidden_size,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_attention_heads,
+            intermediate_size=model.ffn_hidden_size,
+        )
+    )
+    rows = [
+        {"input_ids": tokens_S, "labels": labels_S}
+        for batch in batches
+        for tokens_S, labels_S in zip(batch.tokens_BS, batch.labels_BS, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=train.micro_batch_size,
+            max_steps=rounds + 2,
+            learning_rate=LR,
+            weight_decay=DECAY,
+            max_grad_norm=CLIP,
+            bf16=config.engine.precision == "bf16",
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            optim="adamw_torch_fused",
+        )
+        Trainer(model=hf, args=arguments, train_dataset=rows, callbacks=[Interleave()]).train()  # type: ignore[arg-type]
+    return {name: times[2:] for name, times in seconds.items()}  # the first steps allocate
+
+
+def compare(config: Config, rounds: int) -> str:
+    """Markdown table of tokens per CPU-second and ratios."""
+    vocab_size = build_tokenizer(config.tokenizer).vocab_size
+    batches = synthetic_batches(config, vocab_size)
+    tokens = batches[0].tokens_BS.numel()
+    with parallel_world(config.engine, config.parallel) as world:
+        others = {
+            "bare": bare_step(config, vocab_size, cycle(batches)),
+            "megadna": megadna_step(config, vocab_size, cycle(batches), world),
+        }
+        seconds = run_trainer(config, vocab_size, batches, rounds, others)
+    ours, model = seconds["megadna"], config.model
+    lines = [
+        f"{model.num_layers} x {model.hidden_size}, {config.data.sequence_length} tokens, batch "
+        f"{config.train.micro_batch_size}, {config.engine.precision}, {torch.get_num_threads()} thread(s), "
+        f"{rounds} rounds",
+        "",
+        "| | tokens per CPU-second | megadna / this |",
+        "|---|---|---|",
+    ]
+    for name, title in (("megadna", "megadna"), ("bare", "bare PyTorch loop"), ("trainer", "transformers Trainer")):
+        ratio = statistics.median(theirs / mine for theirs, mine in zip(seconds[name], ours, strict=True))
+        lines.append(f"| {title} | {tokens / statistics.median(seconds[name]):,.0f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def dnabert(rounds: int, precision: str) -> str:
+    """DNABERT-6mer at 512 tokens: sequences per CPU-second."""
+    config = load_config(Path(__file__).parents[1] / "configs" / "dnabert-6mer.yaml")
+    config = replace(
+        config,
+        data=replace(config.data, sequence_length=512),
+        engine=EngineConfig(device="cpu", precision=precision),  # type: ignore[arg-type]
+        train=TrainConfig(micro_batch_size=4, global_batch_size=4, lr=LR),
+    )
+    vocab_size = build_tokenizer(config.tokenizer).vocab_size
+    times = []
+    with parallel_world(config.engine, config.parallel) as world:
+        step = megadna_step(config, vocab_size, cycle(synthetic_batches(config, vocab_size)), world)
+        for _ in range(rounds + 1):
+            start = time.process_time()
+            step()
+            times.append(time.process_time() - start)
+    rate = config.train.micro_batch_size / statistics.median(times[1:])
+    return f"DNABERT-6mer, 512 tokens, batch 4, {precision}: {rate:.2f} sequences per CPU-second"
+
+
+def main() -> None:
+    """Run the benchmark that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dnabert", action="store_true")
+    for name, value in (("layers", 6), ("hidden", 256), ("heads", 4), ("ffn", 704), ("length", 512), ("batch", 4)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.dnabert:
+        print(dnabert(options.rounds, options.precision))
+        return
+    config = Config(
+        tokenizer=TokenizerConfig(),
+        model=ModelConfig(
+            num_layers=options.layers,
+            hidden_size=options.hidden,
+            num_attention_heads=options.heads,
+            ffn_hidden_size=options.ffn,
+        ),
+        engine=EngineConfig(device="cpu", precision=options.precision),
+        train=TrainConfig(micro_batch_size=options.batch, global_batch_size=options.batch, lr=LR, clip_grad=CLIP),
+    )
+    print(compare(replace(config, data=replace(config.data, sequence_length=options.length)), options.rounds))
+
+
+if __name__ == "__main__":
+    main()
