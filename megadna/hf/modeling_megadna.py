@@ -1,0 +1,519 @@
+"""The megadna encoder for transformers (4.48 or newer, 5.x included): masked language model and classifiers.
+
+This file travels with an exported model and needs torch and transformers only. Parameter names are those of AIDO.DNA's
+RNABert layout. Equations: x = E[ids]; in each layer x += Wo attention(LN(x)), then x += Wd (silu(Wg LN(x)) * Wu LN(x));
+final LN; masked-language-model head LN(gelu(W x)) against the embedding rows, plus a bias. Positions are rotary.
+
+SPDX-License-Identifier: Apache-2.0
+
+Shapes: B batch, S sequence, H hidden, N heads, D head dimension, I intermediate, V vocabulary, C labels.
+"""
+
+import math
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+
+from .configuration_megadna import MegaDnaConfig
+
+TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
+
+
+def tied_weights_keys() -> Any:
+    """`TIED` as this transformers wants it: {alias: source} since version 5, a list of aliases before."""
+    return dict(TIED) if int(transformers.__version__.split(".")[0]) >= 5 else list(TIED)
+
+
+class MegaDnaRotary(nn.Module):
+    """cos and sin of the rotary angles (arXiv:2104.09864), in fp32 whatever the dtype of the model."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.theta = float(config.rope_theta)
+        self.register_buffer("inv_freq", self.frequencies(None), persistent=False)
+
+    def frequencies(self, device: torch.device | None) -> Tensor:
+        """theta ** (-2 i / D) for i in 0 .. D/2 - 1."""
+        exponent = torch.arange(0, self.head_size, 2, dtype=torch.float32, device=device) / self.head_size
+        return self.theta**-exponent
+
+    def refill(self) -> None:
+        """Write the frequencies again; nothing in a checkpoint could restore them."""
+        self.inv_freq = self.frequencies(self.inv_freq.device)
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "MegaDnaRotary":
+        # to(), half(), to_empty() all pass here: a cast would round the angles, an empty buffer would hold anything.
+        super()._apply(fn, *args, **kwargs)
+        self.refill()
+        return self
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [S, D/2] of positions 0 .. length - 1, in fp32."""
+        position_S = torch.arange(length, dtype=torch.float32, device=self.inv_freq.device)
+        angle = position_S[:, None] * self.inv_freq
+        return angle.cos(), angle.sin()
+
+
+def rotate(x_BNSD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + D/2) by their angle (the non-interleaved form), in the dtype of x."""
+    cos, sin = cos.to(x_BNSD.dtype), sin.to(x_BNSD.dtype)
+    first, second = x_BNSD.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def padding_bias(attention_mask_BS: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """[B, 1, 1, S] added to the scores: 0 for real tokens, the lowest number for padding; None where nothing is padded.
+
+    The lowest number and not -inf, so that a row of padding only gives numbers, not NaN.
+    """
+    if attention_mask_BS is None:
+        return None
+    if attention_mask_BS.ndim != 2:
+        raise ValueError(f"attention_mask must be [batch, sequence], got {tuple(attention_mask_BS.shape)}")
+    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if not tracing and bool(attention_mask_BS.all()):
+        return None
+    padding = attention_mask_BS[:, None, None, :] == 0
+    return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, torch.finfo(dtype).min)
+
+
+class MegaDnaSelfAttention(nn.Module):
+    """softmax(q k^T / sqrt(D)) v over the whole sequence, both directions."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, want_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Context [B, S, H], and the weights [B, N, S, S] where wanted."""
+        heads = (*hidden_BSH.shape[:2], self.config.num_attention_heads, -1)
+        query, key, value = (
+            linear(hidden_BSH).view(heads).transpose(1, 2) for linear in (self.query, self.key, self.value)
+        )
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if want_weights or self.config._attn_implementation == "eager":
+            context, weights = explicit_attention(query, key, value, bias, dropout)
+        else:
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+            weights = None
+        return context.transpose(1, 2).flatten(2), weights if want_weights else None
+
+
+def explicit_attention(
+    query_BNSD: Tensor, key_BNSD: Tensor, value_BNSD: Tensor, bias: Tensor | None, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Attention with its weights [B, N, S, S] in memory; the softmax runs in fp32."""
+    scores = query_BNSD @ key_BNSD.transpose(-1, -2) / math.sqrt(query_BNSD.shape[-1])
+    if bias is not None:
+        scores = scores + bias
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value_BNSD.dtype)
+    return F.dropout(weights, dropout) @ value_BNSD, weights
+
+
+class MegaDnaAttentionOutput(nn.Module):
+    """Projection of the joined heads."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, context_BSH: Tensor) -> Tensor:
+        """[B, S, H]."""
+        return self.dense(context_BSH)
+
+
+class MegaDnaAttention(nn.Module):
+    """LayerNorm, self-attention, projection: one residual branch."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self = MegaDnaSelfAttention(config)
+        self.output = MegaDnaAttentionOutput(config)
+
+    def forward(
+        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, want_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The branch [B, S, H], and the attention weights where wanted."""
+        context, weights = self.self(self.ln(hidden_BSH), rotary, bias, want_weights)
+        return self.output(context), weights
+
+
+class MegaDnaMLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202) with biases."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_BSH: Tensor) -> Tensor:
+        """[B, S, H]."""
+        return self.down_proj(F.silu(self.gate_proj(hidden_BSH)) * self.up_proj(hidden_BSH))
+
+
+class MegaDnaLayer(nn.Module):
+    """One pre-LN transformer layer."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.attention = MegaDnaAttention(config)
+        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MegaDnaMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, want_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The residual stream [B, S, H] after the layer, and the attention weights where wanted."""
+        branch, weights = self.attention(hidden_BSH, rotary, bias, want_weights)
+        hidden_BSH = hidden_BSH + self.dropout(branch)
+        return hidden_BSH + self.dropout(self.mlp(self.ln(hidden_BSH))), weights
+
+
+class MegaDnaEncoder(nn.Module):
+    """The layers and the final LayerNorm."""
+
+    _gradient_checkpointing_func: Any  # set by gradient_checkpointing_enable()
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([MegaDnaLayer(config) for _ in range(config.num_hidden_layers)])
+        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        hidden_BSH: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        want_hidden_states: bool,
+        want_weights: bool,
+    ) -> BaseModelOutput:
+        """Hidden states, if wanted: the input of each layer, then the output of the final LayerNorm (L + 1 in all)."""
+        hidden_states: list[Tensor] = []
+        attentions: list[Tensor] = []
+        for layer in self.layer:
+            if want_hidden_states:
+                hidden_states.append(hidden_BSH)
+            if self.gradient_checkpointing and self.training:
+                hidden_BSH, weights = self._gradient_checkpointing_func(
+                    layer.__call__, hidden_BSH, rotary, bias, want_weights
+                )
+            else:
+                hidden_BSH, weights = layer(hidden_BSH, rotary, bias, want_weights)
+            if want_weights:
+                attentions.append(weights)
+        hidden_BSH = self.ln(hidden_BSH)
+        return BaseModelOutput(
+            last_hidden_state=hidden_BSH,
+            hidden_states=(*hidden_states, hidden_BSH) if want_hidden_states else None,
+            attentions=tuple(attentions) if want_weights else None,
+        )
+
+
+class MegaDnaEmbeddings(nn.Module):
+    """Token embedding; positions enter in the attention, and there are no token types."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids_BS: Tensor | None, inputs_embeds_BSH: Tensor | None) -> Tensor:
+        """[B, S, H]."""
+        if (input_ids_BS is None) == (inputs_embeds_BSH is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        return self.dropout(self.word_embeddings(input_ids_BS) if inputs_embeds_BSH is None else inputs_embeds_BSH)
+
+
+class MegaDnaPreTrainedModel(PreTrainedModel):
+    """What all classes share: configuration, initial weights, loading and saving.
+
+    `_auto_class` of each class makes save_pretrained() copy this file along (transformers 4 does not set it by itself).
+    """
+
+    config_class = MegaDnaConfig
+    base_model_prefix = "bert"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["MegaDnaLayer"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal(0, initializer_range) weights, zero biases, unit norms; rotary frequencies are written again."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, MegaDnaRotary):
+            module.refill()
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter) and not getattr(bias, "_is_hf_initialized", False):
+            nn.init.zeros_(bias)
+
+
+class MegaDnaModel(MegaDnaPreTrainedModel):
+    """The bare encoder: embeddings of every token after the final LayerNorm."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__(config)
+        self.embeddings = MegaDnaEmbeddings(config)
+        self.rotary = MegaDnaRotary(config)
+        self.encoder = MegaDnaEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.embeddings.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple:
+        """attention_mask [B, S]: 1 for real tokens, 0 for padding; real tokens come out as they would alone."""
+        config = self.config
+        hidden_BSH = self.embeddings(input_ids, inputs_embeds)
+        output = self.encoder(
+            hidden_BSH,
+            self.rotary(hidden_BSH.shape[1]),
+            padding_bias(attention_mask, hidden_BSH.dtype),
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            bool(config.output_attentions if output_attentions is None else output_attentions),
+        )
+        return output if wants_dict(config, return_dict) else output.to_tuple()
+
+
+def wants_dict(config: MegaDnaConfig, return_dict: bool | None) -> bool:
+    """The caller's choice, else the configuration's."""
+    return bool(config.return_dict if return_dict is None else return_dict)
+
+
+class MegaDnaPredictionTransform(nn.Module):
+    """Dense, exact GELU, LayerNorm."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_BSH: Tensor) -> Tensor:
+        """[B, S, H]."""
+        return self.LayerNorm(F.gelu(self.dense(hidden_BSH)))
+
+
+class MegaDnaPredictions(nn.Module):
+    """Scores of every token of the vocabulary; the decoder's rows are the token embedding."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.transform = MegaDnaPredictionTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_BSH: Tensor) -> Tensor:
+        """Logits [B, S, V]."""
+        return self.decoder(self.transform(hidden_BSH)) + self.bias
+
+
+class MegaDnaMaskedLMHead(nn.Module):
+    """Holder of the predictions: the name `cls.predictions` is part of the file format."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.predictions = MegaDnaPredictions(config)
+
+    def forward(self, hidden_BSH: Tensor) -> Tensor:
+        """Logits [B, S, V]."""
+        return self.predictions(hidden_BSH)
+
+
+class MegaDnaForMaskedLM(MegaDnaPreTrainedModel):
+    """Masked language model."""
+
+    _auto_class = "AutoModelForMaskedLM"
+    _tied_weights_keys = tied_weights_keys()
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__(config)
+        self.bert = MegaDnaModel(config)
+        self.cls = MegaDnaMaskedLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The tied decoder."""
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the decoder."""
+        self.cls.predictions.decoder = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | tuple:
+        """Logits [B, S, V]; with labels [B, S], their mean cross-entropy in nats where the label is not -100."""
+        output = self.bert(
+            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
+        )
+        logits_BSV = self.cls(output.last_hidden_state)
+        result = MaskedLMOutput(
+            loss=None if labels is None else F.cross_entropy(logits_BSV.float().flatten(0, 1), labels.flatten()),
+            logits=logits_BSV,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if wants_dict(self.config, return_dict) else result.to_tuple()
+
+
+def classifier_dropout(config: MegaDnaConfig) -> nn.Dropout:
+    """Dropout before a classification head."""
+    own = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if own is None else own)
+
+
+def pooled(hidden_BSH: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
+    """[B, H]: the first token, or the mean over real tokens."""
+    if pooling == "cls":
+        return hidden_BSH[:, 0]
+    if attention_mask is None:
+        return hidden_BSH.mean(dim=1)
+    weight_BS1 = attention_mask[:, :, None].to(hidden_BSH.dtype)
+    return (hidden_BSH * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1).clamp_min(1)
+
+
+def classification_loss(logits_BC: Tensor, labels: Tensor, config: MegaDnaConfig) -> Tensor:
+    """By config.problem_type; without it: one label is regression, integer labels are classes, others multi-label."""
+    problem = config.problem_type
+    if problem is None and config.num_labels == 1:
+        problem = "regression"
+    elif problem is None:
+        problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    if problem == "regression":
+        return F.mse_loss(logits_BC.float().squeeze(-1), labels.float().view_as(logits_BC.squeeze(-1)))
+    if problem == "single_label_classification":
+        return F.cross_entropy(logits_BC.float(), labels.flatten())
+    return F.binary_cross_entropy_with_logits(logits_BC.float(), labels.float())
+
+
+class MegaDnaClassificationHead(nn.Module):
+    """Dropout, dense, tanh, dropout, projection to the labels."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = classifier_dropout(config)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, pooled_BH: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(pooled_BH)))))
+
+
+class MegaDnaForSequenceClassification(MegaDnaPreTrainedModel):
+    """One prediction a sequence: classes, several labels at once, or numbers."""
+
+    _auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = MegaDnaModel(config)
+        self.classifier = MegaDnaClassificationHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple:
+        """Logits [B, C] and, with labels, the loss of config.problem_type."""
+        output = self.bert(
+            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
+        )
+        logits_BC = self.classifier(pooled(output.last_hidden_state, attention_mask, self.config.classifier_pooling))
+        result = SequenceClassifierOutput(
+            loss=None if labels is None else classification_loss(logits_BC, labels, self.config),
+            logits=logits_BC,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if wants_dict(self.config, return_dict) else result.to_tuple()
+
+
+class MegaDnaForTokenClassification(MegaDnaPreTrainedModel):
+    """One class a token."""
+
+    _auto_class = "AutoModelForTokenClassification"
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = MegaDnaModel(config)
+        self.dropout = classifier_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TokenClassifierOutput | tuple:
+        """Logits [B, S, C]; with labels [B, S], their mean cross-entropy in nats where the label is not -100."""
+        output = self.bert(
+            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
+        )
+        logits_BSC = self.classifier(self.dropout(output.last_hidden_state))
+        result = TokenClassifierOutput(
+            loss=None if labels is None else F.cross_entropy(logits_BSC.float().flatten(0, 1), labels.flatten()),
+            logits=logits_BSC,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if wants_dict(self.config, return_dict) else result.to_tuple()

@@ -1,0 +1,128 @@
+"""Tokenizer files that travel with an export: raw sequence in, the same ids as training out.
+
+In:  a megadna tokenizer, an export folder.
+Out: tokenizer.json and tokenizer_config.json, read by transformers 4.48 to 5.x as a fast tokenizer. Overlapping
+k-mers, which a fast tokenizer cannot express: vocab.txt, tokenizer_config.json and tokenization_megadna.py
+(trust_remote_code=True).
+
+Letters are upper-cased. IUPAC ambiguity codes: N for nucleotides and byte-pair pieces, unknown in k-mers. Special
+tokens in the text, such as [MASK], are kept.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from megadna.tokenizer.alphabet import BASES, IUPAC_AMBIGUOUS
+from megadna.tokenizer.base import Tokenizer as DnaTokenizer
+from megadna.tokenizer.kmer import KmerTokenizer
+from megadna.tokenizer.nucleotide import NucleotideTokenizer
+
+_ANY_CHARACTER = r"[\s\S]"
+
+
+def write_tokenizer(tokenizer: DnaTokenizer, folder: Path, max_length: int) -> None:
+    """Write the files of `tokenizer` into `folder`; `max_length` counts tokens, [CLS] and [SEP] included."""
+    config = _tokenizer_config(tokenizer, max_length)
+    if isinstance(tokenizer, KmerTokenizer) and tokenizer.stride < tokenizer.bases_per_token:
+        source = Path(__file__).with_name("tokenization_megadna.py")
+        (folder / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        (folder / "vocab.txt").write_text("\n".join(tokenizer.tokens()) + "\n", encoding="utf-8")
+        name = "MegadnaKmerTokenizer"
+        config |= {
+            "tokenizer_class": name,
+            "auto_map": {"AutoTokenizer": [f"{source.stem}.{name}", None]},
+            "k": tokenizer.bases_per_token,
+        }
+    else:
+        _fast(tokenizer).save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def _fast(tokenizer: DnaTokenizer) -> Tokenizer:
+    if isinstance(tokenizer, KmerTokenizer):
+        fast = _blocks(tokenizer)
+    else:
+        fast = _nucleotide(tokenizer) if isinstance(tokenizer, NucleotideTokenizer) else _byte_pairs(tokenizer)
+    return _with_special_tokens(fast, tokenizer)
+
+
+def _special_names(tokenizer: DnaTokenizer) -> dict[str, str]:
+    texts = tokenizer.tokens()
+    return {f"{name}_token": texts[getattr(tokenizer, f"{name}_id")] for name in ("pad", "mask", "cls", "sep", "unk")}
+
+
+def _tokenizer_config(tokenizer: DnaTokenizer, max_length: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "padding_side": "right",
+        "truncation_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **_special_names(tokenizer),
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _upper_case(letters: str) -> list[normalizers.Normalizer]:
+    return [normalizers.Replace(letter.lower(), letter) for letter in letters]
+
+
+def _nucleotide(tokenizer: DnaTokenizer) -> Tokenizer:
+    ambiguous = IUPAC_AMBIGUOUS + IUPAC_AMBIGUOUS.lower()
+    fast = Tokenizer(models.WordLevel(_vocabulary(tokenizer), unk_token=_special_names(tokenizer)["unk_token"]))
+    fast.normalizer = normalizers.Sequence([*_upper_case("ACGTU"), normalizers.Replace(Regex(f"[{ambiguous}]"), "N")])
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY_CHARACTER), "isolated")
+    return fast
+
+
+def _blocks(tokenizer: KmerTokenizer) -> Tokenizer:
+    """k-mers side by side; what is left at the end gives no token."""
+    block = Regex(f"{_ANY_CHARACTER}{{{tokenizer.bases_per_token}}}")
+    fast = Tokenizer(models.WordLevel(_vocabulary(tokenizer), unk_token=_special_names(tokenizer)["unk_token"]))
+    fast.normalizer = normalizers.Sequence(_upper_case(BASES))
+    fast.pre_tokenizer = pre_tokenizers.Split(block, "removed", invert=True)
+    return fast
+
+
+def _byte_pairs(tokenizer: DnaTokenizer) -> Tokenizer:
+    """sentencepiece's merges by rank: a piece's rank is its id, whichever two pieces it is joined from."""
+    vocabulary = _vocabulary(tokenizer)
+    pieces = tokenizer.tokens()
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in pieces[tokenizer.nucleotide_ids[0] :]
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
+    fast = Tokenizer(models.BPE(vocabulary, merges))
+    other = normalizers.Replace(Regex("[^ACGT]"), "N")
+    fast.normalizer = normalizers.Sequence([*_upper_case(BASES), other])
+    return fast
+
+
+def _vocabulary(tokenizer: DnaTokenizer) -> dict[str, int]:
+    return {text: number for number, text in enumerate(tokenizer.tokens())}
+
+
+def _with_special_tokens(fast: Tokenizer, tokenizer: DnaTokenizer) -> Tokenizer:
+    names = _special_names(tokenizer)
+    cls, sep = names["cls_token"], names["sep_token"]
+    fast.add_special_tokens(list(names.values()))
+    fast.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
+    )
+    if isinstance(tokenizer, KmerTokenizer):
+        unknown = decoders.Replace(names["unk_token"], "N" * tokenizer.bases_per_token)
+        fast.decoder = decoders.Sequence([unknown, decoders.Fuse()])
+    else:
+        fast.decoder = decoders.Fuse()
+    return fast

@@ -1,0 +1,139 @@
+"""Hide some bases of a real sequence and let an exported model guess them. Needs torch and transformers, nothing else.
+
+    python tools/fill_mask.py HF_FOLDER --input genome.fa.gz
+    python tools/fill_mask.py HF_FOLDER --sequence ACGTTGCA... --masks 5
+
+In:  a Hugging Face folder of a one-token-a-base masked language model, and a FASTA file (plain or gzip) or a sequence.
+Out: the window with the hidden bases marked, p(A), p(C), p(G), p(T) of each, and the share guessed right, which by
+     chance alone is about 0.25.
+A fixed --seed picks the window (A, C, G, T only) and the hidden positions; all are hidden at once by [MASK].
+"""
+
+import argparse
+import gzip
+import math
+import random
+import re
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging
+
+BASES = "ACGT"
+LINE = 60
+
+
+def read_fasta(path: Path) -> dict[str, str]:
+    """Sequences by name, upper-cased."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    records: dict[str, list[str]] = {}
+    with opener(path, "rt") as lines:
+        for line in lines:
+            if line.startswith(">"):
+                current = records.setdefault(line[1:].split(maxsplit=1)[0], [])
+            elif line.strip():
+                if not records:
+                    sys.exit(f"{path}: the first line is no FASTA header (>name)")
+                current.append(line.strip().upper())
+    return {name: "".join(parts) for name, parts in records.items()}
+
+
+def pick_window(records: dict[str, str], length: int, rng: random.Random) -> tuple[str, str]:
+    """A place and its `length` bases, drawn by length of the records; only stretches of A, C, G, T count."""
+    fits = {name: sequence for name, sequence in records.items() if len(sequence) >= length}
+    if not fits:
+        sys.exit(f"no sequence has {length} bases; give a smaller --length")
+    for _ in range(1000):
+        name = rng.choices(list(fits), weights=[len(sequence) for sequence in fits.values()])[0]
+        start = rng.randrange(len(fits[name]) - length + 1)
+        window = fits[name][start : start + length]
+        if re.fullmatch("[ACGT]+", window):
+            return f"{name}:{start + 1}-{start + length}", window
+    sys.exit(f"found no stretch of {length} bases A, C, G, T; give a smaller --length")
+
+
+def base_probabilities(folder: str, window: str, positions: list[int]) -> torch.Tensor:
+    """[positions, 4] probabilities of A, C, G, T, all positions hidden at once, renormalised over the four."""
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+    ids = tokenizer(window, return_tensors="pt")["input_ids"]
+    first = int(ids[0, 0] == tokenizer.cls_token_id)  # where the first base stands
+    if ids.shape[1] - len(window) not in (0, 1, 2):
+        sys.exit(f"{folder} does not have one token a base: {len(window)} bases gave {ids.shape[1]} tokens")
+    ids[0, [first + position for position in positions]] = tokenizer.mask_token_id
+    with torch.no_grad():
+        logits = model(ids).logits[0, [first + position for position in positions]].float()
+    return logits[:, tokenizer.convert_tokens_to_ids(list(BASES))].softmax(-1)
+
+
+def marked(window: str, positions: list[int]) -> str:
+    """The window in lines of 60, hidden bases in lower case with a caret below."""
+    hidden = set(positions)
+    letters = "".join(base.lower() if i in hidden else base for i, base in enumerate(window))
+    carets = "".join("^" if i in hidden else " " for i in range(len(window)))
+    lines = []
+    for start in range(0, len(window), LINE):
+        lines += [
+            f"{start + 1:>6}  {letters[start : start + LINE]}",
+            f"{'':>6}  {carets[start : start + LINE]}".rstrip(),
+        ]
+    return "\n".join(lines)
+
+
+def table(window: str, positions: list[int], probabilities: torch.Tensor) -> str:
+    """One line a hidden base, then the totals."""
+    lines = ["position  true   p(A)   p(C)   p(G)   p(T)  guess"]
+    right, bits = 0, 0.0
+    for position, shares in zip(positions, probabilities.tolist(), strict=True):
+        true, guess = window[position], BASES[shares.index(max(shares))]
+        right += guess == true
+        bits -= math.log2(shares[BASES.index(true)])
+        columns = "  ".join(f"{share:.3f}" for share in shares)
+        lines.append(f"{position + 1:>8}  {true:>4}  {columns}  {guess:>5}{'  right' if guess == true else ''}")
+    count = len(positions)
+    lines.append(
+        f"\n{right} of {count} right ({right / count:.0%}; chance 25%), {bits / count:.3f} bits a base (chance 2)"
+    )
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="Hugging Face folder, as `megadna export` writes it")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", type=Path, help="FASTA file, plain or gzip")
+    source.add_argument("--sequence", help="bases to use as they are")
+    parser.add_argument("--length", type=int, default=480, help="bases of the window taken from --input")
+    parser.add_argument("--masks", type=int, default=24, help="bases to hide")
+    parser.add_argument("--seed", type=int, default=0, help="draws the window and the positions")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read, hide, guess, print."""
+    arguments = parse_arguments()
+    rng = random.Random(arguments.seed)
+    if not (Path(arguments.folder) / "config.json").is_file():
+        sys.exit(f"{arguments.folder} is no Hugging Face folder: it has no config.json")
+    if arguments.sequence:
+        place, window = "the given sequence", arguments.sequence.upper()
+    elif arguments.input.is_file():
+        place, window = pick_window(read_fasta(arguments.input), arguments.length, rng)
+    else:
+        sys.exit(f"{arguments.input} is not a file; give a FASTA file to --input")
+    candidates = [i for i, base in enumerate(window) if base in BASES]
+    if not 0 < arguments.masks <= len(candidates):
+        sys.exit(
+            f"--masks must lie in 1..{len(candidates)} (the bases A, C, G, T of the window), got {arguments.masks}"
+        )
+    positions = sorted(rng.sample(candidates, arguments.masks))
+    print(f"{place}, hidden bases in lower case:\n\n{marked(window, positions)}\n")
+    print(table(window, positions, base_probabilities(arguments.folder, window, positions)))
+
+
+if __name__ == "__main__":
+    main()
