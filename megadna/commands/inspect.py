@@ -1,0 +1,130 @@
+"""`megadna inspect`: what a folder that megadna wrote holds."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from megadna.arguments import load_config, new_parser, parse
+from megadna.commands.preprocess import add_options, options_from, sources_table
+from megadna.config import Config
+from megadna.data.checksums import checksum
+from megadna.data.dataset import ChunkDataset
+from megadna.data.leakage import measure_leakage
+from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, load_manifest
+from megadna.data.show import show_batch
+from megadna.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """What to show."""
+
+    tensors: bool = False
+    """Checkpoint: name every tensor."""
+
+    verify: bool = False
+    """Read every file and compare checksums."""
+    locate: str = ""
+    """`split:i`: print where chunk i of a split lies."""
+    leakage: bool = False
+    """Compare held-out chunks with train and store the result in the dataset."""
+    max_containment: float = 0.2
+    """Share of a held-out chunk's sketch above which it is flagged."""
+    show_batch: bool = False
+    """Print the first training batch as text, by --config."""
+    config: str = ""
+    """show_batch: YAML file of the run; default: a run without any settings."""
+
+
+def main(arguments: list[str]) -> None:
+    """Print what a dataset, checkpoint or run folder holds."""
+    parser = new_parser("inspect", "What a folder that megadna wrote holds.")
+    parser.add_argument("path", type=Path, help="dataset, checkpoint or run folder")
+    add_options(parser, InspectOptions)
+    namespace = parse(parser, arguments)
+    options = options_from(namespace, InspectOptions)
+    if not namespace.path.exists():
+        raise UserError(f"{namespace.path}: no such folder")
+    if any((namespace.path / name).is_dir() for name in ("weights", "checkpoints")):
+        inspect_training(namespace.path, options)
+    else:
+        inspect_dataset(namespace.path, options)
+
+
+def inspect_training(path: Path, options: InspectOptions) -> None:
+    """What a checkpoint or a run holds."""
+    from megadna.train.describe import describe_checkpoint, describe_run  # the engine takes seconds to import
+
+    lines = describe_checkpoint(path, tensors=options.tensors) if (path / "weights").is_dir() else describe_run(path)
+    for line in lines:
+        sys.stdout.write(line + "\n")
+
+
+def inspect_dataset(path: Path, options: InspectOptions) -> None:
+    """Tables of a dataset, or the one thing that was asked for."""
+    if options.locate:
+        sys.stdout.write(_locate(path, options.locate) + "\n")
+        return
+    if options.show_batch:
+        config = load_config(Path(options.config)) if options.config else Config()
+        sys.stdout.write(show_batch(replace(config, data=replace(config.data, path=str(path)))))
+        return
+    manifest = load_manifest(path)
+    if options.leakage:
+        manifest = replace(manifest, leakage=measure_leakage(path, options.max_containment))
+        temporary = path / f".{MANIFEST_NAME}"
+        temporary.write_text(dump_manifest(manifest), encoding="utf-8")
+        temporary.replace(path / MANIFEST_NAME)
+    check_files(path, manifest, checksums=options.verify)
+    print_dataset(path, manifest)
+    sys.stdout.write("every checksum fits\n" if options.verify else "every file has its size (--verify: checksums)\n")
+
+
+def _locate(path: Path, text: str) -> str:
+    split, _, number = text.partition(":")
+    if split not in SPLITS or not number.lstrip("-").isdigit():
+        raise UserError(f"--locate {text}: say split and number, for instance valid:17")
+    location = ChunkDataset(path, split).locate(int(number))
+    return f"{location.contig}:{location.start}-{location.end}\t{location.source}"
+
+
+def check_files(path: Path, manifest: Manifest, *, checksums: bool) -> None:
+    """UserError at the first file that is missing or has not the size or checksum of the manifest."""
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing; run megadna preprocess again")
+        if file.stat().st_size != entry.size:
+            raise UserError(
+                f"{file}: {file.stat().st_size} bytes instead of {entry.size}; run megadna preprocess again"
+            )
+        if checksums and checksum(file).xxh128 != entry.xxh128:
+            raise UserError(f"{file}: checksum differs from the manifest's; run megadna preprocess again")
+    for split in manifest.splits:
+        first = ChunkDataset(path, split).contigs.first[split]
+        if not (np.diff(first[first >= 0]) > 0).all():
+            raise UserError(f"{path / 'contigs.tsv'}: {split} columns do not rise; run megadna preprocess again")
+
+
+def print_dataset(path: Path, manifest: Manifest) -> None:
+    """Totals, sources, notes and leakage on standard output."""
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(f"dataset {manifest.dataset_id} at {path}, chunks of {manifest.chunk_length:,} nt, ", end="")
+    console.print(f"by megadna {manifest.program_version}")
+    splits = Table("split", "chunks", "bases", box=None)
+    for split in SPLITS:
+        splits.add_row(split, f"{manifest.chunks[split]:,}", f"{manifest.bases[split]:,}")
+    console.print(splits)
+    console.print(sources_table(manifest))
+    for note in manifest.notes:
+        console.print(f"note: {note}")
+    for split, row in dict(manifest.leakage.get("splits", {})).items():
+        console.print(
+            f"leakage: {row['flagged']:,} of {row['chunks']:,} {split} chunks share more than "
+            f"{manifest.leakage['max_containment']:g} of their sketch with train "
+            f"(mean {row['mean']}, highest {row['highest']})"
+        )

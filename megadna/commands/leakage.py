@@ -1,0 +1,70 @@
+"""`megadna leakage`: how much of a benchmark's sequences a pretraining dataset contains."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megadna.arguments import new_parser, parse
+from megadna.commands.preprocess import add_options, options_from
+from megadna.data.benchmark_overlap import Overlap, interval_overlap, sequence_overlap
+from megadna.errors import UserError
+from megadna.genome.tables import TableFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakageOptions:
+    """What to compare."""
+
+    data: Path
+    """Dataset folder."""
+    input: Path
+    """Benchmark: FASTA, CSV, TSV or Parquet with --column, or BED in the dataset's coordinates."""
+    split: str = "train"
+    """Split of the dataset to look in."""
+    column: str = ""
+    """Column that holds the sequences; `sequence` or `seq` is found by itself."""
+    spaced_kmers: bool = False
+    """Sequences are overlapping k-mers with blanks between."""
+    max_containment: float = 0.2
+    """A sequence counts as contained above this share."""
+    output: Path | None = None
+    """TSV to write: name and contained share of each sequence."""
+
+
+def main(arguments: list[str]) -> None:
+    """Print the contained share of a benchmark; write it per sequence with --output."""
+    parser = new_parser("leakage", "How much of a benchmark's sequences a pretraining dataset contains.")
+    add_options(parser, LeakageOptions)
+    options = options_from(parse(parser, arguments), LeakageOptions)
+    if options.output is not None and options.output.exists():
+        raise UserError(f"{options.output}: exists; choose another --output")
+    if options.input.name.removesuffix(".gz").endswith(".bed"):
+        overlap = interval_overlap(options.data, options.split, options.input)
+    else:
+        table = TableFormat(options.column or _guess_column(options.input), False, options.spaced_kmers)
+        overlap = sequence_overlap(options.data, options.split, options.input, table)
+    _report(overlap, options)
+
+
+def _guess_column(path: Path) -> str:
+    if not path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".parquet")):
+        return ""
+    return "sequence"
+
+
+def _report(overlap: Overlap, options: LeakageOptions) -> None:
+    known = overlap.shares[~np.isnan(overlap.shares)]
+    contained = int((known > options.max_containment).sum())
+    share = 100 * contained / max(1, len(known))
+    mean = float(known.mean()) if len(known) else float("nan")
+    sys.stdout.write(
+        f"{options.input}: {contained:,} of {len(known):,} sequences ({share:.2f} %) share more than "
+        f"{100 * options.max_containment:g} % with {options.split} of {options.data}; mean contained share {mean:.4f}\n"
+    )
+    if len(known) < len(overlap.shares):
+        sys.stdout.write(f"{len(overlap.shares) - len(known):,} sequences are too short or too ambiguous to tell\n")
+    if options.output is not None:
+        rows = zip(overlap.names, overlap.shares.tolist(), strict=True)
+        options.output.write_text("name\tcontained\n" + "".join(f"{name}\t{share:.6g}\n" for name, share in rows))

@@ -1,0 +1,82 @@
+"""`megadna train`: pretrain an encoder on a dataset."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from megadna.arguments import config_from, config_parser, parse
+from megadna.config import Config
+from megadna.engine.distributed import launched_outside, parallel_world, select_device, world_size_from_environment
+from megadna.engine.launch import run_ranks
+from megadna.errors import EXIT_REQUEUE, UserError
+from megadna.log import rank_from_environment
+
+
+def main(arguments: list[str]) -> None:
+    """Train RUN from --config; started by plain python, torchrun or srun."""
+    parser = config_parser("train", "Pretrain an encoder: one YAML is one experiment, --section.key overrides it.")
+    parser.add_argument("--output", type=str, default="", help="run folder")
+    parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint of the run folder")
+    parser.add_argument("--overwrite", action="store_true", help="delete what the run folder holds")
+    options = parse(parser, arguments)
+    config = config_from(options)
+    if config.engine.dry_run:
+        from megadna.train.dry_run import describe_rank
+
+        sys.stdout.write(describe_rank(config))
+        return
+    if not options.output:
+        raise UserError("--output is missing: give the run folder")
+    run = Path(options.output)
+    num_ranks = world_size_from_environment() if launched_outside() else config.engine.num_processes
+    _check(config, num_ranks)
+    if not launched_outside() or rank_from_environment() == 0:
+        _prepare(run, resume=options.resume, overwrite=options.overwrite)
+    if not launched_outside() and num_ranks > 1:
+        # The folder is ready: the ranks must not find fault with it, nor empty it again.
+        passed = [word for word in arguments if word != "--overwrite"]
+        sys.exit(run_ranks(num_ranks, ["train", *passed]))
+    with parallel_world(config.engine, config.parallel) as world:
+        from megadna.train.faults import out_of_memory
+        from megadna.train.loop import TrainingRun
+
+        try:
+            finished = TrainingRun(config, run, world).train(resume=options.resume)
+        except torch.OutOfMemoryError as error:
+            raise UserError(out_of_memory(config, world)) from error
+    if not finished:
+        sys.exit(EXIT_REQUEUE)
+
+
+def _check(config: Config, num_ranks: int) -> None:
+    """Everything a user can get wrong, before any process group starts."""
+    from megadna.data.chunks import open_chunks
+    from megadna.data.loader import resolve_sequence_length
+    from megadna.tokenizer.build import build_tokenizer
+
+    select_device(config.engine)
+    config.data_parallel_size(num_ranks)
+    if not config.data.path:
+        raise UserError("data.path is empty: give the dataset folder with --data.path (megadna preprocess writes one)")
+    pools = [open_chunks(config.data.path, split) for split in ("train", "valid")]
+    resolve_sequence_length(config, pools[0].chunk_length, build_tokenizer(config.tokenizer))
+
+
+def _prepare(run: Path, *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file; --output names the run folder")
+    if resume:
+        from megadna.train.checkpoint import find_checkpoint
+
+        find_checkpoint(run)
+    elif run.exists() and any(run.iterdir()):
+        if not overwrite:
+            raise UserError(f"{run}: not empty; say --resume to continue the run in it, or --overwrite to delete it")
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"{run}: holds something that is no run, so it is not overwritten; remove it yourself")
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
