@@ -5,7 +5,15 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 GPU = ["flash-attn>=2.6"]
-TEST = ["pytest>=8", "hypothesis>=6.100", "accelerate>=1.1"]  # accelerate: Trainer, the other side of a benchmark
+DOWNSTREAM = [
+    "accelerate>=1.1",  # transformers' Trainer
+    "h5py",
+    "pandas>=2",
+    "peft>=0.14",
+    "pyBigWig",
+    "scikit-learn>=1.4",
+]
+TEST = ["pytest>=8", "hypothesis>=6.100", *DOWNSTREAM]
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(
@@ -36,6 +44,6 @@ setup(
         "sentencepiece",
         "matplotlib",
     ],
-    extras_require={"gpu": GPU, "test": TEST, "dev": DEV + TEST},
+    extras_require={"gpu": GPU, "downstream": DOWNSTREAM, "test": TEST, "dev": DEV + TEST},
     entry_points={"console_scripts": ["megadna = megadna.cli:main"]},
 )
