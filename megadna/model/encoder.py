@@ -4,7 +4,8 @@ Embeddings -> TransformerBlock -> dense, GELU, norm -> decoder tied to the embed
 modern one (pre-LN, RoPE, SwiGLU, final LayerNorm: AIDO.DNA, doi:10.1101/2024.12.01.625444) and the original BERT
 (post-LN, learned positions, token types, GELU: DNABERT, doi:10.1093/bioinformatics/btab083).
 
-Shapes: B batch, S sequence, H hidden, V vocabulary with its padding (of this tensor-parallel rank), D head dimension.
+Shapes: B batch, S sequence, H hidden, V vocabulary with its padding (of this tensor-parallel rank), D head dimension,
+M predicted tokens.
 """
 
 from contextlib import nullcontext
@@ -106,12 +107,18 @@ class DnaEncoder(LanguageModule):
         self.encoder.set_input_tensor(input_tensor[0])
 
     def forward(
-        self, tokens_BS: Tensor, segments: PackedSeqParams | None = None, positions_BS: Tensor | None = None
+        self,
+        tokens_BS: Tensor,
+        segments: PackedSeqParams | None = None,
+        positions_BS: Tensor | None = None,
+        rows_M: Tensor | None = None,
     ) -> Tensor:
         """Logits [S, B, V] in fp32 on the last stage, hidden states [S, B, H] before it.
 
         segments: None where every row is one full sequence, else model/segments.py.
         positions_BS: int64, place of each token in its sequence; None: every row counts from 0.
+        rows_M: int64, places in this rank's S x B tokens: logits [M, 1, V] of these alone. Under sequence parallelism
+        every tensor-parallel rank names M of its own part, and the logits are of all of them.
         """
         hidden_SBH = self.embedding(tokens_BS, positions_BS) if self.pre_process else None
         hidden_SBH = self.encoder(
@@ -122,6 +129,8 @@ class DnaEncoder(LanguageModule):
         )
         if not self.post_process:
             return hidden_SBH
+        if rows_M is not None:
+            hidden_SBH = hidden_SBH.flatten(0, 1).index_select(0, rows_M)[:, None]
         weight = self.shared_embedding_or_output_weight() if self.pre_process else None
         logits_SBV, _ = self.output_layer(self.lm_head(hidden_SBH), weight=weight)
         return hide_padding(logits_SBV.float(), self.vocab_size)
@@ -169,7 +178,9 @@ def build_encoder(
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
-        ).to(device)
+        )
+    if not is_meta:  # there `to` would make new parameters, without megatron's marks
+        model.to(device)
     mark_split_weights(model)
     if not is_meta:
         fill_initial_weights(model, config)
