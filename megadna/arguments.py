@@ -3,9 +3,11 @@
 import difflib
 import re
 from argparse import ArgumentError
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from megadna.config import Config
@@ -21,6 +23,8 @@ def new_parser(command: str, description: str) -> ArgumentParser:
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse and build the dataclasses; UserError with the key and a suggestion where something is wrong."""
+    for path in _refuse_repeats(parser, arguments):
+        _refuse_double_keys(path)
     try:
         return parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
@@ -32,12 +36,50 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         raise UserError(f"{parser.prog}: {message}{_in_config(arguments)}") from error
 
 
+def _options(arguments: list[str]) -> Iterable[tuple[str, str]]:
+    """Each --key on the command line, and the value or word behind it."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word.startswith("--"):
+            key, assigned, value = word.partition("=")
+            yield key, value if assigned else following
+
+
+def _refuse_repeats(parser: ArgumentParser, arguments: list[str]) -> list[Path]:
+    """UserError where a key is given twice, of which the last would silently win; returns the config files."""
+    seen: dict[str, str] = {}
+    for key, value in _options(arguments):
+        if key in seen:
+            raise UserError(
+                f"{parser.prog}: {key} is given twice ({seen[key]}, then {value}); say it once, several values in "
+                "one list as '[a, b]'"
+            )
+        seen[key] = value
+    return [Path(seen["--config"])] if "--config" in seen else []
+
+
+def _refuse_double_keys(path: Path) -> None:
+    """UserError where a YAML file holds a key twice in one section; other faults are left to the parser."""
+    try:
+        nodes = [yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise UserError(f"{path}: line {line}: {key.value} stands in line {lines[key.value]} already")
+                lines[key.value] = line
+                nodes.append(value)
+
+
 def _in_config(arguments: list[str]) -> str:
     """Where to look as well, where a config file was given."""
-    for word, name in zip(arguments, [*arguments[1:], ""], strict=True):
-        if word == "--config" or word.startswith("--config="):
-            return f" (look in {name if word == '--config' else word.partition('=')[2]} and at the options)"
-    return ""
+    return next((f" (look in {name} and at the options)" for key, name in _options(arguments) if key == "--config"), "")
 
 
 def config_parser(command: str, description: str) -> ArgumentParser:

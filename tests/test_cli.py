@@ -64,12 +64,16 @@ def test_train_refuses_before_anything_starts(
     toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    base = ["train", "--config", CONFIG, "--output", run, "--data.path", toy_dataset, "--data.sequence_length", "128"]
+    start = ["train", "--config", CONFIG, "--output", run]
+    data = [*start, "--data.path", toy_dataset]
+    base = [*data, "--data.sequence_length", "128"]
     assert "model.num_layer" in mistake(capsys, *base, "--model.num_layer", "3")
-    line = mistake(capsys, *base, "--data.sequence_length", "600")
+    line = mistake(capsys, *data, "--data.sequence_length", "600")
     assert "600" in line and "514" in line  # 512 nt + [CLS] + [SEP]
-    assert "nowhere" in mistake(capsys, *base, "--data.path", tmp_path / "nowhere")
-    assert "--data.path" in mistake(capsys, "train", "--config", CONFIG, "--output", run)
+    assert "nowhere" in mistake(capsys, *start, "--data.path", tmp_path / "nowhere")
+    assert "--data.path" in mistake(capsys, *start)
+    line = mistake(capsys, *data, "--data.path", tmp_path / "second")
+    assert "--data.path is given twice" in line and str(toy_dataset) in line and "second" in line
     assert "2 ranks" in mistake(capsys, *base, "--parallel.tensor", "2", "--engine.num_processes", "3").replace(
         "3", "2"
     )

@@ -80,6 +80,15 @@ def test_a_list_where_keys_belong_names_the_file(tmp_path: Path) -> None:
         load_config(tmp_path / "bad.yaml")
 
 
+def test_a_key_that_stands_twice_in_a_yaml_names_both_lines(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("train:\n  steps: 5\n  lr: 1.0e-4\n  steps: 6\n")
+    with pytest.raises(UserError, match=r"bad.yaml: line 4: steps stands in line 2 already"):
+        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_text("seed: 1\ntrain: {steps: 5}\ntrain: {lr: 1.0e-4}\n")
+    with pytest.raises(UserError, match=r"bad.yaml: line 3: train stands in line 2 already"):
+        load_config(tmp_path / "bad.yaml")
+
+
 @pytest.mark.parametrize("yaml", ["modle: {num_layers: 2}\n", "model: {numlayers: 2}\n", "model: [1, 2\n", "seed: x\n"])
 def test_a_bad_yaml_is_refused(tmp_path: Path, yaml: str) -> None:
     (tmp_path / "bad.yaml").write_text(yaml)
