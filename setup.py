@@ -7,11 +7,13 @@ from setuptools import find_packages, setup
 GPU = ["flash-attn>=2.6"]
 DOWNSTREAM = [
     "accelerate>=1.1",  # transformers' Trainer
+    "bioframe>=0.7",  # GFF3, GTF, BED and narrowPeak tables
     "h5py",
     "pandas>=2",
     "peft>=0.14",
     "pyBigWig",
     "scikit-learn>=1.4",
+    "scipy",
 ]
 TEST = ["pytest>=8", "hypothesis>=6.100", *DOWNSTREAM]
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
