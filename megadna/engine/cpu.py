@@ -46,6 +46,8 @@ def redirect_cuda(target: torch.device) -> None:
     jit.disable_jit_fuser()  # torch.compile would ask for a C++ compiler at run time
     name = "linear_with_grad_accumulation_and_async_allreduce"
     setattr(layers, name, _plain_where_local(getattr(layers, name)))
+    with target:  # torch lists the functions that `with device:` acts on at its first use: let it list the true ones
+        torch.empty(0)
     for name in _FACTORIES:
         setattr(torch, name, _on(target, getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]

@@ -1,6 +1,6 @@
 """One optimizer step through megatron's schedules, and one forward pass of an evaluation batch.
 
-Shapes: B micro-batch, S sequence, V vocabulary (of this tensor-parallel rank).
+Shapes: B micro-batch, S sequence, M predicted tokens, V vocabulary (of this tensor-parallel rank).
 The loss is the global sum of weight x cross-entropy over the global sum of weights: the same number under any split of
 the global batch into micro-batches and ranks. Ranks sum gradients; `_finalize` divides them once.
 """
@@ -28,6 +28,7 @@ from megadna.data.batch import Batch
 from megadna.engine.distributed import World
 from megadna.engine.optimizer import apply_gradients, gradient_norm
 from megadna.model.segments import own_segments, packed_segments, padded_segments
+from megadna.train.answers import Answers, own_answers, own_part
 from megadna.train.state import TrainState
 
 NO_TOKENS = torch.tensor(0, dtype=torch.int)  # megatron counts whole tokens; our weights may be fractions
@@ -73,8 +74,9 @@ def train_step(
     if config.parallel.overlap_grad_reduce:
         functions = [chunk.no_sync for chunk in state.chunks]
         transformer_config.no_sync_func = functions if len(functions) > 1 else functions[0]
+    parts = config.parallel.tensor if config.parallel.sequence else 1
     get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, world=world, loss=partial(_sum_loss, totals=totals, world=world)),
+        forward_step_func=partial(_training_step, world=world, num_parts=parts, totals=totals),
         data_iterator=_iterators(batches, state.chunks),
         model=state.chunks,
         num_microbatches=train.global_batch_size // (train.micro_batch_size * world.data_size),
@@ -113,7 +115,7 @@ def evaluate_batch(
     # The interleaved schedule wants a micro-batch per stage: the same one fills the places that would stand idle.
     repeats = 1 if len(chunks) == 1 else get_pipeline_model_parallel_world_size()
     outputs = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, world=world, loss=loss),
+        forward_step_func=partial(_evaluation_step, world=world, loss=loss),
         data_iterator=_iterators(iter([batch] * repeats), chunks),
         model=list(chunks),
         num_microbatches=repeats,
@@ -129,20 +131,29 @@ def _iterators(batches: Iterator[Batch], chunks: Sequence[torch.nn.Module]) -> A
     return batches if len(chunks) == 1 else list(tee(batches, len(chunks)))
 
 
-def _forward_step(
+def _training_step(
+    batches: Iterator[Batch], model: torch.nn.Module, *, world: World, num_parts: int, totals: Tensor
+) -> tuple[Tensor, Callable]:
+    batch = next(batches)
+    answers = own_answers(batch, world, num_parts)
+    return _forward(model, batch, world, answers.rows_M), partial(
+        _sum_loss, answers=answers, totals=totals, world=world
+    )
+
+
+def _evaluation_step(
     batches: Iterator[Batch], model: torch.nn.Module, *, world: World, loss: Callable
 ) -> tuple[Tensor, Callable]:
     batch = next(batches)
-    tokens_BS = _own_part(batch.tokens_BS, world).to(world.device, non_blocking=True)
+    return _forward(model, batch, world), partial(loss, batch=batch)
+
+
+def _forward(model: torch.nn.Module, batch: Batch, world: World, rows_M: Tensor | None = None) -> Tensor:
+    tokens_BS = own_part(batch.tokens_BS, world).to(world.device, non_blocking=True)
     positions_BS = batch.positions_BS
     if positions_BS is not None:
-        positions_BS = _own_part(positions_BS, world).to(world.device, non_blocking=True)
-    return model(tokens_BS, _segments(batch, world), positions_BS), partial(loss, batch=batch)
-
-
-def _own_part(x_BS: Tensor, world: World) -> Tensor:
-    """The consecutive part of each row that this context-parallel rank holds."""
-    return x_BS.chunk(world.context_size, dim=1)[world.context_rank]
+        positions_BS = own_part(positions_BS, world).to(world.device, non_blocking=True)
+    return model(tokens_BS, _segments(batch, world), positions_BS, rows_M)
 
 
 def _segments(batch: Batch, world: World) -> PackedSeqParams | None:
@@ -160,14 +171,11 @@ def _segments(batch: Batch, world: World) -> PackedSeqParams | None:
 
 
 def _sum_loss(
-    logits_SBV: Tensor, batch: Batch, *, totals: Tensor, world: World
+    logits_M1V: Tensor, *, answers: Answers, totals: Tensor, world: World
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    labels_SB = _own_part(batch.labels_BS, world).to(world.device, non_blocking=True).transpose(0, 1).contiguous()
-    weights_SB = _own_part(batch.weights_BS, world).to(world.device, non_blocking=True).transpose(0, 1)
-    loss_SB = vocab_parallel_cross_entropy(logits_SBV, labels_SB.clamp_min(0))
-    loss = (loss_SB * weights_SB).sum()
+    loss = (vocab_parallel_cross_entropy(logits_M1V, answers.labels_M1) * answers.weights_M1).sum()
     if world.tensor_rank == 0:  # the other tensor-parallel ranks hold the same sums
-        totals += torch.stack([loss.detach().double(), weights_SB.sum().double()])
+        totals += torch.stack([loss.detach().double(), answers.weights_M1.sum().double()])
     return loss, NO_TOKENS.to(loss.device), {}
 
 

@@ -22,7 +22,7 @@ def forward_and_backward(configs: dict[str, tuple[int, Config]]) -> dict[str, st
     from megadna.engine.distributed import imagined_world
     from megadna.tokenizer.build import build_tokenizer
     from megadna.train.state import build_state
-    from megadna.train.step import _forward_step, _sum_loss
+    from megadna.train.step import _training_step
 
     found = {}
     for name, (size, config) in configs.items():
@@ -30,11 +30,10 @@ def forward_and_backward(configs: dict[str, tuple[int, Config]]) -> dict[str, st
         with imagined_world(config.parallel, rank=0, size=size) as world:
             batches = train_batches(config, tokenizer, sequence_length=128, rank=0, size=1, consumed_samples=0)
             state = build_state(config, tokenizer.vocab_size, world)
+            parts = config.parallel.tensor if config.parallel.sequence else 1
             totals = torch.zeros(2, dtype=torch.float64, device=world.device)
             get_forward_backward_func()(
-                forward_step_func=partial(
-                    _forward_step, world=world, loss=partial(_sum_loss, totals=totals, world=world)
-                ),
+                forward_step_func=partial(_training_step, world=world, num_parts=parts, totals=totals),
                 data_iterator=(replace(batch, lengths_B=None) for batch in batches),  # full rows: lengths are data
                 model=state.chunks,
                 num_microbatches=2,
