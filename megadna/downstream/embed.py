@@ -1,0 +1,182 @@
+"""Embeddings of DNA sequences by any Hugging Face encoder, as a DataFrame or a file."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from megadna.downstream.encoder import load_config, load_model, load_tokenizer, pick_device
+from megadna.downstream.sequences import Stretch, read_regions, read_stretches, record_lengths
+from megadna.downstream.tables_out import WRITERS, check_output, fixed_vectors, in_blocks, join_parts, write_parts
+from megadna.downstream.windows_run import Runner
+from megadna.errors import UserError, require
+
+MAX_BLOCK_BYTES = 1 << 28  # of outputs per nucleotide that wait to be written
+MAX_BLOCK_LETTERS = 1 << 22
+LONGEST = 1 << 16  # bases of a record worked on at once where there is an output per nucleotide
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What to read and how to run, the same for embeddings and predictions."""
+
+    model: str
+    """Hugging Face folder (or hub name)."""
+    input: Path
+    """FASTA (also gz), or CSV, TSV, Parquet with a sequence column."""
+    output: Path | None = None
+    """File to write; its ending says the format."""
+    bed: Path | None = None
+    """BED file of regions of --input; minus-strand regions are read reverse-complemented."""
+    column: str = ""
+    """Column of a table that holds the sequences (default: sequence)."""
+    circular: list[str] = field(default_factory=list)
+    """Records that are circular, beside those whose header says circular=true: windows then run across the ends."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, fp32 on a CPU."""
+    batch_tokens: int = 16384
+    """Tokens that run at once, padding included."""
+    max_tokens: int = 0
+    """Context in tokens, special tokens included; 0: what the model states."""
+    trust_remote_code: bool = False
+    """Run Python files of the model's folder that megadna did not write."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
+        require(self.max_tokens >= 0, f"--max_tokens must not be negative, got {self.max_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(InputOptions):
+    """`megadna embed`."""
+
+    pooling: Literal["mean", "cls", "max", "nucleotide"] = "mean"
+    """One vector a sequence (mean or max over its tokens, or the first token), or one a nucleotide."""
+    layers: list[int] = field(default_factory=list)
+    """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give a column each."""
+    strand: Literal["forward", "reverse", "both"] = "forward"
+    """both: mean of the two strands; outputs per nucleotide of the reverse strand are turned round first."""
+
+
+def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
+    """Embeddings of every sequence of `input`, in memory; keyword arguments are the fields of EmbedOptions.
+
+    Columns: name, start, end, strand (per nucleotide: name, position, strand), and `embedding`, or layer_N where
+    several layers are asked for.
+    """
+    if options.get("bed"):
+        options["bed"] = Path(options["bed"])
+    embedder = Embedder(EmbedOptions(model=str(model), input=Path(input), **options))
+    return pa.concat_tables(list(map(embedder.table, embedder.blocks()))).to_pandas()
+
+
+def embed_to_file(options: EmbedOptions) -> None:
+    """What `megadna embed` does."""
+    if options.output is None:
+        raise UserError("say where to write with --output (.parquet, .npy or .h5)")
+    check_output(options.output, tuple(WRITERS))
+    embedder = Embedder(options)
+    parts = write_parts(embedder.blocks(), embedder.table, options.output, asdict(replace(options, batch_tokens=1)))
+    join_parts(parts, options.output, WRITERS[options.output.suffix])
+
+
+def input_stretches(options: InputOptions, *, context: int, longest: int) -> Iterator[Stretch]:
+    """The stretches that the options name."""
+    if options.bed is not None:
+        return read_regions(options.input, options.bed, record_lengths(options.input))
+    circular = tuple(options.circular)
+    return read_stretches(options.input, column=options.column, circular=circular, context=context, longest=longest)
+
+
+def in_precision(model: torch.nn.Module, precision: str) -> tuple[torch.nn.Module, torch.device]:
+    """The model on this rank's device in the precision asked for."""
+    device = pick_device()
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32), device
+
+
+class Embedder:
+    """An encoder and the options, loaded once."""
+
+    def __init__(self, options: EmbedOptions) -> None:
+        self.options = options
+        trust: Any = {"trust_remote_code": options.trust_remote_code}
+        config = load_config(options.model, **trust)
+        self.tokenizer = load_tokenizer(options.model, config, max_tokens=options.max_tokens, **trust)
+        self.layers = options.layers or [-1]
+        num_states = config.num_hidden_layers + 1
+        for layer in self.layers:
+            if not -num_states <= layer < num_states:
+                raise UserError(f"--layers {layer}: {options.model} has hidden states 0 to {num_states - 1}")
+        self.model, device = in_precision(load_model(options.model, **trust), options.precision)
+        reduce: Any = {"cls": "window"}.get(options.pooling, options.pooling)
+        self.width = config.hidden_size
+        self.runner = Runner(
+            self.tokenizer,
+            self._forward,
+            reduce,
+            device=device,
+            batch_tokens=options.batch_tokens,
+        )
+
+    def blocks(self) -> Iterator[list[Stretch]]:
+        """The input in blocks that fit memory."""
+        per_base = self.options.pooling == "nucleotide"
+        stretches = input_stretches(
+            self.options, context=self.tokenizer.max_bases() // 8, longest=LONGEST if per_base else 0
+        )
+        letters = MAX_BLOCK_BYTES // (4 * self.width * len(self.layers)) if per_base else MAX_BLOCK_LETTERS
+        return in_blocks(stretches, letters)
+
+    def _forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        output = self.model(input_ids=ids_BS, attention_mask=mask_BS, output_hidden_states=self.layers != [-1])
+        if self.layers == [-1]:
+            hidden_BSF = output.last_hidden_state
+        else:
+            hidden_BSF = torch.cat([output.hidden_states[layer] for layer in self.layers], dim=-1)
+        return hidden_BSF[:, 0] if self.options.pooling == "cls" else hidden_BSF
+
+    def table(self, stretches: list[Stretch]) -> pa.Table:
+        """The rows of some stretches."""
+        arrays = both_strands(self.runner, stretches, self.options.strand)
+        per_base = self.options.pooling == "nucleotide"
+        features = np.concatenate(arrays) if per_base else np.stack(arrays)
+        columns = base_columns(stretches) if per_base else sequence_columns(stretches)
+        names = ["embedding"] if len(self.layers) == 1 else [f"layer_{layer}" for layer in self.layers]
+        blocks = np.split(features, len(self.layers), axis=1)
+        return pa.table({**columns, **{n: fixed_vectors(b) for n, b in zip(names, blocks, strict=True)}})
+
+
+def both_strands(runner: Runner, stretches: list[Stretch], strand: str) -> list[np.ndarray]:
+    """Outputs in the order of the stretches' letters, for the strand asked for or the mean of both."""
+    flip = slice(None, None, -1) if runner.reduce == "nucleotide" else slice(None)
+    forward = runner(stretches) if strand != "reverse" else []
+    backward = [array[flip] for array in runner([s.reversed() for s in stretches])] if strand != "forward" else []
+    if strand == "both":
+        return [(one + other) / 2 for one, other in zip(forward, backward, strict=True)]
+    return forward or backward
+
+
+def sequence_columns(stretches: list[Stretch]) -> dict[str, list]:
+    """name, start, end, strand."""
+    return {key: [getattr(stretch, key) for stretch in stretches] for key in ("name", "start", "end", "strand")}
+
+
+def base_columns(stretches: list[Stretch]) -> dict[str, Any]:
+    """name, position (0-based, on the record), strand: a row a base, in the order of the stretch's letters."""
+    sizes = [stretch.end - stretch.start for stretch in stretches]
+    ways = [np.arange(s.start, s.end) if s.strand != "-" else np.arange(s.end - 1, s.start - 1, -1) for s in stretches]
+    names = pa.array([s.name for s in stretches]).dictionary_encode().cast(pa.string())
+    repeat = np.repeat(np.arange(len(stretches)), sizes)
+    strands = pa.array([s.strand for s in stretches])
+    return {
+        "name": names.take(pa.array(repeat)),
+        "position": np.concatenate(ways),
+        "strand": strands.take(pa.array(repeat)),
+    }

@@ -1,0 +1,158 @@
+"""Any Hugging Face DNA encoder: its weights, its tokenizer, its context, and which bases each of its tokens covers.
+
+Tokens of one nucleotide, overlapping k-mers (raw or, as DNABERT's, from blank-separated text), k-mers side by side and
+byte-pair pieces are told apart by what the tokenizer makes of a probe sequence, not by names.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from megadna.errors import UserError
+
+_PROBE = "ACGTTGCAACGGATCTCAGATTACAGGCCTAAGCTTGACCATGGTACCGTAAGTCTCGAGA"
+_REMOTE_ENCODER = re.compile(r"^from (transformers|\.\w+) import \w+ as (Encoder|EncoderConfig)\n", re.M)
+_FAR = 10**9
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One tokenized sequence."""
+
+    ids: list[int]
+    """Special tokens included."""
+    starts: np.ndarray
+    """First base of each token that is not special, int64."""
+    lengths: np.ndarray
+    """Bases under each of them."""
+
+
+class SequenceTokenizer:
+    """Raw letters -> ids and the bases under them, whatever the tokenizer's kind."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.pad_id = tokenizer.pad_token_id or 0
+        self.k, self.stride, self.spaced = 0, 1, False
+        inner, whole = (self._ids([_PROBE], special)[0] for special in (False, True))
+        if len(inner) <= 1:
+            words = {len(word) for word in tokenizer.get_vocab() if re.fullmatch("[ACGT]+", word)}
+            self.k, self.spaced = max(words, default=1), True
+            inner, whole = (self._ids([_PROBE], special)[0] for special in (False, True))
+        sizes = {len(word) for word in tokenizer.convert_ids_to_tokens(inner)}
+        if len(sizes) == 1:
+            (size,) = sizes
+            if len(inner) == len(_PROBE) - size + 1:
+                self.k = size
+            elif len(inner) == len(_PROBE) // size:
+                self.k = self.stride = size
+        places = (p for p in range(len(whole)) if whole[p : p + len(inner)] == inner)
+        self.prefix = next(places, 0)
+        self.suffix = len(whole) - len(inner) - self.prefix
+        if self.tokenizer.unk_token_id is not None and set(inner) == {self.tokenizer.unk_token_id}:
+            raise UserError("the tokenizer knows no nucleotides: every letter is its unknown token")
+
+    def max_bases(self, letters: str = "") -> int:
+        """Bases that fit the context; where tokens vary in length, all of `letters` or what its mean token allows."""
+        tokens = self.max_tokens - self.prefix - self.suffix
+        if self.k or not letters:
+            return self.stride * (tokens - 1) + max(1, self.k)
+        found = len(self._ids([letters], False)[0])
+        return len(letters) if found <= tokens else 3 * tokens * len(letters) // (4 * found)
+
+    def __call__(self, sequences: list[str]) -> list[Tokens]:
+        """Tokenize; UserError where a sequence gives more tokens than the context holds."""
+        found = []
+        for letters, ids in zip(sequences, self._ids(sequences, True), strict=True):
+            if len(ids) > self.max_tokens:
+                raise UserError(
+                    f"{len(letters)} bases ({letters[:20]}...) give {len(ids)} tokens, more than the context of "
+                    f"{self.max_tokens}; cut them"
+                )
+            inner = ids[self.prefix : len(ids) - self.suffix]
+            if self.k:
+                lengths = np.full(len(inner), self.k)
+                starts = np.arange(len(inner)) * self.stride
+            else:
+                words = self.tokenizer.convert_ids_to_tokens(inner)
+                lengths = np.array(
+                    [len(re.sub("[^A-Za-z]", "", w)) if "[" not in w and "<" not in w else 1 for w in words]
+                )
+                starts = np.cumsum(lengths) - lengths
+            found.append(Tokens(ids, starts, np.minimum(lengths, np.maximum(len(letters) - starts, 0))))
+        return found
+
+    def _ids(self, sequences: list[str], special: bool) -> list[list[int]]:
+        if self.spaced:
+            k = self.k
+            sequences = [" ".join(s[i : i + k] for i in range(len(s) - k + 1)) for s in sequences]
+        return self.tokenizer(sequences, add_special_tokens=special, verbose=False)["input_ids"]
+
+
+def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tokens: int = 0) -> SequenceTokenizer:
+    """The folder's tokenizer; the context is the smallest that tokenizer and config state, or `max_tokens`."""
+    tokenizer = _load(transformers.AutoTokenizer, folder, trust_remote_code)
+    if not max_tokens:
+        stated = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or _FAR)
+        max_tokens = min(int(size) for size in stated)
+    if max_tokens >= _FAR:
+        raise UserError(f"{folder}: neither tokenizer nor config states the context; give it with --max_tokens")
+    return SequenceTokenizer(tokenizer, max_tokens)
+
+
+def load_model(folder: str, auto_class: str = "AutoModel", *, trust_remote_code: bool) -> Any:
+    """The model in fp32, eval mode; UserError where weights of the encoder are missing from the folder."""
+    model, report = _load(getattr(transformers, auto_class), folder, trust_remote_code, output_loading_info=True)
+    missing = [name for name in report["missing_keys"] if "pooler" not in name]
+    if missing:
+        raise UserError(f"{folder}: holds no weights for {missing[0]} (and {len(missing) - 1} more) of {auto_class}")
+    return model.float().eval()
+
+
+def load_config(folder: str, *, trust_remote_code: bool) -> Any:
+    """The folder's config.json as transformers reads it."""
+    return _load(transformers.AutoConfig, folder, trust_remote_code)
+
+
+def _load(auto_class: Any, folder: str, trust_remote_code: bool, **options: Any) -> Any:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    path = Path(folder)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json in it; give a Hugging Face folder (megadna export writes one)")
+    if not path.is_dir() and (path.is_absolute() or folder.startswith(".") or folder.count("/") != 1):
+        raise UserError(f"{folder}: no such folder; give a Hugging Face folder")
+    trusted = trust_remote_code or (path.is_dir() and runs_own_code(path))
+    try:
+        return auto_class.from_pretrained(folder, trust_remote_code=trusted, **options)
+    except (OSError, ValueError, ImportError, KeyError, AttributeError, RuntimeError) as error:
+        hint = "; read its Python files, then say --trust_remote_code" if "trust_remote_code" in str(error) else ""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: {auto_class.__name__} cannot load it ({reason}){hint}") from error
+
+
+def runs_own_code(folder: Path) -> bool:
+    """Whether every Python file of the folder is one that megadna itself writes, letter for letter."""
+    package = Path(__file__).parents[1]
+    for path in folder.glob("*.py"):
+        ours = next(
+            (package / p / path.name for p in ("hf", "downstream") if (package / p / path.name).is_file()), None
+        )
+        if ours is None or _REMOTE_ENCODER.sub("", path.read_text(encoding="utf-8")) != ours.read_text(
+            encoding="utf-8"
+        ):
+            return False
+    return True
+
+
+def pick_device() -> torch.device:
+    """This rank's GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

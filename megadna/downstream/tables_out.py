@@ -1,0 +1,159 @@
+"""Tables written in parts: several ranks, resumable, in constant memory, and whole or absent under the final name.
+
+OUTPUT.parts/ holds the finished parts and settings.json; a stopped command that is started again goes on there. When
+all ranks are done, the first joins the parts in order and removes the folder.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+from rich.progress import Progress
+
+from megadna.downstream.sequences import Stretch
+from megadna.errors import UserError
+from megadna.log import console, rank_from_environment
+
+MAX_STRETCHES = 4096
+
+Compute = Callable[[list[Stretch]], pa.Table]
+
+
+def in_blocks(stretches: Iterable[Stretch], max_letters: int) -> Iterator[list[Stretch]]:
+    """Lists of at most MAX_STRETCHES stretches and about `max_letters` letters."""
+    block: list[Stretch] = []
+    letters = 0
+    for stretch in stretches:
+        block.append(stretch)
+        letters += len(stretch.letters)
+        if len(block) == MAX_STRETCHES or letters >= max_letters:
+            yield block
+            block, letters = [], 0
+    if block:
+        yield block
+
+
+def check_output(output: Path, endings: tuple[str, ...]) -> None:
+    """UserError where the output exists already or its ending is unknown."""
+    if output.suffix not in endings:
+        raise UserError(f"{output}: its ending must be one of {', '.join(endings)}")
+    if output.exists():
+        raise UserError(f"{output}: exists; choose another --output or remove it")
+
+
+def write_parts(
+    blocks: Iterator[list[Stretch]], compute: Compute, output: Path, settings: dict[str, Any]
+) -> list[Path]:
+    """Compute every block on one of the ranks; the files of all parts, in order, on rank 0 ([] elsewhere)."""
+    folder = output.with_name(output.name + ".parts")
+    rank, num_ranks = rank_from_environment(), int(os.environ.get("WORLD_SIZE", "1"))
+    stated = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
+    note = folder / "settings.json"
+    if note.is_file() and note.read_text() != stated:
+        raise UserError(f"{folder}: left by a command with other options; remove it, or repeat that command to resume")
+    parts = []
+    with Progress(console=console, disable=rank > 0 or not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("sequences", total=None)
+        for number, block in enumerate(blocks):
+            part = folder / f"part-{number:06d}.parquet"
+            parts.append(part)
+            if number % num_ranks == rank and not part.exists():
+                table = compute(block)
+                folder.mkdir(parents=True, exist_ok=True)
+                note.write_text(stated)
+                parquet.write_table(table, part.with_suffix(".new"))
+                part.with_suffix(".new").rename(part)
+            progress.update(task, advance=len(block))
+    _wait_for_all(num_ranks)
+    return parts if rank == 0 else []
+
+
+def _wait_for_all(num_ranks: int) -> None:
+    if num_ranks > 1:
+        from torch import distributed
+
+        distributed.init_process_group("gloo")
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def join_parts(parts: list[Path], output: Path, write: Callable[[list[Path], Path], None]) -> None:
+    """`write` the parts under a temporary name, rename, and remove them."""
+    if parts:
+        temporary = output.with_name(f".{output.name}.partial{output.suffix}")
+        write(parts, temporary)
+        temporary.rename(output)
+        shutil.rmtree(parts[0].parent)
+
+
+def write_parquet(parts: list[Path], path: Path) -> None:
+    """One Parquet file, a row group a part."""
+    with parquet.ParquetWriter(path, parquet.read_schema(parts[0])) as writer:
+        for part in parts:
+            writer.write_table(parquet.read_table(part))
+
+
+def write_npy(parts: list[Path], path: Path) -> None:
+    """The vectors as one fp32 array [rows, features] (of several layers: side by side); ids go to OUTPUT.index.tsv."""
+    num_rows = sum(parquet.read_metadata(part).num_rows for part in parts)
+    width = vectors(parquet.read_table(parts[0])).shape[1]
+    array = np.lib.format.open_memmap(path, "w+", np.float32, (num_rows, width))
+    at = 0
+    index = path.with_name(path.name.removeprefix(".").split(".partial")[0] + ".index.tsv")
+    for part in parts:
+        table = parquet.read_table(part)
+        array[at : at + len(table)] = vectors(table)
+        at += len(table)
+        plain(table).to_csv(
+            index, sep="\t", index=False, mode="w" if part == parts[0] else "a", header=part == parts[0]
+        )
+    array.flush()
+
+
+def write_hdf5(parts: list[Path], path: Path) -> None:
+    """Datasets by column name: vectors [rows, features] in fp32, names as UTF-8, numbers as they are."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for part in parts:
+            for name, column in zip((table := parquet.read_table(part)).column_names, table.columns, strict=True):
+                values = _array(column)
+                if name not in file:
+                    kind = h5py.string_dtype() if values.dtype.kind in "OUT" else values.dtype
+                    file.create_dataset(name, (0, *values.shape[1:]), kind, maxshape=(None, *values.shape[1:]))
+                file[name].resize(len(file[name]) + len(values), axis=0)
+                file[name][len(file[name]) - len(values) :] = values
+
+
+WRITERS = {".parquet": write_parquet, ".npy": write_npy, ".h5": write_hdf5}
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_fixed_size_list(column.type):
+        chunks = column.combine_chunks()
+        return chunks.flatten().to_numpy(zero_copy_only=False).reshape(len(chunks), column.type.list_size)
+    return column.to_numpy()
+
+
+def vectors(table: pa.Table) -> np.ndarray:
+    """The vector columns side by side, fp32 [rows, features]."""
+    columns = [column for column in table.columns if pa.types.is_fixed_size_list(column.type)]
+    return np.concatenate([_array(column) for column in columns], axis=1)
+
+
+def plain(table: pa.Table) -> pd.DataFrame:
+    """The columns that are no vectors."""
+    return table.select([f.name for f in table.schema if not pa.types.is_fixed_size_list(f.type)]).to_pandas()
+
+
+def fixed_vectors(array: np.ndarray) -> pa.FixedSizeListArray:
+    """A column of vectors from fp32 [rows, features]."""
+    flat = np.ascontiguousarray(array, np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1])

@@ -1,0 +1,271 @@
+"""Embeddings equal what transformers gives by hand; windows, strands, rings, formats, resume, ranks, mistakes."""
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy_models import dnabert_folder, kmer_folder, megadna_folder
+
+from megadna import embed
+from megadna.cli import main
+from megadna.downstream import tables_out
+from megadna.downstream.genome import reverse_complement
+
+DATA = Path(__file__).parents[1] / "data"
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def genome() -> str:
+    with gzip.open(DATA / "lambda.fa.gz", "rt") as lines:
+        return "".join(line.strip() for line in lines if not line.startswith(">"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = tmp_path_factory.mktemp("models")
+    makers = {"nucleotide": megadna_folder, "kmer": kmer_folder, "dnabert": dnabert_folder}
+    return {name: str(make(home / name)) for name, make in makers.items()}
+
+
+def fasta(path: Path, *sequences: str, header: str = "s{}") -> Path:
+    path.write_text("".join(f">{header.format(i)}\n{text}\n" for i, text in enumerate(sequences)))
+    return path
+
+
+def by_hand(folder: str, sequence: str) -> np.ndarray:
+    """Hidden states of the tokens [layers + 1, T, H], special tokens included."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    text = " ".join(sequence[i : i + 3] for i in range(len(sequence) - 2)) if "dnabert" in folder else sequence
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        return torch.stack(model(input_ids=ids, output_hidden_states=True).hidden_states)[:, 0].numpy()
+
+
+def per_base(states_TH: np.ndarray, k: int) -> np.ndarray:
+    """Mean of the covering k-mers, by a loop."""
+    num_bases = len(states_TH) + k - 1
+    return np.array([states_TH[max(0, i - k + 1) : i + 1].mean(axis=0) for i in range(num_bases)])
+
+
+def matrix(frame: pd.DataFrame, column: str = "embedding") -> np.ndarray:
+    return np.stack(frame[column].to_list())
+
+
+@pytest.mark.parametrize("kind", ["nucleotide", "kmer", "dnabert"])
+def test_every_pooling_equals_transformers_by_hand(kind, folders, genome, tmp_path):
+    sequences = [genome[:40], genome[100:157], genome[300:320]]
+    path = fasta(tmp_path / "a.fa", *sequences)
+    states = [by_hand(folders[kind], sequence) for sequence in sequences]
+    expected = {
+        "mean": [s[-1, 1:-1].mean(axis=0) for s in states],
+        "max": [s[-1, 1:-1].max(axis=0) for s in states],
+        "cls": [s[-1, 0] for s in states],
+        "nucleotide": np.concatenate([per_base(s[-1, 1:-1], 1 if kind == "nucleotide" else 3) for s in states]),
+    }
+    for pooling, vectors in expected.items():
+        frame = embed(folders[kind], path, pooling=pooling)
+        np.testing.assert_allclose(matrix(frame), np.stack(vectors), atol=2e-5)
+    assert frame.name.tolist() == ["s0"] * 40 + ["s1"] * 57 + ["s2"] * 20
+    assert frame.position.tolist() == [*range(40), *range(57), *range(20)]
+    layers = embed(folders[kind], path, layers=[0, -2])
+    for column, layer in (("layer_0", 0), ("layer_-2", -2)):
+        np.testing.assert_allclose(matrix(layers, column), [s[layer, 1:-1].mean(axis=0) for s in states], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["nucleotide", "kmer"])
+def test_a_long_sequence_takes_each_base_from_the_window_with_most_context(kind, folders, genome, tmp_path):
+    sequence = genome[1000:1500]
+    size = {"nucleotide": 126, "kmer": 64}[kind]
+    step = size - size // 4
+    starts = [*range(0, 500 - size, step), 500 - size]
+    outputs = {s: by_hand(folders[kind], sequence[s : s + size])[-1, 1:-1] for s in starts}
+    k = 1 if kind == "nucleotide" else 3
+    expected, owned = [], []
+    for base in range(500):
+        room = {s: min(base - s, s + size - 1 - base) for s in starts if s <= base < s + size}
+        best = [s for s in room if room[s] == max(room.values())][-1]  # on the border: the later window
+        edge = best in (0, starts[-1]) and room[best] != max(room.values())
+        assert not edge
+        expected.append(per_base(outputs[best], k)[base - best])
+    for window, states in outputs.items():
+        for token, state in enumerate(states):
+            middle = window + token + (k - 1) // 2
+            room = {s: min(middle - s, s + size - 1 - middle) for s in starts if s <= middle < s + size}
+            if window == [s for s in room if room[s] == max(room.values())][-1]:
+                owned.append(state)
+    path = fasta(tmp_path / "a.fa", sequence)
+    got = matrix(embed(folders[kind], path, pooling="nucleotide"))
+    # Windows that reach the sequence's end keep its bases although they stand at the window's edge there.
+    np.testing.assert_allclose(got, np.stack(expected), atol=2e-5)
+    assert len(owned) == 500 - k + 1
+    np.testing.assert_allclose(matrix(embed(folders[kind], path))[0], np.mean(owned, axis=0), atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["nucleotide", "kmer"])
+@pytest.mark.parametrize("pooling", ["mean", "nucleotide"])
+def test_both_strands_do_not_depend_on_which_strand_is_given(kind, pooling, folders, genome, tmp_path):
+    sequence = genome[2000:2330]
+    one, other = (
+        matrix(embed(folders[kind], fasta(tmp_path / f"{i}.fa", text), pooling=pooling, strand="both"))
+        for i, text in enumerate((sequence, reverse_complement(sequence)))
+    )
+    np.testing.assert_allclose(one, other[::-1], atol=2e-5)
+    forward = matrix(embed(folders[kind], tmp_path / "0.fa", pooling=pooling))
+    backward = matrix(embed(folders[kind], tmp_path / "1.fa", pooling=pooling))
+    np.testing.assert_allclose(one, (forward + backward[::-1]) / 2, atol=2e-5)
+    assert np.abs(forward - backward[::-1]).max() > 0.01
+
+
+def test_a_ring_is_read_across_its_ends(folders, genome, tmp_path):
+    ring = genome[:100]
+    context = 126 // 8
+    wrapped = ring[-context:] + ring + ring[:context]
+    size = 126
+    for path in (
+        fasta(tmp_path / "marked.fa", ring, header="p{} [topology=circular]"),
+        fasta(tmp_path / "named.fa", ring, header="p{}"),
+    ):
+        options = {"circular": ["p0"]} if path.stem == "named" else {}
+        got = matrix(embed(folders["nucleotide"], path, pooling="nucleotide", **options))
+        assert len(wrapped) == 130 > size
+        left, right = (by_hand(folders["nucleotide"], wrapped[s : s + size])[-1, 1:-1] for s in (0, 4))
+        border = (0 + size + 4) // 2
+        np.testing.assert_allclose(
+            got, np.concatenate([left[context:border], right[border - 4 : 100 + context - 4]]), atol=2e-5
+        )
+
+
+def test_tables_regions_and_file_formats_agree(folders, genome, tmp_path):
+    model = folders["nucleotide"]
+    intervals = [(500, 560, "-"), (10, 50, "+"), (48_450, 48_502, "+")]
+    bed = tmp_path / "r.bed"
+    bed.write_text("track name=x\n" + "".join(f"{name(genome)}\t{a}\t{b}\tx\t0\t{s}\n" for a, b, s in intervals))
+    texts = [reverse_complement(genome[a:b]) if s == "-" else genome[a:b] for a, b, s in intervals]
+    regions = embed(model, DATA / "lambda.fa.gz", bed=bed)
+    assert list(zip(regions.start, regions.end, regions.strand, strict=True)) == intervals
+    pd.DataFrame({"dna": texts, "label": 1}).to_csv(tmp_path / "t.csv.gz", index=False)
+    table = embed(model, tmp_path / "t.csv.gz", column="dna")
+    np.testing.assert_allclose(matrix(regions), matrix(table), atol=2e-5)
+    bases = embed(model, DATA / "lambda.fa.gz", bed=bed, pooling="nucleotide")
+    assert bases.position.tolist() == [*range(559, 499, -1), *range(10, 50), *range(48_450, 48_502)]
+    for ending in ("parquet", "npy", "h5"):
+        output = tmp_path / f"out.{ending}"
+        main(
+            [
+                "embed",
+                "--model",
+                model,
+                "--input",
+                str(tmp_path / "t.csv.gz"),
+                "--column",
+                "dna",
+                "--output",
+                str(output),
+            ]
+        )
+        assert not Path(f"{output}.parts").exists()
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), matrix(table))
+    np.testing.assert_array_equal(matrix(pd.read_parquet(tmp_path / "out.parquet")), matrix(table))
+    assert pd.read_csv(tmp_path / "out.npy.index.tsv", sep="\t").name.tolist() == ["row_1", "row_2", "row_3"]
+    with h5py.File(tmp_path / "out.h5") as file:
+        np.testing.assert_array_equal(file["embedding"][:], matrix(table))
+        assert [text.decode() for text in file["name"][:]] == ["row_1", "row_2", "row_3"]
+
+
+def name(genome: str) -> str:
+    with gzip.open(DATA / "lambda.fa.gz", "rt") as lines:
+        return next(lines)[1:].split()[0]
+
+
+def test_a_stopped_command_goes_on_where_it_stood(folders, genome, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_out, "MAX_STRETCHES", 4)
+    path = fasta(tmp_path / "a.fa", *(genome[i * 50 : i * 50 + 30 + i] for i in range(18)))
+    run = ["embed", "--model", folders["nucleotide"], "--input", str(path), "--output"]
+    main([*run, str(tmp_path / "whole.parquet")])
+    computed = []
+    write = tables_out.parquet.write_table
+
+    def stop_at_the_third(table, part):
+        computed.append(part.name)
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        write(table, part)
+
+    monkeypatch.setattr(tables_out.parquet, "write_table", stop_at_the_third)
+    output = tmp_path / "b.parquet"
+    with pytest.raises(SystemExit):
+        main([*run, str(output)])
+    assert not output.exists()
+    with pytest.raises(SystemExit) as stopped:
+        main([*run, str(output), "--pooling", "max"])
+    assert stopped.value.code == 2
+    main([*run, str(output)])
+    assert len(computed) == 3 + 3 and computed[2] == computed[3]
+    assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
+    model, sequences = folders["nucleotide"], fasta(tmp_path / "a.fa", genome[:50])
+    (tmp_path / "empty.fa").write_text("")
+    (tmp_path / "t.csv").write_text("dna\nACGT\n")
+    (tmp_path / "short.fa").write_text(">a\nACGT\n>b\nAC\n")
+    foreign = megadna_folder(tmp_path / "foreign")
+    (foreign / "modeling_megadna.py").write_text("raise SystemExit('ran')\n")
+    beds = {"unknown": "chr7\t0\t10\n", "past": "s0\t10\t51\n", "text": "s0\tten\t20\n", "none": "# nothing\n"}
+    for key, text in beds.items():
+        (tmp_path / f"{key}.bed").write_text(text)
+    (tmp_path / "there.npy").touch()
+    cases = [
+        (model, "empty.fa", "x.npy", [], "holds no sequence"),
+        (model, "missing.fa", "x.npy", [], "no such file"),
+        (model, "t.csv", "x.npy", [], "no column 'sequence'; it has dna"),
+        (model, "a.fa", "x.txt", [], "its ending must be one of .parquet, .npy, .h5"),
+        (model, "a.fa", "there.npy", [], "exists; choose another --output"),
+        (model, "a.fa", "x.npy", ["--layers", "3"], "hidden states 0 to 2"),
+        (model, "a.fa", "x.npy", ["--circular", "chrM"], "--circular names chrM"),
+        (folders["kmer"], "short.fa", "x.npy", [], "b: 2 bases give no token"),
+        (str(tmp_path / "nowhere"), "a.fa", "x.npy", [], "no such folder"),
+        (str(tmp_path), "a.fa", "x.npy", [], "no config.json"),
+        (str(foreign), "a.fa", "x.npy", [], "say --trust_remote_code"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "unknown.bed")], "line 1: no contig chr7"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "line 1: 10-51 does not lie in s0 (0-50)"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "text.bed")], "line 1: not a BED interval"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "none.bed")], "holds no interval"),
+        (model, "a.fa", "x.npy", ["--colum", "dna"], "did you mean column"),
+    ]
+    for folder, source, output, more, message in cases:
+        arguments = ["--model", folder, "--input", str(tmp_path / source), "--output", str(tmp_path / output)]
+        with pytest.raises(SystemExit) as stopped:
+            main(["embed", *arguments, *more])
+        error = capsys.readouterr().err.strip().splitlines()
+        assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
+    assert not list(tmp_path.glob("x.*")) and sequences.exists()
+
+
+def test_nothing_of_it_imports_megatron():
+    code = "import sys; from megadna import embed; import megadna.commands.embed; sys.exit('megatron' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+@pytest.mark.slow
+def test_two_ranks_write_what_one_writes(folders, genome, tmp_path):
+    path = fasta(tmp_path / "a.fa", *(genome[i : i + 40] for i in range(5000)))
+    arguments = ["megadna", "embed", "--model", folders["nucleotide"], "--input", str(path), "--output"]
+    main([*arguments[1:], str(tmp_path / "one.npy")])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([*torchrun, *arguments, str(tmp_path / "two.npy")], check=True, env=environment)
+    np.testing.assert_array_equal(np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy"))
