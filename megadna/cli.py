@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "pretrain an encoder on a dataset",
     "evaluate": "masked bits per base of a checkpoint, beside baselines",
     "export": "checkpoint -> Hugging Face folder",
+    "embed": "sequences -> embeddings of a Hugging Face encoder",
     "report": "plots and one HTML page of runs",
 }
 
