@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 GPU = ["flash-attn>=2.6"]
+WANDB = ["wandb>=0.19"]
 DOWNSTREAM = [
     "accelerate>=1.1",  # transformers' Trainer
     "bioframe>=0.7",  # GFF3, GTF, BED and narrowPeak tables
@@ -15,7 +16,7 @@ DOWNSTREAM = [
     "scikit-learn>=1.4",
     "scipy",
 ]
-TEST = ["pytest>=8", "hypothesis>=6.100", *DOWNSTREAM]
+TEST = ["pytest>=8", "hypothesis>=6.100", *WANDB, *DOWNSTREAM]
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(
@@ -46,6 +47,6 @@ setup(
         "sentencepiece",
         "matplotlib",
     ],
-    extras_require={"gpu": GPU, "downstream": DOWNSTREAM, "test": TEST, "dev": DEV + TEST},
+    extras_require={"gpu": GPU, "wandb": WANDB, "downstream": DOWNSTREAM, "test": TEST, "dev": DEV + TEST},
     entry_points={"console_scripts": ["megadna = megadna.cli:main"]},
 )

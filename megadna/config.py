@@ -265,9 +265,21 @@ class LogConfig:
     """Steps between lines of metrics.jsonl."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+    wandb: bool = False
+    """Log to Weights & Biases as well (pip install 'megadna[wandb]'); WANDB_MODE=offline keeps it in RUN/wandb."""
+    profile_steps: list[int] = field(default_factory=list)
+    """First and last step of a torch profiler window of rank 0, as [10, 12]; written to RUN/profile. Empty: none."""
+    memory_snapshot: bool = False
+    """GPU: also record who allocates memory in these steps, for https://pytorch.org/memory_viz."""
 
     def __post_init__(self) -> None:
         require_positive("log", self, "interval")
+        window = self.profile_steps
+        require(
+            not window or (len(window) == 2 and 1 <= window[0] <= window[1]),
+            f"log.profile_steps must be a first and a last step, as [10, 12], got {window}",
+        )
+        require(bool(window) or not self.memory_snapshot, "log.memory_snapshot needs log.profile_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +315,8 @@ class Config:
             self.model.positions == "rotary" or length == "auto" or length <= self.model.max_positions,
             f"data.sequence_length ({length}) exceeds model.max_positions ({self.model.max_positions})",
         )
+        window, steps = self.log.profile_steps, self.train.steps
+        require(not window or window[1] <= steps, f"log.profile_steps {window} end behind train.steps ({steps})")
         check_layout(self)
 
     def data_parallel_size(self, world_size: int) -> int:

@@ -4,6 +4,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -43,6 +46,30 @@ def setup_logging(level: int = logging.INFO) -> None:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setLevel(level)
     root.addHandler(handler)
     root.setLevel(level if rank_from_environment() == 0 else logging.ERROR)
     root.propagate = False
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """On rank 0, also append what is logged to `path` as plain lines, debug lines and a fatal error among them."""
+    if rank_from_environment() != 0:
+        yield
+        return
+    root = logging.getLogger("megadna")
+    level = root.level
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield
+    except Exception as error:
+        handler.handle(logging.makeLogRecord({"msg": f"ended by {type(error).__name__}: {error}", "args": None}))
+        raise
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()

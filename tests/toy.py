@@ -16,8 +16,6 @@ from megadna.config import (
     ValidationConfig,
 )
 
-CLOCK_KEYS = ("tokens_per_second", "seconds_left")
-
 
 def toy_config(dataset: Path, *, precision: str = "fp32", **parallel: Any) -> Config:
     """4 layers, 64 wide, 8 samples of 128 tokens a step."""
@@ -45,8 +43,10 @@ def run_training(config: Config, run: Path, resume: bool = False) -> None:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without what a clock decides."""
+    from megadna.train.speed import TIMING_KEYS
+
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in CLOCK_KEYS} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMING_KEYS} for line in lines]
 
 
 def losses(run: Path) -> list[float]:

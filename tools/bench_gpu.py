@@ -24,7 +24,7 @@ from megadna.config import Config, ParallelConfig
 from megadna.engine.distributed import parallel_world
 from megadna.engine.optimizer import apply_gradients, gradient_norm
 from megadna.errors import UserError
-from megadna.model.flops import training_flops
+from megadna.model.flops import peak_tflops, training_flops
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.state import TrainState, build_state
@@ -33,8 +33,6 @@ from megadna.train.step import evaluate_batch, train_step
 CONFIGS = Path(__file__).parents[1] / "configs"
 WARMUP, STEPS = 3, 10
 BACKENDS = ("sdpa", "flash_attn", "transformer_engine")
-PEAK_TFLOPS = {"A100": 312.0, "H100": 989.4, "H200": 989.4, "B200": 2250.0}
-"""Dense bf16 peak of the cards' data sheets (SXM)."""
 
 # preset: rows a step, and layers where the whole does not fit one GPU
 CASES: dict[str, tuple[int, int | None]] = {
@@ -121,7 +119,7 @@ def main() -> None:
         print("no GPU here: nothing to measure")
         return
     device = torch.cuda.get_device_name()
-    peak = next((value for name, value in PEAK_TFLOPS.items() if name in device), None)
+    peak = peak_tflops(device)
     rows: list[dict[str, Any]] = []
     for preset, (batch, num_layers) in CASES.items():
         for attention in BACKENDS:

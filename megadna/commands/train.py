@@ -11,7 +11,7 @@ from megadna.config import Config
 from megadna.engine.distributed import launched_outside, parallel_world, select_device, world_size_from_environment
 from megadna.engine.launch import run_ranks
 from megadna.errors import EXIT_REQUEUE, UserError
-from megadna.log import rank_from_environment
+from megadna.log import log_file, rank_from_environment
 
 
 def main(arguments: list[str]) -> None:
@@ -34,20 +34,25 @@ def main(arguments: list[str]) -> None:
     _check(config, num_ranks)
     if not launched_outside() or rank_from_environment() == 0:
         _prepare(run, resume=options.resume, overwrite=options.overwrite)
-    if not launched_outside() and num_ranks > 1:
-        # The folder is ready: the ranks must not find fault with it, nor empty it again.
-        passed = [word for word in arguments if word != "--overwrite"]
-        sys.exit(run_ranks(num_ranks, ["train", *passed]))
+    with log_file(run / "log.txt"):
+        if not launched_outside() and num_ranks > 1:
+            # The folder is ready: the ranks must not find fault with it, nor empty it again.
+            passed = [word for word in arguments if word != "--overwrite"]
+            sys.exit(run_ranks(num_ranks, ["train", *passed]))
+        if not _train(config, run, resume=options.resume):
+            sys.exit(EXIT_REQUEUE)
+
+
+def _train(config: Config, run: Path, *, resume: bool) -> bool:
+    """Train on this rank; False where it stopped early with everything saved."""
     with parallel_world(config.engine, config.parallel) as world:
         from megadna.train.faults import out_of_memory
         from megadna.train.loop import TrainingRun
 
         try:
-            finished = TrainingRun(config, run, world).train(resume=options.resume)
+            return TrainingRun(config, run, world).train(resume=resume)
         except torch.OutOfMemoryError as error:
             raise UserError(out_of_memory(config, world)) from error
-    if not finished:
-        sys.exit(EXIT_REQUEUE)
 
 
 def _check(config: Config, num_ranks: int) -> None:
@@ -55,8 +60,12 @@ def _check(config: Config, num_ranks: int) -> None:
     from megadna.data.chunks import open_chunks
     from megadna.data.loader import resolve_sequence_length
     from megadna.tokenizer.build import build_tokenizer
+    from megadna.train.metrics import check_sinks
+    from megadna.train.profiling import check_profiling
 
     select_device(config.engine)
+    check_sinks(config.log)
+    check_profiling(config)
     config.data_parallel_size(num_ranks)
     if not config.data.path:
         raise UserError("data.path is empty: give the dataset folder with --data.path (megadna preprocess writes one)")

@@ -63,6 +63,15 @@ class Rows:
     samples_B: NDArray[np.int64]
     segment_starts: NDArray[np.int32] | None
 
+    def attended_pairs(self) -> int:
+        """Pairs of tokens of the same sequence, padding left out: what attention must at least compute."""
+        lengths_B = self.lengths_B.astype(np.int64)
+        if self.segment_starts is None:
+            return int((lengths_B**2).sum())
+        segments = np.diff(np.append(self.segment_starts, self.tokens_BS.size)).astype(np.int64)
+        padding_B = self.tokens_BS.shape[1] - lengths_B  # one segment behind a row
+        return int((segments**2).sum() - (padding_B**2).sum())
+
     def batch(self, *, pin: bool = False) -> Batch:
         """Tensors, in page-locked memory if `pin`."""
         shape = self.tokens_BS.shape

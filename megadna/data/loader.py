@@ -6,6 +6,7 @@ Out: an endless iterator of Batch. Micro-batch m since the start holds the sampl
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from itertools import count
 
@@ -77,28 +78,36 @@ class TrainBatches(Iterator[Batch]):
         self._samples = samples
         self._pin = config.engine.device != "cpu" and torch.cuda.is_available()
         self._rows = iter(loader)
-        self._tokens = self._padding = 0
+        self._tokens = self._padding = self._pairs = 0
+        self._wait = 0.0
 
     def __next__(self) -> Batch:
+        start = time.perf_counter()
         rows = next(self._rows)
         self._tokens += rows.tokens_BS.size
         self._padding += rows.tokens_BS.size - int(rows.lengths_B.sum())
-        return rows.batch(pin=self._pin)
+        self._pairs += rows.attended_pairs()
+        batch = rows.batch(pin=self._pin)
+        self._wait += time.perf_counter() - start
+        return batch
 
     def metrics(self, consumed_samples: int) -> dict[str, float]:
-        """epoch and consumed_bases of all ranks, the last masking rate used, and the padded share of this rank's tokens
-        since the call before."""
+        """epoch and consumed_bases of all ranks, the last masking rate used; of this rank since the call before: the
+        padded share, how many tokens a token attends to (itself included) on average, and the wait for batches."""
         passes = [consumed_samples * rows.group.share / len(rows) for rows in self._samples.groups]
         bases = [rows.group.bases for rows in self._samples.groups]
         consumed = sum(number * count for number, count in zip(passes, bases, strict=True))
-        padded_fraction = self._padding / max(1, self._tokens)
-        self._tokens = self._padding = 0
-        return {
+        numbers = {
             "epoch": consumed / sum(bases),
             "consumed_bases": float(round(consumed)),
             "masking_fraction": masking_fraction(self._config, max(0, consumed_samples - 1)),
-            "padded_fraction": padded_fraction,
+            "padded_fraction": self._padding / max(1, self._tokens),
+            "attended_tokens": self._pairs / max(1, self._tokens - self._padding),
+            "data_wait_seconds": self._wait,
         }
+        self._tokens = self._padding = self._pairs = 0
+        self._wait = 0.0
+        return numbers
 
 
 def train_batches(

@@ -12,29 +12,57 @@ Symbols: h hidden, N heads, G key-value heads, D head dimension, f feed-forward 
 V rows of the vocabulary with padding.
 """
 
+from typing import TypeVar
+
 from megadna.config import ModelConfig
+
+Number = TypeVar("Number", int, float)
 
 BACKWARD = 2
 """Backward FLOPs in units of the forward ones: gradients of inputs and of weights."""
 
+PEAK_TFLOPS = {
+    "A100": 312.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.4,
+    "H800": 989.4,
+    "GH200": 989.4,
+    "H200 NVL": 835.0,
+    "H200": 989.4,
+    "B200": 2250.0,
+    "GB200": 2500.0,
+    "L40S": 362.0,
+}
+"""Dense 16-bit peak of the data sheets, by words of torch's device name; the first whose words all stand in it."""
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Peak of a card, TFLOP/s; None where the table does not know it."""
+    words = set(device_name.replace("-", " ").split())
+    return next((peak for name, peak in PEAK_TFLOPS.items() if words.issuperset(name.split())), None)
+
 
 def forward_flops(model: ModelConfig, vocab_rows: int, sequence_length: int) -> int:
     """FLOPs of one sequence forward, logits of every token included."""
-    head = 2 * (model.hidden_size**2 + model.hidden_size * vocab_rows)
-    return encoder_flops(model, sequence_length) + sequence_length * head
+    return sequence_length * token_flops(model, vocab_rows, sequence_length)
 
 
 def encoder_flops(model: ModelConfig, sequence_length: int) -> int:
     """FLOPs of one sequence forward through the layers alone, without the masked-language-model head."""
-    width = model.num_attention_heads * model.head_size
-    linear = 2 * _layer_matrices(model)
-    attention = 4 * sequence_length * width
-    return model.num_layers * sequence_length * (linear + attention)
+    return forward_flops(model, 0, sequence_length) - sequence_length * 2 * model.hidden_size**2
 
 
 def training_flops(model: ModelConfig, vocab_rows: int, sequence_length: int) -> int:
     """FLOPs of one sequence forward and backward; recomputed activations do not count."""
     return (1 + BACKWARD) * forward_flops(model, vocab_rows, sequence_length)
+
+
+def token_flops(model: ModelConfig, vocab_rows: int, attended: Number) -> Number:
+    """FLOPs forward of one token that attends to `attended` tokens (whole, or a mean); padding is no token."""
+    attention = 4 * attended * model.num_attention_heads * model.head_size
+    head = 2 * (model.hidden_size**2 + model.hidden_size * vocab_rows)
+    return model.num_layers * (2 * _layer_matrices(model) + attention) + head
 
 
 def num_parameters(model: ModelConfig, vocab_rows: int) -> int:

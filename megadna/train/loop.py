@@ -1,8 +1,9 @@
 """The training run: steps, logs, validations and checkpoints, from a config to a finished run folder.
 
 RUN/config.yaml      the resolved config
+RUN/log.txt          what is logged, behind that of earlier starts (commands/train.py)
 RUN/metrics.jsonl    one line a logged step, one a validation
-RUN/tensorboard/     the same as events
+RUN/tensorboard/     the same as events; wandb/ where log.wandb is true, profile/ by log.profile_steps
 RUN/checkpoints/     step-00000100/ ...
 """
 
@@ -22,12 +23,15 @@ from megadna.data.samples import resolve_schedule
 from megadna.engine.distributed import World
 from megadna.errors import Diverged
 from megadna.log import get_logger
+from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import complete_checkpoints, find_checkpoint, load_checkpoint
 from megadna.train.faults import FaultGuard
 from megadna.train.metrics import Metrics
+from megadna.train.profiling import ProfileWindow
 from megadna.train.resume import check_resume
 from megadna.train.saving import CheckpointWriter
+from megadna.train.speed import StepClock
 from megadna.train.state import TrainState, build_state
 from megadna.train.step import StepResult, train_step
 from megadna.train.stop import StopRequest
@@ -48,7 +52,8 @@ class TrainingRun:
         self.config = resolve_schedule(replace(config, data=resolved))
         self.state: TrainState = build_state(self.config, self.tokenizer.vocab_size, world)
         self.metrics: Metrics | None = None
-        self.seconds_per_step = 0.0
+        rows = padded_vocab_size(config.tokenizer, self.tokenizer.vocab_size)
+        self.clock = StepClock(self.config, world, sequence_length=self.sequence_length, vocab_rows=rows)
         self.last_validation: dict[str, Any] = {}
         self.guard = FaultGuard(config.faults, run / "skipped.jsonl" if world.is_main else None)
         facts = {"tokenizer": config.tokenizer.kind, "dataset_id": self.valid.dataset_id}
@@ -66,7 +71,8 @@ class TrainingRun:
             log.info("resuming %s at step %d", checkpoint, self.state.step)
         if self.world.is_main:
             (self.run / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
-            self.metrics = Metrics(self.run, self.config.log, first_step=self.state.step, steps=self.config.train.steps)
+            self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
+        self.window = ProfileWindow(self.run, self.config, self.world, first_step=self.state.step)
         self._announce()
         self.batches = self._batches()
         try:
@@ -101,17 +107,21 @@ class TrainingRun:
         )
 
     def _step(self) -> None:
-        self.writer.poll()
-        start, first_sample = time.perf_counter(), self.state.consumed_samples
-        result = train_step(
-            self.state,
-            self.batches,
-            self.config,
-            self.world,
-            sequence_length=self.sequence_length,
-            problem=self.guard.problem,
-        )
-        self._log(result, time.perf_counter() - start)
+        with self.clock.stall():
+            self.writer.poll()
+        first_sample = self.state.consumed_samples
+        with self.window.step(self.state.step + 1):
+            start = time.perf_counter()
+            result = train_step(
+                self.state,
+                self.batches,
+                self.config,
+                self.world,
+                sequence_length=self.sequence_length,
+                problem=self.guard.problem,
+            )
+            seconds = time.perf_counter() - start
+        self._log(result, seconds)
         if result.problem:
             self.guard.skipped(self.state.step, (first_sample, self.state.consumed_samples), result.problem)
             if self.guard.must_roll_back():
@@ -123,23 +133,22 @@ class TrainingRun:
         if step == last or (self.config.validation.interval and step % self.config.validation.interval == 0):
             self._validate()
         if not result.problem and (step == last or step % self.config.checkpoint.interval == 0):
-            self.writer.save(self.state, self.last_validation, wait=step == last)
+            with self.clock.stall():
+                self.writer.save(self.state, self.last_validation, wait=step == last)
 
     def _log(self, result: StepResult, seconds: float) -> None:
-        smooth = 0.9 if self.seconds_per_step else 0.0
-        self.seconds_per_step = smooth * self.seconds_per_step + (1.0 - smooth) * seconds
-        if self.metrics:
-            tokens = self.config.train.global_batch_size * self.sequence_length
+        data, step = self.batches.metrics(self.state.consumed_samples), self.state.step
+        self.clock.add(seconds, data)
+        if self.metrics and self.metrics.is_due(step):
             numbers = {
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
                 "lr": result.lr,
-                "tokens_per_second": tokens / seconds,
                 "consumed_samples": self.state.consumed_samples,
-                **self.batches.metrics(self.state.consumed_samples),
-                "seconds_left": int((self.config.train.steps - self.state.step) * self.seconds_per_step),
+                **data,
+                **self.clock.numbers(self.config.train.steps - step),
             }
-            self.metrics.training(self.state.step, numbers)
+            self.metrics.training(step, numbers)
 
     def _roll_back(self) -> None:
         """Go back to the last checkpoint, leaving out the samples of the steps that were skipped in a row."""

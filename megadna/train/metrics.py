@@ -1,42 +1,61 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard, and a progress line with loss, tokens/s and time left."""
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard, Weights & Biases, and a progress line.
 
+metrics.jsonl and TensorBoard are cut where a run resumes or goes back, so that no step stands twice. Weights & Biases
+cannot forget: there the steps that were done again stand twice.
+"""
+
+import importlib.util
 import json
 import math
 import sys
+import time
+import uuid
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megadna.config import LogConfig
+from megadna.config import Config, LogConfig
+from megadna.errors import UserError
 from megadna.log import console, get_logger
 
 log = get_logger(__name__)
 
 PLAIN_LINES = 25
-"""Where there is no terminal, a run prints about this many progress lines."""
+"""A run logs about this many progress lines (beside a progress bar only in log.txt) ..."""
+PLAIN_SECONDS = 60.0
+"""... and one where none came for so long."""
 
 
 class Metrics:
     """Sinks of the main rank; the other ranks have none and make no Metrics."""
 
-    def __init__(self, run: Path, config: LogConfig, *, first_step: int, steps: int) -> None:
-        self.path = run / "metrics.jsonl"
-        cut_after(self.path, first_step)
-        self.file = self.path.open("a", encoding="utf-8")
-        self.interval = config.interval
-        self.steps = steps
-        self.tensorboard = _tensorboard(run, first_step) if config.tensorboard else None
+    def __init__(self, run: Path, config: Config, *, first_step: int) -> None:
+        self.run, self.config, self.steps = run, config.log, config.train.steps
+        self.tensorboard: Any = None
+        self._open(first_step)
+        self.wandb = _wandb(run, config) if config.log.wandb else None
+        self.last_shown = -math.inf
         self.progress = _progress() if sys.stderr.isatty() else None
         if self.progress:
             self.progress.start()
-            self.task = self.progress.add_task("training", total=steps, completed=first_step, numbers="")
+            self.task = self.progress.add_task("training", total=self.steps, completed=first_step, numbers="")
+
+    def _open(self, step: int) -> None:
+        cut_after(self.run / "metrics.jsonl", step)
+        self.file = (self.run / "metrics.jsonl").open("a", encoding="utf-8")
+        if self.config.tensorboard:
+            self.tensorboard = _tensorboard(self.run, step)
+
+    def is_due(self, step: int) -> bool:
+        """True for the steps that are written: every `log.interval`-th and the last."""
+        return step % self.config.interval == 0 or step == self.steps
 
     def training(self, step: int, numbers: dict[str, Any]) -> None:
-        """One training step: shown always, written every `log.interval` steps and at the last."""
+        """Show and write a training step that is due."""
         self._show(step, numbers)
-        if step % self.interval == 0 or step == self.steps:
-            self._write({"step": step, **numbers})
+        self._write({"step": step, **numbers})
 
     def validation(self, step: int, numbers: dict[str, Any], protocol: str) -> None:
         """One validation; its keys begin with `valid_`. The line shown names the protocol (MaskedScore)."""
@@ -52,14 +71,18 @@ class Metrics:
 
     def go_back(self, step: int) -> None:
         """Drop what was written behind `step`: the run goes on from there."""
-        self.file.close()
-        cut_after(self.path, step)
-        self.file = self.path.open("a", encoding="utf-8")
+        self._close_files()
+        self._open(step)
 
     def close(self) -> None:
         """Flush and close every sink."""
         if self.progress:
             self.progress.stop()
+        if self.wandb:
+            self.wandb.finish()
+        self._close_files()
+
+    def _close_files(self) -> None:
         if self.tensorboard:
             self.tensorboard.close()
         self.file.close()
@@ -68,9 +91,12 @@ class Metrics:
         loss, speed = numbers["loss"], numbers["tokens_per_second"]
         if self.progress:
             self.progress.update(self.task, completed=step, numbers=f"loss {loss:.4f}  {speed:,.0f} tokens/s")
-        elif step == 1 or step == self.steps or step % max(1, self.steps // PLAIN_LINES) == 0:
+        now = time.monotonic()
+        is_round = step == self.steps or step % max(1, self.steps // PLAIN_LINES) == 0
+        if is_round or now - self.last_shown >= PLAIN_SECONDS:
+            self.last_shown = now
             left = numbers["seconds_left"]
-            log.info(
+            (log.debug if self.progress else log.info)(
                 "step %6d / %d | loss %.4f | grad norm %.2f | lr %.2e | %.0f tokens/s | %d:%02d left",
                 *(step, self.steps, loss, numbers["grad_norm"], numbers["lr"], speed, left // 60, left % 60),
             )
@@ -82,10 +108,21 @@ class Metrics:
         }
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
+        numbers = {name: value for name, value in line.items() if value is not None}
+        if self.wandb:
+            self.wandb.log(numbers)
         if self.tensorboard:
-            for name, value in line.items():
-                if name != "step" and value is not None:
+            for name, value in numbers.items():
+                if name != "step":
                     self.tensorboard.add_scalar(name, value, line["step"])
+
+
+def check_sinks(config: LogConfig) -> None:
+    """UserError where a package that `log` asks for is not installed."""
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            "log.wandb is true, but wandb is not installed; pip install 'megadna[wandb]', or set it to false"
+        )
 
 
 def cut_after(path: Path, step: int) -> None:
@@ -108,6 +145,31 @@ def _tensorboard(run: Path, first_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+
+
+def _wandb(run: Path, config: Config) -> Any:
+    """The Weights & Biases run of this folder, the same one when it resumes."""
+    import wandb
+
+    identity = run / "wandb" / "id"
+    identity.parent.mkdir(exist_ok=True)
+    if not identity.exists():
+        identity.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+    try:
+        sink = wandb.init(
+            project="megadna",
+            name=run.resolve().name,
+            id=identity.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(run),
+            config=asdict(config),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(f"log.wandb: {error}; say `wandb login`, set WANDB_MODE=offline, or log.wandb false") from error
+    sink.define_metric("*", step_metric="step")  # not wandb's own counter: it refuses a step that is done again
+    log.info("Weights & Biases: %s", sink.url or sink.dir)
+    return sink
 
 
 def _progress() -> Progress:
