@@ -14,7 +14,7 @@ Shapes: S sequence, B batch, N heads and G key-value heads of this tensor-parall
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from megadna.model.backends import HALF, load_backend, varlen_attn
+from megadna.model.cpu_dropout import dropout_attention
 
 
 class CoreAttention(torch.nn.Module):
@@ -68,26 +69,32 @@ def sdpa(
     query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, segments: PackedSeqParams | None, dropout: float
 ) -> Tensor:
     """torch's scaled_dot_product_attention: context [S, B, N, D]."""
-    grouped = query_SBND.shape[2] != key_SBGD.shape[2]
     if segments is None:
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBGD, value_SBGD))
-        context_BNSD = scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped)
-        return context_BNSD.permute(2, 0, 1, 3)
+        rows = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBGD, value_SBGD))
+        return _dense(rows, dropout).permute(2, 0, 1, 3)
     query_TND, key_TGD, value_TGD = (end_to_end(x) for x in (query_SBND, key_SBGD, value_SBGD))
     bounds = segment_bounds(segments)
     if varlen_attn is not None and query_TND.is_cuda and query_TND.dtype in HALF and not dropout:
+        grouped = query_TND.shape[1] != key_TGD.shape[1]
         context_TND = varlen_attn(query_TND, key_TGD, value_TGD, *bounds, enable_gqa=grouped)
     else:
         queries, keys = (bound.diff().tolist() for bound in bounds[:2])
         parts = zip(query_TND.split(queries), key_TGD.split(keys), value_TGD.split(keys), strict=True)
-        context_TND = torch.cat([_one_segment(*part, dropout, grouped) for part in parts])
+        single = ((x_TND.transpose(0, 1)[None] for x_TND in part) for part in parts)
+        context_TND = torch.cat([_dense(row, dropout)[0].transpose(0, 1) for row in single])
     return back_to_rows(context_TND, query_SBND)
 
 
-def _one_segment(query_TND: Tensor, key_TGD: Tensor, value_TGD: Tensor, dropout: float, grouped: bool) -> Tensor:
-    query, key, value = (x.transpose(0, 1)[None] for x in (query_TND, key_TGD, value_TGD))
-    context_1NTD = scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped)
-    return context_1NTD[0].transpose(0, 1)
+def _dense(inputs: Iterable[Tensor], dropout: float) -> Tensor:
+    """Context [B, N, S, D] of rows that are one sequence each: query [B, N, S, D], key and value [B, G, S, D]."""
+    query, key, value = inputs
+    if query.is_cpu:
+        if dropout:
+            return dropout_attention(query, key, value, dropout)
+        # The tokens of sequence-first rows lie a batch apart, which costs the kernel more than copies do.
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped)
 
 
 def flash(

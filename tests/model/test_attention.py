@@ -19,6 +19,7 @@ from megadna.config import ModelConfig, TokenizerConfig
 from megadna.errors import UserError
 from megadna.model.attention import eager, sdpa
 from megadna.model.backends import choose_backend
+from megadna.model.cpu_dropout import dropout_attention
 from megadna.model.segments import packed_segments, padded_segments
 
 CPU = torch.device("cpu")
@@ -49,6 +50,40 @@ def test_sdpa_equals_eager_forward_and_backward(dtype: torch.dtype, tolerance: f
         found.append([output, *torch.autograd.grad((output.float() * weight).sum(), inputs)])
     for expected, result in zip(*found, strict=True):
         assert relative(result, expected) < tolerance
+
+
+def dropped_attention(groups: int, dropout: float, dtype: torch.dtype) -> list[list[torch.Tensor]]:
+    """Context and gradients of dropout_attention, and of the formula with the places that it drops."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, 700, 16, generator=generator).to(dtype).requires_grad_() for heads in (4, groups, groups)
+    )
+    weight = torch.randn(2, 4, 700, 16, generator=generator)
+    torch.manual_seed(3)
+    context = dropout_attention(query, key, value, dropout)
+    found = [[context, *torch.autograd.grad((context.float() * weight).sum(), (query, key, value))]]
+    torch.manual_seed(3)  # with one-hot values the context is the weights; ones where they are uniform
+    eye = torch.eye(700).expand(2, 4, 700, 700)
+    kept = dropout_attention(torch.zeros(2, 4, 700, 700), torch.zeros(2, 4, 700, 700), eye, dropout) * 700
+    keys, values = (x.repeat_interleave(4 // groups, dim=1) for x in (key, value))
+    weights = ((query @ keys.transpose(-1, -2)).float() / 4).softmax(-1) * kept
+    context = weights.to(dtype) @ values
+    return [*found, [context, *torch.autograd.grad((context.float() * weight).sum(), (query, key, value))], [kept]]
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_dropout_on_a_cpu_is_the_formula_with_dropped_weights(
+    dtype: torch.dtype, tolerance: float, groups: int
+) -> None:
+    results, expected, (kept,) = dropped_attention(groups, 0.1, dtype)
+    for result, reference in zip(results, expected, strict=True):
+        assert relative(result, reference) < tolerance
+    values = kept.unique()
+    assert values.tolist() == pytest.approx([0.0, 1 / 0.9], abs=1e-4)
+    shares = (kept == 0).float().mean((2, 3)).flatten()  # 490,000 places each, one standard deviation is 0.0004
+    assert shares.sub(0.1).abs().max() < 0.002
+    assert not torch.equal(kept[0, 0], kept[1, 0]) and not torch.equal(kept[0, 0, :100], kept[0, 0, 512:612])
 
 
 def test_segments_of_padded_rows_end_at_the_padding() -> None:
@@ -176,7 +211,7 @@ def test_packed_rows_have_the_logits_and_gradients_of_the_sequences_alone() -> N
                 assert relative(result, expected) < tolerance, (name, precision)
 
 
-MEMORY = """
+MEMORY = r"""
 import os, re, sys, torch
 os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
 from megadna.config import Config, EngineConfig, ModelConfig
