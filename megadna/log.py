@@ -48,28 +48,23 @@ def setup_logging(level: int = logging.INFO) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     handler.setLevel(level)
     root.addHandler(handler)
-    root.setLevel(level if rank_from_environment() == 0 else logging.ERROR)
+    root.setLevel(logging.DEBUG if rank_from_environment() == 0 else logging.ERROR)  # a log_file takes all
     root.propagate = False
 
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """On rank 0, also append what is logged to `path` as plain lines, debug lines and a fatal error among them."""
-    if rank_from_environment() != 0:
-        yield
-        return
+    """On rank 0, also append what is logged to `path`: plain, dated lines, debug lines and a fatal error among them."""
     root = logging.getLogger("megadna")
-    level = root.level
-    handler = logging.FileHandler(path, encoding="utf-8")
+    is_main = rank_from_environment() == 0
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True) if is_main else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
     try:
         yield
     except Exception as error:
-        handler.handle(logging.makeLogRecord({"msg": f"ended by {type(error).__name__}: {error}", "args": None}))
+        root.debug("ended by %s: %s", type(error).__name__, error)
         raise
     finally:
         root.removeHandler(handler)
-        root.setLevel(level)
         handler.close()

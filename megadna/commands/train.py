@@ -60,12 +60,9 @@ def _check(config: Config, num_ranks: int) -> None:
     from megadna.data.chunks import open_chunks
     from megadna.data.loader import resolve_sequence_length
     from megadna.tokenizer.build import build_tokenizer
-    from megadna.train.metrics import check_sinks
-    from megadna.train.profiling import check_profiling
+    from megadna.train.metrics import check_log
 
-    select_device(config.engine)
-    check_sinks(config.log)
-    check_profiling(config)
+    check_log(config.log, select_device(config.engine))
     config.data_parallel_size(num_ranks)
     if not config.data.path:
         raise UserError("data.path is empty: give the dataset folder with --data.path (megadna preprocess writes one)")

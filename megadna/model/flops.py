@@ -26,13 +26,9 @@ PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
     "H100": 989.4,
-    "H800": 989.4,
-    "GH200": 989.4,
     "H200 NVL": 835.0,
     "H200": 989.4,
     "B200": 2250.0,
-    "GB200": 2500.0,
-    "L40S": 362.0,
 }
 """Dense 16-bit peak of the data sheets, by words of torch's device name; the first whose words all stand in it."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import profile
 
 from megadna.arguments import dump_config
 from megadna.config import Config
@@ -28,7 +29,7 @@ from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import complete_checkpoints, find_checkpoint, load_checkpoint
 from megadna.train.faults import FaultGuard
 from megadna.train.metrics import Metrics
-from megadna.train.profiling import ProfileWindow
+from megadna.train.profiling import build_profiler
 from megadna.train.resume import check_resume
 from megadna.train.saving import CheckpointWriter
 from megadna.train.speed import StepClock
@@ -53,6 +54,7 @@ class TrainingRun:
         self.state: TrainState = build_state(self.config, self.tokenizer.vocab_size, world)
         self.metrics: Metrics | None = None
         rows = padded_vocab_size(config.tokenizer, self.tokenizer.vocab_size)
+        self.profiler: profile | None = None
         self.clock = StepClock(self.config, world, sequence_length=self.sequence_length, vocab_rows=rows)
         self.last_validation: dict[str, Any] = {}
         self.guard = FaultGuard(config.faults, run / "skipped.jsonl" if world.is_main else None)
@@ -72,7 +74,7 @@ class TrainingRun:
         if self.world.is_main:
             (self.run / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
             self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
-        self.window = ProfileWindow(self.run, self.config, self.world, first_step=self.state.step)
+            self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
         self._announce()
         self.batches = self._batches()
         try:
@@ -109,19 +111,18 @@ class TrainingRun:
     def _step(self) -> None:
         with self.clock.stall():
             self.writer.poll()
-        first_sample = self.state.consumed_samples
-        with self.window.step(self.state.step + 1):
-            start = time.perf_counter()
-            result = train_step(
-                self.state,
-                self.batches,
-                self.config,
-                self.world,
-                sequence_length=self.sequence_length,
-                problem=self.guard.problem,
-            )
-            seconds = time.perf_counter() - start
-        self._log(result, seconds)
+        start, first_sample = time.perf_counter(), self.state.consumed_samples
+        result = train_step(
+            self.state,
+            self.batches,
+            self.config,
+            self.world,
+            sequence_length=self.sequence_length,
+            problem=self.guard.problem,
+        )
+        self._log(result, time.perf_counter() - start)
+        if self.profiler:
+            self.profiler.step()
         if result.problem:
             self.guard.skipped(self.state.step, (first_sample, self.state.consumed_samples), result.problem)
             if self.guard.must_roll_back():
@@ -146,7 +147,7 @@ class TrainingRun:
                 "lr": result.lr,
                 "consumed_samples": self.state.consumed_samples,
                 **data,
-                **self.clock.numbers(self.config.train.steps - step),
+                **self.clock.numbers(),
             }
             self.metrics.training(step, numbers)
 

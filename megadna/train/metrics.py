@@ -14,10 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megadna.config import Config, LogConfig
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.log import console, get_logger
 
 log = get_logger(__name__)
@@ -36,7 +37,7 @@ class Metrics:
         self.tensorboard: Any = None
         self._open(first_step)
         self.wandb = _wandb(run, config) if config.log.wandb else None
-        self.last_shown = -math.inf
+        self.first_step, self.started, self.shown = first_step, time.monotonic(), -math.inf
         self.progress = _progress() if sys.stderr.isatty() else None
         if self.progress:
             self.progress.start()
@@ -93,9 +94,9 @@ class Metrics:
             self.progress.update(self.task, completed=step, numbers=f"loss {loss:.4f}  {speed:,.0f} tokens/s")
         now = time.monotonic()
         is_round = step == self.steps or step % max(1, self.steps // PLAIN_LINES) == 0
-        if is_round or now - self.last_shown >= PLAIN_SECONDS:
-            self.last_shown = now
-            left = numbers["seconds_left"]
+        if is_round or now - self.shown >= PLAIN_SECONDS:
+            self.shown = now
+            left = int((self.steps - step) * (now - self.started) / max(1, step - self.first_step))
             (log.debug if self.progress else log.info)(
                 "step %6d / %d | loss %.4f | grad norm %.2f | lr %.2e | %.0f tokens/s | %d:%02d left",
                 *(step, self.steps, loss, numbers["grad_norm"], numbers["lr"], speed, left // 60, left % 60),
@@ -117,12 +118,16 @@ class Metrics:
                     self.tensorboard.add_scalar(name, value, line["step"])
 
 
-def check_sinks(config: LogConfig) -> None:
-    """UserError where a package that `log` asks for is not installed."""
-    if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            "log.wandb is true, but wandb is not installed; pip install 'megadna[wandb]', or set it to false"
-        )
+def check_log(config: LogConfig, device: torch.device) -> None:
+    """UserError where this machine lacks what `log` asks for."""
+    require(
+        not config.wandb or importlib.util.find_spec("wandb") is not None,
+        "log.wandb is true, but wandb is not installed; pip install 'megadna[wandb]', or set it to false",
+    )
+    require(
+        not config.memory_snapshot or device.type == "cuda",
+        "log.memory_snapshot records the memory of a GPU, and this run uses the CPU; set it to false",
+    )
 
 
 def cut_after(path: Path, step: int) -> None:

@@ -18,80 +18,55 @@ from megadna.model.flops import BACKWARD, peak_tflops, token_flops
 
 log = get_logger(__name__)
 
-TIMING_KEYS = (
-    "tokens_per_second",
-    "tokens_per_second_per_gpu",
-    "tflops_per_gpu",
-    "mfu",
-    "data_wait_seconds",
-    "save_stall_seconds",
-    "memory_mib",
-    "seconds_left",
-)
+SPEED_KEYS = ("tokens_per_second", "tokens_per_second_per_gpu", "tflops_per_gpu", "mfu")
+TIMING_KEYS = (*SPEED_KEYS, "data_wait_seconds", "save_stall_seconds", "memory_mib")
 """Keys of metrics.jsonl that differ from one run of the same config to the next; a resumed run repeats all others."""
-SMOOTHING = 0.9
 
 
 class StepClock:
-    """Sums over the steps since the line before, on the main rank."""
+    """Sums over the steps since the line before, on one rank."""
 
     def __init__(self, config: Config, world: World, *, sequence_length: int, vocab_rows: int) -> None:
         self.config, self.world, self.vocab_rows = config, world, vocab_rows
         self.tokens_per_step = config.train.global_batch_size * sequence_length
-        self.peak = self._peak()
-        self.smooth_seconds = 0.0
-        self._clear()
-
-    def _clear(self) -> None:
-        self.steps, self.seconds, self.flops, self.wait, self.stall_seconds = 0, 0.0, 0.0, 0.0, 0.0
+        self.peak = _peak(config, world)
+        self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
 
     def add(self, seconds: float, data: dict[str, float]) -> None:
         """Count one step; takes `data_wait_seconds` out of the loader's numbers."""
-        smooth = SMOOTHING if self.smooth_seconds else 0.0
-        self.smooth_seconds = smooth * self.smooth_seconds + (1.0 - smooth) * seconds
-        forward = token_flops(self.config.model, self.vocab_rows, data["attended_tokens"])
-        self.steps += 1
+        self.tokens += self.tokens_per_step
         self.seconds += seconds
-        self.flops += (1 + BACKWARD) * forward * self.tokens_per_step * (1.0 - data["padded_fraction"])
         self.wait += data.pop("data_wait_seconds")
+        forward = token_flops(self.config.model, self.vocab_rows, data["attended_tokens"])
+        self.flops += (1 + BACKWARD) * forward * self.tokens_per_step * (1.0 - data["padded_fraction"])
 
     @contextmanager
     def stall(self) -> Iterator[None]:
         """Around whatever a checkpoint holds training up with."""
         start = perf_counter()
         yield
-        self.stall_seconds += perf_counter() - start
+        self.stalled += perf_counter() - start
 
-    def numbers(self, steps_left: int) -> dict[str, float]:
-        """The values of TIMING_KEYS (no `mfu` without a known peak); starts the next line."""
-        speed = self.tokens_per_step * self.steps / self.seconds
+    def numbers(self) -> dict[str, float]:
+        """Values of TIMING_KEYS (no `mfu` without a known peak); the next line starts here.
+
+        Memory: of a GPU the most that was allocated at once, of a CPU rank what it holds now.
+        """
+        device, speed = self.world.device, self.tokens / self.seconds
         tflops = self.flops / self.seconds / self.world.size / 1e12
-        numbers = {
-            "tokens_per_second": speed,
-            "tokens_per_second_per_gpu": speed / self.world.size,
-            "tflops_per_gpu": tflops,
-            **({} if self.peak is None else {"mfu": tflops / self.peak}),
-            "data_wait_seconds": self.wait,
-            "save_stall_seconds": self.stall_seconds,
-            "memory_mib": self._memory() / 2**20,
-            "seconds_left": int(steps_left * self.smooth_seconds),
-        }
-        self._clear()
-        return numbers
+        on_gpu = device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
+        values = (speed, speed / self.world.size, tflops, tflops / (self.peak or 1.0), self.wait, self.stalled)
+        numbers = dict(zip(TIMING_KEYS, (*values, memory / 2**20), strict=True))
+        self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
+        return numbers if self.peak else {key: value for key, value in numbers.items() if key != "mfu"}
 
-    def _memory(self) -> int:
-        """Bytes: of the GPU the most that was allocated at once, of a CPU rank what it holds now."""
-        if self.world.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.world.device)
-        return psutil.Process().memory_info().rss
 
-    def _peak(self) -> float | None:
-        if self.world.device.type != "cuda":
-            return None
-        name = torch.cuda.get_device_name(self.world.device)
-        peak = None if self.config.engine.precision == "fp32" else peak_tflops(name)
-        if peak is None:
-            log.info("no peak known for %s in %s: no mfu is logged", name, self.config.engine.precision)
-        else:
-            log.info("mfu is against %.1f TFLOP/s, the dense 16-bit peak of %s", peak, name)
-        return peak
+def _peak(config: Config, world: World) -> float | None:
+    if world.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(world.device)
+    peak = None if config.engine.precision == "fp32" else peak_tflops(name)
+    known = f"mfu is against {peak} TFLOP/s, its dense 16-bit peak" if peak else "no peak known, so no mfu"
+    log.info("%s, %s: %s", name, config.engine.precision, known)
+    return peak
