@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from megadna.config import Config, LogConfig
 from megadna.errors import UserError, require
@@ -38,8 +38,10 @@ class Metrics:
         self._open(first_step)
         self.wandb = _wandb(run, config) if config.log.wandb else None
         self.first_step, self.started, self.shown = first_step, time.monotonic(), -math.inf
-        self.progress = _progress() if sys.stderr.isatty() else None
-        if self.progress:
+        self.progress: Progress | None = None
+        if sys.stderr.isatty():
+            numbers = (MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
+            self.progress = Progress(*Progress.get_default_columns(), *numbers, console=console)
             self.progress.start()
             self.task = self.progress.add_task("training", total=self.steps, completed=first_step, numbers="")
 
@@ -93,8 +95,9 @@ class Metrics:
         if self.progress:
             self.progress.update(self.task, completed=step, numbers=f"loss {loss:.4f}  {speed:,.0f} tokens/s")
         now = time.monotonic()
-        is_round = step == self.steps or step % max(1, self.steps // PLAIN_LINES) == 0
-        if is_round or now - self.shown >= PLAIN_SECONDS:
+        interval = self.config.interval
+        every = max(1, self.steps // PLAIN_LINES // interval) * interval
+        if step == self.steps or step % every == 0 or now - self.shown >= PLAIN_SECONDS:
             self.shown = now
             left = int((self.steps - step) * (now - self.started) / max(1, step - self.first_step))
             (log.debug if self.progress else log.info)(
@@ -103,19 +106,15 @@ class Metrics:
             )
 
     def _write(self, line: dict[str, Any]) -> None:
-        line = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in line.items()
-        }
-        self.file.write(json.dumps(line) + "\n")
+        lost = {name: None for name, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
+        self.file.write(json.dumps({**line, **lost}) + "\n")
         self.file.flush()
-        numbers = {name: value for name, value in line.items() if value is not None}
+        numbers = {name: value for name, value in line.items() if value is not None and name not in lost}
         if self.wandb:
             self.wandb.log(numbers)
         if self.tensorboard:
-            for name, value in numbers.items():
-                if name != "step":
-                    self.tensorboard.add_scalar(name, value, line["step"])
+            for name in numbers.keys() - {"step"}:
+                self.tensorboard.add_scalar(name, numbers[name], line["step"])
 
 
 def check_log(config: LogConfig, device: torch.device) -> None:
@@ -175,16 +174,3 @@ def _wandb(run: Path, config: Config) -> Any:
     sink.define_metric("*", step_metric="step")  # not wandb's own counter: it refuses a step that is done again
     log.info("Weights & Biases: %s", sink.url or sink.dir)
     return sink
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
