@@ -74,8 +74,7 @@ def read_genome(path: Path) -> Genome:
 
 def as_text(windows: np.ndarray) -> list[str]:
     """Upper-case strings of uint8 [N, length]."""
-    upper = np.where((windows >= 0x61) & (windows <= 0x7A), windows & 0xDF, windows).astype(np.uint8)
-    return [row.tobytes().decode("ascii") for row in upper]
+    return [row.tobytes().decode("ascii").upper() for row in windows]
 
 
 def reverse_complement(text: str) -> str:

@@ -1,0 +1,80 @@
+"""Names of contigs in an annotation, peak or signal file -> the names that the genome file uses.
+
+In this order: the same name; another name of the same line of NCBI's assembly_report.txt; with or without `chr`; one of
+the usual names of the mitochondrion.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from megadna.downstream.genome import Genome
+from megadna.errors import UserError, require
+from megadna.log import get_logger
+
+log = get_logger(__name__)
+
+_MITOCHONDRION = {"M", "MT", "Mt", "Mito", "MtDNA", "mitochondrion", "mitochondrion_genome"}
+_REPORT_NAMES = (0, 4, 6, 9)  # columns Sequence-Name, GenBank-Accn, RefSeq-Accn, UCSC-style-name
+
+
+def _candidates(name: str, groups: dict[str, list[str]]) -> list[str]:
+    bare = name.removeprefix("chr")
+    mitochondrion = sorted(_MITOCHONDRION) if bare in _MITOCHONDRION else []
+    return [
+        name,
+        *groups.get(name, []),
+        bare,
+        f"chr{bare}",
+        *mitochondrion,
+        *(f"chr{other}" for other in mitochondrion),
+    ]
+
+
+def _alias_groups(path: Path) -> dict[str, list[str]]:
+    require(path.is_file(), f"{path}: no such assembly report (--aliases)")
+    groups: dict[str, list[str]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if line.startswith("#") or not line.strip():
+            continue
+        columns = line.split("\t")
+        if len(columns) < 7:
+            raise UserError(f"{path}: line {number}: {len(columns)} columns; an assembly report has 10")
+        same = [columns[place].strip() for place in _REPORT_NAMES if place < len(columns)]
+        same = [name for name in same if name not in ("", "na")]
+        groups.update(dict.fromkeys(same, same))
+    return groups
+
+
+def on_genome(
+    table: pd.DataFrame, genome: Genome, path: Path, aliases: Path | None, min_share: float = 0.9
+) -> pd.DataFrame:
+    """The rows whose `contig` the genome holds, under its name; UserError where fewer than `min_share` are, or where
+    one passes its contig's end."""
+    groups = _alias_groups(aliases) if aliases else {}
+    found = (
+        (name, [to for to in _candidates(name, groups) if to in genome.letters]) for name in table["contig"].unique()
+    )
+    names = {name: to[0] for name, to in found if to}
+    renamed = [f"{name} -> {to}" for name, to in names.items() if name != to]
+    log.info("contig names: %d the same; renamed: %s", len(names) - len(renamed), ", ".join(renamed) or "none")
+    known = table["contig"].isin(names.keys())
+    missing = sorted(set(table["contig"][~known]))
+    theirs, ours = ", ".join(missing[:5]) or "none", ", ".join(list(genome.letters)[:5])
+    require(
+        bool(known.any()) and known.mean() >= min_share,
+        f"{path}: {int(known.sum()):,} of {len(table):,} lie on a contig of {genome.path}, and {min_share:.0%} must; "
+        f"unknown: {theirs}; the genome has {ours}; give the matching genome, or --aliases assembly_report.txt",
+    )
+    if missing:
+        log.warning("%d of %d left out: the genome lacks %s", (~known).sum(), len(table), ", ".join(missing[:20]))
+    table = table[known].assign(contig=table.loc[known, "contig"].map(names))
+    past = table["end"].to_numpy() > table["contig"].map(genome.lengths).to_numpy()
+    if past.any():
+        row = table.iloc[int(np.argmax(past))]
+        raise UserError(
+            f"{path}: {row['contig']}:{row['start']:,}-{row['end']:,} passes the contig's end "
+            f"({genome.lengths[row['contig']]:,} bases in {genome.path}); it belongs to another genome build"
+        )
+    return table

@@ -1,0 +1,118 @@
+"""Labelled places on a genome -> labelled windows -> a folder of train, dev and test tables.
+
+Every table has `sequence,label` first, then where the window lies (contig, start, end on the forward strand, 0-based
+and half-open, strand of the sequence) and what it is. The folder also holds manifest.json: every option and count.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from megadna import __version__
+from megadna.downstream.genome import PLAIN, Genome, as_text
+from megadna.downstream.splits import SPLITS, leakage, split_windows
+from megadna.errors import UserError, require
+from megadna.log import get_logger
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """What all datasets of windows share."""
+
+    genome: Path
+    """FASTA file of the genome (gz, BGZF, zstd and 2bit too)."""
+    output: Path | None = None
+    """Folder to write; must not hold anything yet."""
+    format: Literal["csv", "parquet"] = "csv"
+    """Kind of the tables."""
+    aliases: Path | None = None
+    """NCBI's assembly_report.txt, where the contig names of the files differ."""
+    length: int = 512
+    """Bases of a window; even."""
+    dev_fraction: float = 0.1
+    """Share of the windows for dev."""
+    test_fraction: float = 0.1
+    """Share of the windows for test."""
+    dev_contigs: list[str] = field(default_factory=list)
+    """Split chromosome: the contigs of dev, instead of a share."""
+    test_contigs: list[str] = field(default_factory=list)
+    """Split chromosome: the contigs of test, instead of a share."""
+    seed: int = 1234
+    """Of every random choice: the same seed gives the same dataset."""
+
+    def __post_init__(self) -> None:
+        require(self.length > 0 and self.length % 2 == 0, f"--length must be even and positive, got {self.length}")
+        shares = (self.dev_fraction, self.test_fraction)
+        require(
+            min(shares) >= 0 and sum(shares) < 1, f"--dev_fraction + --test_fraction must lie in [0, 1), got {shares}"
+        )
+        if self.output is not None and self.output.exists():
+            occupied = not self.output.is_dir() or any(self.output.iterdir())
+            require(not occupied, f"{self.output}: not empty; choose another --output")
+
+
+def cut(places: pd.DataFrame, genome: Genome, length: int) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The windows (columns contig, start, reverse of `places`) with their sequence and end, and how many were left out
+    because they pass a contig's end or hold something else than A, C, G and T. Order and index stay."""
+    starts, sizes = places["start"].to_numpy(), places["contig"].map(genome.lengths).to_numpy()
+    inside = (starts >= 0) & (starts + length <= sizes)
+    sequences = pd.Series("", index=places.index, dtype=object)
+    plain = np.zeros(len(places), bool)
+    for contig, rows in places[inside].groupby("contig", sort=False):
+        at = places.index.get_indexer(rows.index)
+        windows = genome.windows(str(contig), rows["start"].to_numpy(), length, rows["reverse"].to_numpy(bool))
+        plain[at] = PLAIN[windows].all(axis=1)
+        sequences.iloc[at] = as_text(windows)
+    left_out = {"past a contig's end": int((~inside).sum()), "not A, C, G or T alone": int((inside & ~plain).sum())}
+    return places.assign(sequence=sequences, end=starts + length)[plain], left_out
+
+
+def finish(
+    examples: pd.DataFrame, options: DatasetOptions, by: str, columns: list[str], counts: dict[str, Any]
+) -> pd.DataFrame:
+    """Split, shuffle, count and, with --output, write; the table of all splits, the manifest in its `attrs`.
+
+    `columns` are written after those that every dataset has; the first of them names what a split by group keeps whole.
+    """
+    fractions, contigs = (options.dev_fraction, options.test_fraction), (options.dev_contigs, options.test_contigs)
+    examples = examples.assign(group=examples[columns[0]])
+    examples["split"] = split_windows(examples, by, fractions, contigs, options.seed)
+    examples = examples.sample(frac=1, random_state=np.random.default_rng((options.seed, 2)), ignore_index=True)
+    classes = examples["label" if examples["label"].dtype == np.int64 else "kind"]  # a regression has no classes
+    windows = pd.crosstab(examples["split"], classes).to_dict("index")
+    counts = {**counts, "windows": windows, "leakage": leakage(examples)}
+    for what in ("windows", "leakage"):
+        log.info("%s: %s", what, "; ".join(f"{name}: {count}" for name, count in counts[what].items()))
+    table = examples[["sequence", "label", "contig", "start", "end", "strand", "kind", *columns, "split"]]
+    manifest = {"megadna": __version__, "options": asdict(options), "counts": counts}
+    table.attrs["manifest"] = json.loads(json.dumps(manifest, default=str))
+    if options.output is not None:
+        _write(table, options.output, options.format)
+    return table
+
+
+def _write(table: pd.DataFrame, output: Path, kind: str) -> None:
+    """The folder under a hidden name, then under its own."""
+    work = output.absolute().parent / f".{output.absolute().name}.partial"
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        for split in SPLITS:
+            rows = table[table["split"] == split].drop(columns="split")
+            if kind == "csv":
+                rows.to_csv(work / f"{split}.csv", index=False)
+            else:
+                rows.to_parquet(work / f"{split}.parquet", index=False)
+        (work / "manifest.json").write_text(json.dumps(table.attrs["manifest"], indent=1) + "\n", encoding="utf-8")
+        work.replace(output)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
+    log.info("wrote %s", output)
