@@ -4,9 +4,10 @@
     python tools/fill_mask.py HF_FOLDER --sequence ACGTTGCA... --masks 5
 
 In:  a Hugging Face folder of a one-token-a-base masked language model, and a FASTA file (plain or gzip) or a sequence.
-Out: the window with the hidden bases marked, p(A), p(C), p(G), p(T) of each, and the share guessed right, which by
-     chance alone is about 0.25.
-A fixed --seed picks the window (A, C, G, T only) and the hidden positions; all are hidden at once by [MASK].
+Out: of the first window the hidden bases marked and p(A), p(C), p(G), p(T) of each; of all windows the share guessed
+     right, which by chance alone is about 0.25, and bits a base, both with their standard error.
+A fixed --seed picks the windows (A, C, G, T only) and the hidden positions; in each, all are hidden at once by [MASK].
+A window longer than what the model saw in training is warned about.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import gzip
 import math
 import random
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -54,19 +56,36 @@ def pick_window(records: dict[str, str], length: int, rng: random.Random) -> tup
     sys.exit(f"found no stretch of {length} bases A, C, G, T; give a smaller --length")
 
 
-def base_probabilities(folder: str, window: str, positions: list[int]) -> torch.Tensor:
-    """[positions, 4] probabilities of A, C, G, T, all positions hidden at once, renormalised over the four."""
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
-    ids = tokenizer(window, return_tensors="pt")["input_ids"]
-    first = int(ids[0, 0] == tokenizer.cls_token_id)  # where the first base stands
-    if ids.shape[1] - len(window) not in (0, 1, 2):
-        sys.exit(f"{folder} does not have one token a base: {len(window)} bases gave {ids.shape[1]} tokens")
-    ids[0, [first + position for position in positions]] = tokenizer.mask_token_id
-    with torch.no_grad():
-        logits = model(ids).logits[0, [first + position for position in positions]].float()
-    return logits[:, tokenizer.convert_tokens_to_ids(list(BASES))].softmax(-1)
+class Model:
+    """An exported model and its tokenizer."""
+
+    def __init__(self, folder: str) -> None:
+        logging.disable_progress_bar()
+        self.folder = folder
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        self.model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+    def check_length(self, length: int) -> None:
+        """Warn where a window of `length` bases is longer than the sequences of training."""
+        context = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        specials = self.tokenizer.num_special_tokens_to_add()
+        if length + specials > context:
+            sys.stderr.write(
+                f"warning: {length} bases are longer than what the model was trained on ({context - specials} bases): "
+                "it may guess worse than it can; give a shorter one\n"
+            )
+
+    def base_probabilities(self, window: str, positions: list[int]) -> torch.Tensor:
+        """[positions, 4] probabilities of A, C, G, T, all positions hidden at once, renormalised over the four."""
+        tokenizer = self.tokenizer
+        ids = tokenizer(window, return_tensors="pt", verbose=False)["input_ids"]
+        first = int(ids[0, 0] == tokenizer.cls_token_id)  # where the first base stands
+        if ids.shape[1] - len(window) not in (0, 1, 2):
+            sys.exit(f"{self.folder} does not have one token a base: {len(window)} bases gave {ids.shape[1]} tokens")
+        ids[0, [first + position for position in positions]] = tokenizer.mask_token_id
+        with torch.no_grad():
+            logits = self.model(ids).logits[0, [first + position for position in positions]].float()
+        return logits[:, tokenizer.convert_tokens_to_ids(list(BASES))].softmax(-1)
 
 
 def marked(window: str, positions: list[int]) -> str:
@@ -84,20 +103,32 @@ def marked(window: str, positions: list[int]) -> str:
 
 
 def table(window: str, positions: list[int], probabilities: torch.Tensor) -> str:
-    """One line a hidden base, then the totals."""
+    """One line a hidden base."""
     lines = ["position  true   p(A)   p(C)   p(G)   p(T)  guess"]
-    right, bits = 0, 0.0
     for position, shares in zip(positions, probabilities.tolist(), strict=True):
         true, guess = window[position], BASES[shares.index(max(shares))]
-        right += guess == true
-        bits -= math.log2(shares[BASES.index(true)])
         columns = "  ".join(f"{share:.3f}" for share in shares)
         lines.append(f"{position + 1:>8}  {true:>4}  {columns}  {guess:>5}{'  right' if guess == true else ''}")
-    count = len(positions)
-    lines.append(
-        f"\n{right} of {count} right ({right / count:.0%}; chance 25%), {bits / count:.3f} bits a base (chance 2)"
-    )
     return "\n".join(lines)
+
+
+def score(window: str, positions: list[int], probabilities: torch.Tensor) -> list[tuple[float, float]]:
+    """(1 where the likeliest base is the true one, bits) of each hidden base."""
+    true = [BASES.index(window[position]) for position in positions]
+    pairs = zip(true, probabilities.tolist(), strict=True)
+    return [(float(shares[base] == max(shares)), -math.log2(shares[base])) for base, shares in pairs]
+
+
+def total(scores: list[tuple[float, float]], num_windows: int) -> str:
+    """One line over all hidden bases; standard errors treat them as independent."""
+    right, bits = zip(*scores, strict=True)
+    count = len(scores)
+    errors = [statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan for values in (right, bits)]
+    where = "" if num_windows == 1 else f" in {num_windows} windows"
+    return (
+        f"{sum(right):.0f} of {count} right{where} ({sum(right) / count:.1%}, standard error {errors[0]:.1%}; chance "
+        f"25%), {sum(bits) / count:.3f} bits a base (standard error {errors[1]:.3f}; chance 2)"
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -107,9 +138,10 @@ def parse_arguments() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, help="FASTA file, plain or gzip")
     source.add_argument("--sequence", help="bases to use as they are")
-    parser.add_argument("--length", type=int, default=480, help="bases of the window taken from --input")
-    parser.add_argument("--masks", type=int, default=24, help="bases to hide")
-    parser.add_argument("--seed", type=int, default=0, help="draws the window and the positions")
+    parser.add_argument("--windows", type=int, default=20, help="windows taken from --input; the first is shown")
+    parser.add_argument("--length", type=int, default=480, help="bases of each")
+    parser.add_argument("--masks", type=int, default=24, help="bases to hide in each")
+    parser.add_argument("--seed", type=int, default=0, help="draws the windows and the positions")
     return parser.parse_args()
 
 
@@ -120,19 +152,26 @@ def main() -> None:
     if not (Path(arguments.folder) / "config.json").is_file():
         sys.exit(f"{arguments.folder} is no Hugging Face folder: it has no config.json")
     if arguments.sequence:
-        place, window = "the given sequence", arguments.sequence.upper()
+        windows = [("the given sequence", arguments.sequence.upper())]
     elif arguments.input.is_file():
-        place, window = pick_window(read_fasta(arguments.input), arguments.length, rng)
+        records = read_fasta(arguments.input)
+        windows = [pick_window(records, arguments.length, rng) for _ in range(max(1, arguments.windows))]
     else:
         sys.exit(f"{arguments.input} is not a file; give a FASTA file to --input")
-    candidates = [i for i, base in enumerate(window) if base in BASES]
-    if not 0 < arguments.masks <= len(candidates):
-        sys.exit(
-            f"--masks must lie in 1..{len(candidates)} (the bases A, C, G, T of the window), got {arguments.masks}"
-        )
-    positions = sorted(rng.sample(candidates, arguments.masks))
-    print(f"{place}, hidden bases in lower case:\n\n{marked(window, positions)}\n")
-    print(table(window, positions, base_probabilities(arguments.folder, window, positions)))
+    num_candidates = sum(base in BASES for base in windows[0][1])
+    if not 0 < arguments.masks <= num_candidates:
+        sys.exit(f"--masks must lie in 1..{num_candidates} (the bases A, C, G, T of the window), got {arguments.masks}")
+    model = Model(arguments.folder)
+    model.check_length(len(windows[0][1]))
+    scores = []
+    for number, (place, window) in enumerate(windows):
+        positions = sorted(rng.sample([i for i, base in enumerate(window) if base in BASES], arguments.masks))
+        probabilities = model.base_probabilities(window, positions)
+        if number == 0:
+            print(f"{place}, hidden bases in lower case:\n\n{marked(window, positions)}\n")
+            print(table(window, positions, probabilities))
+        scores += score(window, positions, probabilities)
+    print(f"\n{total(scores, len(windows))}")
 
 
 if __name__ == "__main__":

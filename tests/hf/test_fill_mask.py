@@ -1,6 +1,8 @@
 """tools/fill_mask.py prints what the model says about a real sequence."""
 
 import importlib.util
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -47,17 +49,18 @@ def fill_mask(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["fill_mask.py", *map(str, arguments)])
         script.main()
-        return capsys.readouterr().out
+        output, call.errors = capsys.readouterr()
+        return output
 
     return call
 
 
 def rows_of(output):
-    return [line.split() for line in output.splitlines() if line.count(".") == 4]
+    return [line.split() for line in output.splitlines() if line[:8].strip().isdigit() and "." in line]
 
 
 def test_window_positions_bases_and_probabilities(folder, model, fill_mask, lambda_genome):
-    arguments = (folder, "--input", LAMBDA, "--length", 90, "--masks", 7, "--seed", 3)
+    arguments = (folder, "--input", LAMBDA, "--length", 90, "--masks", 7, "--seed", 3, "--windows", 1)
     output = fill_mask(*arguments)
     assert fill_mask(*arguments) == output
     assert output.startswith("gi|9626243|ref|NC_001416.1|:")
@@ -78,6 +81,26 @@ def test_window_positions_bases_and_probabilities(folder, model, fill_mask, lamb
         -torch.stack([shares["ACGT".index(row[1])] for row, shares in zip(rows, expected, strict=True)]).log2().mean()
     )
     assert f"{bits:.3f} bits a base" in output
+
+
+def test_the_totals_are_those_of_all_windows(folder, fill_mask):
+    arguments = (folder, "--input", LAMBDA, "--length", 50, "--masks", 40)
+    output = fill_mask(*arguments, "--windows", 3)
+    assert len(rows_of(output)) == 40 and "of 120 right in 3 windows (" in output
+    assert "of 800 right in 20 windows (" in fill_mask(*arguments)
+    one = fill_mask(*arguments, "--windows", 1)
+    bits = torch.tensor([-math.log2(float(row["ACGT".index(row[1]) + 2])) for row in rows_of(one)])
+    printed = re.search(r"right \(.*\), ([\d.]+) bits a base \(standard error ([\d.]+);", one)
+    expected = [float(bits.mean()), float(bits.std()) / 40**0.5]
+    assert [float(value) for value in printed.groups()] == pytest.approx(expected, rel=0.02)
+
+
+def test_a_window_beyond_the_context_is_warned_about(folder, fill_mask):
+    assert "of 2 right" in fill_mask(folder, "--sequence", "ACGT" * 127 + "AC", "--masks", 2)  # 510 + [CLS] and [SEP]
+    assert fill_mask.errors == ""
+    fill_mask(folder, "--sequence", "ACGT" * 127 + "ACG", "--masks", 2)
+    errors = fill_mask.errors
+    assert errors.count("\n") == 1 and "511 bases are longer than what the model was trained on (510 bases)" in errors
 
 
 def test_a_sequence_given_by_hand_may_hold_n_which_is_never_hidden(folder, fill_mask):
