@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "masked bits per base of a checkpoint, beside baselines",
     "export": "checkpoint -> Hugging Face folder",
     "embed": "sequences -> embeddings of a Hugging Face encoder",
+    "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
+    "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",
     "report": "plots and one HTML page of runs",
 }
 
