@@ -11,6 +11,7 @@ full speed.
 
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,9 @@ def redirect_cuda(target: torch.device) -> None:
     if _installed:
         assert _installed == [target], f"cuda already means {_installed[0]} in this process"
         return
+    for package in ("transformer_engine", "apex"):
+        # megatron takes their optimizer and norms wherever they can be imported, and those run on a GPU alone
+        sys.modules.setdefault(package, None)  # type: ignore[arg-type]
     from megatron.core import jit
     from megatron.core.tensor_parallel import layers
     from megatron.core.tensor_parallel import random as megatron_random

@@ -6,6 +6,7 @@ Out: an initialised torch.distributed and megatron.core.parallel_state, and a `W
 
 import atexit
 import datetime
+import hashlib
 import os
 import shutil
 import subprocess
@@ -132,6 +133,20 @@ def _split(rank: int, size: int, device: torch.device, parallel: ParallelConfig)
         context_rank=parallel_state.get_context_parallel_rank(),
         context_size=parallel.context,
     )
+
+
+def seed_dropout(seed: int, step: int, world: World) -> None:
+    """Random states of a step: a pure function of (seed, step, place of the rank), so that a resumed run repeats them.
+
+    Tensor-parallel ranks share one state for what they replicate and have each another for what they split.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    key = f"{seed}/{step}/{stage}/{world.data_rank}/{world.context_rank}"
+    digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
+    model_parallel_cuda_manual_seed(int.from_bytes(digest, "little"))
 
 
 def _leave() -> None:

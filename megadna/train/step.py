@@ -25,7 +25,7 @@ from torch import Tensor
 
 from megadna.config import Config
 from megadna.data.batch import Batch
-from megadna.engine.distributed import World
+from megadna.engine.distributed import World, seed_dropout
 from megadna.engine.optimizer import apply_gradients, gradient_norm
 from megadna.model.segments import own_segments, packed_segments, padded_segments
 from megadna.train.answers import Answers, own_answers, own_part
@@ -74,6 +74,8 @@ def train_step(
     if config.parallel.overlap_grad_reduce:
         functions = [chunk.no_sync for chunk in state.chunks]
         transformer_config.no_sync_func = functions if len(functions) > 1 else functions[0]
+    if config.model.dropout:
+        seed_dropout(config.seed, state.step, world)
     parts = config.parallel.tensor if config.parallel.sequence else 1
     get_forward_backward_func()(
         forward_step_func=partial(_training_step, world=world, num_parts=parts, totals=totals),
