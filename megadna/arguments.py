@@ -85,6 +85,7 @@ def _in_config(arguments: list[str]) -> str:
 def config_parser(command: str, description: str) -> ArgumentParser:
     """Parser whose options are the keys of Config, read from --config YAML and overridden by --section.key."""
     parser = new_parser(command, description)
+    parser.usage = "%(prog)s --config YAML [--section.key value ...] [options]"  # all keys would take 110 lines
     parser.add_argument("--config", action="config", help="YAML file of one experiment (configs/)")
     parser.add_class_arguments(Config)
     return parser
