@@ -15,7 +15,7 @@ from megadna.errors import UserError
 from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
 
-_SEQUENCE_FILE = re.compile(r"\.(fa|fna|fasta|fas|ffn|frn|seq)(\.(gz|bgz|bgzf|zst|zstd))?$|\.2bit$", re.I)
+SEQUENCE_FILE = re.compile(r"\.(fa|fna|fasta|fas|ffn|frn|seq)(\.(gz|bgz|bgzf|zst|zstd))?$|\.2bit$", re.I)
 _ENDINGS = re.compile(r"(\.(fa|fna|fasta|fas|ffn|frn|seq|txt|csv|tsv|parquet|2bit))?(\.(gz|bgz|bgzf|zst|zstd))?$", re.I)
 _SHEET_COLUMNS = ("path", "genome", "species", "split", "circular")
 _SPLIT_NAMES = {"train": TRAIN, "valid": VALID, "validation": VALID, "test": TEST}
@@ -41,11 +41,6 @@ class SourceFile:
     def column(self, name: str) -> str:
         """Value of a sample-sheet column; the genome's name for no column."""
         return self.species if name == "species" else self.taxa.get(name, self.name)
-
-    @property
-    def splittable(self) -> bool:
-        """Whether several workers can read it at once."""
-        return self.kind in ("plain", "bgzf")
 
 
 def table_format(options: PreprocessOptions) -> TableFormat:
@@ -76,7 +71,7 @@ def _expand(inputs: list[Path], table: TableFormat) -> list[Path]:
     found: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if _SEQUENCE_FILE.search(file.name) and file.is_file())
+            inside = sorted(file for file in path.rglob("*") if SEQUENCE_FILE.search(file.name) and file.is_file())
             if not inside:
                 raise UserError(f"{path}: no FASTA file in this folder (.fa .fna .fasta .2bit, also .gz .bgz .zst)")
             found += inside

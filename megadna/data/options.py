@@ -5,14 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megadna.errors import UserError
+from megadna.errors import UserError, require, require_share
 
 _NOT_RECORDED = ("input", "output", "workers", "resume", "overwrite")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +32,8 @@ class PreprocessOptions:
     """Cut contigs at runs of N longer than this; by default the grid never shifts and mostly-N chunks are dropped."""
     ambiguous: Literal["keep", "n"] = "keep"
     """IUPAC codes other than N: keep them on disk (N at tokenization), or write N."""
-    uracil: Literal["keep", "t"] = "keep"
-    """U: keep it on disk (T at tokenization), or write T."""
+    uracil: Literal["t", "keep"] = "t"
+    """U (RNA): write T, in its case, or keep it on disk."""
     soft_mask: Literal["keep", "fold"] = "keep"
     """Lower case: keep it on disk, or fold it to upper case."""
     contigs: str = "primary"
@@ -82,43 +77,41 @@ class PreprocessOptions:
     no_source_hash: bool = False
     """Leave out the SHA-256 of the input files."""
     workers: int = 1
-    """Processes; the dataset does not depend on it."""
+    """Threads that read; the dataset does not depend on it."""
     resume: bool = False
     """Go on from the finished source files of an interrupted build."""
     overwrite: bool = False
     """Replace what the output folder holds."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.input) != bool(self.sample_sheet), "give either --input or --sample_sheet")
-        _require(8 <= self.chunk_length < 2**31, f"--chunk_length must be at least 8, got {self.chunk_length}")
-        _require(
+        require(bool(self.input) != bool(self.sample_sheet), "give either --input or --sample_sheet")
+        require(8 <= self.chunk_length < 2**31, f"--chunk_length must be at least 8, got {self.chunk_length}")
+        require(
             0 <= self.overlap < self.chunk_length,
             f"--overlap must lie in [0, chunk_length), got {self.overlap}",
         )
         for key in ("block_chunks", "workers", "min_tail", "min_record"):
-            _require(getattr(self, key) >= 1, f"--{key} must be at least 1, got {getattr(self, key)}")
+            require(getattr(self, key) >= 1, f"--{key} must be at least 1, got {getattr(self, key)}")
         for key in ("min_record", "max_n_run"):
             value = getattr(self, key) or 0
-            _require(value <= 1 << 24, f"--{key} must not exceed 16,777,216, got {value}")
-        _require(self.max_n_run is None or self.max_n_run >= 0, f"--max_n_run must not be negative: {self.max_n_run}")
+            require(value <= 1 << 24, f"--{key} must not exceed 16,777,216, got {value}")
+        require(self.max_n_run is None or self.max_n_run >= 0, f"--max_n_run must not be negative: {self.max_n_run}")
         self._check_splits()
-        _require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
-        _require(
-            0.0 <= self.max_containment <= 1.0, f"--max_containment must lie in [0, 1], got {self.max_containment}"
-        )
+        require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
+        require_share("--max_containment", self.max_containment)
 
     def _check_splits(self) -> None:
         for key in ("valid_fraction", "test_fraction"):
             value = getattr(self, key)
-            _require(0.0 <= value < 1.0, f"--{key} must lie in [0, 1), got {value}")
+            require(0.0 <= value < 1.0, f"--{key} must lie in [0, 1), got {value}")
         total = self.valid_fraction + self.test_fraction
-        _require(total < 1.0, f"--valid_fraction + --test_fraction must be below 1, got {total}")
-        _require(self.split == "genome" or not (self.valid or self.test), "--valid and --test need --split genome")
-        _require(
+        require(total < 1.0, f"--valid_fraction + --test_fraction must be below 1, got {total}")
+        require(self.split == "genome" or not (self.valid or self.test), "--valid and --test need --split genome")
+        require(
             self.split == "contig" or not (self.valid_contigs or self.test_contigs),
             "--valid_contigs and --test_contigs need --split contig",
         )
-        _require((self.split == "column") == bool(self.split_by), "--split column and --split_by go together")
+        require((self.split == "column") == bool(self.split_by), "--split column and --split_by go together")
         for key in ("valid_contigs", "test_contigs"):
             try:
                 re.compile(getattr(self, key))

@@ -18,6 +18,7 @@ import numpy as np
 from megadna.genome.letters import LEGAL, PROTEIN_ONLY, SPACES
 
 MAX_HEADER = 1 << 20
+_LONG_HEADER = f"a header line is longer than {MAX_HEADER:,} bytes"
 MANY_RECORDS = 16  # headers in a block from which on splitting it at once is quicker than searching header by header
 _NO_RUNS = np.zeros(0, np.int64)
 
@@ -97,11 +98,6 @@ class Scanner:
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
         self._counts = Counts()
 
-    @property
-    def in_header(self) -> bool:
-        """Whether the text so far ends inside a header line."""
-        return self._header is not None
-
     def take(self) -> Piece:
         """The piece since the last call."""
         starts = np.concatenate([runs[0] for runs in self._runs]) if self._runs else _NO_RUNS
@@ -149,7 +145,7 @@ class Scanner:
         end = block.find(b"\n", at)
         self._header += bytes(block[at : end if end >= 0 else len(block)])
         if len(self._header) > MAX_HEADER:
-            raise _Illegal(f"a header line is longer than {MAX_HEADER:,} bytes")
+            raise _Illegal(_LONG_HEADER)
         if end < 0:
             return len(block)
         self._positions.append(np.array([self.size]))
@@ -274,12 +270,13 @@ class Scanner:
         if len(edges):
             self._runs.append((edges[::2] + self.size, edges[1::2] + self.size))
 
-    def finish(self) -> None:
-        """End of the text: a header without a line end is a record without letters."""
+    def finish(self, *, last: bool) -> None:
+        """End of the text (or of a range of it, which no header line crosses): a header without a line end is a record
+        without letters."""
         if self._header is not None:
-            self._positions.append(np.array([self.size]))
-            self._headers.append(self._header)
-            self._header, self._in_record = None, True
+            if not last:
+                raise self._explain(_LONG_HEADER, b"")
+            self._go_on_with_header(b"\n")
 
     def _explain(self, message: str, raw: bytes | bytearray) -> FastaError:
         """The error at the first offending byte of the block."""

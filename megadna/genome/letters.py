@@ -22,7 +22,7 @@ LEGAL[list(_both_cases(BASES + IUPAC + URACIL) + GAPS)] = True
 def storage_table(*, ambiguous: str, uracil: str) -> bytes:
     """256-byte translation from input letter to the letter on disk; plain bases and case always stay.
 
-    `ambiguous` is keep or n, `uracil` is keep or t; gap characters become N, so that coordinates do not move.
+    `ambiguous` is keep or n, `uracil` is t or keep; gap characters become N, so that coordinates do not move.
     """
     table = bytearray(range(256))
     for letter in GAPS:

@@ -1,22 +1,20 @@
 """Files of any format -> FASTA text in blocks, and byte ranges that several workers can read at once.
 
 FASTA as plain text, gzip, BGZF, zstd or 2bit, standard input ("-"); also tables and line files (megadna.genome.tables),
-which are turned into FASTA text. Plain text and BGZF can be read in ranges; a record belongs to the range in which its
-header line begins, and a header line is read to its end.
+which are turned into FASTA text. Plain text and BGZF can be read in ranges; none begins or ends inside a header line.
 """
 
 import os
-import queue
 import struct
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import zstandard
+import pyarrow
 from isal import igzip, isal_zlib
 
 from megadna.errors import UserError
@@ -34,14 +32,21 @@ _SUFFIX_FORMATS = {".parquet": "table", ".csv": "table", ".tsv": "table"}
 class TextRange:
     """A stretch of a source's text that one worker reads."""
 
-    start: int
+    start: int = 0
     """First byte of the text."""
-    end: int
-    """One past the last byte; -1 for a text of unknown length, read as one stream."""
+    end: int = sys.maxsize
+    """One past the last byte; sys.maxsize for the rest of the text."""
     place: int = 0
-    """Where to seek in the file: byte offset (plain) or offset of the compressed block (BGZF)."""
-    last: bool = True
-    """Whether the source ends with it."""
+    """Where to seek in the file: byte offset (plain) or offset of a compressed block (BGZF)."""
+    skip: int = 0
+    """Bytes of text between `place` and `start`."""
+    line_start: bool = True
+    """Whether a line begins with it; else it begins inside a sequence line."""
+
+    @property
+    def last(self) -> bool:
+        """Whether the source ends with it."""
+        return self.end == sys.maxsize
 
 
 def detect_format(path: Path, table: TableFormat) -> str:
@@ -75,9 +80,9 @@ def detect_format(path: Path, table: TableFormat) -> str:
 def stream_blocks(path: Path, kind: str, table: TableFormat) -> Iterator[bytes | bytearray]:
     """The whole text of a source, block by block (a block is valid until the next one is asked for)."""
     if kind in ("gzip", "bgzf"):
-        return in_thread(lambda: _gzip_blocks(path))
+        return in_thread(_gzip_blocks(path))
     if kind == "zstd":
-        return in_thread(lambda: _zstd_blocks(path))
+        return in_thread(_zstd_blocks(path))
     if kind == "2bit":
         return twobit_blocks(path)
     if kind == "table":
@@ -110,75 +115,65 @@ def _gzip_blocks(path: Path) -> Iterator[bytes]:
 
 def _zstd_blocks(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as file:
-            frame = zstandard.ZstdDecompressor().decompressobj()
-            whole = True
-            while data := file.read(BLOCK // 4):
-                while data:
-                    whole = False
-                    text = frame.decompress(data)
-                    yield from (text[at : at + BLOCK] for at in range(0, len(text), BLOCK))
-                    data = b""
-                    if frame.eof:
-                        data, whole = frame.unused_data, True
-                        frame = zstandard.ZstdDecompressor().decompressobj()
-    except zstandard.ZstdError as error:
-        raise UserError(f"{path}: the zstd file is damaged ({error}); fetch it again") from error
-    if not whole:
-        raise UserError(f"{path}: the zstd file is cut short; fetch it again")
+        with pyarrow.input_stream(str(path), compression="zstd") as file:
+            yield from _file_blocks(file)
+    except OSError as error:
+        raise UserError(f"{path}: the zstd file is cut short or damaged ({error}); fetch it again") from error
 
 
-def in_thread(make: Callable[[], Iterator[bytes]], depth: int = 8) -> Iterator[bytes]:
-    """The items of an iterator that runs in a thread of its own; its exceptions come through."""
-    items: queue.Queue[bytes | BaseException | None] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: bytes | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def run() -> None:
-        try:
-            for item in make():
-                put(item)
-                if stop.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+def in_thread(blocks: Iterator[bytes], depth: int = 8) -> Iterator[bytes]:
+    """The items of an iterator that runs ahead in a thread of its own; its exceptions come through."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = deque(pool.submit(next, blocks, b"") for _ in range(depth))
+        while block := ahead.popleft().result():
+            ahead.append(pool.submit(next, blocks, b""))
+            yield block
 
 
-def split_ranges(path: Path, kind: str, size: int) -> list[TextRange]:
-    """Ranges of about `size` bytes of text for a plain or BGZF file, in order."""
-    if kind == "plain":
-        end = path.stat().st_size
-        cuts = [*range(0, max(end, 1), size), end]
-        pairs = list(pairwise(cuts)) or [(0, 0)]
-        return [TextRange(a, b, a, b == end) for a, b in pairs]
-    ranges: list[TextRange] = []
-    start = text = place = 0
-    for offset, length in _bgzf_index(path):
-        if text - start >= size:
-            ranges.append(TextRange(start, text, place, False))
-            start, place = text, offset
-        text += length
-    ranges.append(TextRange(start, text, place, True))
-    return ranges
+def split_ranges(path: Path, kind: str, size: int) -> Iterator[TextRange]:
+    """Ranges of about `size` bytes of text for a plain or BGZF file, in order.
+
+    A range begins behind the first line end after a multiple of `size`. Where a megabyte holds none, it begins right
+    there: no header line is as long, so the place lies inside a sequence line.
+    """
+    before = TextRange()
+    for cut in _plain_cuts(path, size) if kind == "plain" else _bgzf_cuts(path, size):
+        yield replace(before, end=cut.start)
+        before = cut
+    yield before
+
+
+def _plain_cuts(path: Path, size: int) -> Iterator[TextRange]:
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        for start in range(size, total, size):
+            text = os.pread(file.fileno(), MAX_HEADER + 2, start)
+            cut = start + _line_end(text)
+            if start < cut < min(start + size, total):
+                yield TextRange(cut, place=cut)
+            elif cut == start and len(text) > MAX_HEADER + 1:
+                yield TextRange(start, place=start, line_start=False)
+
+
+def _bgzf_cuts(path: Path, size: int) -> Iterator[TextRange]:
+    start = least = 0
+    for place, length in _bgzf_index(path):
+        if start >= least + size:
+            text = b""
+            for block in _bgzf_blocks(path, place):
+                text += block
+                if _line_end(text) or len(text) > MAX_HEADER + 1:
+                    break
+            skip = _line_end(text)
+            if skip or len(text) > MAX_HEADER + 1:
+                least = start + skip
+                yield TextRange(least, place=place, skip=skip, line_start=skip > 0)
+        start += length
+
+
+def _line_end(text: bytes) -> int:
+    """Place behind the first line end; 0 if there is none."""
+    return min((end + 1 for end in (text.find(b"\n"), text.find(b"\r")) if end >= 0), default=0)
 
 
 def _bgzf_index(path: Path) -> Iterator[tuple[int, int]]:
@@ -201,13 +196,19 @@ def _bgzf_index(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def range_blocks(path: Path, kind: str, text_range: TextRange) -> Iterator[bytes | bytearray]:
-    """Text from the range's start on, past its end, to the end of the file."""
-    if kind == "plain":
-        return _plain_blocks(path, text_range.place)
-    return _bgzf_blocks(path, text_range.place)
+    """The text of a range, block by block."""
+    start, end, at = text_range.start, text_range.end, text_range.start - text_range.skip
+    for block in _plain_blocks(path, text_range.place) if kind == "plain" else _bgzf_blocks(path, text_range.place):
+        whole = start <= at and at + len(block) <= end
+        yield block if whole else block[max(0, start - at) : end - at]
+        at += len(block)
+        if at >= end:
+            break
 
 
 def _bgzf_blocks(path: Path, place: int) -> Iterator[bytes]:
+    """Text from the compressed block at `place` on, in blocks of at least BLOCK."""
+    texts, held = [], 0
     try:
         with path.open("rb") as file:
             file.seek(place)
@@ -218,35 +219,12 @@ def _bgzf_blocks(path: Path, place: int) -> Iterator[bytes]:
                 check, length = struct.unpack("<II", data[-8:])
                 if len(text) != length or isal_zlib.crc32(text) != check:
                     raise UserError(f"{path}: BGZF block at byte {file.tell() - size} is damaged; fetch it again")
-                if text:
-                    yield text
+                texts.append(text)
+                held += length
+                if held >= BLOCK:
+                    yield b"".join(texts)
+                    texts, held = [], 0
     except (struct.error, _IsalError) as error:
         raise UserError(f"{path}: the BGZF file is cut short or damaged ({error}); fetch it again") from error
-
-
-def line_state(path: Path, kind: str, text_range: TextRange, before: TextRange | None) -> tuple[bool, bool]:
-    """(at the start of a line, inside a header line) at the first byte of a range. `before`: the range before it."""
-    if before is None:
-        return True, False
-    tail = b""
-    if kind == "plain":
-        with path.open("rb") as file:
-            step = 1 << 12
-            while len(tail) < min(MAX_HEADER, text_range.start) and _last_line_end(tail) < 0:
-                start = max(0, text_range.start - len(tail) - step)
-                tail = os.pread(file.fileno(), text_range.start - len(tail) - start, start) + tail
-                step *= 4
-    else:
-        seen = before.start
-        for block in _bgzf_blocks(path, before.place):
-            tail, seen = (tail + block)[-MAX_HEADER:], seen + len(block)
-            if seen >= text_range.start:
-                break
-    at = _last_line_end(tail)
-    line = tail[at + 1 :]
-    whole_line = at >= 0 or len(tail) >= text_range.start
-    return not line and at >= 0, whole_line and line.startswith(b">")
-
-
-def _last_line_end(text: bytes) -> int:
-    return max(text.rfind(b"\n"), text.rfind(b"\r"))
+    if held:
+        yield b"".join(texts)

@@ -1,17 +1,18 @@
-"""Parquet, CSV, TSV and line files -> FASTA text, one record a row, named row_1, row_2, ... or by a name column."""
+"""Parquet, CSV, TSV and line files (read by pyarrow) -> FASTA text, one record a row, named row_1, row_2, ..."""
 
-import csv
-import gzip
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TextIO
+from typing import Any
+
+import pyarrow
+from pyarrow import csv
 
 from megadna.errors import UserError
 
 _FLUSH = 1 << 17
+_LONGEST_ROW = 1 << 25  # bytes
 
 
 @dataclass(frozen=True)
@@ -55,52 +56,51 @@ def join_kmers(text: str, where: str) -> str:
 def _sequences(path: Path, table: TableFormat) -> Iterator[str]:
     if not table.lines and not table.column:
         raise UserError(f"{path}: a table; say which column holds the sequences with --column")
-    with path.open("rb") as file:
-        if file.read(4) == b"PAR1":
-            return _parquet(path, table.column)
-    return _lines(path) if table.lines else _delimited(path, table.column)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic == b"PAR1":
+            batches = _parquet(path, table.column)
+        else:
+            batches = _delimited(path, table, "gzip" if magic[:2] == b"\x1f\x8b" else None)
+        for batch in batches:
+            for value in batch.column(0).to_pylist():
+                if not isinstance(value, str):
+                    raise UserError(f"{path}: column {table.column!r} holds {type(value).__name__}, not text")
+                yield value
+    except (pyarrow.ArrowException, OSError) as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read as {'lines' if table.lines else 'a table'} ({what})") from error
 
 
-def _open_text(path: Path) -> TextIO:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return io.TextIOWrapper(gzip.open(path) if packed else path.open("rb"), encoding="utf-8-sig", newline="")
+def _parquet(path: Path, column: str) -> Iterator[pyarrow.RecordBatch]:
+    from pyarrow import parquet  # takes a tenth of a second
+
+    file = parquet.ParquetFile(path)
+    _require_column(path, column, file.schema_arrow.names)
+    yield from file.iter_batches(batch_size=1024, columns=[column])
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with _open_text(path) as file:
-        try:
-            yield from (line.strip() for line in file if line.strip())
-        except (EOFError, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as lines of text ({error})") from error
-
-
-def _delimited(path: Path, column: str) -> Iterator[str]:
+def _delimited(path: Path, table: TableFormat, compression: str | None) -> Iterator[pyarrow.RecordBatch]:
+    """Rows of a CSV or TSV file; a line file is one without header whose only column no letter ends."""
     tabs = path.name.removesuffix(".gz").endswith((".tsv", ".txt"))
-    with _open_text(path) as file:
-        try:
-            rows = csv.DictReader(file, delimiter="\t" if tabs else ",")
-            if column not in (rows.fieldnames or []):
-                raise UserError(f"{path}: no column {column!r}; it has {', '.join(rows.fieldnames or ['none'])}")
-            for row in rows:
-                if row[column] is None:
-                    raise UserError(f"{path}: line {rows.line_num}: column {column!r} is missing")
-                yield row[column]
-        except (EOFError, OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path}: cannot be read as a table ({error})") from error
+    column = "line" if table.lines else table.column
+    delimiter = "\x1f" if table.lines else "\t" if tabs else ","
 
-
-def _parquet(path: Path, column: str) -> Iterator[str]:
-    from pyarrow import ArrowException, parquet
+    def read(**options: Any) -> csv.CSVStreamingReader:
+        return csv.open_csv(
+            pyarrow.input_stream(str(path), compression=compression),
+            csv.ReadOptions(use_threads=False, block_size=_LONGEST_ROW, column_names=["line"] if table.lines else None),
+            csv.ParseOptions(delimiter=delimiter, quote_char=False if table.lines else '"'),
+            csv.ConvertOptions(column_types={column: pyarrow.string()}, **options),
+        )
 
     try:
-        file = parquet.ParquetFile(path)
-        if column not in file.schema_arrow.names:
-            raise UserError(f"{path}: no column {column!r}; it has {', '.join(file.schema_arrow.names)}")
-        for batch in file.iter_batches(batch_size=1024, columns=[column]):
-            for number, value in enumerate(batch.column(0).to_pylist(), start=1):
-                if not isinstance(value, str):
-                    raise UserError(f"{path}: column {column!r} holds {type(value).__name__}, not text (row {number})")
-                yield value
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{path}: the Parquet file is damaged ({error})") from error
+        yield from read(include_columns=[column])
+    except KeyError:
+        _require_column(path, column, read().schema.names)
+
+
+def _require_column(path: Path, column: str, names: list[str]) -> None:
+    if column not in names:
+        raise UserError(f"{path}: no column {column!r}; it has {', '.join(names)}")
