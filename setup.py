@@ -16,7 +16,7 @@ DOWNSTREAM = [
     "scikit-learn>=1.4",
     "scipy",
 ]
-TEST = ["pytest>=8", "hypothesis>=6.100", *WANDB, *DOWNSTREAM]
+TEST = ["pytest>=8", "hypothesis>=6.100", "zstandard", *WANDB, *DOWNSTREAM]
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(
@@ -35,8 +35,7 @@ setup(
         "numpy",
         "xxhash",  # checksums of a dataset's files
         "isal",  # gzip and BGZF, three times as fast as zlib
-        "zstandard",
-        "pyarrow",  # Parquet tables
+        "pyarrow",  # Parquet, CSV and zstd files
         "psutil",  # megatron-core's checkpointing imports it without asking for it
         "jsonargparse[signatures]>=4.49",
         "PyYAML",

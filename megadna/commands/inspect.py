@@ -13,6 +13,7 @@ from megadna.commands.preprocess import add_options, options_from, sources_table
 from megadna.config import Config
 from megadna.data.checksums import checksum
 from megadna.data.dataset import ChunkDataset
+from megadna.data.inputs import SEQUENCE_FILE
 from megadna.data.leakage import measure_leakage
 from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, load_manifest
 from megadna.data.show import show_batch
@@ -47,12 +48,34 @@ def main(arguments: list[str]) -> None:
     add_options(parser, InspectOptions)
     namespace = parse(parser, arguments)
     options = options_from(namespace, InspectOptions)
-    if not namespace.path.exists():
-        raise UserError(f"{namespace.path}: no such folder")
-    if any((namespace.path / name).is_dir() for name in ("weights", "checkpoints")):
-        inspect_training(namespace.path, options)
+    path = namespace.path
+    if any((path / name).is_dir() for name in ("weights", "checkpoints")):
+        inspect_training(path, options)
+    elif (path / MANIFEST_NAME).is_file():
+        inspect_dataset(path, options)
     else:
-        inspect_dataset(namespace.path, options)
+        raise UserError(
+            f"{path}: no {MANIFEST_NAME} (a dataset), no weights/ (a checkpoint), no checkpoints/ (a run); "
+            + _what_it_seems(path)
+        )
+
+
+def _what_it_seems(path: Path) -> str:
+    """What a user may have meant by a path that megadna has not written."""
+    if not path.is_dir():
+        return "it is a file; name a folder" if path.exists() else "there is no such folder"
+    names = sorted(entry.name for entry in path.iterdir())
+    inside = [name for name in names if any((path / name / known).exists() for known in (MANIFEST_NAME, "checkpoints"))]
+    sequences = [name for name in names if SEQUENCE_FILE.search(name)]
+    if (path / "parts").is_dir() and "options.json" in names:
+        return "an interrupted build: give megadna preprocess the same options and --resume"
+    if inside:
+        return f"did you mean {path / inside[0]}?"
+    if sequences:
+        return f"it holds sequences ({sequences[0]}): megadna preprocess --input {path} --output DATASET"
+    if "config.json" in names:
+        return f"it seems to be a Hugging Face model: megadna evaluate --model {path}"
+    return f"it holds {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "it is empty"
 
 
 def inspect_training(path: Path, options: InspectOptions) -> None:

@@ -1,7 +1,6 @@
 """How much of a benchmark's sequences a dataset's training split contains: by 31-mers, or by coordinates for a BED
 file."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +8,11 @@ import numpy as np
 
 from megadna.data.dataset import ChunkDataset
 from megadna.data.inputs import SourceFile
-from megadna.data.leakage import Bin, Containment
+from megadna.data.leakage import Bin, Containment, batches
 from megadna.data.pieces import Recipe, stream_pieces
 from megadna.data.sketch import SCALE, K
 from megadna.errors import UserError
-from megadna.genome.contigs import read_bed
+from megadna.genome.contigs import names_of, read_bed
 from megadna.genome.letters import storage_table
 from megadna.genome.sources import detect_format
 from megadna.genome.tables import TableFormat
@@ -33,35 +32,27 @@ class Overlap:
 def sequence_overlap(dataset: Path, split: str, path: Path, table: TableFormat) -> Overlap:
     """By 31-mers, for a FASTA, table or line file; short sequences get denser sketches, so that each has about 20."""
     ChunkDataset(dataset, split)
-    names, letters, ends = _read(path, table)
-    mean_kmers = max(1, (len(letters) - (K - 1) * len(ends)) // max(1, len(ends)))
+    names, letters, lengths = _read(path, table)
+    mean_kmers = max(1, int(lengths.mean()) - K + 1)
     scale = int(np.clip(mean_kmers // _WANTED_HASHES, 1, SCALE))
-    containment = Containment(_batches(letters, ends), len(ends), scale)
+    containment = Containment(batches(letters, lengths), len(lengths), scale)
     return Overlap(names, containment.search(Bin(dataset, split)).shares())
 
 
 def _read(path: Path, table: TableFormat) -> tuple[list[str], np.ndarray, np.ndarray]:
     source = SourceFile(path, path.name, detect_format(path, table), 0)
-    recipe = Recipe(table, storage_table(ambiguous="keep", uracil="keep"), False, 0)
+    recipe = Recipe(table, storage_table(ambiguous="keep", uracil="keep"))
     scanner = recipe.scanner()
     names: list[str] = []
-    parts, starts, size = [], [np.zeros(0, np.int64)], 0
+    parts, starts, size = [], [], 0
     for piece, _ in stream_pieces(source, recipe, scanner):
         parts.append(scanner.buffer[: piece.size].copy())
         starts.append(piece.positions + size)
-        names += [(header.split(None, 1) or [b"unnamed"])[0].decode(errors="replace") for header in piece.headers]
+        names += [name.decode(errors="replace") for name in names_of(piece.headers)]
         size += piece.size
     if not names:
         raise UserError(f"{path}: holds no sequence")
-    return names, np.concatenate(parts), np.append(np.concatenate(starts)[1:], size)
-
-
-def _batches(letters: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    first, at = 0, 0
-    while first < len(ends):
-        last = max(first + 1, int(np.searchsorted(ends, at + (1 << 17), "right")))
-        yield first, letters[at : ends[last - 1]], ends[first:last] - at
-        first, at = last, int(ends[last - 1])
+    return names, np.concatenate(parts), np.diff(np.concatenate(starts), append=size)
 
 
 def interval_overlap(dataset: Path, split: str, bed: Path) -> Overlap:

@@ -1,9 +1,8 @@
 """FASTA files -> dataset folder.
 
 Everything is written in a hidden folder beside the output (`.NAME.partial`), which takes the output's name when all
-of it is on disk. Sources go one after the other into one .bin file per split; with several workers, pieces are read
-at once and each learns its place in the .bin when the pieces before it know their size. So the bytes do not depend on
-the number of workers, and every base is written once.
+of it is on disk. Sources go one after the other, piece by piece, into one .bin file per split; with several workers,
+pieces are read ahead. So the bytes do not depend on the number of workers, and every base is written once.
 """
 
 import fcntl
@@ -15,18 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megadna.data.checksums import BinHasher, SourceHasher, checksum_files
+from megadna.data.checksums import Bins, SourceHasher, checksum_files
+from megadna.data.chunker import Chunker
 from megadna.data.finish import make_manifest, warnings_of
 from megadna.data.inputs import SourceFile, find_sources, split_rule, table_format
 from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, load_manifest
 from megadna.data.options import PreprocessOptions, recorded_options
 from megadna.data.parts import Part, assemble
-from megadna.data.pieces import Recipe, Sink, build_source, make_recipe
+from megadna.data.pieces import Found, Recipe, read_pieces
 from megadna.data.plan import Policy
 from megadna.data.progress import Progress
-from megadna.data.workers import build_parallel
 from megadna.errors import UserError
 from megadna.genome.contigs import KeptIntervals, contig_filter, read_bed
+from megadna.genome.letters import storage_table
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -97,11 +97,13 @@ def _work_folder(work: Path, options: PreprocessOptions) -> Iterator[None]:
             raise UserError(f"{options.output}: another megadna preprocess is writing it; wait for it") from error
         _prepare(work, options)
         yield
-    except BaseException:
+    except BaseException as error:
         if not any(work.glob("parts/*.json")):
             shutil.rmtree(work, ignore_errors=True)
         else:
             log.warning("the finished sources are kept in %s; go on with --resume", work)
+        if isinstance(error, OSError):
+            raise UserError(f"{error.filename or work}: {error.strerror}; free some space, or mend it") from error
         raise
     finally:
         os.close(handle)
@@ -127,22 +129,20 @@ def _prepare(work: Path, options: PreprocessOptions) -> None:
 def _publish(work: Path, output: Path) -> None:
     """Flush every file and give the folder its final name."""
     for path in [*work.iterdir(), work]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        _flush(path)
+    old = output.absolute().parent / f".{output.absolute().name}.old"
+    shutil.rmtree(old, ignore_errors=True)
     if output.exists():
-        if any(output.iterdir()):
-            old = output.absolute().parent / f".{output.absolute().name}.old"
-            shutil.rmtree(old, ignore_errors=True)
-            output.rename(old)
-            work.rename(output)
-            shutil.rmtree(old)
-            return
-        output.rmdir()
+        output.rename(old)
     work.rename(output)
-    parent = os.open(output.absolute().parent, os.O_RDONLY)
-    os.fsync(parent)
-    os.close(parent)
+    _flush(old.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
 
 
 class Build:
@@ -219,62 +219,46 @@ class Build:
         include = read_bed(options.include_bed) if options.include_bed else None
         keep = KeptIntervals(include, read_bed(options.exclude_bed) if options.exclude_bed else {})
         policies = [self._policy(number, forced, keep) for number in range(len(self.sources))]
-        recipe = make_recipe(
-            table_format(options),
-            policies[0],
-            ambiguous=options.ambiguous,
-            uracil=options.uracil,
-            fold=options.soft_mask == "fold",
-        )
+        fold = options.soft_mask == "fold"
+        letters = storage_table(ambiguous=options.ambiguous, uracil=options.uracil)
+        recipe = Recipe(table_format(options), letters, fold, policies[0].headroom)
         parts = [Part(self.work, number) for number in range(len(self.sources))]
         finished = 0 if again else self._resume(parts)
-        offsets = [sum(part.totals.sizes[split] for part in parts[:finished]) for split in range(3)]
-        for split, name in enumerate(SPLITS):
-            with (self.work / f"{name}.bin").open("ab") as file:
-                file.truncate(offsets[split])
-        self._bins = BinHasher(self.work)
-        with Progress(self.sources, finished) as progress:
-            if options.workers > 1:
-                build_parallel(self, policies, recipe, parts, finished, offsets, progress)
-            else:
-                self._build_here(policies, recipe, parts, finished, offsets, progress)
-        return parts
-
-    def _build_here(
-        self,
-        policies: list[Policy],
-        recipe: Recipe,
-        parts: list[Part],
-        finished: int,
-        offsets: list[int],
-        progress: Progress,
-    ) -> None:
-        scanner = recipe.scanner()
-        self._bins.advance(offsets)
-        sink = Sink(self.work, "", offsets, self._bins)
-        self.hash_sources()
-        try:
-            for number in range(finished, len(parts)):
-                progress.begin(number)
-                for bases in build_source(self.sources[number], policies[number], recipe, scanner, sink, parts[number]):
-                    progress.advance(bases)
-                self.finish_source(number, parts[number])
-        finally:
-            sink.close()
-
-    def hash_sources(self) -> None:
-        """Start the background checksums (after the workers, which must not inherit a thread)."""
         for source in self.sources:
             self._hasher.start(source.path)
+        bins = Bins(self.work, [sum(part.totals.sizes[split] for part in parts[:finished]) for split in range(3)])
+        with Progress(self.sources, finished) as progress:
+            pieces = read_pieces(self.sources, finished, recipe, options.workers)
+            self._write_pieces(pieces, policies, parts, bins, progress)
+        self._bins = bins.close()
+        return parts
 
-    def advance_checksums(self, offsets: list[int]) -> None:
-        """The .bin files are written up to `offsets`."""
-        self._bins.advance(offsets)
+    def _write_pieces(
+        self, pieces: Iterator[Found], policies: list[Policy], parts: list[Part], bins: Bins, progress: Progress
+    ) -> None:
+        chunker: Chunker | None = None
+        for found in pieces:
+            part, scanner = parts[found.source], found.scanner
+            if chunker is None:
+                chunker = Chunker(policies[found.source])
+                part.open()
+                progress.begin(found.source)
+            plan = chunker.plan(found.piece, scanner.buffer, scanner.headroom, final=found.last)
+            bins.write(plan.runs, scanner.buffer)
+            part.add(plan)
+            progress.advance(found.piece.size)
+            if found.last:
+                self._finish_source(found.source, part)
+                chunker = None
 
-    def finish_source(self, number: int, part: Part) -> None:
+    def _finish_source(self, number: int, part: Part) -> None:
         """Remember for --resume that a source is finished (nothing to resume to with a single one)."""
+        part.close()
+        source = self.sources[number]
+        if part.totals.records == 0:
+            raise UserError(f"{source.path}: the FASTA file is empty (no header line that begins with '>')")
         if len(self.sources) > 1 and self._resumable:
-            part.mark_finished(_fingerprint(self.sources[number]))
+            part.mark_finished(_fingerprint(source))
 
     def _resume(self, parts: list[Part]) -> int:
         """How many sources, from the first on, an interrupted run has finished."""

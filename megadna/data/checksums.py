@@ -4,6 +4,7 @@ import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import xxhash
 
 from megadna.data.manifest import SPLITS, FileEntry
@@ -38,35 +39,34 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-class BinHasher:
-    """XXH3 of the growing .bin files: from memory, or read back while they are still in the page cache."""
+class Bins:
+    """The three .bin files of a build, appended to and hashed as they grow."""
 
-    def __init__(self, work: Path) -> None:
-        self._paths = [work / f"{split}.bin" for split in SPLITS]
+    def __init__(self, work: Path, sizes: list[int]) -> None:
+        """Cut the files to what an interrupted build has finished, if anything; hash that."""
+        self._files = [(work / f"{split}.bin").open("a+b", buffering=0) for split in SPLITS]
         self._digests = [xxhash.xxh3_128() for _ in SPLITS]
-        self._done = [0] * len(SPLITS)
-        self._buffer = memoryview(bytearray(_BLOCK))
+        for file, digest, size in zip(self._files, self._digests, sizes, strict=True):
+            file.truncate(size)
+            file.seek(0)
+            while block := file.read(_BLOCK):
+                digest.update(block)
 
-    def advance(self, offsets: list[int]) -> None:
-        """Hash up to these offsets."""
-        for split, end in enumerate(offsets):
-            if self._done[split] < end:
-                with self._paths[split].open("rb", buffering=0) as file:
-                    file.seek(self._done[split])
-                    while self._done[split] < end:
-                        size = file.readinto(self._buffer[: end - self._done[split]])
-                        self._digests[split].update(self._buffer[:size])
-                        self._done[split] += size
+    def write(self, runs: list[np.ndarray], buffer: np.ndarray) -> None:
+        """Append stretches of the letters: int64 [W, 2] (start, end) by split."""
+        letters = memoryview(buffer)  # type: ignore[arg-type]
+        for file, digest, stretches in zip(self._files, self._digests, runs, strict=True):
+            for start, end in stretches.tolist():
+                stretch = letters[start:end]
+                digest.update(stretch)
+                while stretch:  # a nearly full disk takes a part
+                    stretch = stretch[file.write(stretch) :]
 
-    def update(self, split: int, letters: memoryview) -> None:
-        """Hash letters that are being appended, straight from memory."""
-        self._digests[split].update(letters)
-        self._done[split] += len(letters)
-
-    def entry(self, split: int) -> FileEntry:
-        """Size and checksum of a .bin file."""
-        self.advance([path.stat().st_size if path.exists() else 0 for path in self._paths])
-        return FileEntry(size=self._done[split], xxh128=self._digests[split].hexdigest())
+    def close(self) -> list[str]:
+        """Hexadecimal checksum of each file."""
+        for file in self._files:
+            file.close()
+        return [digest.hexdigest() for digest in self._digests]
 
 
 def checksum(path: Path) -> FileEntry:
@@ -78,12 +78,12 @@ def checksum(path: Path) -> FileEntry:
     return FileEntry(size=path.stat().st_size, xxh128=digest.hexdigest())
 
 
-def checksum_files(work: Path, bins: BinHasher) -> dict[str, FileEntry]:
-    """Entries of all data files of a dataset."""
+def checksum_files(work: Path, bins: list[str]) -> dict[str, FileEntry]:
+    """Entries of all data files of a dataset; `bins` are the checksums of the .bin files by split."""
     files = {}
-    for split, name in enumerate(SPLITS):
+    for name, digest in zip(SPLITS, bins, strict=True):
         if (work / f"{name}.bin").exists():
-            files[f"{name}.bin"] = bins.entry(split)
+            files[f"{name}.bin"] = FileEntry(size=(work / f"{name}.bin").stat().st_size, xxh128=digest)
             for kind in ("idx", "start.npy"):
                 files[f"{name}.{kind}"] = checksum(work / f"{name}.{kind}")
     files["contigs.tsv"] = checksum(work / "contigs.tsv")

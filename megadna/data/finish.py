@@ -76,6 +76,9 @@ def warnings_of(parts: list[Part], sources: list[SourceFile], options: Preproces
     empty = sum(part.totals.empty_records for part in parts)
     if empty:
         found.append(f"{empty} records have a header line but no sequence")
+    uracils = sum(part.totals.counts.other.get("U", 0) for part in parts)
+    if uracils and options.uracil == "t":
+        found.append(f"{uracils:,} U were written as T (--uracil keep leaves them)")
     if repeated:
         found.append(f"{repeated} record names occur more than once in their file")
     for source, part in zip(sources, parts, strict=True):

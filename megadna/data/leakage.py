@@ -5,7 +5,7 @@ shifted, reverse-complemented and similar copies. The sketches of the sequences 
 is streamed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,23 @@ class Bin:
         self.lengths = np.memmap(folder / f"{split}.idx", np.int32, "r", offset=34, shape=(count,))
         self.starts = np.load(folder / f"{split}.start.npy", mmap_mode="r")
 
-    def batches(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(first chunk, letters, chunk ends in them) of about 100,000 letters each."""
-        at = first = 0
-        while first < len(self.lengths):
-            ends = np.cumsum(self.lengths[first : first + _STRETCH // 8], dtype=np.int64)
-            count = max(1, int(np.searchsorted(ends, _STRETCH, "right")))
-            yield first, np.asarray(self.letters[at : at + int(ends[count - 1])]), ends[:count]
-            at, first = at + int(ends[count - 1]), first + count
+    def batches(self) -> "Batches":
+        """The split's chunks."""
+        return batches(self.letters, self.lengths)
 
 
-Batches = Iterable[tuple[int, np.ndarray, np.ndarray]]
+Batches = Iterator[tuple[int, np.ndarray, np.ndarray]]
 """(number of the first sequence, letters of several sequences, where each one ends)."""
+
+
+def batches(letters: np.ndarray, lengths: np.ndarray) -> Batches:
+    """Sequences that stand one behind the other, in batches of about 100,000 letters."""
+    at = first = 0
+    while first < len(lengths):
+        ends = np.cumsum(lengths[first : first + _STRETCH // 8], dtype=np.int64)
+        count = max(1, int(np.searchsorted(ends, _STRETCH, "right")))
+        yield first, np.asarray(letters[at : at + int(ends[count - 1])]), ends[:count]
+        at, first = at + int(ends[count - 1]), first + count
 
 
 def sketch_by_chunk(letters: np.ndarray, ends: np.ndarray, scale: int = SCALE) -> tuple[np.ndarray, np.ndarray]:

@@ -65,13 +65,12 @@ class Part:
         """Path of one of the raw files."""
         return Path(f"{self._stem}.{kind}")
 
-    def open(self) -> "Part":
+    def open(self) -> None:
         """Begin, forgetting what an interrupted run may have left."""
         self._files = {
             kind: self.file(kind).open("wb")
             for kind in ("names", "records", *(f"{split}.{what}" for split in SPLITS for what in ("lengths", "starts")))
         }
-        return self
 
     def add(self, plan: Plan) -> None:
         """Append the rows of a piece."""
@@ -88,11 +87,6 @@ class Part:
         """Finish the raw files (not yet the source)."""
         for file in self._files.values():
             file.close()
-
-    def closed(self) -> "Part":
-        """This part without its open files, to be sent to another process."""
-        self._files = {}
-        return self
 
     def mark_finished(self, fingerprint: dict[str, object]) -> None:
         """Write the .json that says so; `fingerprint` tells whether the source has changed since."""

@@ -147,8 +147,11 @@ def _plain_cuts(path: Path, size: int) -> Iterator[TextRange]:
     total = path.stat().st_size
     with path.open("rb") as file:
         for start in range(size, total, size):
-            text = os.pread(file.fileno(), MAX_HEADER + 2, start)
-            cut = start + _line_end(text)
+            for look in (1 << 10, MAX_HEADER + 2):  # most lines are short
+                text = os.pread(file.fileno(), min(look, MAX_HEADER + 2), start)
+                cut = start + _line_end(text)
+                if cut > start:
+                    break
             if start < cut < min(start + size, total):
                 yield TextRange(cut, place=cut)
             elif cut == start and len(text) > MAX_HEADER + 1:

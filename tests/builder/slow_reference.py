@@ -56,7 +56,7 @@ def expected(text, options, include=None, exclude=None):
         if len(letters) < options.min_record:
             result.drop("short_record", len(letters))
             continue
-        stored = "".join("N" if letter in GAPS else letter for letter in letters)
+        stored = "".join("N" if letter in GAPS else letter for letter in letters).replace("U", "T").replace("u", "t")
         grid = 0
         for start, end in _segments(result, stored, name, options, include, exclude):
             grid = _chunk(result, number, name, stored, (start, end), grid, options)

@@ -14,6 +14,7 @@ from slow_reference import expected
 
 import megadna.data.pieces
 import megadna.genome.fasta
+import megadna.genome.sources
 from megadna.data.builder import build_dataset
 from megadna.data.dataset import ChunkDataset
 from megadna.data.manifest import SPLITS
@@ -65,6 +66,7 @@ def _build(folder, text, pieces, **values):
     source = folder / "genome.fa"
     source.write_bytes(text.encode())
     megadna.data.pieces.PIECE, megadna.data.pieces.BLOCK = pieces
+    megadna.genome.sources.MAX_HEADER = pieces[1] % 50 + 24  # longer than the headers: ranges may begin inside lines
     megadna.genome.fasta.MANY_RECORDS = 2 + pieces[1] % 3
     output = folder / "out"
     options = PreprocessOptions(input=[source], output=output, contigs="all", overwrite=True, **values)
@@ -86,9 +88,16 @@ def _chunks(folder, manifest):
 
 @pytest.fixture(autouse=True)
 def _restore_sizes():
-    sizes = megadna.data.pieces.PIECE, megadna.data.pieces.BLOCK, megadna.genome.fasta.MANY_RECORDS
+    places = [
+        (megadna.data.pieces, "PIECE"),
+        (megadna.data.pieces, "BLOCK"),
+        (megadna.genome.fasta, "MANY_RECORDS"),
+        (megadna.genome.sources, "MAX_HEADER"),
+    ]
+    sizes = [getattr(module, name) for module, name in places]
     yield
-    megadna.data.pieces.PIECE, megadna.data.pieces.BLOCK, megadna.genome.fasta.MANY_RECORDS = sizes
+    for (module, name), size in zip(places, sizes, strict=True):
+        setattr(module, name, size)
 
 
 def _compare(folder, text, pieces, values, include=None, exclude=None):

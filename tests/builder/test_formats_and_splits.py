@@ -139,13 +139,15 @@ def test_letter_policies(tmp_path):
     (tmp_path / "x.fa").write_bytes(b">a\nACGTRYKMryUu-*.acgtn" + genome(200) + b"\n")
     plain = {"valid_fraction": 0.0, "test_fraction": 0.0, "overwrite": True}
     for values, start in (
-        ({}, b"ACGTRYKMryUuNNNacgtn"),
-        ({"ambiguous": "n", "uracil": "t"}, b"ACGTNNNNnnTtNNNacgtn"),
-        ({"soft_mask": "fold"}, b"ACGTRYKMRYUUNNNACGTN"),
+        ({}, b"ACGTRYKMryTtNNNacgtn"),
+        ({"ambiguous": "n", "uracil": "keep"}, b"ACGTNNNNnnUuNNNacgtn"),
+        ({"soft_mask": "fold"}, b"ACGTRYKMRYTTNNNACGTN"),
     ):
         manifest = build(tmp_path, tmp_path / "x.fa", **values, **plain)
         assert chunks(tmp_path)["x", "a", 0][0].startswith(start)
         assert manifest.sources[0].soft_masked == 8
+        noted = any("2 U were written as T" in note for note in manifest.notes)
+        assert noted == (manifest.options["uracil"] == "t")
         assert manifest.sources[0].other == {"R": 2, "Y": 2, "K": 1, "M": 1, "U": 2, "-": 1, "*": 1, ".": 1}
 
 

@@ -80,6 +80,36 @@ def test_dropping(tmp_path, workers):
         assert source.kept + sum(source.dropped.values()) == source.bases
 
 
+def test_inspect_says_what_a_folder_seems_to_be(tmp_path, capsys):
+    build_folder = tmp_path / ".out.partial"
+    for folder, file in (
+        ("fa", "x.fna.gz"),
+        ("hf", "config.json"),
+        ("notes", "a.txt"),
+        ("empty", None),
+        ("up/d", "manifest.json"),
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+        if file:
+            (tmp_path / folder / file).write_text("")
+    (build_folder / "parts").mkdir(parents=True)
+    (build_folder / "options.json").write_text("{}")
+    for folder, hint in {
+        "fa": "it holds sequences (x.fna.gz): megadna preprocess",
+        "hf": "Hugging Face model: megadna evaluate",
+        "notes": "it holds a.txt",
+        "empty": "it is empty",
+        "up": f"did you mean {tmp_path / 'up' / 'd'}?",
+        ".out.partial": "an interrupted build",
+        "nothing": "there is no such folder",
+        "notes/a.txt": "it is a file",
+    }.items():
+        with pytest.raises(SystemExit) as ended:
+            main(["inspect", str(tmp_path / folder)])
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and "no manifest.json" in error and hint in error and error.count("\n") == 1
+
+
 def test_inspect_and_leakage_commands(tmp_path, capsys):
     text = genome(40_000, np.random.default_rng(1))
     (tmp_path / "x.fa").write_bytes(fasta({"chr1": text + text[:20_000]}))

@@ -1,15 +1,22 @@
 """FASTA text to letters: line numbers of faults, ranges that begin anywhere, BED files, contig names."""
 
 import random
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "builder"))
+
+from test_mistakes import bgzf
+
+import megadna.genome.sources
 from megadna.errors import UserError
 from megadna.genome.contigs import ContigFilter, KeptIntervals, names_of, read_bed
 from megadna.genome.fasta import FastaError, Scanner, count_lines, first_illegal
 from megadna.genome.letters import storage_table
-from megadna.genome.sources import split_ranges
+from megadna.genome.sources import range_blocks, split_ranges
 from megadna.genome.tables import join_kmers
 
 TABLE = storage_table(ambiguous="keep", uracil="keep")
@@ -22,7 +29,7 @@ def scan(text, sizes):
         scanner.feed(text[at : at + size])
         at += size
     scanner.feed(text[at:])
-    scanner.finish()
+    scanner.finish(last=True)
     piece = scanner.take()
     return scanner.buffer[: piece.size].tobytes(), piece
 
@@ -56,12 +63,20 @@ def test_count_lines_over_block_borders():
         assert count_lines(iter([text[:cut], text[cut:]]), 4) == 1
 
 
-def test_ranges_cover_the_file(tmp_path):
-    (tmp_path / "x.fa").write_bytes(b"x" * 1000)
-    for size in (1, 7, 999, 1000, 5000):
-        ranges = split_ranges(tmp_path / "x.fa", "plain", size)
-        assert ranges[0].start == 0 and ranges[-1].end == 1000 and ranges[-1].last
-        assert all(a.end == b.start and not a.last for a, b in pairwise(ranges))
+@pytest.mark.parametrize("kind", ["plain", "bgzf"])
+def test_ranges_cover_the_file(tmp_path, monkeypatch, kind):
+    text = b">a long header\n" + b"ACGT" * 80 + b"\r\n" + b"ACG\n" * 90 + b">b\n" + b"T" * 500
+    (tmp_path / "x").write_bytes(text if kind == "plain" else bgzf(text, 30))
+    for longest in (20, 400, 1 << 20):
+        monkeypatch.setattr(megadna.genome.sources, "MAX_HEADER", longest)
+        for size in (1, 7, 50, 999, 5000):
+            ranges = list(split_ranges(tmp_path / "x", kind, size))
+            assert ranges[0].start == 0 and [r.last for r in ranges] == [False] * (len(ranges) - 1) + [True]
+            assert b"".join(b"".join(map(bytes, range_blocks(tmp_path / "x", kind, r))) for r in ranges) == text
+            for before, here in pairwise(ranges):
+                assert before.end == here.start > before.start
+                assert not here.line_start or text[here.start - 1 : here.start] in (b"\n", b"\r")
+                assert here.line_start or not text[: here.start + 1].splitlines()[-1].startswith(b">")
 
 
 def test_intervals(tmp_path):
