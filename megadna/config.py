@@ -4,6 +4,7 @@ One YAML file in configs/ is one whole experiment; `--section.key value` on the 
 """
 
 from dataclasses import dataclass, field
+from string import ascii_letters, digits
 from typing import Literal
 
 from megadna.config_data import BlendConfig, DataConfig, MaskingConfig, RateChange, TokenizerConfig
@@ -251,9 +252,13 @@ class ValidationConfig:
     """Samples (windows of the context) of the validation split, spread evenly over it."""
     micro_batch_size: int = 8
     """Samples per rank and forward pass."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Further datasets by name, as {human: datasets/human}, whose valid split is validated too, from step 0 on."""
 
     def __post_init__(self) -> None:
         require_positive("validation", self, "samples", "micro_batch_size")
+        bad = [name for name in self.extra if not name or not set(name) <= set(f"{ascii_letters}{digits}_.-")]
+        require(not bad, f"validation.extra: {bad[:1]} is no name of letters, digits, _, . and -")
         require(self.interval >= 0, f"validation.interval must not be negative, got {self.interval}")
 
 

@@ -67,6 +67,8 @@ def _check(config: Config, num_ranks: int) -> None:
     if not config.data.path:
         raise UserError("data.path is empty: give the dataset folder with --data.path (megadna preprocess writes one)")
     pools = [open_chunks(config.data.path, split) for split in ("train", "valid")]
+    for path in config.validation.extra.values():
+        open_chunks(path, "valid")
     resolve_sequence_length(config, pools[0].chunk_length, build_tokenizer(config.tokenizer))
 
 

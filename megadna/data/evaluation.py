@@ -1,17 +1,24 @@
-"""Fixed samples for masked bits per base: the same chunks, crops and hidden bases at every validation.
+"""Fixed samples for masked bits per base: the same chunks, windows and hidden bases at every evaluation.
 
-In:  a split of a dataset, a seed.
-Out: samples as base codes and a hidden mask (what baselines read), and the same as batches (what the model reads).
+In:  a split of a dataset, a tokenizer, a seed, a protocol.
+Out: samples as letters, tokens and hidden bases (what baselines read), and as batches (what the model reads).
 
-Samples are the windows that fit the context (one a chunk, or several where chunks are longer: EvaluationWindows),
-spread evenly over the split, read on the forward strand. 15 % of the tokens, chosen by a generator of (seed, sample
-number) alone, are hidden by [MASK], all of them: none kept, none random, never N.
-Where tokens overlap, spans that hide a base are chosen so that 15 % of the tokens are masked; hidden is a base that
-no visible token shows.
+As training validates (protocol ""): the windows that fit a row (one a chunk, or several where chunks are longer),
+spread evenly over the split. 15 % of the tokens, chosen by a generator of (seed, window) alone, are hidden by [MASK].
+Where tokens overlap, spans that hide a base are chosen so that 15 % of the tokens are masked; hidden is a base that no
+visible token shows. A tail that fills no row is left out.
+
+The same bases for every tokenizer (protocols "base" and "block6"): whole chunks, spread evenly over the split, fall
+into cells of 48 bases. Of each, one base or one of its eight blocks of six is hidden, chosen by a generator of (seed,
+chunk) alone, by masking every token that touches it. A cell with anything but A, C, G, T hides nothing; the tail behind
+the last whole cell is not read. Windows are as many whole cells as fit a row. BPE pieces end at the edges of blocks.
+
+Always the forward strand; all that is chosen is masked: none kept, none random, never N.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,48 +26,21 @@ from numpy.typing import NDArray
 from megadna.config import MaskingConfig
 from megadna.data.batch import Batch, Segment, collate
 from megadna.data.chunks import ChunkPool
-from megadna.data.dataset import ChunkDataset
 from megadna.data.masking import Masked, maskable_ids
 from megadna.data.order import Stream, sample_rng
 from megadna.data.spans import build_masker
-from megadna.tokenizer.alphabet import OTHER, Letters, base_codes
+from megadna.errors import UserError, require
+from megadna.tokenizer.alphabet import OTHER, Letters, base_codes, reverse_complement
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
 
+# Shapes: n bases of a window, H hidden bases of a batch, row by row.
+
 HIDDEN_SHARE = 0.15
+CELL = 48
+"""Bases of a cell: any k up to 8 but 5 and 7 divides it, and so does a block."""
+WIDTHS = {"base": 1, "block6": 6}
+"""Bases that a cell hides, by protocol."""
 _HIDE_ALL = MaskingConfig(fraction=HIDDEN_SHARE, mask_share=1.0, random_share=0.0, exact=True)
-
-
-class Chunks(Protocol):
-    """Chunks by number: EvaluationWindows, a ChunkDataset or a ChunkPool."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, chunk: int, /) -> Letters: ...
-
-
-class EvaluationWindows:
-    """The consecutive windows of a split that fit a row, as chunks: `windows[w]` is what sample w shows.
-
-    A chunk shorter than a row is one window; of a longer one the tail that fills no row is left out.
-    """
-
-    def __init__(self, dataset: ChunkDataset | ChunkPool, tokenizer: Tokenizer, sequence_length: int) -> None:
-        self._dataset = dataset
-        self._row_bases = tokenizer.num_bases(sequence_length - NUM_SPECIAL)
-        self._ends = np.cumsum(np.maximum(1, dataset.lengths // self._row_bases), dtype=np.int64)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, window: int, /) -> Letters:
-        chunk = int(self.chunks(window))
-        first = int(self._ends[chunk - 1]) if chunk else 0
-        start = (window - first) * self._row_bases
-        return self._dataset[chunk][start : start + self._row_bases]
-
-    def chunks(self, windows: NDArray[np.int64] | int) -> NDArray[np.int64]:
-        """Chunk number of each window: errors are taken over chunks, not over windows of one."""
-        return np.searchsorted(self._ends, windows, side="right")
 
 
 def evaluation_chunks(num_chunks: int, samples: int) -> NDArray[np.int64]:
@@ -69,17 +49,196 @@ def evaluation_chunks(num_chunks: int, samples: int) -> NDArray[np.int64]:
     return (2 * np.arange(samples) + 1) * num_chunks // (2 * samples)
 
 
-def evaluation_sample(
-    dataset: Chunks, chunk: int, tokenizer: Tokenizer, *, sequence_length: int, seed: int
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """What the model sees of a chunk: base codes uint8 [n] (0..3 = A, C, G, T; 4 = other), and bool [n]: hidden."""
-    letters, masked = _masked(dataset, chunk, tokenizer, sequence_length, seed)
-    codes = base_codes(letters)
-    # A k-mer over an N is [UNK]: it shows none of its bases, and is never chosen.
-    shows = maskable_ids(tokenizer, choose_n=False)[masked.targets] & ~masked.chosen
-    spans = tokenizer.spans(masked.targets)
-    hidden = _under(masked.chosen, spans, len(codes)) & ~_under(shows, spans, len(codes)) & (codes != OTHER)
-    return codes, hidden
+def hide_in_cells(letters: Letters, rng: np.random.Generator, width: int) -> NDArray[np.bool_]:
+    """Which bases [n] of a chunk are hidden: `width` together in each whole cell of A, C, G, T, at a multiple of it."""
+    cells = len(letters) // CELL
+    starts = CELL * np.arange(cells) + width * rng.integers(CELL // width, size=cells)
+    known = (base_codes(letters[: cells * CELL]) != OTHER).reshape(cells, CELL).all(axis=1)
+    hidden = np.zeros(len(letters), dtype=np.bool_)
+    hidden[(starts[known, None] + np.arange(width)).ravel()] = True
+    return hidden
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One window after masking."""
+
+    letters: Letters
+    """What was there."""
+    masked: Masked
+    """Its tokens, and what the model sees."""
+    hidden: NDArray[np.bool_]
+    """Bases [n] that the model must name."""
+
+    def other_strand(self, tokenizer: Tokenizer) -> "Sample":
+        """The reverse complement with the same bases hidden, for tokens that begin at every base."""
+        letters = reverse_complement(self.letters)
+        targets, chosen = tokenizer.encode(letters), self.masked.chosen[::-1]
+        assert len(targets) == len(chosen)
+        return Sample(letters, _hide_all(targets, chosen, tokenizer), self.hidden[::-1])
+
+
+@dataclass(frozen=True)
+class HiddenBases:
+    """The hidden bases of a batch, row by row; arrays [H]."""
+
+    row_H: NDArray[np.int64]
+    place_H: NDArray[np.int64]
+    """Place of each base in its window."""
+    base_H: NDArray[np.uint8]
+    """True bases: 0..3 = A, C, G, T."""
+    lower_H: NDArray[np.bool_]
+    """Soft-masked ones."""
+
+
+class EvaluationSamples:
+    """The samples of one split for one tokenizer: `samples[i]` is a Sample, a pure function of the arguments and i."""
+
+    def __init__(
+        self,
+        dataset: ChunkPool,
+        tokenizer: Tokenizer,
+        *,
+        sequence_length: int,
+        samples: int,
+        seed: int,
+        protocol: str = "",
+    ) -> None:
+        """`samples`: windows, or chunks under a protocol. UserError where the protocol does not fit the tokenizer."""
+        self.dataset, self.tokenizer, self.seed, self.protocol = dataset, tokenizer, seed, protocol
+        self.sequence_length, self._samples = sequence_length, samples
+        if protocol:
+            _check_protocol(protocol, tokenizer, sequence_length)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @property
+    def chunks(self) -> NDArray[np.int64]:
+        """Chunk number of each sample: errors are taken over chunks, not over windows of one."""
+        return self._windows[:, 1]
+
+    @property
+    def hides(self) -> str:
+        """What is hidden, in words: scores of different ones do not belong together."""
+        if self.protocol:
+            return f"one {'base' if self.protocol == 'base' else 'block of six'} in {CELL}"
+        return f"{HIDDEN_SHARE:.0%} of the tokens"
+
+    @cached_property
+    def _windows(self) -> NDArray[np.int64]:
+        """[samples, 4]: number that seeds the mask, chunk, first base, end."""
+        if self.protocol:
+            chunks = evaluation_chunks(len(self.dataset), self._samples).tolist()
+            windows = [(chunk, chunk, *span) for chunk in chunks for span in self._cell_windows(chunk)]
+            return np.array(windows, dtype=np.int64).reshape(-1, 4)
+        row_bases = self.tokenizer.num_bases(self.sequence_length - NUM_SPECIAL)
+        ends = np.cumsum(np.maximum(1, self.dataset.lengths // row_bases), dtype=np.int64)
+        numbers = evaluation_chunks(int(ends[-1]), self._samples)
+        chunks = np.searchsorted(ends, numbers, side="right")
+        starts = (numbers - np.append(0, ends)[chunks]) * row_bases
+        return np.stack([numbers, chunks, starts, starts + row_bases], axis=1)
+
+    def __getitem__(self, index: int) -> Sample:
+        number, chunk, start, stop = self._windows[index].tolist()
+        letters = self.dataset[chunk][start:stop]
+        if self.protocol:
+            hidden = self._hidden_cells(chunk)[start:stop]
+            return Sample(letters, self._mask(letters, hidden), hidden)
+        rng = sample_rng(self.seed, number, Stream.EVALUATION)
+        room = self.sequence_length - NUM_SPECIAL
+        masked = Masked(
+            *(values[:room] for values in build_masker(self.tokenizer, _HIDE_ALL)(letters, rng, HIDDEN_SHARE))
+        )
+        # A k-mer over an N is [UNK]: it shows none of its bases, and is never chosen.
+        shows = maskable_ids(self.tokenizer, choose_n=False)[masked.targets] & ~masked.chosen
+        spans, codes = self.tokenizer.spans(masked.targets), base_codes(letters)
+        hidden = _under(masked.chosen, spans, len(codes)) & ~_under(shows, spans, len(codes)) & (codes != OTHER)
+        return Sample(letters, masked, hidden)
+
+    def for_baselines(self) -> tuple[Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]], NDArray[np.int64]]:
+        """(base codes, hidden) of each sample, and its chunk; under a protocol of whole chunks, whatever the model."""
+        if not self.protocol:
+            samples = (self[index] for index in range(len(self)))
+            return ((base_codes(sample.letters), sample.hidden) for sample in samples), self.chunks
+        chunks = np.unique(self.chunks)
+        return ((base_codes(self.dataset[c]), self._hidden_cells(c)) for c in chunks.tolist()), chunks
+
+    def batch(self, samples: Sequence[Sample], numbers: NDArray[np.int64]) -> tuple[Batch, HiddenBases]:
+        """What the model reads, one sample a row, and what it must name."""
+        rows = [[Segment(*sample.masked, weights=None)] for sample in samples]
+        places = [np.flatnonzero(sample.hidden) for sample in samples]
+        letters_H = np.concatenate([sample.letters[place] for sample, place in zip(samples, places, strict=True)])
+        hidden = HiddenBases(
+            row_H=np.repeat(np.arange(len(samples)), [len(place) for place in places]),
+            place_H=np.concatenate(places),
+            base_H=base_codes(letters_H),
+            lower_H=letters_H >= ord("a"),
+        )
+        return collate(rows, numbers, self.tokenizer, self.sequence_length).batch(), hidden
+
+    def groups(self) -> list[str]:
+        """The group of each sample: its species, or the name of its source where no species is stated."""
+        spans = sorted(
+            (offset + source.ranges[dataset.split][0], source.species or source.name)
+            for dataset, offset in zip(self.dataset.datasets, self.dataset.offsets, strict=False)
+            for source in dataset.manifest.sources
+            if source.ranges[dataset.split][0] < source.ranges[dataset.split][1]
+        )
+        places = np.searchsorted([start for start, _ in spans], self.chunks, side="right") - 1
+        return [spans[place][1] for place in places.tolist()]
+
+    def _hidden_cells(self, chunk: int) -> NDArray[np.bool_]:
+        rng = sample_rng(self.seed, chunk, Stream.EVALUATION)
+        return hide_in_cells(self.dataset[chunk], rng, WIDTHS[self.protocol])
+
+    def _cell_windows(self, chunk: int) -> Iterator[tuple[int, int]]:
+        """(first base, end) of the windows of a chunk: as many whole cells as fit a row, none without a hidden base."""
+        letters, hidden = self.dataset[chunk], self._hidden_cells(chunk)
+        room, start = self.sequence_length - NUM_SPECIAL, 0
+        end = len(letters) // CELL * CELL
+        while start < end:
+            cells = min(self.tokenizer.num_bases(room), end - start) // CELL
+            while len(self._mask(letters[start : start + cells * CELL], hidden[start:]).tokens) > room:
+                cells -= 1  # BPE: the bases of a row are an estimate; one cell always fits
+            stop = start + cells * CELL
+            if hidden[start:stop].any():
+                yield start, stop
+            start = stop
+
+    def _mask(self, letters: Letters, hidden: NDArray[np.bool_]) -> Masked:
+        """The tokens of a window, [MASK] on each that touches a hidden base."""
+        if self.tokenizer.kind != "sentencepiece":
+            targets = self.tokenizer.encode(letters)
+            starts, stops = self.tokenizer.spans(targets)
+            before = np.append(0, np.cumsum(hidden[: len(letters)]))
+            chosen = (before[stops] > before[starts]) & maskable_ids(self.tokenizer, choose_n=False)[targets]
+            return _hide_all(targets, chosen, self.tokenizer)
+        begins = np.append(True, hidden[1 : len(letters)] != hidden[: len(letters) - 1])
+        begins[::CELL] |= hidden[: len(letters) : CELL]  # two blocks side by side are two
+        starts = np.flatnonzero(begins)
+        parts = [self.tokenizer.encode(part) for part in np.split(letters, starts[1:])]
+        return _hide_all(np.concatenate(parts), np.repeat(hidden[starts], list(map(len, parts))), self.tokenizer)
+
+
+def _check_protocol(protocol: str, tokenizer: Tokenizer, sequence_length: int) -> None:
+    require(protocol in WIDTHS, f"no protocol {protocol!r}; one of {', '.join(WIDTHS)}")
+    unit = WIDTHS["block6"] if protocol == "block6" else CELL
+    if tokenizer.kind == "sentencepiece" and protocol == "base":
+        raise UserError("protocol base hides single bases, which BPE pieces cannot name; use block6")
+    require(
+        tokenizer.kind == "sentencepiece" or unit % tokenizer.stride == 0,
+        f"protocol {protocol} needs tokens that tile {unit} bases; those of this model begin every {tokenizer.stride}",
+    )
+    room = sequence_length - NUM_SPECIAL
+    require(
+        (room if tokenizer.kind == "sentencepiece" else tokenizer.num_bases(room)) >= CELL,
+        f"protocol {protocol} reads cells of {CELL} bases; rows of {sequence_length} tokens are too short",
+    )
+
+
+def _hide_all(targets: NDArray, chosen: NDArray[np.bool_], tokenizer: Tokenizer) -> Masked:
+    return Masked(np.where(chosen, tokenizer.mask_id, targets).astype(targets.dtype), targets, chosen)
 
 
 def _under(tokens: NDArray[np.bool_], spans: tuple[NDArray, NDArray], num_bases: int) -> NDArray[np.bool_]:
@@ -89,34 +248,3 @@ def _under(tokens: NDArray[np.bool_], spans: tuple[NDArray, NDArray], num_bases:
     np.add.at(steps, starts[tokens], 1)
     np.add.at(steps, stops[tokens], -1)
     return np.cumsum(steps)[:-1] > 0
-
-
-def evaluation_batches(
-    dataset: Chunks,
-    tokenizer: Tokenizer,
-    *,
-    sequence_length: int,
-    samples: int,
-    seed: int,
-    micro_batch_size: int,
-    rank: int,
-    size: int,
-) -> Iterator[Batch]:
-    """Rank `rank` of `size`'s part of the fixed samples; the last batch may have fewer rows, a rank may get none."""
-    chunks = evaluation_chunks(len(dataset), samples)[rank::size]
-    for start in range(0, len(chunks), micro_batch_size):
-        part = chunks[start : start + micro_batch_size]
-        masked = [_masked(dataset, int(chunk), tokenizer, sequence_length, seed)[1] for chunk in part]
-        rows = [[Segment(*row, weights=None)] for row in masked]
-        yield collate(rows, part, tokenizer, sequence_length).batch()
-
-
-def _masked(
-    dataset: Chunks, chunk: int, tokenizer: Tokenizer, sequence_length: int, seed: int
-) -> tuple[Letters, Masked]:
-    """Letters that fit a row, and their tokens with the fixed mask."""
-    room = sequence_length - NUM_SPECIAL
-    letters = dataset[chunk][: tokenizer.num_bases(room)]
-    rng = sample_rng(seed, chunk, Stream.EVALUATION)
-    masked = build_masker(tokenizer, _HIDE_ALL)(letters, rng, HIDDEN_SHARE)
-    return letters, Masked(*(values[:room] for values in masked))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from megadna.log import get_logger
 from megadna.tokenizer.alphabet import OTHER, Letters, base_codes
-from megadna.train.bits import ChunkSums, sum_by_chunk
+from megadna.train.bits import ChunkSums, UnitScores
 
 # Shapes: C samples, L bases of a sample, N hidden bases over all samples, J context orders 0..k, 4 the bases A C G T.
 
@@ -56,6 +56,8 @@ class HiddenSamples:
     """Which of them are hidden; never one of code 4."""
     chunk_C: NDArray[np.int64] | None = None
     """Chunk of each sample where several samples are windows of one chunk; sums are then taken over chunks."""
+    block: int = 1
+    """Bases scored as one: accuracy then counts blocks that are right as a whole."""
 
     def __post_init__(self) -> None:
         assert self.codes_CL.shape == self.hidden_CL.shape
@@ -63,7 +65,9 @@ class HiddenSamples:
 
     @staticmethod
     def stack(
-        samples: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]], chunk_C: NDArray[np.int64] | None = None
+        samples: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+        chunk_C: NDArray[np.int64] | None = None,
+        block: int = 1,
     ) -> "HiddenSamples":
         """From (codes, hidden) of each sample; shorter ones are filled up with what is outside."""
         pairs = list(samples)
@@ -73,7 +77,7 @@ class HiddenSamples:
         for row, (codes, hidden) in enumerate(pairs):
             codes_CL[row, : len(codes)] = codes
             hidden_CL[row, : len(hidden)] = hidden
-        return HiddenSamples(codes_CL, hidden_CL, chunk_C)
+        return HiddenSamples(codes_CL, hidden_CL, chunk_C, block)
 
     def visible(self) -> NDArray[np.uint8]:
         """Codes [C, L] with the hidden bases taken out: all that a baseline may look at."""
@@ -84,12 +88,14 @@ class HiddenSamples:
         chunk_N, _ = self.hidden_CL.nonzero()
         with np.errstate(divide="ignore"):
             log2_p_N4 = np.log2(p_N4)
-        sums = sum_by_chunk(log2_p_N4, self.codes_CL[self.hidden_CL], chunk_N, num_chunks=len(self.codes_CL))
+        units = UnitScores.of_bases(log2_p_N4, self.codes_CL[self.hidden_CL])
+        sums = (units.joined(self.block) if self.block > 1 else units).sums(chunk_N, len(self.codes_CL))
         return sums if self.chunk_C is None else sums.by_group(self.chunk_C)
 
     def digest(self) -> str:
         """SHA-256 of bases and masks: the evaluation settings, whatever they were called."""
-        content = hashlib.sha256(repr(self.codes_CL.shape).encode())
+        content = hashlib.sha256(repr((self.codes_CL.shape, self.block)).encode())
+        content.update(b"" if self.chunk_C is None else self.chunk_C.tobytes())
         content.update(self.codes_CL.tobytes())
         content.update(np.packbits(self.hidden_CL).tobytes())
         return content.hexdigest()
@@ -269,11 +275,16 @@ def baselines(
         log.info("baselines of %s: Markov with k = %d, smoothing %g", dataset_id, k, smoothing)
         cache[key] = {"dataset": dataset_id, "baselines": scores}
         if cache_file is not None:
-            temporary = cache_file.with_name(f".{cache_file.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(cache, indent=1), encoding="utf-8")
-            temporary.replace(cache_file)
+            write_json(cache_file, cache)
     scored: dict[str, dict[str, Any]] = cache[key]["baselines"]
     return scored
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that is there as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _read_cache(cache_file: Path | None) -> dict[str, Any]:

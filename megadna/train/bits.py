@@ -1,23 +1,21 @@
 """Masked bits per base: the number every validation, table and log of megadna reports.
 
-In:  logits and labels at hidden positions; every one of them was replaced by [MASK], none is N.
-Out: sums per chunk (so that errors can be taken over chunks), then one MaskedScore: the mean over all hidden bases of
-     -log2 p(true base), with p renormalised over A, C, G, T, and what follows from it.
+In:  log-probabilities at hidden positions; every one of them was replaced by [MASK], none is N.
+Out: UnitScores of what was hidden, then sums per chunk (so that errors can be taken over chunks), then one MaskedScore:
+     the mean over all hidden bases of -log2 p(true base), p renormalised over A, C, G, T, and what follows from it.
 The training loss under 80/10/10 is another quantity: kept tokens show their answer.
 Tokens of several bases are scored in kmer_bits.py.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-# Shapes: B chunks of a batch, S sequence, V vocabulary, N hidden bases of the batch, 4 the bases A C G T,
-# C chunks of an evaluation, R bootstrap replicates.
+# Shapes: N hidden bases of a batch, U units scored as one (bases, tokens or blocks), M masked tokens, 4 the bases A C G
+# T, C chunks of an evaluation (or what else sums are taken over), G groups, R bootstrap replicates.
 
 BOOTSTRAP_REPLICATES = 1000
 BOOTSTRAP_SEED = 20230420
@@ -33,19 +31,18 @@ class ChunkSums:
     bits_C: NDArray[np.float64]
     """Sum of -log2 p(true base)."""
     correct_C: NDArray[np.float64]
-    """Hidden bases whose true base has the highest p; a tie of n counts 1/n."""
+    """Hidden bases named right; a tie of n counts 1/n."""
     loss_C: NDArray[np.float64] | None = None
     """Sum of -ln p(true token) under the softmax over the whole vocabulary; None for what has no vocabulary."""
     tokens_C: NDArray[np.int64] | None = None
-    """Masked tokens, over which loss_C is a sum; None: as many as hidden bases."""
+    """Masked tokens, over which loss_C is a sum."""
 
     @staticmethod
     def concatenate(parts: Sequence["ChunkSums"]) -> "ChunkSums":
         """The chunks of several batches as one evaluation, in the order given."""
         losses = [part.loss_C for part in parts if part.loss_C is not None]
         tokens = [part.tokens_C for part in parts if part.tokens_C is not None]
-        assert len(losses) in (0, len(parts)), "sums with and without a full-softmax loss cannot be joined"
-        assert len(tokens) in (0, len(parts)), "sums of one protocol only"
+        assert len(losses) == len(tokens) in (0, len(parts)), "sums with and without a loss cannot be joined"
         return ChunkSums(
             hidden_C=np.concatenate([part.hidden_C for part in parts]),
             bits_C=np.concatenate([part.bits_C for part in parts]),
@@ -56,11 +53,9 @@ class ChunkSums:
 
     def by_group(self, group_C: NDArray[np.int64]) -> "ChunkSums":
         """The sums of entries with the same number as one entry, in rising order of the numbers."""
-        _, place_C = np.unique(group_C, return_inverse=True)
+        numbers, place_C = np.unique(group_C, return_inverse=True)
 
-        def total(values_C: NDArray) -> NDArray[np.float64]:
-            return np.bincount(place_C, weights=values_C).astype(np.float64)
-
+        total = partial(_totals, place_C, num_keys=len(numbers))
         return ChunkSums(
             hidden_C=total(self.hidden_C).astype(np.int64),
             bits_C=total(self.bits_C),
@@ -69,11 +64,25 @@ class ChunkSums:
             tokens_C=None if self.tokens_C is None else total(self.tokens_C).astype(np.int64),
         )
 
-    def with_loss(self, loss_N: NDArray[np.floating], chunk_N: NDArray[np.integer]) -> "ChunkSums":
+    def with_loss(self, loss_M: NDArray[np.floating], chunk_M: NDArray[np.integer]) -> "ChunkSums":
         """The same with the full-softmax loss of the masked tokens, which are not one for each hidden base."""
         num_chunks = len(self.hidden_C)
-        tokens_C = np.bincount(chunk_N, minlength=num_chunks).astype(np.int64)
-        return replace(self, loss_C=total_by_chunk(loss_N, chunk_N, num_chunks), tokens_C=tokens_C)
+        return replace(
+            self,
+            loss_C=_totals(chunk_M, loss_M, num_chunks),
+            tokens_C=np.bincount(chunk_M, minlength=num_chunks),
+        )
+
+    def select(self, kept_C: NDArray[np.bool_]) -> "ChunkSums":
+        """The sums of some entries; without the loss, which is not one of single bases."""
+        return ChunkSums(hidden_C=self.hidden_C[kept_C], bits_C=self.bits_C[kept_C], correct_C=self.correct_C[kept_C])
+
+    def macro(self, group_C: NDArray[np.integer]) -> tuple[float, float | None]:
+        """Bits per base as the plain mean over the groups that hide a base, and its standard error over chunks."""
+        hidden_G = np.bincount(group_C, weights=self.hidden_C)
+        bits_G = np.bincount(group_C, weights=self.bits_C)
+        mean = float((bits_G[hidden_G > 0] / hidden_G[hidden_G > 0]).mean())
+        return mean, bootstrap_standard_error(self.bits_C, self.hidden_C, group_C)
 
     def score(self) -> "MaskedScore":
         """Means over all hidden bases; ValueError where nothing was hidden."""
@@ -81,7 +90,6 @@ class ChunkSums:
         if num_hidden == 0:
             raise ValueError("no hidden base to score: the evaluation samples hold no A, C, G or T that was masked")
         bits = float(self.bits_C.sum() / num_hidden)
-        num_tokens = num_hidden if self.tokens_C is None else int(self.tokens_C.sum())
         return MaskedScore(
             samples=len(self.hidden_C),
             hidden_bases=num_hidden,
@@ -89,7 +97,9 @@ class ChunkSums:
             standard_error=bootstrap_standard_error(self.bits_C, self.hidden_C),
             perplexity=2.0**bits,
             accuracy=float(self.correct_C.sum() / num_hidden),
-            loss=None if self.loss_C is None else float(self.loss_C.sum() / num_tokens),
+            loss=None
+            if self.loss_C is None or self.tokens_C is None
+            else float(self.loss_C.sum() / self.tokens_C.sum()),
         )
 
 
@@ -108,11 +118,11 @@ class MaskedScore:
     perplexity: float
     """2 to the bits per base; 4 = uniform."""
     accuracy: float
-    """Share of hidden bases whose true base has the highest p; 0.25 = uniform."""
+    """Share of hidden bases in units named right: single bases (0.25 = uniform), tokens or blocks as a whole."""
     loss: float | None = None
     """Mean over the masked tokens of -ln p(true token) over the whole vocabulary, nats; None for baselines."""
     protocol: str = "base"
-    """What bits and accuracy are of: `base`, single bases; `block6` or `block`, tokens of 6 or of any number of bases.
+    """What bits and accuracy are of: `base`, single bases; `block6` or `block`, runs of 6 or of any number of bases.
     Scores of two protocols never stand in one table."""
 
     def to_dict(self) -> dict[str, float | None]:
@@ -126,73 +136,77 @@ class MaskedScore:
         return numbers if self.loss is None else {**numbers, "loss": self.loss}
 
 
-def score_logits(logits_BSV: Tensor, labels_BS: Tensor, base_ids: Tensor | Sequence[int]) -> ChunkSums:
-    """Sums per chunk of one batch.
+@dataclass(frozen=True, kw_only=True)
+class UnitScores:
+    """Scores of what was hidden, in the order of the bases: single bases, tokens, or blocks."""
 
-    `labels_BS` holds the true token id where a base is hidden and a negative number elsewhere; `base_ids` the token
-    ids of A, C, G, T. ValueError where a hidden token is not one of the four. Only hidden positions leave the device.
+    bases_U: NDArray[np.int64]
+    """Bases of each unit."""
+    bits_U: NDArray[np.float64]
+    """-log2 p of the whole unit."""
+    correct_U: NDArray[np.float64]
+    """1 where it has the highest p, 1/n in a tie of n, else 0."""
+
+    @staticmethod
+    def of_bases(log2_p_N4: NDArray[np.float64], base_N: NDArray[np.integer]) -> "UnitScores":
+        """From log2 p of the four bases and the true base (0..3) of each hidden position."""
+        true_N, best_N = log2_p_N4[np.arange(len(base_N)), base_N], log2_p_N4.max(axis=1)
+        # Two equal p must not be told apart by the order A C G T: uniform scores 0.25 in any composition.
+        correct_N = np.where(true_N == best_N, 1.0 / (log2_p_N4 == best_N[:, None]).sum(axis=1).clip(min=1), 0.0)
+        return UnitScores(bases_U=np.ones(len(base_N), np.int64), bits_U=-true_N, correct_U=correct_N)
+
+    def joined(self, width: int) -> "UnitScores":
+        """Blocks of `width` bases: bits add up, and every unit of a block must be right."""
+        ends_U = np.cumsum(self.bases_U)
+        first = np.flatnonzero((ends_U - self.bases_U) % width == 0)
+        assert (ends_U % width == 0).sum() == len(first), "units reach over the edge of a block"
+        if not len(first):
+            return self
+        return UnitScores(
+            bases_U=np.add.reduceat(self.bases_U, first),
+            bits_U=np.add.reduceat(self.bits_U, first),
+            correct_U=np.multiply.reduceat(self.correct_U, first),
+        )
+
+    def sums(self, key_N: NDArray[np.integer], num_keys: int) -> ChunkSums:
+        """Sums by the key of each hidden base (its row, say); the bits of a unit are spread evenly over its bases."""
+        assert self.bases_U.sum() == len(key_N), (self.bases_U.sum(), len(key_N))
+        bits_N = np.repeat(self.bits_U / self.bases_U, self.bases_U)
+        return ChunkSums(
+            hidden_C=np.bincount(key_N, minlength=num_keys),
+            bits_C=_totals(key_N, bits_N, num_keys),
+            correct_C=_totals(key_N, np.repeat(self.correct_U, self.bases_U), num_keys),
+        )
+
+
+def _totals(key_N: NDArray[np.integer], values_N: NDArray, num_keys: int) -> NDArray[np.float64]:
+    return np.bincount(key_N, weights=values_N, minlength=num_keys).astype(np.float64)
+
+
+def bootstrap_standard_error(
+    sum_C: NDArray[np.float64], weight_C: NDArray[np.int64], group_C: NDArray[np.integer] | None = None
+) -> float | None:
+    """Standard error of sum/weight (its mean over groups) when chunks, not positions, are drawn again with replacement.
+
+    Neighbouring bases share a gene, a repeat or a composition, so positions are no independent draws. A group of which
+    nothing is drawn is left out of that draw. The seed is fixed: the same sums give the same error. None with fewer
+    than two chunks that weigh anything.
     """
-    base_ids_4 = torch.as_tensor(base_ids, device=logits_BSV.device)
-    hidden_BS = labels_BS >= 0
-    logits_NV = logits_BSV[hidden_BS].float()
-    labels_N = labels_BS[hidden_BS]
-    is_base_N4 = labels_N[:, None] == base_ids_4
-    if not bool(is_base_N4.any(dim=1).all()):
-        raise ValueError("a hidden position holds a token that is not A, C, G or T; only these may be evaluated")
-    log_p_N4 = torch.log_softmax(logits_NV[:, base_ids_4], dim=-1)
-    loss_N = torch.nn.functional.cross_entropy(logits_NV, labels_N, reduction="none")
-    return sum_by_chunk(
-        log_p_N4.cpu().numpy().astype(np.float64) / math.log(2.0),
-        is_base_N4.int().argmax(dim=1).cpu().numpy(),
-        hidden_BS.nonzero()[:, 0].cpu().numpy(),
-        num_chunks=len(labels_BS),
-        loss_N=loss_N.cpu().numpy(),
-    )
-
-
-def sum_by_chunk(
-    log2_p_N4: NDArray[np.float64],
-    base_N: NDArray[np.integer],
-    chunk_N: NDArray[np.integer],
-    *,
-    num_chunks: int,
-    loss_N: NDArray[np.floating] | None = None,
-) -> ChunkSums:
-    """Sums per chunk from log2 p of the four bases, the true base (0..3) and the chunk of each hidden position."""
-    true_N = log2_p_N4[np.arange(len(base_N)), base_N]
-    best_N = log2_p_N4.max(axis=1)
-    # Two equal p must not be told apart by the order A C G T: uniform scores 0.25 in any composition.
-    correct_N = np.where(true_N == best_N, 1.0 / (log2_p_N4 == best_N[:, None]).sum(axis=1).clip(min=1), 0.0)
-    return ChunkSums(
-        hidden_C=np.bincount(chunk_N, minlength=num_chunks).astype(np.int64),
-        bits_C=-total_by_chunk(true_N, chunk_N, num_chunks),
-        correct_C=total_by_chunk(correct_N, chunk_N, num_chunks),
-        loss_C=None if loss_N is None else total_by_chunk(loss_N, chunk_N, num_chunks),
-    )
-
-
-def total_by_chunk(values_N: NDArray, chunk_N: NDArray[np.integer], num_chunks: int) -> NDArray[np.float64]:
-    """Sum of the values of each chunk."""
-    return np.bincount(chunk_N, weights=values_N, minlength=num_chunks).astype(np.float64)
-
-
-def bootstrap_standard_error(sum_C: NDArray[np.float64], weight_C: NDArray[np.int64]) -> float | None:
-    """Standard error of sum/weight when chunks, not positions, are drawn again with replacement.
-
-    Neighbouring bases share a gene, a repeat or a composition, so positions are no independent draws. The seed is
-    fixed: the same sums give the same error. None with fewer than two chunks that weigh anything.
-    """
-    kept_C = weight_C > 0
-    num_chunks = int(kept_C.sum())
+    kept = np.flatnonzero(weight_C > 0)
+    num_chunks = len(kept)
     if num_chunks < 2:
         return None
-    sums_C2 = np.stack([sum_C[kept_C], weight_C[kept_C].astype(np.float64)], axis=1)
+    group_C = np.zeros(num_chunks, np.int64) if group_C is None else group_C[kept]
+    order = np.argsort(group_C, kind="stable")
+    sum_C, weight_C, group_C = sum_C[kept][order], weight_C[kept][order].astype(np.float64), group_C[order]
+    first_G = np.flatnonzero(np.append(True, np.diff(group_C) > 0))
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     share_C = np.full(num_chunks, 1.0 / num_chunks)
     block = max(1, MAX_RESAMPLED // num_chunks)
     means: list[NDArray[np.float64]] = []
     for first in range(0, BOOTSTRAP_REPLICATES, block):
         draws_RC = rng.multinomial(num_chunks, share_C, size=min(block, BOOTSTRAP_REPLICATES - first))
-        totals_R2 = draws_RC @ sums_C2
-        means.append(totals_R2[:, 0] / totals_R2[:, 1])
+        weight_RG = np.add.reduceat(draws_RC * weight_C, first_G, axis=1)
+        mean_RG = np.add.reduceat(draws_RC * sum_C, first_G, axis=1) / np.where(weight_RG, weight_RG, np.nan)
+        means.append(np.nanmean(mean_RG, axis=1))
     return float(np.std(np.concatenate(means), ddof=1))

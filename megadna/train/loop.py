@@ -32,11 +32,12 @@ from megadna.train.metrics import Metrics
 from megadna.train.profiling import build_profiler
 from megadna.train.resume import check_resume
 from megadna.train.saving import CheckpointWriter
+from megadna.train.scoring import protocol_of
 from megadna.train.speed import StepClock
 from megadna.train.state import TrainState, build_state
 from megadna.train.step import StepResult, train_step
 from megadna.train.stop import StopRequest
-from megadna.train.validation import evaluate_split, validation_line
+from megadna.train.validation import validate
 
 log = get_logger(__name__)
 
@@ -48,6 +49,8 @@ class TrainingRun:
         self.run, self.world = run, world
         self.tokenizer = build_tokenizer(config.tokenizer)
         self.valid = open_chunks(config.data.path, "valid")
+        extra = {name: open_chunks(path, "valid") for name, path in config.validation.extra.items()}
+        self.validated = {"": self.valid, **extra}
         self.sequence_length = resolve_sequence_length(config, self.valid.chunk_length, self.tokenizer)
         resolved = replace(config.data, sequence_length=self.sequence_length)
         self.config = resolve_schedule(replace(config, data=resolved))
@@ -77,6 +80,8 @@ class TrainingRun:
             self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
         self._announce()
         self.batches = self._batches()
+        if self.state.step == 0 and self.config.validation.extra:
+            self._validate()  # what the model knows before it forgets
         try:
             with StopRequest(self.world, self.config.train.exit_after_minutes) as stop:
                 while self.state.step < self.config.train.steps:
@@ -172,18 +177,18 @@ class TrainingRun:
         log.warning("step %d: back to %s, leaving out samples %s", failed_at, checkpoint.name, ranges)
 
     def _validate(self) -> None:
-        score = evaluate_split(
+        protocol = protocol_of(self.tokenizer)
+        numbers = validate(
             self.state.chunks,
-            self.valid,
+            self.validated,
             self.tokenizer,
             self.config,
             self.world,
             sequence_length=self.sequence_length,
         )
-        numbers = validation_line(score)
-        self.last_validation = {**numbers, "valid_protocol": score.protocol}
+        self.last_validation = {**numbers, "valid_protocol": protocol}
         if self.metrics:
-            self.metrics.validation(self.state.step, numbers, score.protocol)
+            self.metrics.validation(self.state.step, numbers, protocol)
 
     def _announce(self) -> None:
         world, parallel = self.world, self.config.parallel

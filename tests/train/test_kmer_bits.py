@@ -4,9 +4,9 @@ import json
 import logging
 import math
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +17,19 @@ from toy import metrics, run_training, toy_config
 from megadna.commands import evaluate
 from megadna.config import Config, LogConfig, ModelConfig, TokenizerConfig, TrainConfig, ValidationConfig
 from megadna.data.batch import Batch
-from megadna.data.evaluation import evaluation_batches, evaluation_sample
+from megadna.data.evaluation import EvaluationSamples, HiddenBases
 from megadna.tokenizer.alphabet import BASES, Letters, letters_of
+from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.bpe import BpeTokenizer, train_bpe
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
-from megadna.train.bits import ChunkSums, score_logits
-from megadna.train.kmer_bits import score_blocks, score_kmers
+from megadna.tokenizer.nucleotide import NucleotideTokenizer
+from megadna.train.bits import ChunkSums
 from megadna.train.metrics import Metrics
-from megadna.train.validation import protocol_of, validation_line
+from megadna.train.scoring import Evaluation, protocol_of, score_batch
 
 SEED = 14  # hides single bases, several of one token, and all six
 ROW_BASES = 150
+BLOCKS = KmerTokenizer(3, stride=3, layout="dnabert")
 
 
 def sequences() -> list[Letters]:
@@ -39,17 +41,42 @@ def sequences() -> list[Letters]:
     return [letters_of(text) for text in texts]
 
 
+class Windows(list):
+    """Sequences where a split of a dataset is expected."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(letters) for letters in self])
+
+
+def samples_of(tokenizer: Tokenizer, length: int = 0, protocol: str = "") -> EvaluationSamples:
+    length = length or tokenizer.num_tokens(ROW_BASES) + 2
+    windows: Any = Windows(sequences())
+    return EvaluationSamples(windows, tokenizer, sequence_length=length, samples=4, seed=SEED, protocol=protocol)
+
+
+def batch_of(samples: EvaluationSamples) -> tuple[Batch, HiddenBases]:
+    return samples.batch([samples[row] for row in range(len(samples))], np.arange(len(samples)))
+
+
 def evaluation_batch(tokenizer: KmerTokenizer) -> Batch:
-    length = tokenizer.num_tokens(ROW_BASES) + 2
-    (batch,) = evaluation_batches(
-        sequences(), tokenizer, sequence_length=length, samples=4, seed=SEED, micro_batch_size=4, rank=0, size=1
-    )
-    return batch
+    return batch_of(samples_of(tokenizer))[0]
 
 
 def hidden_bases(tokenizer: KmerTokenizer) -> list[np.ndarray]:
-    length = tokenizer.num_tokens(ROW_BASES) + 2
-    return [evaluation_sample(sequences(), row, tokenizer, sequence_length=length, seed=SEED)[1] for row in range(4)]
+    samples = samples_of(tokenizer)
+    return [samples[row].hidden for row in range(4)]
+
+
+def sums_of(logits: torch.Tensor, batch: Batch, tokenizer: Tokenizer) -> ChunkSums:
+    """Scores of the rows of `evaluation_batch`, whose labels may have been changed."""
+    hidden = batch_of(samples_of(tokenizer))[1]
+    return by_row(score_batch(logits, batch.labels_BS, hidden, tokenizer, protocol_of(tokenizer)))
+
+
+def by_row(sums: ChunkSums) -> ChunkSums:
+    """Upper- and lower-case bases of a row together."""
+    return sums.by_group(np.arange(len(sums.hidden_C)) // 2)
 
 
 def random_logits(batch: Batch, columns: int) -> torch.Tensor:
@@ -109,7 +136,7 @@ def test_numbers_equal_loops_over_all_words(k: int, layout: str) -> None:
     tokenizer = KmerTokenizer(k, stride=1, layout=layout)
     batch = evaluation_batch(tokenizer)
     logits = random_logits(batch, tokenizer.vocab_size)
-    sums = rows_of(score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer))
+    sums = rows_of(sums_of(logits, batch, tokenizer))
     for mine, slow in zip(sums, by_hand(logits, batch, tokenizer), strict=True):
         assert mine == pytest.approx(slow, rel=1e-5)
 
@@ -141,7 +168,7 @@ def test_all_mass_on_the_true_word_gives_no_bits() -> None:
     for low in (-1e4, float("-inf")):
         logits = torch.full((*batch.labels_BS.shape, tokenizer.vocab_size), low)
         logits.scatter_(2, batch.labels_BS.clamp_min(0)[..., None], 0.0)
-        score = score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer).score()
+        score = sums_of(logits, batch, tokenizer).score()
         assert (score.bits_per_base, score.accuracy, score.loss) == pytest.approx((0.0, 1.0, 0.0), abs=1e-6)
 
 
@@ -150,7 +177,7 @@ def test_uniform_logits_give_two_bits_and_a_quarter(k: int) -> None:
     tokenizer = KmerTokenizer(k, stride=1, layout="dnabert")
     batch = evaluation_batch(tokenizer)
     logits = torch.zeros(*batch.labels_BS.shape, tokenizer.vocab_size)
-    score = score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer).score()
+    score = sums_of(logits, batch, tokenizer).score()
     assert score.bits_per_base == pytest.approx(2.0, abs=1e-6)
     assert score.accuracy == pytest.approx(0.25)
     assert score.loss == pytest.approx(math.log(tokenizer.vocab_size), rel=1e-6)  # a mean over masked tokens
@@ -161,8 +188,13 @@ def test_one_base_a_token_is_the_score_of_single_bases(layout: str) -> None:
     tokenizer = KmerTokenizer(1, stride=1, layout=layout)
     batch = evaluation_batch(tokenizer)
     logits = random_logits(batch, tokenizer.vocab_size)
-    single = score_logits(logits, batch.labels_BS, tokenizer.base_ids.tolist())
-    assert score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer).score() == single.score()
+    score = sums_of(logits, batch, tokenizer).score()
+    nucleotides = NucleotideTokenizer()
+    moved = torch.zeros(*batch.labels_BS.shape, nucleotides.vocab_size)
+    moved[..., nucleotides.base_ids] = logits[..., tokenizer.base_ids]
+    single = sums_of(moved, batch_of(samples_of(nucleotides))[0], nucleotides).score()
+    assert (score.hidden_bases, score.accuracy) == (single.hidden_bases, single.accuracy)
+    assert score.bits_per_base == pytest.approx(single.bits_per_base, rel=1e-6)
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -171,9 +203,7 @@ def test_padding_columns_and_visible_tokens_are_not_read(stride: int) -> None:
     batch = evaluation_batch(tokenizer)
 
     def rows(logits: torch.Tensor) -> list[tuple[float, ...]]:
-        if stride == 1:
-            return rows_of(score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer))
-        return rows_of(score_blocks(logits, batch.labels_BS, tokenizer))
+        return rows_of(sums_of(logits, batch, tokenizer))
 
     plain = random_logits(batch, 128)
     for padding in (float("-inf"), 50.0, float("nan")):
@@ -188,10 +218,10 @@ def test_a_masked_token_over_n_is_refused() -> None:
     batch = evaluation_batch(tokenizer)
     batch.labels_BS[0, 1] = tokenizer.unk_id
     logits = random_logits(batch, tokenizer.vocab_size)
-    with pytest.raises(ValueError, match="not A, C, G or T"):
-        score_kmers(logits, batch.labels_BS, batch.tokens_BS, tokenizer)
-    with pytest.raises(ValueError, match="not A, C, G or T"):
-        score_blocks(logits, batch.labels_BS, tokenizer)
+    hidden = batch_of(samples_of(tokenizer))[1]
+    for protocol in ("base", "block"):
+        with pytest.raises(ValueError, match="not A, C, G or T"):
+            score_batch(logits, batch.labels_BS, hidden, BLOCKS if protocol == "block" else tokenizer, protocol)
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -200,21 +230,22 @@ def test_rows_with_nothing_masked_add_nothing(stride: int) -> None:
     batch = evaluation_batch(tokenizer)
     batch.labels_BS.fill_(-100)
     logits = random_logits(batch, tokenizer.vocab_size)
-    score = partial(score_kmers, tokens_BS=batch.tokens_BS) if stride == 1 else score_blocks
-    assert rows_of(score(logits, batch.labels_BS, tokenizer=tokenizer)) == [(0, 0, 0, 0, 0)] * 4
+    none = HiddenBases(*(np.zeros(0, dtype=kind) for kind in (int, int, np.uint8, bool)))
+    sums = score_batch(logits, batch.labels_BS, none, tokenizer, protocol_of(tokenizer))
+    assert rows_of(by_row(sums)) == [(0, 0, 0, 0, 0)] * 4
 
 
 def test_blocks_of_k_equal_loops_and_uniform_gives_two_bits() -> None:
     tokenizer = KmerTokenizer(6, stride=6, layout="dnabert")
     assert protocol_of(tokenizer) == "block6"
     batch = evaluation_batch(tokenizer)
-    uniform = score_blocks(torch.zeros(*batch.labels_BS.shape, tokenizer.vocab_size), batch.labels_BS, tokenizer)
+    uniform = sums_of(torch.zeros(*batch.labels_BS.shape, tokenizer.vocab_size), batch, tokenizer)
     assert uniform.hidden_C.tolist() == [int(hidden.sum()) for hidden in hidden_bases(tokenizer)]
     assert uniform.score().bits_per_base == pytest.approx(2.0)
     assert uniform.score().accuracy == pytest.approx(4.0**-6)
     assert uniform.score().loss == pytest.approx(math.log(tokenizer.vocab_size), rel=1e-6)
     logits = random_logits(batch, tokenizer.vocab_size)
-    score = score_blocks(logits, batch.labels_BS, tokenizer).score()
+    score = sums_of(logits, batch, tokenizer).score()
     assert (score.bits_per_base, score.accuracy) == pytest.approx(blocks_by_hand(logits, batch, tokenizer))
 
 
@@ -236,15 +267,58 @@ def test_pieces_weigh_the_bases_they_cover(tmp_path: Path) -> None:
     train_bpe(sequences(), tmp_path, vocab_size=40, max_piece_length=8, info={})
     tokenizer = BpeTokenizer(tmp_path)
     assert protocol_of(tokenizer) == "block"
-    (batch,) = evaluation_batches(
-        sequences(), tokenizer, sequence_length=120, samples=4, seed=SEED, micro_batch_size=4, rank=0, size=1
-    )
+    batch, hidden = batch_of(samples_of(tokenizer, 120))
     lengths = {len(tokenizer.tokens()[label]) for label in batch.labels_BS[batch.labels_BS >= 0].tolist()}
     assert len(lengths) > 1
     logits = random_logits(batch, tokenizer.vocab_size)
     logits.scatter_add_(2, batch.labels_BS.clamp_min(0)[..., None], torch.full((*batch.labels_BS.shape, 1), 4.0))
-    score = score_blocks(logits, batch.labels_BS, tokenizer).score()
+    score = score_batch(logits, batch.labels_BS, hidden, tokenizer, "block").score()
     assert (score.bits_per_base, score.accuracy) == pytest.approx(blocks_by_hand(logits, batch, tokenizer))
+
+
+def test_one_base_of_a_block_is_asked_as_the_words_that_agree_with_the_others() -> None:
+    """Protocol base, 3-mers side by side: p of the four words that differ at the hidden base alone."""
+    samples = samples_of(BLOCKS, protocol="base")
+    batch, hidden = batch_of(samples)
+    logits = random_logits(batch, BLOCKS.vocab_size)
+    score = score_batch(logits, batch.labels_BS, hidden, BLOCKS, "base").score()
+    texts, bits = BLOCKS.tokens(), []
+    for row, place in zip(hidden.row_H.tolist(), hidden.place_H.tolist(), strict=True):
+        token, inside = 1 + place // 3, place % 3
+        word = texts[int(batch.labels_BS[row, token])]
+        options = {base: texts.index(word[:inside] + base + word[inside + 1 :]) for base in BASES}
+        p = torch.softmax(logits[row, token, list(options.values())].double(), 0)
+        bits.append(-math.log2(p[BASES.index(word[inside])]))
+    assert len(bits) == score.hidden_bases == 9  # 4 x 3 cells of 48 bases, of which N spoils three
+    assert score.bits_per_base == pytest.approx(np.mean(bits))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 6])
+def test_block6_of_uniform_logits_is_two_bits_and_one_word_in_4096(stride: int) -> None:
+    tokenizer: Tokenizer = (
+        NucleotideTokenizer() if stride == 1 else KmerTokenizer(stride, stride=stride, layout="bionemo")
+    )
+    batch, hidden = batch_of(samples_of(tokenizer, protocol="block6"))
+    logits = torch.zeros(*batch.labels_BS.shape, tokenizer.vocab_size)
+    score = score_batch(logits, batch.labels_BS, hidden, tokenizer, "block6").score()
+    assert score.hidden_bases == 54 and score.bits_per_base == pytest.approx(2.0)
+    assert score.accuracy == pytest.approx(4.0**-6)
+
+
+def test_block6_by_hand() -> None:
+    """One cell of 48 bases: its hidden block is named with p 1/2 at five bases and 1/4 at the sixth."""
+    tokenizer = NucleotideTokenizer()
+    windows: Any = Windows([letters_of("ACGTTG" * 8)])
+    samples = EvaluationSamples(windows, tokenizer, sequence_length=50, samples=1, seed=1, protocol="block6")
+    batch, hidden = batch_of(samples)
+    assert hidden.base_H.tolist() == [0, 1, 2, 3, 3, 2] and hidden.place_H[0] % 6 == 0
+    logits = torch.zeros(1, 50, tokenizer.vocab_size)
+    for place, base in list(zip(hidden.place_H.tolist(), hidden.base_H.tolist(), strict=True))[:5]:
+        logits[0, place + 1, tokenizer.base_ids[base]] = math.log(3.0)  # 3 to 1 to 1 to 1
+    score = score_batch(logits, batch.labels_BS, hidden, tokenizer, "block6").score()
+    assert score.bits_per_base == pytest.approx((5 * 1 + 2) / 6)
+    assert score.accuracy == pytest.approx(1 / 4)  # a tie of four at the sixth base
+    assert score_batch(logits, batch.labels_BS, hidden, tokenizer, "base").score().accuracy == pytest.approx(5.25 / 6)
 
 
 def kmer_config(dataset: Path, *, k: int, stride: int, **parallel: int) -> Config:
@@ -281,6 +355,7 @@ def test_a_k_mer_run_validates_and_is_evaluated(
     assert result["protocol"] == protocol
     assert result["model"]["bits_per_base"] == pytest.approx(lines[-1]["valid_bits_per_base"], rel=1e-6)
     assert list(result["baselines"]) == (["uniform", "composition", "markov"] if protocol == "base" else [])
+    assert ("reverse_complement_divergence" in result["model"]) == (protocol == "base")
     assert ("no baselines" in capfd.readouterr().out) == (protocol != "base")
 
 
@@ -289,9 +364,11 @@ def test_the_line_shown_names_the_protocol(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str, end: str
 ) -> None:
     sums = ChunkSums(hidden_C=np.array([4]), bits_C=np.array([8.0]), correct_C=np.array([1.0]))
-    sinks = Metrics(tmp_path, LogConfig(tensorboard=False), first_step=0, steps=1)
+    config = Config(log=LogConfig(tensorboard=False))
+    sinks = Metrics(tmp_path, config, first_step=0)
+    evaluation = Evaluation(score=sums.score(), more={}, groups={})
     with caplog.at_level(logging.INFO, logger="megadna.train.metrics"):
-        sinks.validation(1, validation_line(sums.score()), protocol)
+        sinks.validation(1, evaluation.line("valid_"), protocol)
     sinks.close()
     assert caplog.messages[-1].endswith(f"accuracy {end}")
 
