@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "pretrain an encoder on a dataset",
     "evaluate": "masked bits per base of a checkpoint, beside baselines",
     "export": "checkpoint -> Hugging Face folder",
+    "import": "Hugging Face folder -> checkpoint to go on training from",
     "embed": "sequences -> embeddings of a Hugging Face encoder",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if arguments[0] not in COMMANDS:
             raise UserError(f"unknown command {arguments[0]!r}; one of: {', '.join(COMMANDS)}")
-        command = importlib.import_module(f"megadna.commands.{arguments[0].replace('-', '_')}")
+        module = "import_" if arguments[0] == "import" else arguments[0].replace("-", "_")  # a word of Python's own
+        command = importlib.import_module(f"megadna.commands.{module}")
         command.main(arguments[1:])
     except UserError as error:
         _fail(str(error), 2)

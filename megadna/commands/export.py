@@ -1,63 +1,44 @@
 """`megadna export`: a checkpoint of any layout becomes a Hugging Face folder."""
 
-from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from megadna.arguments import new_parser, parse
-from megadna.engine.distributed import parallel_world
-from megadna.hf.export import check_exportable, export
 from megadna.log import get_logger
-from megadna.tokenizer.base import Tokenizer
-from megadna.tokenizer.build import build_tokenizer
 
 log = get_logger(__name__)
 
-ROWS = 2
-
 
 def main(arguments: list[str]) -> None:
-    """Write the fp32 master weights; refuse where the export's logits are not the training model's."""
+    """Write the folder; refuse it where it does not compute what the megatron model computes; upload it where asked."""
     parser = new_parser("export", "Checkpoint -> Hugging Face folder that AutoModelForMaskedLM and AutoTokenizer load.")
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="run folder (its newest checkpoint) or step folder"
     )
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export that the folder holds")
-    options = parse(parser, arguments)
-    from megadna.train.checkpoint import checkpoint_model, find_checkpoint, master_weights, read_config, single_rank
-
-    checkpoint = find_checkpoint(options.checkpoint)
-    config = read_config(checkpoint)
-    check_exportable(config)
-    tokenizer = build_tokenizer(config.tokenizer)
-    max_length = config.data.sequence_length
-    assert isinstance(max_length, int), "a run saves its resolved sequence length"
-    ids_BS = real_sequence(tokenizer, max_length)
-    alone = single_rank(config)
-    with parallel_world(alone.engine, alone.parallel) as world, torch.no_grad():
-        model = checkpoint_model(checkpoint, tokenizer.vocab_size, world)
-        logits_BSV = model(ids_BS.to(world.device)).transpose(0, 1).cpu()
-    difference = export(
-        master_weights(checkpoint),
-        logits_BSV,
-        ids_BS,
-        config,
-        tokenizer,
-        options.output,
-        max_length=max_length,
-        overwrite=options.overwrite,
+    parser.add_argument(
+        "--format", type=str, default="auto", help="auto, aido, bert, multimolecule, megatron_bert or megadna"
     )
-    log.info("wrote %s: its logits equal the training model's, largest difference %.2g", options.output, difference)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="fp32: the master weights")
+    parser.add_argument("--license", type=str, default="", help="of the weights, for the model card: apache-2.0, ...")
+    parser.add_argument("--no_verify", action="store_true", help="do not compare; recorded in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an export that the folder holds")
+    parser.add_argument("--push_to_hub", type=str, default="", help="upload to this repository (OWNER/NAME)")
+    parser.add_argument("--public", action="store_true", help="push_to_hub: let anyone see it; default: private")
+    options = parse(parser, arguments)
+    from megadna.hf.export import export
+    from megadna.hf.publish import check_upload, upload
+    from megadna.train.checkpoint import find_checkpoint
 
-
-def real_sequence(tokenizer: Tokenizer, max_length: int) -> torch.Tensor:
-    """Token ids [2, S] of phage lambda (NC_001416.1, its first 1,020 bases), S at most 512, every seventh masked."""
-    letters = np.frombuffer(files("megadna.hf").joinpath("phage_lambda.txt").read_bytes().strip(), np.uint8)
-    num_tokens = min(max_length - 2, len(tokenizer.encode(letters)) // ROWS)
-    inner = tokenizer.encode(letters)[: ROWS * num_tokens].reshape(ROWS, num_tokens).astype(np.int64)
-    inner[:, ::7] = tokenizer.mask_id
-    column = np.ones((ROWS, 1), np.int64)
-    return torch.from_numpy(np.concatenate([column * tokenizer.cls_id, inner, column * tokenizer.sep_id], axis=1))
+    check_upload(options.push_to_hub, options.license, public=options.public)
+    found = export(
+        find_checkpoint(options.checkpoint),
+        options.output,
+        wanted=options.format,
+        dtype=options.dtype,
+        check=not options.no_verify,
+        overwrite=options.overwrite,
+        license_name=options.license,
+    )
+    log.info("wrote %s: %s", options.output, found)
+    if options.push_to_hub:
+        log.info("uploaded to %s", upload(options.output, options.push_to_hub, public=options.public))

@@ -1,16 +1,31 @@
-"""The model card (README.md) of an export: what the model is, how it was trained, how to use it.
+"""The model card (README.md) of an export: what the model is, on what and how it was trained, how to use it.
 
-It names no path, user or machine: of the configuration only numbers and kinds are quoted.
+In:  the checkpoint and, where they are still to be found, its run folder (validation), the dataset's manifest and
+     contig table, and the checkpoint it started from.
+Out: text that names no path, user or machine: of paths the last part at most, of settings numbers and kinds.
 """
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from megadna import __version__
 from megadna.config import Config
+from megadna.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from megadna.errors import UserError
+from megadna.hf.formats import REMOTE
+from megadna.train.checkpoint import read_config, read_numbers
 
+SHOWN = 5
+"""Contigs named of each source."""
 CARD = """\
 ---
-library_name: transformers
+library_name: {library}
 pipeline_tag: fill-mask
-tags:
+{license_line}tags:
 - biology
 - dna
 - genomics
@@ -20,65 +35,255 @@ tags:
 
 # DNA encoder, {parameters} parameters
 
-A masked language model of DNA, one token a nucleotide: pre-LN transformer encoder with rotary positions and SwiGLU,
-trained with megadna {version} and exported in fp32.
+A masked language model of DNA: {tokens}, {norm}, {positions}, {activation}. Trained with megadna {version} and
+exported in {dtype} in the format `{target}`.
+
+## Architecture and training
 
 | architecture | |
 |---|---|
-| layers | {model.num_layers} |
-| hidden size | {model.hidden_size} |
-| attention heads | {model.num_attention_heads} |
-| feed-forward size (SwiGLU) | {model.ffn_hidden_size} |
-| vocabulary | {vocab_size} |
-| tokens a sequence in training, [CLS] and [SEP] included | {max_length} |
+{architecture}
 
 | training | |
 |---|---|
-| optimizer steps planned | {train.steps} |
-| sequences a step | {train.global_batch_size} |
-| peak learning rate, schedule | {train.lr:g}, {train.schedule} after {train.warmup_steps} steps of warm-up |
-| weight decay | {train.weight_decay:g} |
-| nucleotides chosen for prediction | {masking.fraction:g} |
-| reverse-complement probability | {reverse_complement:g} |
-| precision | {engine.precision} |
-| seed | {seed} |
+{training}
+
+## Data
+
+{data}
+
+## Validation
+
+{validation}
 
 ## Use
 
 ```python
+{usage}
+```
+
+{remote}## Limits
+
+It has seen only the genomes it was trained on, and sequences of at most {max_length} tokens; what it says of others is
+untested. A probability of a base is no statement about function, disease or a person. {license_text}
+"""
+USAGE = """\
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 folder = "path/to/this/folder"
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
-inputs = tokenizer("ACGT[MASK]GGCTA", return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained(folder{remote})
+model = AutoModelForMaskedLM.from_pretrained(folder{remote})
+inputs = tokenizer("{example}", return_tensors="pt")
 with torch.no_grad():
     probabilities = model(**inputs).logits.softmax(-1)
 
-encoder = AutoModel.from_pretrained(folder, trust_remote_code=True)  # embeddings: .last_hidden_state
-```
-
+encoder = AutoModel.from_pretrained(folder{remote})  # embeddings: .last_hidden_state"""
+REMOTE_NOTE = """\
 `trust_remote_code` runs the two Python files of this folder (Apache-2.0); they need torch and transformers >= 4.48.
 
-## Limits
-
-It has seen only the genomes it was trained on, and sequences of at most {max_length} tokens; longer input runs but is
-outside what it was trained for. No licence is stated for the weights: whoever publishes them must name one.
 """
 
 
-def model_card(config: Config, *, parameters: int, vocab_size: int, max_length: int) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What is known of where a checkpoint comes from."""
+
+    numbers: dict[str, Any]
+    """state.json."""
+    datasets: list[Manifest]
+    contigs: dict[str, list[str]]
+    """Names of the contigs (accessions) by source."""
+    evaluations: list[dict[str, Any]]
+    """evaluation-SPLIT.json of the run."""
+    source: dict[str, Any]
+    """Of the model that training started from: format, licence; empty where it started from nothing."""
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "Provenance":
+        """Read what is there; a dataset or run folder that is gone leaves its part empty."""
+        config, numbers = read_config(checkpoint), read_numbers(checkpoint)
+        paths = [config.data.path] if isinstance(config.data.path, str) else list(config.data.path)
+        datasets: list[Manifest] = []
+        contigs: dict[str, list[str]] = {}
+        for path in map(Path, filter(None, paths)):
+            if (path / MANIFEST_NAME).is_file():
+                datasets.append(load_manifest(path))
+                contigs |= _contigs(path / "contigs.tsv")
+        run = checkpoint.absolute().parent.parent
+        evaluations = [json.loads(path.read_text()) for path in sorted(run.glob("evaluation-*.json"))]
+        return cls(
+            numbers=numbers,
+            datasets=datasets,
+            contigs=contigs,
+            evaluations=evaluations,
+            source=_source(config, numbers),
+        )
+
+    def extract(self) -> dict[str, Any]:
+        """What megadna.json keeps: enough to find the data again, and nothing private."""
+        sources = [
+            {"name": source.name, "species": source.species, "sha256": source.sha256, "bases": source.bases}
+            for dataset in self.datasets
+            for source in dataset.sources
+        ]
+        kept = {key: self.numbers[key] for key in ("step", "consumed_samples", "dataset_id") if key in self.numbers}
+        return kept | {"sources": sources, "started_from": self.source}
+
+
+def _contigs(path: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            for row in csv.DictReader(file, delimiter="\t"):
+                found.setdefault(row["source"], []).append(row["record"])
+    return found
+
+
+def _source(config: Config, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The imported model's facts: of this checkpoint itself, or of the one that its run started from."""
+    start = config.checkpoint.init_from
+    if "imported" in numbers or not start:
+        return dict(numbers.get("imported", {}))
+    try:
+        return {"name": Path(start).name, "license": "unknown"} | _source(
+            read_config(Path(start)), read_numbers(Path(start))
+        )
+    except (OSError, UserError):
+        return {"name": Path(start).name, "license": "unknown"}
+
+
+def model_card(
+    target: str, config: Config, provenance: Provenance, *, parameters: int, dtype: str, license_name: str
+) -> str:
     """README.md of an export."""
-    return CARD.format(
-        parameters=f"{parameters:,}",
-        version=__version__,
-        model=config.model,
-        train=config.train,
-        engine=config.engine,
-        masking=config.data.masking,
-        reverse_complement=config.data.reverse_complement,
-        seed=config.seed,
-        vocab_size=vocab_size,
-        max_length=max_length,
+    model, numbers = config.model, provenance.numbers
+    kind = config.tokenizer.kind
+    tokens = {"nucleotide": "one token a nucleotide", "sentencepiece": "byte-pair pieces"}.get(
+        kind, f"{config.tokenizer.k}-mers, stride {config.tokenizer.stride}"
     )
+    remote = ", trust_remote_code=True" if target in REMOTE else ""
+    library = "multimolecule" if target == "multimolecule" else "transformers"
+    usage = USAGE.format(remote=remote, example=_example(target, config))
+    started = provenance.source.get("license")
+    return CARD.format(
+        library=library,
+        license_line=f"license: {license_name}\n" if license_name else "",
+        license_text=(
+            f"Licence of the weights: {license_name}."
+            if license_name
+            else "No licence is stated for the weights: whoever publishes them must name one."
+        )
+        + (f" The model that training started from: licence {started}." if started else ""),
+        parameters=f"{parameters:,}",
+        tokens=tokens,
+        norm={"pre": "pre-norm", "post": "post-norm"}[model.norm_placement] + f" ({model.normalization})",
+        positions=f"{model.positions} positions",
+        activation={"swiglu": "SwiGLU", "gelu": "GELU"}[model.activation],
+        version=numbers.get("versions", {}).get("megadna", __version__),
+        dtype=dtype,
+        target=target,
+        architecture=_table(_architecture(config)),
+        training=_table(_training(config, numbers)),
+        data=_data(provenance),
+        validation=_validation(provenance),
+        usage="import multimolecule\n" + usage if library == "multimolecule" else usage,
+        remote=REMOTE_NOTE if remote else "",
+        max_length=config.data.sequence_length,
+    )
+
+
+def _example(target: str, config: Config) -> str:
+    k = config.tokenizer.k
+    if config.tokenizer.kind != "kmer":
+        return "ACGT[MASK]GGCTA"
+    if target in ("bert", "megatron_bert"):  # words with spaces between them
+        bases = "ACGTAGGCTAACGT"
+        words = [bases[at : at + k] for at in range(len(bases) - k + 1)]
+        return " ".join([*words[:2], "[MASK]", *words[3:]])
+    return "ACGTAGGCTAACGT"
+
+
+def _table(rows: Iterable[tuple[str, Any]]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _architecture(config: Config) -> list[tuple[str, Any]]:
+    model = config.model
+    return [
+        ("layers", model.num_layers),
+        ("hidden size", model.hidden_size),
+        ("attention heads", model.num_attention_heads),
+        ("feed-forward size", model.ffn_hidden_size),
+        ("tokens a sequence in training, special tokens included", config.data.sequence_length),
+    ]
+
+
+def _training(config: Config, numbers: dict[str, Any]) -> list[tuple[str, Any]]:
+    train, masking = config.train, config.data.masking
+    if not numbers.get("consumed_samples"):
+        return [("by megadna", "none: the weights are those of the model that it was imported from")]
+    positions = numbers["consumed_samples"] * int(config.data.sequence_length)
+    return [
+        ("optimizer steps", f"{numbers['step']:,} of {train.steps:,}"),
+        ("tokens read, padding included", f"{positions:,}"),
+        ("sequences a step", train.global_batch_size),
+        ("peak learning rate", f"{train.lr:g}, {train.schedule} after {train.warmup_steps} steps of warm-up"),
+        ("AdamW betas, epsilon, weight decay", f"{train.betas[0]:g}, {train.betas[1]:g}, {train.eps:g}, "
+         f"{train.weight_decay:g}"),
+        ("tokens chosen for prediction", f"{masking.fraction:g}, mode {masking.mode}, {masking.mask_share:g} masked, "
+         f"{masking.random_share:g} replaced"),
+        ("reverse-complement probability", f"{config.data.reverse_complement:g}"),
+        ("precision, seed", f"{config.engine.precision}, {config.seed}"),
+    ]  # fmt: skip
+
+
+def _data(provenance: Provenance) -> str:
+    if not provenance.datasets:
+        known = provenance.numbers.get("dataset_id")
+        return f"The dataset (id {known}) was not at hand at the export." if known else "No dataset of megadna."
+    parts: list[str] = []
+    for dataset in provenance.datasets:
+        options = dataset.options
+        parts.append("| source | species | records | bases | contigs |\n|---|---|---|---|---|")
+        for source in dataset.sources:
+            names = provenance.contigs.get(source.name, [])
+            more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+            parts[-1] += f"\n| {source.name} | {source.species} | {source.records:,} | {source.bases:,} |"
+            parts[-1] += f" {', '.join(names[:SHOWN])}{more} |"
+        chosen = Path(str(options.get("contigs"))).name
+        chunks = ", ".join(f"{split} {count:,}" for split, count in dataset.chunks.items())
+        parts.append(
+            f"Dataset {dataset.dataset_id}: chunks of {dataset.chunk_length:,} nucleotides ({chunks}); contig filter "
+            f"`{chosen}`; held out by `{options.get('split')}` (valid {options.get('valid_fraction')}, "
+            f"test {options.get('test_fraction')})."
+        )
+        splits = dict(dataset.leakage.get("splits", {}))
+        parts += [
+            f"Leakage: {row['flagged']:,} of {row['chunks']:,} {split} chunks share more than "
+            f"{dataset.leakage['max_containment']:g} of their sketch with train."
+            for split, row in splits.items()
+        ] or ["Leakage between the splits was not measured."]
+    return "\n\n".join(parts)
+
+
+def _validation(provenance: Provenance) -> str:
+    rows = [
+        (result["split"], f"step {result['step']}" if name == "model" else name, score)
+        for result in provenance.evaluations
+        for name, score in {"model": result["model"], **result["baselines"]}.items()
+    ]
+    numbers = provenance.numbers
+    if not rows and "valid_bits_per_base" in numbers:
+        score = {"bits_per_base": numbers["valid_bits_per_base"], "standard_error": numbers["valid_bits_per_base_se"]}
+        rows = [("valid", f"step {numbers['step']}", score | {"accuracy": numbers["valid_accuracy"]})]
+    if not rows:
+        return "None by megadna."
+    lines = [
+        f"| {split} | {name} | {score['bits_per_base']:.4f} | "
+        f"{'-' if score['standard_error'] is None else format(score['standard_error'], '.4f')} | "
+        f"{score['accuracy']:.4f} |"
+        for split, name, score in rows
+    ]
+    head = "| split | | masked bits per base | standard error | accuracy |\n|---|---|---|---|---|"
+    return "\n".join([head, *lines])

@@ -11,17 +11,27 @@ from transformers import PretrainedConfig
 
 
 class MegaDnaConfig(PretrainedConfig):
-    """Pre-LN encoder with rotary positions and SwiGLU over single nucleotides (the shape of AIDO.DNA).
+    """Encoder of DNA; by default pre-LN with rotary positions and SwiGLU over single nucleotides (AIDO.DNA).
 
     Args:
         vocab_size: tokens of the tokenizer.
         hidden_size: width of the residual stream.
         num_hidden_layers: transformer layers.
-        num_attention_heads: heads; hidden_size / num_attention_heads must be a whole, even number.
-        intermediate_size: width of the SwiGLU gate, and of its up projection.
-        max_position_embeddings: tokens a sequence had in training, [CLS] and [SEP] included; longer input runs too.
+        num_attention_heads: heads; hidden_size / num_attention_heads must be a whole, for `rope` an even number.
+        num_key_value_heads: heads of keys and values; None takes num_attention_heads.
+        intermediate_size: width of the feed-forward layer (of the SwiGLU gate, and of its up projection).
+        hidden_act: `swiglu`, or `gelu` (exact) without a gate.
+        norm_placement: `pre`: before each branch and at the end; `post`: behind each sum and behind the embeddings.
+        normalization_type: `LayerNorm` or `RMSNorm`, of every norm.
+        qk_norm: norm of each head's query and key before the rotation.
+        add_linear_bias: biases on the linear layers.
+        position_embedding_type: `rope` or `learned`.
+        max_position_embeddings: tokens a sequence had in training, [CLS] and [SEP] included; with `rope` longer input
+            runs too, `learned` is a table of so many rows.
         rope_theta: base of the rotary positions.
-        layer_norm_eps: epsilon of every LayerNorm.
+        seq_len_interpolation_factor: rotary positions are divided by it; None is 1.
+        num_token_types: rows of a token-type table, of which every token takes the first; 0: no table.
+        layer_norm_eps: epsilon of every norm.
         hidden_dropout_prob: dropout of embeddings and residual branches.
         attention_probs_dropout_prob: dropout of attention weights.
         classifier_dropout: dropout before a classification head; None takes hidden_dropout_prob.
@@ -38,9 +48,18 @@ class MegaDnaConfig(PretrainedConfig):
         hidden_size: int = 768,
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
+        num_key_value_heads: int | None = None,
         intermediate_size: int = 2048,
+        hidden_act: str = "swiglu",
+        norm_placement: str = "pre",
+        normalization_type: str = "LayerNorm",
+        qk_norm: bool = False,
+        add_linear_bias: bool = True,
+        position_embedding_type: str = "rope",
         max_position_embeddings: int = 4000,
         rope_theta: float = 10000.0,
+        seq_len_interpolation_factor: float | None = None,
+        num_token_types: int = 0,
         layer_norm_eps: float = 1e-5,
         hidden_dropout_prob: float = 0.0,
         attention_probs_dropout_prob: float = 0.0,
@@ -51,20 +70,36 @@ class MegaDnaConfig(PretrainedConfig):
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
-        if hidden_size % (2 * num_attention_heads):
+        if hidden_size % ((2 if position_embedding_type == "rope" else 1) * num_attention_heads):
             raise ValueError(
                 f"hidden_size ({hidden_size}) must be an even multiple of num_attention_heads ({num_attention_heads})"
             )
-        if classifier_pooling not in ("mean", "cls"):
-            raise ValueError(f"classifier_pooling must be 'mean' or 'cls', got {classifier_pooling!r}")
+        for key, value, known in (
+            ("classifier_pooling", classifier_pooling, ("mean", "cls")),
+            ("hidden_act", hidden_act, ("swiglu", "gelu")),
+            ("norm_placement", norm_placement, ("pre", "post")),
+            ("normalization_type", normalization_type, ("LayerNorm", "RMSNorm")),
+            ("position_embedding_type", position_embedding_type, ("rope", "learned")),
+        ):
+            if value not in known:
+                raise ValueError(f"{key} must be one of {known}, got {value!r}")
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
         self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.norm_placement = norm_placement
+        self.normalization_type = normalization_type
+        self.qk_norm = qk_norm
+        self.add_linear_bias = add_linear_bias
+        self.position_embedding_type = position_embedding_type
         self.max_position_embeddings = max_position_embeddings
         self.rope_theta = rope_theta
+        self.seq_len_interpolation_factor = seq_len_interpolation_factor
+        self.num_token_types = num_token_types
         self.layer_norm_eps = layer_norm_eps
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob

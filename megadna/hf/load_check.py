@@ -1,32 +1,132 @@
-"""Loads a Hugging Face folder as a stranger would, with transformers only, and writes its logits.
+"""Runs a Hugging Face folder layer by layer, as a stranger would, and compares it with what megadna computed.
 
-    python - FOLDER TOKEN_IDS.npy LOGITS.npy < load_check.py
+    python -m megadna.hf.load_check TASK.json
 
-In:  token ids [B, S] (int64). A tokenizer must load too, with no more tokens than the model has rows.
-Out: logits [B, S, V] in fp32. megadna and megatron cannot be imported here, so an export that needs them fails.
-It is read from standard input because this folder holds a `tokenizers.py`, which would hide the package of that name.
+In:  TASK.json: `weights` (folder), `config` (folder with config.json and tokenizer), `renamed` (parts of names), `rows`
+     (megadna's row of every row of this vocabulary, -1: none), `bias_factor`; beside it ids.npy [B, S] in this
+     vocabulary, mask.npy [B, S] and labels.npy [B, S] of the hidden tokens in megadna's, fp32-N.npy (state N: the
+     embeddings, each layer, the last norm), fp32-logits.npy and bf16-logits.npy.
+Out: one JSON line of differences. megadna and megatron cannot be imported here, so an export that needs them fails.
+One layer is in memory at a time.
 """
 
+import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from megadna.hf.weights import FolderWeights
 
 for absent in ("megadna", "megatron"):
     sys.modules[absent] = None  # type: ignore[assignment]  # the import system then refuses the name
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from transformers import AutoModelForMaskedLM, AutoTokenizer  # noqa: E402
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer  # noqa: E402
+
+TIE = 0.1
+"""Positions whose best two logits lie closer than this share of the logits' spread: bf16 may pick either."""
 
 
-def main(folder: str, ids_path: str, logits_path: str) -> None:
-    """Load, check the tokenizer against the model, run, write."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True, torch_dtype=torch.float32).eval()
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
-    with torch.no_grad():
-        logits_BSV = model(torch.from_numpy(np.load(ids_path))).logits
-    np.save(logits_path, logits_BSV.float().numpy())
+class Streamed:
+    """A masked language model on the meta device that gets the weights of one part at a time."""
+
+    def __init__(self, config: Any, weights: FolderWeights) -> None:
+        with torch.device("meta"):
+            self.model = AutoModelForMaskedLM.from_config(config, trust_remote_code=True).eval()
+        self.weights = weights
+        expected = {name for name, _ in self.model.named_parameters() if name.find("decoder") < 0}
+        if wrong := expected ^ set(weights.names()):
+            raise ValueError(f"the folder's tensors are not those of its class: {', '.join(sorted(wrong)[:5])}")
+
+    def _call(self, prefix: str, dtype: torch.dtype, *arguments: Any, **more: Any) -> Tensor:
+        module: nn.Module = self.model.get_submodule(prefix)
+        names = [name for name, _ in module.named_parameters()]
+        held = {name: self.weights.read(f"{prefix}.{name}").to(dtype) for name in names if "decoder" not in name}
+        if prefix == "cls":
+            held["predictions.decoder.weight"] = self.weights.read("bert.embeddings.word_embeddings.weight").to(dtype)
+            if "predictions.decoder.bias" in names or self._decoder_has_bias():
+                held["predictions.decoder.bias"] = held["predictions.bias"]
+        for name, parameter in module.named_parameters():
+            if name in held and held[name].shape != parameter.shape:
+                raise ValueError(f"{prefix}.{name} is {list(held[name].shape)}, its class has {list(parameter.shape)}")
+        output = functional_call(module, held, arguments, more)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _decoder_has_bias(self) -> bool:
+        return self.model.cls.predictions.decoder.bias is not None
+
+    def states(self, ids_BS: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The embeddings, the output of each layer (of the last: behind the last norm), the logits; in fp32."""
+        base = self.model.bert
+        length = ids_BS.shape[1]
+        ours: tuple[Any, ...] = ()
+        if hasattr(base, "rotary"):
+            rotary = type(base.rotary)(self.model.config)(length) if base.rotary is not None else None
+            hidden = self._call("bert.embeddings", dtype, ids_BS)
+            ours = (rotary, None, False)
+        else:
+            positions = torch.arange(length)[None]
+            hidden = self._call(
+                "bert.embeddings", dtype, input_ids=ids_BS, position_ids=positions, token_type_ids=ids_BS * 0
+            )
+        yield hidden.float()
+        for layer in range(len(base.encoder.layer)):
+            hidden = self._call(f"bert.encoder.layer.{layer}", dtype, hidden, *ours)
+            if layer == len(base.encoder.layer) - 1 and hasattr(base.encoder, "ln"):
+                hidden = self._call("bert.encoder.ln", dtype, hidden)
+            yield hidden.float()
+        yield self._call("cls", dtype, hidden).float()
+
+
+def compare(task: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Largest differences in fp32, agreement in bf16."""
+    config = AutoConfig.from_pretrained(task["config"], trust_remote_code=True)
+    if task["tokenizer"]:
+        tokenizer = AutoTokenizer.from_pretrained(task["config"], trust_remote_code=True)
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}")
+    weights = FolderWeights(Path(task["weights"]), task["renamed"])
+    streamed = Streamed(config, weights)
+    ids_BS = torch.from_numpy(np.load(folder / "ids.npy"))
+    rows = torch.tensor(task["rows"])
+    bias = (task["bias_factor"] - 1) * weights.read("cls.predictions.bias").float()
+    result = {"hidden": 0.0, "hidden_scale": 0.0}
+    for number, state in enumerate(streamed.states(ids_BS, torch.float32)):
+        if number <= config.num_hidden_layers:
+            reference = torch.from_numpy(np.load(folder / f"fp32-{number}.npy"))
+            result["hidden"] = max(result["hidden"], _difference(state, reference))
+            result["hidden_scale"] = max(result["hidden_scale"], reference.abs().max().item())
+    *_, rough = streamed.states(ids_BS, torch.bfloat16)
+    exact, rough = ((x + bias)[..., rows >= 0] for x in (state, rough))
+    fp32, bf16 = (
+        torch.from_numpy(np.load(folder / f"{kind}-logits.npy"))[..., rows[rows >= 0]] for kind in ("fp32", "bf16")
+    )
+    result["logits"] = _difference(exact, fp32)
+    best = fp32.topk(2, dim=-1).values
+    clear = best[..., 0] - best[..., 1] > TIE * fp32.std()
+    agree = rough.argmax(-1) == bf16.argmax(-1)
+    result["agreement"] = agree[clear].float().mean().item() if clear.any() else 1.0
+    column = {row: at for at, row in enumerate(rows[rows >= 0].tolist())}
+    mask = torch.from_numpy(np.load(folder / "mask.npy"))
+    labels = torch.tensor([column[row] for row in np.load(folder / "labels.npy")[mask.numpy()].tolist()])
+    ours, theirs = (F.cross_entropy(x[mask], labels).item() for x in (rough, bf16))
+    return result | {"nll": ours, "nll_reference": theirs}
+
+
+def _difference(ours: Tensor, reference: Tensor) -> float:
+    if ours.shape != reference.shape:
+        raise ValueError(f"shapes {tuple(ours.shape)} and {tuple(reference.shape)} differ")
+    worst = (ours - reference).abs().max().item()
+    return worst if worst == worst else float("inf")  # NaN
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with torch.no_grad():
+        path = Path(sys.argv[1])
+        sys.stdout.write(json.dumps(compare(json.loads(path.read_text()), path.parent)) + "\n")

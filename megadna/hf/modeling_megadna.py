@@ -1,12 +1,14 @@
 """The megadna encoder for transformers (4.48 or newer, 5.x included): masked language model and classifiers.
 
 This file travels with an exported model and needs torch and transformers only. Parameter names are those of AIDO.DNA's
-RNABert layout. Equations: x = E[ids]; in each layer x += Wo attention(LN(x)), then x += Wd (silu(Wg LN(x)) * Wu LN(x));
-final LN; masked-language-model head LN(gelu(W x)) against the embedding rows, plus a bias. Positions are rotary.
+RNABert layout. By default: x = E[ids]; in each layer x += Wo attention(LN(x)), then
+x += Wd (silu(Wg LN(x)) * Wu LN(x)); final LN; masked-language-model head LN(gelu(W x)) against the embedding rows, plus
+a bias; rotary positions. Other values of the configuration give post-LN, RMSNorm, GELU, learned positions, fewer
+key-value heads and norms of queries and keys.
 
 SPDX-License-Identifier: Apache-2.0
 
-Shapes: B batch, S sequence, H hidden, N heads, D head dimension, I intermediate, V vocabulary, C labels.
+Shapes: B batch, S sequence, H hidden, N heads, G key-value heads, D head dimension, V vocabulary, C labels.
 """
 
 import math
@@ -23,6 +25,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_megadna import MegaDnaConfig
 
@@ -34,6 +37,17 @@ def tied_weights_keys() -> Any:
     return dict(TIED) if int(transformers.__version__.split(".")[0]) >= 5 else list(TIED)
 
 
+def make_norm(config: MegaDnaConfig, size: int) -> nn.Module:
+    """The norm that the configuration names."""
+    kind = nn.LayerNorm if config.normalization_type == "LayerNorm" else nn.RMSNorm
+    return kind(size, eps=config.layer_norm_eps)
+
+
+def make_linear(config: MegaDnaConfig, inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer with a bias where the configuration has them."""
+    return nn.Linear(inputs, outputs, bias=config.add_linear_bias)
+
+
 class MegaDnaRotary(nn.Module):
     """cos and sin of the rotary angles (arXiv:2104.09864), in fp32 whatever the dtype of the model."""
 
@@ -43,6 +57,7 @@ class MegaDnaRotary(nn.Module):
         super().__init__()
         self.head_size = config.hidden_size // config.num_attention_heads
         self.theta = float(config.rope_theta)
+        self.interpolation = float(config.seq_len_interpolation_factor or 1.0)
         self.register_buffer("inv_freq", self.frequencies(None), persistent=False)
 
     def frequencies(self, device: torch.device | None) -> Tensor:
@@ -63,7 +78,7 @@ class MegaDnaRotary(nn.Module):
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [S, D/2] of positions 0 .. length - 1, in fp32."""
         position_S = torch.arange(length, dtype=torch.float32, device=self.inv_freq.device)
-        angle = position_S[:, None] * self.inv_freq
+        angle = position_S[:, None] / self.interpolation * self.inv_freq
         return angle.cos(), angle.sin()
 
 
@@ -74,18 +89,21 @@ def rotate(x_BNSD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def padding_bias(attention_mask_BS: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """[B, 1, 1, S] added to the scores: 0 for real tokens, the lowest number for padding; None where nothing is padded.
-
-    The lowest number and not -inf, so that a row of padding only gives numbers, not NaN.
-    """
+def has_padding(attention_mask_BS: Tensor | None) -> bool:
+    """Whether the mask hides anything; a program that is being traced cannot know, and takes it that it does."""
     if attention_mask_BS is None:
-        return None
+        return False
     if attention_mask_BS.ndim != 2:
         raise ValueError(f"attention_mask must be [batch, sequence], got {tuple(attention_mask_BS.shape)}")
     tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if not tracing and bool(attention_mask_BS.all()):
-        return None
+    return tracing or not bool(attention_mask_BS.all())
+
+
+def padding_bias(attention_mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, 1, S] added to the scores: 0 for real tokens, the lowest number for padding.
+
+    The lowest number and not -inf, so that a row of padding only gives numbers, not NaN.
+    """
     padding = attention_mask_BS[:, None, None, :] == 0
     return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, torch.finfo(dtype).min)
 
@@ -93,29 +111,50 @@ def padding_bias(attention_mask_BS: Tensor | None, dtype: torch.dtype) -> Tensor
 class MegaDnaSelfAttention(nn.Module):
     """softmax(q k^T / sqrt(D)) v over the whole sequence, both directions."""
 
+    is_causal = False  # read by the kernels of transformers' attention interface
+
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
         self.config = config
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.heads_per_group = config.num_attention_heads // config.num_key_value_heads
+        width = config.num_key_value_heads * self.head_size
+        self.query = make_linear(config, config.hidden_size, config.hidden_size)
+        self.key = make_linear(config, config.hidden_size, width)
+        self.value = make_linear(config, config.hidden_size, width)
+        if config.qk_norm:
+            self.query_norm = make_norm(config, self.head_size)
+            self.key_norm = make_norm(config, self.head_size)
 
     def forward(
-        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, want_weights: bool
+        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, want_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Context [B, S, H], and the weights [B, N, S, S] where wanted."""
-        heads = (*hidden_BSH.shape[:2], self.config.num_attention_heads, -1)
+        """Context [B, S, H], and the weights [B, N, S, S] where wanted.
+
+        mask: None where nothing is padded, else a bias [B, 1, 1, S], or [B, S] for transformers' attention interface.
+        """
         query, key, value = (
-            linear(hidden_BSH).view(heads).transpose(1, 2) for linear in (self.query, self.key, self.value)
+            linear(hidden_BSH).unflatten(-1, (-1, self.head_size)) for linear in (self.query, self.key, self.value)
         )
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if self.config.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if self.heads_per_group > 1:
+            key, value = (x.repeat_interleave(self.heads_per_group, dim=1) for x in (key, value))
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        if want_weights or self.config._attn_implementation == "eager":
-            context, weights = explicit_attention(query, key, value, bias, dropout)
-        else:
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-            weights = None
-        return context.transpose(1, 2).flatten(2), weights if want_weights else None
+        implementation = self.config._attn_implementation
+        if want_weights or implementation == "eager":
+            context, weights = explicit_attention(query, key, value, mask, dropout)
+            return context.transpose(1, 2).flatten(2), weights if want_weights else None
+        if implementation in (None, "sdpa"):
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+            return context.transpose(1, 2).flatten(2), None
+        kernel = ALL_ATTENTION_FUNCTIONS[implementation]
+        scaling = self.head_size**-0.5
+        context = kernel(self, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=False)[0]
+        return context.flatten(2), None
 
 
 def explicit_attention(
@@ -134,7 +173,7 @@ class MegaDnaAttentionOutput(nn.Module):
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = make_linear(config, config.hidden_size, config.hidden_size)
 
     def forward(self, context_BSH: Tensor) -> Tensor:
         """[B, S, H]."""
@@ -142,75 +181,78 @@ class MegaDnaAttentionOutput(nn.Module):
 
 
 class MegaDnaAttention(nn.Module):
-    """LayerNorm, self-attention, projection: one residual branch."""
+    """Self-attention and projection, one residual branch, and the norm before or behind it."""
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
-        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ln = make_norm(config, config.hidden_size)
         self.self = MegaDnaSelfAttention(config)
         self.output = MegaDnaAttentionOutput(config)
 
-    def forward(
-        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, want_weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The branch [B, S, H], and the attention weights where wanted."""
-        context, weights = self.self(self.ln(hidden_BSH), rotary, bias, want_weights)
-        return self.output(context), weights
-
 
 class MegaDnaMLP(nn.Module):
-    """SwiGLU (arXiv:2002.05202) with biases."""
+    """SwiGLU (arXiv:2002.05202), or the exact GELU without a gate."""
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.gated = config.hidden_act == "swiglu"
+        if self.gated:
+            self.gate_proj = make_linear(config, config.hidden_size, config.intermediate_size)
+        self.up_proj = make_linear(config, config.hidden_size, config.intermediate_size)
+        self.down_proj = make_linear(config, config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_BSH: Tensor) -> Tensor:
         """[B, S, H]."""
-        return self.down_proj(F.silu(self.gate_proj(hidden_BSH)) * self.up_proj(hidden_BSH))
+        up = self.up_proj(hidden_BSH)
+        return self.down_proj(F.silu(self.gate_proj(hidden_BSH)) * up if self.gated else F.gelu(up))
 
 
 class MegaDnaLayer(nn.Module):
-    """One pre-LN transformer layer."""
+    """One transformer layer."""
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
+        self.pre_norm = config.norm_placement == "pre"
         self.attention = MegaDnaAttention(config)
-        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ln = make_norm(config, config.hidden_size)
         self.mlp = MegaDnaMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, want_weights: bool
+        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, want_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The residual stream [B, S, H] after the layer, and the attention weights where wanted."""
-        branch, weights = self.attention(hidden_BSH, rotary, bias, want_weights)
-        hidden_BSH = hidden_BSH + self.dropout(branch)
-        return hidden_BSH + self.dropout(self.mlp(self.ln(hidden_BSH))), weights
+        attention = self.attention
+        branch = attention.ln(hidden_BSH) if self.pre_norm else hidden_BSH
+        branch, weights = attention.self(branch, rotary, mask, want_weights)
+        hidden_BSH = hidden_BSH + self.dropout(attention.output(branch))
+        if self.pre_norm:
+            return hidden_BSH + self.dropout(self.mlp(self.ln(hidden_BSH))), weights
+        hidden_BSH = attention.ln(hidden_BSH)
+        return self.ln(hidden_BSH + self.dropout(self.mlp(hidden_BSH))), weights
 
 
 class MegaDnaEncoder(nn.Module):
-    """The layers and the final LayerNorm."""
+    """The layers, and in a pre-norm model the norm at the end."""
 
     _gradient_checkpointing_func: Any  # set by gradient_checkpointing_enable()
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList([MegaDnaLayer(config) for _ in range(config.num_hidden_layers)])
-        self.ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.norm_placement == "pre":
+            self.ln = make_norm(config, config.hidden_size)
         self.gradient_checkpointing = False
 
     def forward(
         self,
         hidden_BSH: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        bias: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
         want_hidden_states: bool,
         want_weights: bool,
     ) -> BaseModelOutput:
-        """Hidden states, if wanted: the input of each layer, then the output of the final LayerNorm (L + 1 in all)."""
+        """Hidden states, if wanted: the input of each layer, then the output of the last norm (L + 1 in all)."""
         hidden_states: list[Tensor] = []
         attentions: list[Tensor] = []
         for layer in self.layer:
@@ -218,13 +260,14 @@ class MegaDnaEncoder(nn.Module):
                 hidden_states.append(hidden_BSH)
             if self.gradient_checkpointing and self.training:
                 hidden_BSH, weights = self._gradient_checkpointing_func(
-                    layer.__call__, hidden_BSH, rotary, bias, want_weights
+                    layer.__call__, hidden_BSH, rotary, mask, want_weights
                 )
             else:
-                hidden_BSH, weights = layer(hidden_BSH, rotary, bias, want_weights)
+                hidden_BSH, weights = layer(hidden_BSH, rotary, mask, want_weights)
             if want_weights:
                 attentions.append(weights)
-        hidden_BSH = self.ln(hidden_BSH)
+        if hasattr(self, "ln"):
+            hidden_BSH = self.ln(hidden_BSH)
         return BaseModelOutput(
             last_hidden_state=hidden_BSH,
             hidden_states=(*hidden_states, hidden_BSH) if want_hidden_states else None,
@@ -233,18 +276,33 @@ class MegaDnaEncoder(nn.Module):
 
 
 class MegaDnaEmbeddings(nn.Module):
-    """Token embedding; positions enter in the attention, and there are no token types."""
+    """Token embedding, with learned positions, token types (all of type 0) and a norm where the model has them."""
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.learned = config.position_embedding_type == "learned"
+        if self.learned:
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        if config.num_token_types:
+            self.token_type_embeddings = nn.Embedding(config.num_token_types, config.hidden_size)
+        if config.norm_placement == "post":
+            self.LayerNorm = make_norm(config, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids_BS: Tensor | None, inputs_embeds_BSH: Tensor | None) -> Tensor:
+    def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
         """[B, S, H]."""
-        if (input_ids_BS is None) == (inputs_embeds_BSH is None):
+        if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        return self.dropout(self.word_embeddings(input_ids_BS) if inputs_embeds_BSH is None else inputs_embeds_BSH)
+        hidden_BSH = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.learned:
+            rows, length = self.position_embeddings.weight.shape[0], hidden_BSH.shape[1]
+            if length > rows:
+                raise ValueError(f"{length} tokens, and the model has {rows} learned positions")
+            hidden_BSH = hidden_BSH + self.position_embeddings.weight[:length]
+        if hasattr(self, "token_type_embeddings"):
+            hidden_BSH = hidden_BSH + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(hidden_BSH) if hasattr(self, "LayerNorm") else hidden_BSH)
 
 
 class MegaDnaPreTrainedModel(PreTrainedModel):
@@ -257,13 +315,16 @@ class MegaDnaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "bert"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flash_attn_2 = True  # the same before transformers 4.54
+    _supports_attention_backend = True
     _no_split_modules = ["MegaDnaLayer"]  # noqa: RUF012
 
     def _init_weights(self, module: nn.Module) -> None:
         """Normal(0, initializer_range) weights, zero biases, unit norms; rotary frequencies are written again."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)
         if isinstance(module, MegaDnaRotary):
             module.refill()
@@ -273,14 +334,14 @@ class MegaDnaPreTrainedModel(PreTrainedModel):
 
 
 class MegaDnaModel(MegaDnaPreTrainedModel):
-    """The bare encoder: embeddings of every token after the final LayerNorm."""
+    """The bare encoder: embeddings of every token after the last norm."""
 
     _auto_class = "AutoModel"
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__(config)
         self.embeddings = MegaDnaEmbeddings(config)
-        self.rotary = MegaDnaRotary(config)
+        self.rotary = MegaDnaRotary(config) if config.position_embedding_type == "rope" else None
         self.encoder = MegaDnaEncoder(config)
         self.post_init()
 
@@ -303,13 +364,17 @@ class MegaDnaModel(MegaDnaPreTrainedModel):
     ) -> BaseModelOutput | tuple:
         """attention_mask [B, S]: 1 for real tokens, 0 for padding; real tokens come out as they would alone."""
         config = self.config
+        want_weights = bool(config.output_attentions if output_attentions is None else output_attentions)
         hidden_BSH = self.embeddings(input_ids, inputs_embeds)
+        mask = attention_mask if has_padding(attention_mask) else None
+        if mask is not None and (want_weights or config._attn_implementation in (None, "eager", "sdpa")):
+            mask = padding_bias(mask, hidden_BSH.dtype)
         output = self.encoder(
             hidden_BSH,
-            self.rotary(hidden_BSH.shape[1]),
-            padding_bias(attention_mask, hidden_BSH.dtype),
+            None if self.rotary is None else self.rotary(hidden_BSH.shape[1]),
+            mask,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            bool(config.output_attentions if output_attentions is None else output_attentions),
+            want_weights,
         )
         return output if wants_dict(config, return_dict) else output.to_tuple()
 
@@ -320,12 +385,12 @@ def wants_dict(config: MegaDnaConfig, return_dict: bool | None) -> bool:
 
 
 class MegaDnaPredictionTransform(nn.Module):
-    """Dense, exact GELU, LayerNorm."""
+    """Dense, exact GELU, norm."""
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = make_linear(config, config.hidden_size, config.hidden_size)
+        self.LayerNorm = make_norm(config, config.hidden_size)
 
     def forward(self, hidden_BSH: Tensor) -> Tensor:
         """[B, S, H]."""
@@ -358,11 +423,50 @@ class MegaDnaMaskedLMHead(nn.Module):
         return self.predictions(hidden_BSH)
 
 
-class MegaDnaForMaskedLM(MegaDnaPreTrainedModel):
-    """Masked language model."""
+class MegaDnaWithHead(MegaDnaPreTrainedModel):
+    """The encoder under a head: what the three classes below have in common."""
+
+    bert: MegaDnaModel
+    output_class: type
+
+    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Logits of the head."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy in nats where the label is not -100."""
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Logits, and with labels the loss."""
+        output = self.bert(
+            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
+        )
+        logits = self.predict(output.last_hidden_state, attention_mask)
+        result = self.output_class(
+            loss=None if labels is None else self.loss(logits, labels),
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return result if wants_dict(self.config, return_dict) else result.to_tuple()
+
+
+class MegaDnaForMaskedLM(MegaDnaWithHead):
+    """Masked language model: logits [B, S, V]."""
 
     _auto_class = "AutoModelForMaskedLM"
     _tied_weights_keys = tied_weights_keys()
+    output_class = MaskedLMOutput
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__(config)
@@ -378,28 +482,9 @@ class MegaDnaForMaskedLM(MegaDnaPreTrainedModel):
         """Replace the decoder."""
         self.cls.predictions.decoder = value
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> MaskedLMOutput | tuple:
-        """Logits [B, S, V]; with labels [B, S], their mean cross-entropy in nats where the label is not -100."""
-        output = self.bert(
-            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
-        )
-        logits_BSV = self.cls(output.last_hidden_state)
-        result = MaskedLMOutput(
-            loss=None if labels is None else F.cross_entropy(logits_BSV.float().flatten(0, 1), labels.flatten()),
-            logits=logits_BSV,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
-        return result if wants_dict(self.config, return_dict) else result.to_tuple()
+    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Logits [B, S, V]."""
+        return self.cls(hidden_BSH)
 
 
 def classifier_dropout(config: MegaDnaConfig) -> nn.Dropout:
@@ -446,10 +531,11 @@ class MegaDnaClassificationHead(nn.Module):
         return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(pooled_BH)))))
 
 
-class MegaDnaForSequenceClassification(MegaDnaPreTrainedModel):
-    """One prediction a sequence: classes, several labels at once, or numbers."""
+class MegaDnaForSequenceClassification(MegaDnaWithHead):
+    """One prediction a sequence: classes, several labels at once, or numbers: logits [B, C]."""
 
     _auto_class = "AutoModelForSequenceClassification"
+    output_class = SequenceClassifierOutput
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__(config)
@@ -458,34 +544,20 @@ class MegaDnaForSequenceClassification(MegaDnaPreTrainedModel):
         self.classifier = MegaDnaClassificationHead(config)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple:
-        """Logits [B, C] and, with labels, the loss of config.problem_type."""
-        output = self.bert(
-            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
-        )
-        logits_BC = self.classifier(pooled(output.last_hidden_state, attention_mask, self.config.classifier_pooling))
-        result = SequenceClassifierOutput(
-            loss=None if labels is None else classification_loss(logits_BC, labels, self.config),
-            logits=logits_BC,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
-        return result if wants_dict(self.config, return_dict) else result.to_tuple()
+    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Logits [B, C]."""
+        return self.classifier(pooled(hidden_BSH, attention_mask, self.config.classifier_pooling))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of config.problem_type."""
+        return classification_loss(logits, labels, self.config)
 
 
-class MegaDnaForTokenClassification(MegaDnaPreTrainedModel):
-    """One class a token."""
+class MegaDnaForTokenClassification(MegaDnaWithHead):
+    """One class a token: logits [B, S, C]."""
 
     _auto_class = "AutoModelForTokenClassification"
+    output_class = TokenClassifierOutput
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__(config)
@@ -495,25 +567,6 @@ class MegaDnaForTokenClassification(MegaDnaPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> TokenClassifierOutput | tuple:
-        """Logits [B, S, C]; with labels [B, S], their mean cross-entropy in nats where the label is not -100."""
-        output = self.bert(
-            input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
-        )
-        logits_BSC = self.classifier(self.dropout(output.last_hidden_state))
-        result = TokenClassifierOutput(
-            loss=None if labels is None else F.cross_entropy(logits_BSC.float().flatten(0, 1), labels.flatten()),
-            logits=logits_BSC,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
-        return result if wants_dict(self.config, return_dict) else result.to_tuple()
+    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Logits [B, S, C]."""
+        return self.classifier(self.dropout(hidden_BSH))

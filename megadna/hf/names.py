@@ -1,81 +1,120 @@
-"""megatron-core parameter names <-> Hugging Face names of the encoder: one table, read in both directions.
+"""megatron-core tensor names <-> Hugging Face names: one table a format, read in both directions.
 
-In:  full tensors (not split by tensor parallelism), one megatron-core name at a time, so a conversion can stream.
+In:  full tensors (not split by tensor parallelism), one megatron-core name at a time, so a conversion streams.
 Out: the same numbers under the other names. Nothing is computed, so a round trip is exact bit for bit.
-Strict: a name outside the table, a missing tensor or a wrong shape is a UserError that names it.
+Strict: a missing tensor or a wrong shape is a UserError that names it.
 
 Layouts, megatron-core -> Hugging Face:
-    same        one tensor, unchanged
-    vocabulary  padding rows at the end are cut off (they come back as zeros)
-    heads       rows [head, (query, key, value), head dimension] -> three tensors of rows [head, head dimension]
-    halves      gate rows, then up rows -> two tensors
+    one name            one tensor, unchanged
+    linear_qkv          rows [group, (its queries, key, value), head dimension] -> query, key, value
+    gated linear_fc1    gate rows, then up rows -> two tensors
+    vocabulary          rows in the order of the other vocabulary; padding rows go, and come back as zeros
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from megadna.config import ModelConfig
 from megadna.errors import UserError
 
+_LAYER, _HF = "encoder.layers.{l}", "bert.encoder.layer.{l}"
+_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.bias")
+NO_TOKEN_BIAS = -1e4
+"""Bias of a row that only the other vocabulary has: it never wins."""
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderShape:
-    """What the layouts need to know of an encoder."""
-
-    num_layers: int
-    num_attention_heads: int
-    vocab_size: int
-    padded_vocab_size: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `{l}` stands for the layer."""
-
-    mcore: str
-    hf: tuple[str, ...]
-    layout: str
-
-
-def _pair(mcore: str, layout: str, *hf: str) -> list[Row]:
-    return [Row(f"{mcore}.{kind}", tuple(f"{stem}.{kind}" for stem in hf), layout) for kind in ("weight", "bias")]
-
-
-_MCORE_LAYER, _HF_LAYER = "encoder.layers.{l}", "bert.encoder.layer.{l}"
-_QKV = (f"{_HF_LAYER}.attention.self.{part}" for part in ("query", "key", "value"))
-
-TABLE = [
-    Row("embedding.word_embeddings.weight", ("bert.embeddings.word_embeddings.weight",), "vocabulary"),
-    *_pair(f"{_MCORE_LAYER}.input_layernorm", "same", f"{_HF_LAYER}.attention.ln"),
-    *_pair(f"{_MCORE_LAYER}.self_attention.linear_qkv", "heads", *_QKV),
-    *_pair(f"{_MCORE_LAYER}.self_attention.linear_proj", "same", f"{_HF_LAYER}.attention.output.dense"),
-    *_pair(f"{_MCORE_LAYER}.pre_mlp_layernorm", "same", f"{_HF_LAYER}.ln"),
-    *_pair(f"{_MCORE_LAYER}.mlp.linear_fc1", "halves", f"{_HF_LAYER}.mlp.gate_proj", f"{_HF_LAYER}.mlp.up_proj"),
-    *_pair(f"{_MCORE_LAYER}.mlp.linear_fc2", "same", f"{_HF_LAYER}.mlp.down_proj"),
-    *_pair("encoder.final_layernorm", "same", "bert.encoder.ln"),
-    *_pair("lm_head.dense", "same", "cls.predictions.transform.dense"),
-    *_pair("lm_head.layer_norm", "same", "cls.predictions.transform.LayerNorm"),
-    Row("output_layer.bias", ("cls.predictions.bias",), "vocabulary"),
-]
-_BY_MCORE = {row.mcore: row for row in TABLE}
-_LAYER = re.compile(r"(?<=^encoder\.layers\.)\d+(?=\.)")
+_COMMON: dict[str, tuple[str, ...]] = {
+    "embedding.word_embeddings": ("bert.embeddings.word_embeddings",),
+    "embedding.position_embeddings": ("bert.embeddings.position_embeddings",),
+    "embedding.tokentype_embeddings": ("bert.embeddings.token_type_embeddings",),
+    "embedding.norm": ("bert.embeddings.LayerNorm",),
+    f"{_LAYER}.self_attention.linear_qkv": tuple(f"{_HF}.attention.self.{part}" for part in ("query", "key", "value")),
+    f"{_LAYER}.self_attention.linear_proj": (f"{_HF}.attention.output.dense",),
+    "encoder.final_layernorm": ("bert.encoder.ln",),
+    "lm_head.dense": ("cls.predictions.transform.dense",),
+    "lm_head.layer_norm": ("cls.predictions.transform.LayerNorm",),
+    "output_layer": ("cls.predictions",),
+}
+_BERT_MLP = {
+    f"{_LAYER}.mlp.linear_fc1": (f"{_HF}.intermediate.dense",),
+    f"{_LAYER}.mlp.linear_fc2": (f"{_HF}.output.dense",),
+}
+_PRE_NORM = {f"{_LAYER}.input_layernorm": (f"{_HF}.attention.ln",), f"{_LAYER}.pre_mlp_layernorm": (f"{_HF}.ln",)}
+_BERT = _COMMON | _BERT_MLP | {
+    f"{_LAYER}.post_attention_layernorm": (f"{_HF}.attention.output.LayerNorm",),
+    f"{_LAYER}.post_mlp_layernorm": (f"{_HF}.output.LayerNorm",),
+}  # fmt: skip
+_AIDO = _COMMON | _PRE_NORM | {
+    f"{_LAYER}.mlp.linear_fc1": (f"{_HF}.mlp.gate_proj", f"{_HF}.mlp.up_proj"),
+    f"{_LAYER}.mlp.linear_fc2": (f"{_HF}.mlp.down_proj",),
+}  # fmt: skip
 
 
-def _expand(template: str, num_layers: int) -> list[str]:
-    return [template.format(l=layer) for layer in range(num_layers)] if "{l}" in template else [template]
+def _multimolecule(name: str) -> str:
+    name = name.replace("LayerNorm", "layer_norm").replace("cls.predictions", "lm_head")
+    return re.sub("^bert", "model", name)
 
 
-def mcore_names(num_layers: int) -> list[str]:
-    """Every megatron-core name of an encoder."""
-    return [name for row in TABLE for name in _expand(row.mcore, num_layers)]
+TABLES = {
+    "bert": _BERT,
+    "multimolecule": {mcore: tuple(map(_multimolecule, stems)) for mcore, stems in _BERT.items()},
+    "megatron_bert": _COMMON | _PRE_NORM | _BERT_MLP,
+    "aido": _AIDO,
+    "megadna": _AIDO | {
+        f"{_LAYER}.post_attention_layernorm": (f"{_HF}.attention.ln",),
+        f"{_LAYER}.post_mlp_layernorm": (f"{_HF}.ln",),
+        f"{_LAYER}.self_attention.q_layernorm": (f"{_HF}.attention.self.query_norm",),
+        f"{_LAYER}.self_attention.k_layernorm": (f"{_HF}.attention.self.key_norm",),
+    },
+}  # fmt: skip
+"""Format -> megatron-core module -> Hugging Face modules; `{l}` stands for the layer."""
 
 
-def hf_names(num_layers: int) -> list[str]:
-    """Every Hugging Face name of an encoder, without the tied alias of the decoder."""
-    return [name for row in TABLE for template in row.hf for name in _expand(template, num_layers)]
+def tensor_shapes(model: ModelConfig, vocab_rows: int) -> dict[str, tuple[int, ...]]:
+    """Every megatron-core tensor of an encoder with its full shape, in the order of the forward pass."""
+    h, f, d = model.hidden_size, model.ffn_hidden_size, model.head_size
+    width, kv = model.num_attention_heads * d, 2 * model.query_groups * d
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, rows: int, columns: int) -> None:
+        shapes[f"{name}.weight"] = (rows, columns)
+        if model.linear_bias:
+            shapes[f"{name}.bias"] = (rows,)
+
+    def norm(name: str, size: int = h) -> None:
+        shapes[f"{name}.weight"] = (size,)
+        if model.normalization == "layernorm":
+            shapes[f"{name}.bias"] = (size,)
+
+    shapes["embedding.word_embeddings.weight"] = (vocab_rows, h)
+    if model.positions == "learned":
+        shapes["embedding.position_embeddings.weight"] = (model.max_positions, h)
+    if model.token_types:
+        shapes["embedding.tokentype_embeddings.weight"] = (model.token_types, h)
+    pre = model.norm_placement == "pre"
+    if not pre:
+        norm("embedding.norm")
+    for layer in range(model.num_layers):
+        stem = _LAYER.format(l=layer)
+        norm(f"{stem}.input_layernorm" if pre else f"{stem}.post_attention_layernorm")
+        linear(f"{stem}.self_attention.linear_qkv", width + kv, h)
+        if model.qk_norm:
+            norm(f"{stem}.self_attention.q_layernorm", d)
+            norm(f"{stem}.self_attention.k_layernorm", d)
+        linear(f"{stem}.self_attention.linear_proj", h, width)
+        norm(f"{stem}.pre_mlp_layernorm" if pre else f"{stem}.post_mlp_layernorm")
+        linear(f"{stem}.mlp.linear_fc1", f * (2 if model.activation == "swiglu" else 1), h)
+        linear(f"{stem}.mlp.linear_fc2", h, f)
+    if pre:
+        norm("encoder.final_layernorm")
+    linear("lm_head.dense", h, h)
+    norm("lm_head.layer_norm")
+    shapes["output_layer.bias"] = (vocab_rows,)
+    return shapes
 
 
 def check_names(found: Iterable[str], expected: Iterable[str], what: str) -> None:
@@ -87,54 +126,84 @@ def check_names(found: Iterable[str], expected: Iterable[str], what: str) -> Non
             raise UserError(f"{what} {problem}: {shown}; its architecture is not that of the configuration")
 
 
-def _row(name: str, shape: EncoderShape) -> tuple[Row, tuple[str, ...]]:
-    match = _LAYER.search(name)
-    row = None if "{l}" in name else _BY_MCORE.get(_LAYER.sub("{l}", name))
-    if row is None or (match and int(match[0]) >= shape.num_layers):
-        raise UserError(f"no tensor is called {name} in an encoder of {shape.num_layers} layers")
-    return row, tuple(hf.format(l=match[0]) if match else hf for hf in row.hf)
+@dataclass(frozen=True)
+class NameTable:
+    """The tensors of one encoder under both sets of names."""
 
+    format: str
+    model: ModelConfig
+    vocab_rows: list[int]
+    """For every row of the Hugging Face vocabulary the megatron-core row, -1 where there is none."""
+    padded_vocab_size: int
 
-def to_hf(name: str, tensor: Tensor, shape: EncoderShape) -> dict[str, Tensor]:
-    """Hugging Face tensors (contiguous) held by the megatron-core tensor `name`."""
-    row, hf = _row(name, shape)
-    if row.layout == "same":
-        return {hf[0]: tensor}
-    if row.layout == "vocabulary":
-        _check_rows(name, tensor, shape.padded_vocab_size)
-        return {hf[0]: tensor[: shape.vocab_size].contiguous()}
-    if row.layout == "heads":
-        parts = _split_rows(name, tensor, shape.num_attention_heads * 3)
-        by_head = parts.unflatten(0, (shape.num_attention_heads, 3))
-        return {part: by_head[:, i].flatten(0, 1).contiguous() for i, part in enumerate(hf)}
-    halves = _split_rows(name, tensor, 2)
-    return {part: halves[i].contiguous() for i, part in enumerate(hf)}
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every megatron-core tensor with its full shape."""
+        return tensor_shapes(self.model, self.padded_vocab_size)
 
+    @property
+    def token_types(self) -> str:
+        """Hugging Face name of the token-type table, which a stock class has even where this model has none."""
+        return f"{TABLES[self.format]['embedding.tokentype_embeddings'][0]}.weight"
 
-def from_hf(name: str, tensors: Mapping[str, Tensor], shape: EncoderShape) -> Tensor:
-    """The megatron-core tensor `name`, put together from Hugging Face tensors."""
-    row, hf = _row(name, shape)
-    check_names((part for part in hf if part in tensors), hf, "the Hugging Face model")
-    parts = [tensors[part] for part in hf]
-    if row.layout == "same":
-        return parts[0]
-    if row.layout == "vocabulary":
-        _check_rows(hf[0], parts[0], shape.vocab_size)
-        missing = shape.padded_vocab_size - shape.vocab_size
-        return torch.cat((parts[0], parts[0].new_zeros(missing, *parts[0].shape[1:])))
-    if row.layout == "heads":
-        heads = [_split_rows(part, x, shape.num_attention_heads) for part, x in zip(hf, parts, strict=True)]
-        return torch.stack(heads, dim=1).flatten(0, 2)
-    return torch.cat(parts)
+    def hf_names(self, name: str) -> list[str]:
+        """Hugging Face names of the tensor that megatron-core calls `name`."""
+        stem, _, kind = name.rpartition(".")
+        layer = re.search(r"(?<=^encoder\.layers\.)\d+(?=\.)", stem)
+        template = re.sub(r"(?<=^encoder\.layers\.)\d+(?=\.)", "{l}", stem)
+        stems = TABLES[self.format].get(template)
+        if name not in self.shapes or stems is None:
+            raise UserError(f"format {self.format} has no place for a tensor {name} in {self.model.num_layers} layers")
+        if template.endswith("linear_fc1") and self.model.activation != "swiglu":
+            stems = stems[-1:]  # no gate
+        return [f"{hf.format(l=layer[0] if layer else '')}.{kind}" for hf in stems]
 
+    def to_hf(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Hugging Face tensors (contiguous) held by the megatron-core tensor `name`."""
+        self._check_shape(name, tensor, "the checkpoint")
+        names = self.hf_names(name)
+        if name in _VOCABULARY:
+            rows = torch.tensor(self.vocab_rows, device=tensor.device)
+            chosen = tensor.index_select(0, rows.clamp_min(0))
+            absent = (rows < 0).view(-1, *[1] * (tensor.ndim - 1))
+            return {names[0]: chosen.masked_fill(absent, NO_TOKEN_BIAS if tensor.ndim == 1 else 0.0)}
+        if len(names) == 3:
+            groups, heads = self.model.query_groups, self.model.num_attention_heads // self.model.query_groups
+            by_group = tensor.unflatten(0, (groups, heads + 2, -1))
+            parts = by_group.split((heads, 1, 1), dim=1)
+            return {part: x.flatten(0, 2).contiguous() for part, x in zip(names, parts, strict=True)}
+        return {part: x.contiguous() for part, x in zip(names, tensor.chunk(len(names)), strict=True)}
 
-def _check_rows(name: str, tensor: Tensor, rows: int) -> None:
-    if tensor.shape[0] != rows:
-        raise UserError(f"{name} has {tensor.shape[0]} rows, expected {rows} (the vocabulary)")
+    def from_hf(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        """The megatron-core tensor `name`, put together from Hugging Face tensors."""
+        parts = [read(part) for part in self.hf_names(name)]
+        if name in _VOCABULARY:
+            if len(parts[0]) != len(self.vocab_rows):
+                raise UserError(
+                    f"{self.hf_names(name)[0]} has {len(parts[0])} rows, the vocabulary {len(self.vocab_rows)}"
+                )
+            tensor = parts[0].new_zeros(self.padded_vocab_size, *parts[0].shape[1:])
+            tensor[torch.tensor(self.vocab_rows)] = parts[0]
+        elif len(parts) == 3:
+            groups = self.model.query_groups
+            divided = [self._by_group(part, x, groups) for part, x in zip(self.hf_names(name), parts, strict=True)]
+            tensor = torch.cat(divided, dim=1).flatten(0, 1)
+        else:
+            tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        self._check_shape(name, tensor, "the Hugging Face model")
+        return tensor
 
+    def _by_group(self, name: str, tensor: Tensor, groups: int) -> Tensor:
+        if len(tensor) % groups:
+            raise UserError(
+                f"{name} has {len(tensor)} rows, which do not divide by {groups}; check the number of heads"
+            )
+        return tensor.unflatten(0, (groups, -1))
 
-def _split_rows(name: str, tensor: Tensor, parts: int) -> Tensor:
-    """[rows, ...] as [parts, rows / parts, ...]."""
-    if tensor.shape[0] % parts:
-        raise UserError(f"{name} has {tensor.shape[0]} rows, which do not divide by {parts}; check the number of heads")
-    return tensor.unflatten(0, (parts, -1))
+    def _check_shape(self, name: str, tensor: Tensor, what: str) -> None:
+        expected = self.shapes.get(name)
+        if expected is not None and tuple(tensor.shape) != expected:
+            raise UserError(
+                f"{what}: {name} is {list(tensor.shape)}, expected {list(expected)} by the configuration; "
+                "check that weights and configuration belong together"
+            )

@@ -3,7 +3,8 @@
 In:  a megadna tokenizer, an export folder.
 Out: tokenizer.json and tokenizer_config.json, read by transformers 4.48 to 5.x as a fast tokenizer. Overlapping
 k-mers, which a fast tokenizer cannot express: vocab.txt, tokenizer_config.json and tokenization_megadna.py
-(trust_remote_code=True).
+(trust_remote_code=True). Formats of others: vocab.txt and the tokenizer_config.json of their own class, which for
+BertTokenizer means k-mers with spaces between them.
 
 Letters are upper-cased. IUPAC ambiguity codes: N for nucleotides and byte-pair pieces, unknown in k-mers. Special
 tokens in the text, such as [MASK], are kept.
@@ -15,30 +16,78 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from megadna.config import TokenizerConfig
+from megadna.errors import UserError
 from megadna.tokenizer.alphabet import BASES, IUPAC_AMBIGUOUS
 from megadna.tokenizer.base import Tokenizer as DnaTokenizer
-from megadna.tokenizer.kmer import KmerTokenizer
+from megadna.tokenizer.build import build_tokenizer
+from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
 from megadna.tokenizer.nucleotide import NucleotideTokenizer
 
 _ANY_CHARACTER = r"[\s\S]"
 
 
-def write_tokenizer(tokenizer: DnaTokenizer, folder: Path, max_length: int) -> None:
-    """Write the files of `tokenizer` into `folder`; `max_length` counts tokens, [CLS] and [SEP] included."""
+def write_tokenizer(tokenizer: DnaTokenizer, folder: Path, max_length: int, *, target: str = "megadna") -> None:
+    """Write the files of `tokenizer` for a format; `max_length` counts tokens, [CLS] and [SEP] included."""
     config = _tokenizer_config(tokenizer, max_length)
-    if isinstance(tokenizer, KmerTokenizer) and tokenizer.stride < tokenizer.bases_per_token:
-        source = Path(__file__).with_name("tokenization_megadna.py")
-        (folder / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    overlapping = isinstance(tokenizer, KmerTokenizer) and tokenizer.stride < tokenizer.bases_per_token
+    if overlapping or target in _FOREIGN:
         (folder / "vocab.txt").write_text("\n".join(tokenizer.tokens()) + "\n", encoding="utf-8")
-        name = "MegadnaKmerTokenizer"
-        config |= {
-            "tokenizer_class": name,
-            "auto_map": {"AutoTokenizer": [f"{source.stem}.{name}", None]},
-            "k": tokenizer.bases_per_token,
+        k = tokenizer.bases_per_token
+        config |= _FOREIGN.get(target) or {
+            "tokenizer_class": "MegadnaKmerTokenizer",
+            "auto_map": {"AutoTokenizer": ["tokenization_megadna.MegadnaKmerTokenizer", None]},
+            "k": k,
         }
+        if target == "multimolecule":
+            config |= {"nmers": k, "bos_token": "<cls>", "eos_token": "<eos>", "null_token": "<null>"}
+        if target not in _FOREIGN:
+            source = Path(__file__).with_name("tokenization_megadna.py")
+            (folder / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     else:
         _fast(tokenizer).save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", config)
+
+
+_BERT = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}  # lower case would make every k-mer unknown
+_FOREIGN: dict[str, dict[str, Any]] = {
+    "bert": _BERT,
+    "megatron_bert": _BERT,
+    "multimolecule": {"tokenizer_class": "DnaTokenizer", "alphabet": "nucleobase"},
+}
+
+
+def recognise_tokenizer(folder: Path, target: str, vocab_size: int, pieces: str) -> TokenizerConfig:
+    """The tokenizer of a Hugging Face folder, by its vocabulary; by its size alone where there are no files.
+
+    pieces: folder of the sentencepiece model, which a Hugging Face folder does not hold; empty for the other kinds.
+    UserError where the vocabulary is none that megadna knows.
+    """
+    if pieces:
+        return TokenizerConfig(kind="sentencepiece", model=pieces)
+    words: list[str] | None = None
+    if (folder / "vocab.txt").is_file():
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").split()
+    elif (folder / "tokenizer.json").is_file():
+        vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        words = sorted(vocabulary, key=vocabulary.__getitem__)
+    stride_one = (folder / "vocab.txt").is_file() or words is None
+    layouts = {"multimolecule": ["multimolecule"], "megatron_bert": ["bionemo", "dnabert"]}.get(target, list(LAYOUTS))
+    candidates = [TokenizerConfig()] if target in ("aido", "megadna") else []
+    candidates += [
+        TokenizerConfig(kind="kmer", k=k, stride=1 if stride_one else k, layout=layout)  # type: ignore[arg-type]
+        for k in range(1, 9)
+        for layout in layouts
+        if 4**k < vocab_size
+    ]
+    for candidate in candidates:
+        tokenizer = build_tokenizer(candidate)
+        if tokenizer.vocab_size == vocab_size and words in (None, tokenizer.tokens()):
+            return candidate
+    raise UserError(
+        f"{folder}: its vocabulary ({vocab_size} tokens) is neither AIDO.DNA's nor k-mers in the order of DNABERT, "
+        "BioNeMo or multimolecule; byte-pair pieces need --pieces FOLDER of megadna train-tokenizer"
+    )
 
 
 def _fast(tokenizer: DnaTokenizer) -> Tokenizer:

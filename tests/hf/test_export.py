@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,56 +11,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import random_checkpoint
 from safetensors import safe_open
 
-from megadna.config import Config, ModelConfig
+from megadna.config import Config, DataConfig, ModelConfig
 from megadna.errors import UserError
-from megadna.hf import export as export_module
+from megadna.hf import weights as weights_module
+from megadna.hf.checkpoints import CheckpointTensors
 from megadna.hf.configuration_megadna import MegaDnaConfig
-from megadna.hf.export import compare, config_json, export, replaced_folder
+from megadna.hf.export import compared, export, replaced_folder
+from megadna.hf.formats import name_table
+from megadna.hf.gate import _judge, real_sequence, verify
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
-from megadna.hf.names import EncoderShape, from_hf, mcore_names
+from megadna.hf.weights import FolderWeights
 from megadna.tokenizer.nucleotide import NucleotideTokenizer
 
 MODEL = ModelConfig(num_layers=2, hidden_size=48, num_attention_heads=4, ffn_hidden_size=80)
-CONFIG = Config(model=MODEL)
-TOKENIZER = NucleotideTokenizer()
-SHAPE = EncoderShape(num_layers=2, num_attention_heads=4, vocab_size=16, padded_vocab_size=32)
+CONFIG = Config(model=MODEL, data=DataConfig(sequence_length=512))
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def trained(lambda_ids):
-    """A model with weights far from zero: its tensors by megatron-core name, and its logits on phage lambda."""
-    torch.manual_seed(11)
-    model = MegaDnaForMaskedLM(MegaDnaConfig(**config_json(CONFIG, TOKENIZER, max_length=512))).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-        logits = model(lambda_ids).logits
-    weights = dict(model.named_parameters())
-    return {name: from_hf(name, weights, SHAPE).detach() for name in mcore_names(2)}, logits
-
-
-@pytest.fixture
-def write(trained, lambda_ids, tmp_path):
-    """Export to tmp_path/model; keyword arguments replace what the test wants wrong."""
-
-    def call(folder=tmp_path / "model", **changes):
-        tensors, logits = changes.get("tensors", trained[0]), changes.get("logits", trained[1])
-        return export(
-            tensors, logits, lambda_ids, CONFIG, TOKENIZER, folder, max_length=512, overwrite="overwrite" in changes
-        )
-
-    return call
+def trained(tmp_path_factory):
+    """A checkpoint and its weights by megatron-core name."""
+    return random_checkpoint(tmp_path_factory.mktemp("run") / "step-00000007", CONFIG)
 
 
 @pytest.fixture(scope="module")
-def exported(trained, lambda_ids, tmp_path_factory):
+def exported(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "my model.v1"
-    difference = export(trained[0], trained[1], lambda_ids, CONFIG, TOKENIZER, folder, max_length=512)
-    assert difference < 1e-6
+    assert export(trained[0], folder).startswith("logits (fp32) differ by")
     return folder
+
+
+@pytest.fixture(scope="module")
+def logits(exported, lambda_ids):
+    with torch.no_grad():
+        return MegaDnaForMaskedLM.from_pretrained(exported).eval()(lambda_ids).logits
 
 
 STRANGER = """
@@ -71,14 +59,14 @@ class Blocker:
             raise ImportError(f"{name} does not exist here")
 
 sys.meta_path.insert(0, Blocker())
-import numpy as np, torch, transformers
+import warnings, json, numpy as np, torch, transformers
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 folder, ids_path, out, again = sys.argv[1:]
 remote = {"trust_remote_code": True}
 config = AutoConfig.from_pretrained(folder, **remote)
-assert (config.model_type, config.vocab_size, config.max_position_embeddings) == ("megadna", 16, 512), config
+assert (config.model_type, config.vocab_size, config.max_position_embeddings) == ("rnabert", 16, 512), config
 tokenizer = AutoTokenizer.from_pretrained(folder, **remote)
 assert tokenizer("ACGTN")["input_ids"] == [2, 5, 7, 6, 8, 10, 3], tokenizer("ACGTN")
 assert tokenizer.model_max_length == 512, tokenizer.model_max_length
@@ -90,6 +78,8 @@ with torch.no_grad():
     batch = tokenizer(["ACGTACGT", "ACG"], padding=True, return_tensors="pt")
     batch.pop("token_type_ids", None)
     assert model(**batch).logits.shape == (2, 10, 16)
+    output = model(ids, output_hidden_states=True, output_attentions=True)
+    assert len(output.hidden_states) == 3 and output.attentions[1].shape == (3, 4, 128, 128)
     hidden = AutoModel.from_pretrained(folder, **remote).eval()(ids).last_hidden_state
     assert torch.equal(model.cls(hidden), logits)
     for kind, shape in ((AutoModelForSequenceClassification, (3, 4)), (AutoModelForTokenClassification, (3, 128, 4))):
@@ -98,8 +88,20 @@ with torch.no_grad():
     tokenizer.save_pretrained(again)
     saved = AutoModelForMaskedLM.from_pretrained(again, **remote).eval()
     assert type(saved) is not type(model) and torch.equal(saved(ids).logits, logits)
+    assert json.load(open(again + "/config.json"))["model_type"] == "rnabert"
     AutoModelForTokenClassification.from_pretrained(again, **remote)
     assert AutoTokenizer.from_pretrained(again, **remote)("ACGTN") == tokenizer("ACGTN")
+    half = AutoModelForMaskedLM.from_pretrained(folder, torch_dtype=torch.bfloat16, **remote).eval()(ids).logits
+    assert half.dtype == torch.bfloat16 and (half.float() - logits).std() < 0.05 * logits.std()
+gradients = []
+for checkpointing in (False, True):
+    model.train()
+    model.zero_grad()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model(ids, labels=ids).loss.backward()
+    gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+assert all(torch.equal(*pair) for pair in zip(*gradients))
 np.save(out, logits.numpy())
 card = open(f"{folder}/README.md").read().split("```python")[1].split("```")[0]
 names = {}
@@ -109,14 +111,36 @@ assert not any(name.split(".")[0] in ("megadna", "megatron") for name in sys.mod
 """
 
 
-def test_all_auto_classes_load_it_in_a_python_without_megadna(exported, trained, lambda_ids, tmp_path):
-    np.save(tmp_path / "ids.npy", lambda_ids.numpy())
-    arguments = [str(exported), *(str(tmp_path / name) for name in ("ids.npy", "logits.npy", "again"))]
+def run_as_stranger(python, folder, ids, logits, work):
+    """What a user of an export does, by a Python without megadna; the other side of tests/interop too."""
+    np.save(work / "ids.npy", ids.numpy())
+    arguments = [str(folder), *(str(work / name) for name in ("ids.npy", "logits.npy", "again"))]
+    environment = os.environ | {"HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, *arguments], capture_output=True, text=True, cwd=tmp_path
+        [python, "-I", "-c", STRANGER, *arguments], capture_output=True, text=True, cwd=work, env=environment
     )
     assert result.returncode == 0, result.stderr
-    assert np.abs(np.load(tmp_path / "logits.npy") - trained[1].numpy()).max() < 1e-6
+    assert "of type" not in result.stderr, result.stderr  # transformers' remark that model_type is not the class's
+    difference = np.abs(np.load(work / "logits.npy") - logits.numpy()).max()
+    assert difference < 1e-4
+    return difference
+
+
+def test_all_auto_classes_load_it_in_a_python_without_megadna(exported, logits, lambda_ids, tmp_path):
+    assert run_as_stranger(sys.executable, exported, lambda_ids, logits, tmp_path) < 1e-6
+
+
+def test_the_streamed_comparison_sees_what_the_whole_models_compute(trained, exported, lambda_ids, monkeypatch):
+    """The gate's megatron states are those of the loaded transformers model, state by state."""
+    from megadna.hf.gate import reference_states
+
+    states = list(reference_states(trained[1].__getitem__, CONFIG, NucleotideTokenizer(), lambda_ids, "fp32"))
+    with torch.no_grad():
+        output = MegaDnaForMaskedLM.from_pretrained(exported).eval()(lambda_ids, output_hidden_states=True)
+    assert len(states) == 4 and (states[-1] - output.logits).abs().max() < 1e-5
+    for ours, theirs in zip(states, output.hidden_states, strict=False):
+        assert (ours - theirs).abs().max() < 1e-5
+    assert output.logits.std() > 0.5
 
 
 def test_files_weights_and_names(exported, trained):
@@ -131,65 +155,101 @@ def test_files_weights_and_names(exported, trained):
         query = stored.get_tensor("bert.encoder.layer.1.attention.self.query.weight")
     assert len(names) == 44  # 18 a layer and 8 outside them
     assert not any("decoder" in name or "inv_freq" in name for name in names)
-    fused = trained[0]["encoder.layers.1.self_attention.linear_qkv.weight"]
+    fused = trained[1]["encoder.layers.1.self_attention.linear_qkv.weight"]
     assert torch.equal(query[12:24], fused[36:48])  # the second head's query follows the first head's q, k, v
 
 
-def test_no_file_says_who_or_where(exported):
-    private = [getpass.getuser() + "@", socket.gethostname(), str(exported.parent), str(ROOT), str(Path.home()) + "/"]
+def test_shards_have_a_right_index_and_load(trained, exported, lambda_ids, logits, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_module, "SHARD_BYTES", 60_000)
+    export(trained[0], tmp_path / "sharded", check=False)
+    index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
+    shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors" and len(shards) > 2
+    whole = FolderWeights(exported)
+    assert index["metadata"]["total_size"] == sum(whole.read(name).nbytes for name in whole.names())
+    for path in shards:
+        with safe_open(path, "pt") as stored:
+            assert {name for name, file in index["weight_map"].items() if file == path.name} == set(stored.keys())
+    with torch.no_grad():
+        sharded = MegaDnaForMaskedLM.from_pretrained(tmp_path / "sharded").eval()
+        assert torch.equal(sharded(lambda_ids).logits, logits)
+
+
+def test_no_file_says_who_or_where(exported, trained):
+    private = [getpass.getuser() + "@", socket.gethostname(), str(exported.parent), str(trained[0].parent), str(ROOT)]
     for path in exported.iterdir():
         if path.suffix in (".json", ".md", ".txt"):
             text = path.read_text()
-            assert not [word for word in private if word in text], path.name
-    card = (exported / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n") and "45,984 parameters" in card
+            assert not [word for word in [*private, str(Path.home()) + "/"] if word in text], path.name
 
 
-def test_config_json_holds_what_the_config_says(exported):
+def test_config_json_is_aido_dnas_and_ours(exported):
     stored = json.loads((exported / "config.json").read_text())
-    loaded = MegaDnaConfig.from_pretrained(exported)
-    assert (stored["num_hidden_layers"], stored["intermediate_size"], stored["layer_norm_eps"]) == (2, 80, 1e-5)
+    aido = {
+        "add_linear_bias", "architectures", "attention_probs_dropout_prob", "hidden_act", "hidden_dropout_prob",
+        "hidden_size", "initializer_range", "intermediate_size", "layer_norm_eps", "max_position_embeddings",
+        "model_type", "normalization_type", "num_attention_heads", "num_hidden_layers", "pad_token_id",
+        "position_embedding_type", "rotary_percent", "seq_len_interpolation_factor", "tokenizer_type", "torch_dtype",
+        "type_vocab_size", "use_cache", "vocab_size",
+    }  # fmt: skip
+    assert set(stored) == aido | {"auto_map"}
+    assert stored["model_type"] == "rnabert" and stored["normalization_type"] == "LayerNorm"
     assert stored["auto_map"].keys() == {
         "AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
         "AutoModelForTokenClassification",
     }  # fmt: skip
-    for key in stored.keys() - {"torch_dtype"}:
+    loaded = MegaDnaConfig.from_pretrained(exported)
+    for key in stored.keys() - {"torch_dtype", "model_type", "use_cache"}:
         assert getattr(loaded, key) == stored[key], key
 
 
-def test_logits_that_differ_are_refused_and_leave_nothing(write, trained, tmp_path):
-    wrong = trained[1].clone()
-    wrong[1, 77, 6] += 2e-4
-    with pytest.raises(UserError, match=r"differ .* by 0\.0002 \(limit 0\.0001\)"):
-        write(logits=wrong)
-    assert [path.name for path in tmp_path.iterdir() if "model" in path.name] == []
+def test_an_export_that_does_not_compute_the_same_is_refused(trained, exported):
+    """One weight off by 0.01, which a wrong transform of the names would exceed by far."""
+    tensors = CheckpointTensors(trained[0], master=True)
+
+    def wrong(name):
+        weight = tensors.read(name)
+        weight[(0,) * weight.ndim] += 0.01 * (name == "encoder.layers.1.mlp.linear_fc2.weight")
+        return weight
+
+    with compared("aido", exported) as other, pytest.raises(UserError, match=r"\(limit 0\.0001\); nothing was written"):
+        verify(wrong, CONFIG, NucleotideTokenizer(), name_table("aido", CONFIG), other)
 
 
-def test_comparison_ignores_padding_columns_and_refuses_nan(trained):
-    logits = trained[1]
-    padded = torch.nn.functional.pad(logits, (0, 16), value=9.0)
-    assert compare(logits + 5e-5, padded) == pytest.approx(5e-5, rel=0.02)
-    broken = logits.clone()
-    broken[0, 0, 0] = float("nan")
-    for pair in ((broken, logits), (logits, broken)):
-        with pytest.raises(UserError, match="by nan"):
-            compare(*pair)
+GOOD = {"hidden": 1e-5, "hidden_scale": 2.0, "logits": 9e-5, "agreement": 1.0, "nll": 1.302, "nll_reference": 1.3}
 
 
-def test_an_export_that_does_not_load_is_refused(write, tmp_path, monkeypatch):
-    monkeypatch.setitem(export_module.AUTO_MAP, "AutoModelForMaskedLM", "modeling_megadna.NoSuchClass")
-    with pytest.raises(UserError, match=r"cannot load the export.*NoSuchClass"):
-        write()
-    assert not (tmp_path / "model").exists()
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"logits": 1.1e-4}, "logits"),
+        ({"logits": float("nan")}, "logits"),
+        ({"hidden": 2.1e-4}, "hidden states"),
+        ({"agreement": 0.98}, "most probable"),
+        ({"nll": 1.307}, "negative log-likelihood"),
+    ],
+)
+def test_limits_of_the_gate(change, what):
+    assert _judge(GOOD).startswith("logits (fp32) differ by 9e-05")
+    with pytest.raises(UserError, match=what):
+        _judge(GOOD | change)
 
 
-def test_missing_and_unknown_tensors_are_refused(write, trained, tmp_path):
-    fewer = {name: tensor for name, tensor in trained[0].items() if name != "lm_head.dense.bias"}
-    with pytest.raises(UserError, match=r"the checkpoint lacks: lm_head\.dense\.bias"):
-        write(tensors=fewer)
-    with pytest.raises(UserError, match=r"unknown tensors: encoder\.layers\.2\.extra"):
-        write(tensors=trained[0] | {"encoder.layers.2.extra": torch.zeros(1)})
-    assert not (tmp_path / "model").exists()
+def test_an_export_that_does_not_load_or_lacks_tensors_is_refused_and_leaves_nothing(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(export_formats().AUTO_MAP, "AutoModelForMaskedLM", "modeling_megadna.NoSuchClass")
+    with pytest.raises(UserError, match=r"cannot load.*NoSuchClass"):
+        export(trained[0], tmp_path / "model")
+    fewer = Config(model=ModelConfig(num_layers=1, hidden_size=48, num_attention_heads=4, ffn_hidden_size=80))
+    monkeypatch.setattr("megadna.hf.export.read_config", lambda path: fewer)
+    with pytest.raises(UserError, match=r"unknown tensors: encoder\.layers\.1\."):
+        export(trained[0], tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def export_formats():
+    from megadna.hf import formats
+
+    return formats
 
 
 def test_a_folder_that_holds_something_is_kept_unless_it_is_an_export_to_overwrite(tmp_path):
@@ -206,10 +266,17 @@ def test_a_folder_that_holds_something_is_kept_unless_it_is_an_export_to_overwri
     fill(tmp_path / "deep" / "model", "second", overwrite=True)
     assert (tmp_path / "deep" / "model" / "config.json").read_text() == "second"
     assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "model"]
-    with pytest.raises(UserError, match="not an export"):
+    with pytest.raises(UserError, match=r"without config\.json"):
         fill(tmp_path, "third", overwrite=True)
     with pytest.raises(UserError, match="is a file"):
         fill(tmp_path / "deep" / "model" / "config.json", "third", overwrite=True)
+
+
+def test_the_sequence_of_the_gate_is_phage_lambda(lambda_genome):
+    tokenizer = NucleotideTokenizer()
+    ids, mask, labels = real_sequence(tokenizer, 4000)
+    assert ids.shape == (2, 512) and tokenizer.decode(labels[1, 1:-1].numpy()) == lambda_genome[510:1020]
+    assert (ids[mask] == tokenizer.mask_id).all() and torch.equal(ids[~mask], labels[~mask]) and mask.sum() == 2 * 73
 
 
 def test_the_travelling_files_import_torch_and_transformers_only(exported):

@@ -11,7 +11,7 @@ import torch
 
 from megadna.config import Config, ModelConfig
 from megadna.hf.configuration_megadna import MegaDnaConfig
-from megadna.hf.export import config_json
+from megadna.hf.formats import config_json
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
 from megadna.hf.tokenizers import write_tokenizer
 from megadna.tokenizer.nucleotide import NucleotideTokenizer
@@ -25,7 +25,7 @@ CODES = {"A": 5, "C": 7, "G": 6, "T": 8}
 def model():
     torch.manual_seed(13)
     config = Config(model=ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, ffn_hidden_size=48))
-    model = MegaDnaForMaskedLM(MegaDnaConfig(**config_json(config, NucleotideTokenizer(), max_length=512)))
+    model = MegaDnaForMaskedLM(MegaDnaConfig(**config_json("megadna", config, max_length=512, dtype="float32")))
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return model.eval()

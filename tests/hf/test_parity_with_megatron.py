@@ -6,10 +6,9 @@ from ranks import run_ranks
 
 from megadna.config import Config, EngineConfig, ModelConfig
 from megadna.hf.configuration_megadna import MegaDnaConfig
-from megadna.hf.export import config_json
+from megadna.hf.formats import config_json, name_table
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
-from megadna.hf.names import EncoderShape, check_names, mcore_names, to_hf
-from megadna.tokenizer.nucleotide import NucleotideTokenizer
+from megadna.hf.names import check_names
 
 MODEL = ModelConfig(num_layers=3, hidden_size=96, num_attention_heads=6, ffn_hidden_size=160, rotary_base=5000)
 CONFIG = Config(model=MODEL, engine=EngineConfig(device="cpu", precision="fp32"))
@@ -44,12 +43,13 @@ def megatron(lambda_ids):
 
 
 def test_logits_equal_on_real_sequence(megatron, lambda_ids):
-    check_names(megatron["weights"], mcore_names(MODEL.num_layers), "the engine's model")
-    shape = EncoderShape(num_layers=3, num_attention_heads=6, vocab_size=16, padded_vocab_size=16)
-    model = MegaDnaForMaskedLM(MegaDnaConfig(**config_json(CONFIG, NucleotideTokenizer(), max_length=128))).eval()
+    table = name_table("aido", CONFIG)
+    check_names(megatron["weights"], table.shapes, "the engine's model")
+    content = config_json("megadna", CONFIG, max_length=128, dtype="float32")
+    model = MegaDnaForMaskedLM(MegaDnaConfig(**content)).eval()
     weights = {}
     for name, tensor in megatron["weights"].items():
-        weights |= to_hf(name, tensor, shape)
+        weights |= table.to_hf(name, tensor)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert missing == ["cls.predictions.decoder.weight"] and not unexpected  # the tied alias
     mask = padding_mask()

@@ -1,0 +1,157 @@
+"""The weight files of a Hugging Face folder, tensor by tensor: read in any published form, written as safetensors.
+
+In:  *.safetensors, or pytorch_model*.bin where there are none. The names come from the files themselves, so an index
+     that names files which have since been replaced does no harm. Aliases of tied weights are left out.
+Out: model.safetensors, or shards of at most 5 GB with model.safetensors.index.json. Headers are written first, so one
+     tensor is in memory at a time. Format: https://huggingface.co/docs/safetensors, header padded to 8 bytes.
+Files are read and not mapped: pages of a mapped file would count as memory of this process.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megadna.errors import UserError
+
+SHARD_BYTES = 5_000_000_000
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I64": torch.int64}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+METADATA = {"format": "pt"}
+ALIASES = ("decoder.weight", "decoder.bias", "position_ids")
+"""Ends of names that repeat a tied weight, or hold no weight."""
+OTHER_HEADS = (".pooler.", "cls.seq_relationship.")
+"""Parts of names of heads that are not the masked language model's."""
+
+
+class FolderWeights:
+    """Tensors of a Hugging Face folder by name; `renamed` (old, new) pairs change parts of the names."""
+
+    def __init__(self, folder: Path, renamed: list[tuple[str, str]] | None = None) -> None:
+        self._places: dict[str, tuple[Path, dict[str, Any] | None, int]] = {}
+        self._pickled: dict[str, Tensor] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            header, start = _header(path)
+            self._places |= {name: (path, entry, start) for name, entry in header.items()}
+        if not self._places:
+            for path in sorted(folder.glob("pytorch_model*.bin")):
+                self._pickled |= _unpickled(path)
+                self._places |= dict.fromkeys(self._pickled, (path, None, 0))
+        if not self._places:
+            raise UserError(f"{folder}: no *.safetensors and no pytorch_model*.bin; give a Hugging Face model folder")
+        for old, new in renamed or []:
+            self._places = {name.replace(old, new): place for name, place in self._places.items()}
+            self._pickled = {name.replace(old, new): tensor for name, tensor in self._pickled.items()}
+
+    def names(self) -> list[str]:
+        """Every name but the aliases and other heads."""
+        names = (name for name in self._places if not name.endswith(ALIASES))
+        return [name for name in names if not any(part in name for part in OTHER_HEADS)]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type that a tensor is stored in."""
+        entry = self._places[name][1]
+        return self._pickled[name].dtype if entry is None else DTYPES[entry["dtype"]]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in memory of its own; UserError where there is none of that name or the file is cut short."""
+        if name not in self._places:
+            raise UserError(f"the Hugging Face model lacks {name}; its architecture is not that of config.json")
+        path, entry, start = self._places[name]
+        if entry is None:
+            return self._pickled[name].clone()
+        if entry["dtype"] not in DTYPES:
+            raise UserError(f"{path}: {name} is stored as {entry['dtype']}; convert it to {', '.join(DTYPES)}")
+        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+        first, end = entry["data_offsets"]
+        with path.open("rb") as file:
+            file.seek(start + first)
+            if file.readinto(_bytes(tensor)) != end - first:
+                raise UserError(f"{path}: ends before {name} does; the file is damaged, fetch it again")
+        return tensor
+
+
+def write_weights(
+    folder: Path, groups: Mapping[str, Mapping[str, Tensor]], read: Callable[[str], Mapping[str, Tensor]]
+) -> int:
+    """Write shards into `folder`; return the number of parameters.
+
+    groups: by group the tensors it will give, on the meta device: what fixes shapes and shards. read: the same group
+    with its numbers. A group is read once and stands in one shard.
+    """
+    shards: list[list[str]] = [[]]
+    filled = total = 0
+    for group, tensors in groups.items():
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        total += size
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards, filled = [*shards, []], 0
+        shards[-1].append(group)
+        filled += size
+    files: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        planned = {key: tensor for group in shard for key, tensor in groups[group].items()}
+        with (folder / name).open("wb") as file:
+            file.write(_new_header(planned))
+            for group in shard:
+                for key, tensor in read(group).items():
+                    expected = planned[key]
+                    assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype), key
+                    file.write(_bytes(tensor))
+        files |= dict.fromkeys(planned, name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return sum(tensor.numel() for tensors in groups.values() for tensor in tensors.values())
+
+
+def _new_header(planned: Mapping[str, Tensor]) -> bytes:
+    """Length, then the JSON of names, types, shapes and places in the order of `planned`."""
+    header: dict[str, Any] = {"__metadata__": METADATA}
+    at = 0
+    for key, tensor in planned.items():
+        header[key] = {
+            "dtype": CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at := at + tensor.nbytes],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Entries by tensor name, and where the data begin; UserError where it is no safetensors file."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(100 << 20, path.stat().st_size):
+                raise ValueError("no header")
+            header = json.loads(file.read(length))
+    except ValueError as error:
+        raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from error
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """A .bin file through torch's reader of tensors alone, mapped into memory where its format allows."""
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written before torch 1.6
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: refused, not a file of tensors ({str(error).splitlines()[0]})") from error
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
