@@ -119,10 +119,13 @@ class Metrics:
 
 def check_log(config: LogConfig, device: torch.device) -> None:
     """UserError where this machine lacks what `log` asks for."""
-    require(
-        not config.wandb or importlib.util.find_spec("wandb") is not None,
-        "log.wandb is true, but wandb is not installed; pip install 'megadna[wandb]', or set it to false",
-    )
+    if config.wandb:
+        missing = "log.wandb is true, but wandb is not installed; pip install 'megadna[wandb]', or set it to false"
+        require(importlib.util.find_spec("wandb") is not None, missing)
+        import wandb
+
+        known = wandb.setup().settings.mode != "online" or wandb.api.api_key
+        require(bool(known), "log.wandb is true, but there is no API key; `wandb login`, or set WANDB_MODE=offline")
     require(
         not config.memory_snapshot or device.type == "cuda",
         "log.memory_snapshot records the memory of a GPU, and this run uses the CPU; set it to false",
@@ -159,18 +162,19 @@ def _wandb(run: Path, config: Config) -> Any:
     identity.parent.mkdir(exist_ok=True)
     if not identity.exists():
         identity.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+    offline = wandb.setup().settings.mode == "offline"
     try:
         sink = wandb.init(
             project="megadna",
             name=run.resolve().name,
             id=identity.read_text(encoding="utf-8"),
-            resume="allow",
+            resume=None if offline else "allow",
             dir=str(run),
             config=asdict(config),
             settings=wandb.Settings(console="off", silent=True),
         )
     except wandb.errors.Error as error:
-        raise UserError(f"log.wandb: {error}; say `wandb login`, set WANDB_MODE=offline, or log.wandb false") from error
+        raise UserError(f"log.wandb: {error}; set WANDB_MODE=offline, or log.wandb false") from error
     sink.define_metric("*", step_metric="step")  # not wandb's own counter: it refuses a step that is done again
-    log.info("Weights & Biases: %s", sink.url or sink.dir)
+    log.info("Weights & Biases: %s", sink.dir if offline else sink.url)
     return sink

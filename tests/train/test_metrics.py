@@ -69,7 +69,7 @@ def train(config: Config, run: Path, *options: str) -> None:
     command = [sys.executable, "-m", "megadna", "train", "--config", str(yaml), "--output", str(run), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and "WARNING" not in result.stderr, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -210,12 +210,23 @@ def test_log_settings_that_cannot_be(settings: dict[str, Any], message: str) -> 
         LogConfig(**settings)
 
 
-def test_what_this_machine_cannot_log_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_this_machine_cannot_log_is_refused(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"log\.profile_steps \[2, 7\] end behind train.steps \(6\)"):
         replace(config, log=LogConfig(profile_steps=[2, 7]))
     with pytest.raises(UserError, match=r"log\.memory_snapshot records the memory of a GPU"):
         check_log(LogConfig(profile_steps=[2, 3], memory_snapshot=True), torch.device("cpu"))
-    check_log(config.log, torch.device("cpu"))
+    command = [
+        "import torch; from megadna.train.metrics import *; check_log(LogConfig(wandb=True), torch.device('cpu'))"
+    ]
+    for mode, ending in (
+        ("offline", ""),
+        ("online", "there is no API key; `wandb login`, or set WANDB_MODE=offline\n"),
+    ):
+        environment = {**os.environ, "WANDB_MODE": mode, "HOME": str(tmp_path), "WANDB_API_KEY": ""}
+        result = subprocess.run([sys.executable, "-c", *command], capture_output=True, text=True, env=environment)
+        assert result.stderr.endswith(ending) and (result.returncode == 0) == (mode == "offline"), result.stderr
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
         UserError, match=r"log\.wandb is true, but wandb is not installed; pip install 'megadna\[wandb\]'"
