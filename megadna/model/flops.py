@@ -5,7 +5,8 @@ causality; matrix products only (norms, softmax, activations, biases and look-up
 
     layer       2 x (h (N + 2 G) D  +  N D h  +  m h f)         m = 3 for SwiGLU (gate, up, down), 2 for GELU
     attention   4 x S N D                                       q k^T and weights x v
-    head        2 x (h^2 + h V)                                 dense, and the decoder tied to the embedding
+    head        2 x (h^2 + h V)                                 dense, and the decoder tied to the embedding; counted
+                                                                for every token, computed for the predicted ones
 
 Backward costs twice forward: training is 3 x. For h = N D, G = N this is the usual 6 N_params + 12 L h S per token.
 Symbols: h hidden, N heads, G key-value heads, D head dimension, f feed-forward width, L layers, S tokens of a sequence,

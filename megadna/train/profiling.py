@@ -35,7 +35,7 @@ def build_profiler(run: Path, config: LogConfig, *, first_step: int) -> profile 
             torch.cuda.memory._record_memory_history(enabled=None)
 
     if config.memory_snapshot:
-        torch.cuda.memory._record_memory_history(max_entries=100_000)
+        torch.cuda.memory._record_memory_history(stacks="python", max_entries=100_000)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     gap = first - 1 - first_step
     window = schedule(wait=max(0, gap - 1), warmup=min(1, gap), active=last - first + 1, repeat=1)
