@@ -38,7 +38,7 @@ class WindowOptions(DatasetOptions):
     upstream: int | None = None
     """Bases of a window before the summit, middle or start site; half the length by default."""
     count: int = 0
-    """Windows to draw at random from all positives, or all of the genome; 0 takes every one."""
+    """Places to draw at random from all peaks, start sites or tiles of the genome; 0 takes every one."""
     negatives: Literal["matched", "shuffled", "none"] = "matched"
     """`matched`: other places of the chromosome with the nearest GC and repeat share; `shuffled`: the positive with its
     dinucleotides shuffled."""
@@ -101,7 +101,7 @@ def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
     columns = ["chrom", "start", "end", "strand", *(["relSummit"] if summits else [])]
     found = read_table(options.positives, "narrowPeak" if summits else "bed", columns)
     found = on_genome(found.rename(columns={"chrom": "contig"}), genome, options.positives, options.aliases)
-    anchor = (found["start"] + found["end"]) // 2
+    anchor = (found["start"] + found["end"] - (found["strand"] == "-")) // 2
     if summits:  # -1: the caller of the peaks gave none
         summit = pd.to_numeric(found["relSummit"], errors="coerce").fillna(-1).astype(np.int64)
         anchor = anchor.where(summit < 0, found["start"] + summit)

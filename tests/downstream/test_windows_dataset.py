@@ -1,0 +1,203 @@
+"""Windows around peaks and start sites, and with bigWig values; negatives that match them."""
+
+import gzip
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyBigWig
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megadna.cli import main
+from megadna.downstream.genome import read_genome, reverse_complement
+from megadna.downstream.negatives import shuffle_dinucleotides
+from megadna.downstream.windows import WindowOptions, make_windows
+
+DATA = Path(__file__).parents[1] / "data"
+HUMAN = DATA / "human_GRCh38_chr9_1-1000000_sm.fa.gz"
+HUMAN_GTF = DATA / "human_GRCh38.91_chr9_1-1000000.gtf.gz"
+YEAST = DATA / "yeast_I_VI_VIII.fa.gz"
+YEAST_GTF = DATA / "yeast_I_VI_VIII.gtf.gz"
+PEAKS = [("chr9", 20_000 + 4_000 * n, 20_300 + 4_000 * n, "+-."[n % 3]) for n in range(100)]
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Path:
+    """100 peaks of 300 bases, named as UCSC does, with a track line."""
+    path = tmp_path / "peaks.bed"
+    lines = [f"{contig}\t{start}\t{end}\tpeak\t0\t{strand}\n" for contig, start, end, strand in PEAKS]
+    path.write_text("track name=peaks\n" + "".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def letters() -> str:
+    return read_genome(HUMAN).letters["9"].tobytes().decode()
+
+
+def pairs(text: str) -> Counter:
+    return Counter(itertools.pairwise(text))
+
+
+@given(text=st.text("ACGT", min_size=1, max_size=60), seed=st.integers(0, 1000))
+def test_shuffling_keeps_every_dinucleotide(text: str, seed: int) -> None:
+    shuffled = shuffle_dinucleotides(text, np.random.default_rng(seed))
+    assert pairs(shuffled) == pairs(text) and Counter(shuffled) == Counter(text)
+    assert (shuffled[0], shuffled[-1]) == (text[0], text[-1])
+
+
+def test_every_shuffling_is_as_likely() -> None:
+    text, draws = "ACACGATGCA", 3000
+    orders = {text[0] + "".join(order) + text[-1] for order in itertools.permutations(text[1:-1])}
+    possible = {order for order in orders if pairs(order) == pairs(text)}
+    rng = np.random.default_rng(0)
+    found = Counter(shuffle_dinucleotides(text, rng) for _ in range(draws))
+    assert set(found) == possible and len(possible) == 15
+    expected = draws / len(possible)
+    chi_square = sum((count - expected) ** 2 / expected for count in found.values())
+    freedom = len(possible) - 1
+    assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
+
+
+def test_peaks_and_matched_negatives(bed: Path, letters: str) -> None:
+    table = make_windows(WindowOptions(genome=HUMAN, positives=bed, length=200, split="region"))
+    positives, negatives = table[table["label"] == 1], table[table["label"] == 0]
+    assert len(positives) == len(negatives) == 100
+    known = {
+        (start + 50, start + 250): "-" if strand == "-" else "+" for _, start, _, strand in PEAKS
+    }  # 200 in the middle
+    assert {(row.start, row.end): row.strand for row in positives.itertuples()} == known
+    for row in table.itertuples():
+        text = letters[row.start : row.end].upper()
+        assert row.sequence == (text if row.strand == "+" else reverse_complement(text))
+    for row in negatives.itertuples():
+        assert all(row.end <= start or row.start >= end for _, start, end, _ in PEAKS)
+        (own,) = positives[positives["name"] == row.name].itertuples()
+        assert (own.strand, own.split) == (row.strand, row.split)
+        soft = [sum(letter.islower() for letter in letters[at.start : at.end]) / 200 for at in (own, row)]
+        gc = [sum(letter in "GC" for letter in at.sequence) / 200 for at in (own, row)]
+        assert abs(gc[0] - gc[1]) < 0.1 and abs(soft[0] - soft[1]) < 0.15
+    starts = np.sort(negatives["start"])
+    assert (np.diff(starts) >= 200).all()
+    difference = table.attrs["manifest"]["counts"]["mean difference to the matched positive"]
+    assert difference["gc"] < 0.02 and difference["repeats"] < 0.02
+
+
+def test_shuffled_negatives_stay_with_their_positive(bed: Path) -> None:
+    table = make_windows(WindowOptions(genome=HUMAN, positives=bed, negatives="shuffled", length=200, split="region"))
+    for _, rows in table.groupby("name"):
+        first, second = rows.sort_values("label")["sequence"]
+        assert pairs(first) == pairs(second) and first != second
+        assert rows["split"].nunique() == 1
+    assert table["kind"].value_counts().to_dict() == {"peak": 100, "shuffled": 100}
+
+
+def test_summits_of_narrow_peaks(tmp_path: Path) -> None:
+    path = tmp_path / "a.narrowPeak.gz"
+    rows = [f"9\t{start}\t{end}\tp\t0\t.\t1\t2\t3\t{n if n % 2 else -1}" for n, (_, start, end, _) in enumerate(PEAKS)]
+    path.write_bytes(gzip.compress("\n".join(rows).encode()))
+    table = make_windows(
+        WindowOptions(genome=HUMAN, positives=path, negatives="none", length=200, upstream=20, split="region")
+    )
+    expected = {start + (n if n % 2 else 150) - 20 for n, (_, start, _, _) in enumerate(PEAKS)}
+    assert set(table["start"]) == expected and set(table["label"]) == {1}
+
+
+def test_start_sites_of_both_strands(letters: str) -> None:
+    """WASHC1's ENST00000442898 begins at 29,739 of the minus strand (1-based, Ensembl 91); -249 to +50 around it."""
+    table = make_windows(
+        WindowOptions(genome=HUMAN, annotation=HUMAN_GTF, length=300, upstream=249, negatives="none", split="region")
+    )
+    (row,) = table[table["end"] == 29_738 + 250].itertuples()
+    assert (row.strand, row.kind, row.name) == ("-", "tss", "ENSG00000181404")
+    assert row.sequence == reverse_complement(letters[29_688:29_988].upper())
+    assert row.sequence[249] == reverse_complement(letters[29_738].upper())
+    plus = table[table["strand"] == "+"]
+    starts = {
+        int(columns[3]) - 1
+        for columns in (line.split("\t") for line in gzip.decompress(HUMAN_GTF.read_bytes()).decode().splitlines())
+        if len(columns) == 9 and columns[2] == "transcript" and columns[6] == "+" and "protein_coding" in columns[8]
+        if 'gene_biotype "protein_coding"' in columns[8]
+    }
+    assert set(plus["start"] + 249) == starts
+
+
+def test_chromosome_split_and_seed(tmp_path: Path) -> None:
+    options = {"genome": YEAST, "annotation": YEAST_GTF, "count": 200, "length": 128}
+    first, again = (make_windows(WindowOptions(**options, output=tmp_path / name)) for name in "ab")  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(first, again)
+    assert (first.groupby("contig")["split"].nunique() == 1).all()
+    assert first.groupby("split")["contig"].nunique().to_dict() == {"train": 1, "dev": 1, "test": 1}
+    assert (first["label"] == 1).sum() == (first["label"] == 0).sum() == 199  # one of 200 passes its contig's end
+    assert (tmp_path / "a" / "test.csv").read_bytes() == (tmp_path / "b" / "test.csv").read_bytes()
+    other = make_windows(WindowOptions(**options, seed=2))  # type: ignore[arg-type]
+    assert set(other["start"]) != set(first["start"])
+
+
+@pytest.fixture
+def bigwig(tmp_path: Path) -> Path:
+    """Value at base n of chr9, for bases 100,000 to 600,000: n / 1000."""
+    path = tmp_path / "signal.bw"
+    file = pyBigWig.open(str(path), "w")
+    file.addHeader([("chr9", 1_000_000)])
+    values = (np.arange(100_000, 600_000) / 1000).tolist()
+    file.addEntries("chr9", 100_000, values=values, span=1, step=1)
+    file.close()
+    return path
+
+
+def test_bigwig_values_are_labels(bigwig: Path, bed: Path) -> None:
+    options = {"genome": HUMAN, "bigwig": bigwig, "length": 500, "split": "region"}
+    everywhere = make_windows(WindowOptions(**options))  # type: ignore[arg-type]
+    peaks = make_windows(WindowOptions(**options, positives=bed))  # type: ignore[arg-type]
+    for table, number in ((everywhere, 1000), (peaks, 81)):
+        inside = table[(table["start"] >= 100_000) & (table["end"] <= 600_000)]
+        assert 0 < len(table) <= number and len(inside) > 0.9 * len(table)
+        middle = (inside["start"] + inside["end"] - 1) / 2000
+        np.testing.assert_allclose(inside["label"], middle, rtol=1e-6)
+    assert len(everywhere) == 1000 and set(everywhere["kind"]) == {"signal"}
+    assert len(make_windows(WindowOptions(**options, count=30))) <= 30  # type: ignore[arg-type]
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The line that the command ends in."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in ("windows", "--genome", HUMAN, *arguments)])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megadna: error: ")]
+    assert stop.value.code == 2 and len(lines) == 1
+    return lines[0]
+
+
+def test_the_command_writes_and_refuses(
+    bed: Path, bigwig: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    base = ["--output", output]
+    assert "say where the windows lie" in mistake(capsys, *base)
+    assert "exclude each other" in mistake(capsys, *base, "--positives", bed, "--annotation", HUMAN_GTF)
+    assert "another --split" in mistake(capsys, *base, "--positives", bed)  # one chromosome cannot be three splits
+    assert "not a bigWig file" in mistake(capsys, *base, "--bigwig", bed)
+    bad = tmp_path / "bad.bed"
+    for text, words in (
+        ("", "bad.bed: empty"),
+        ("9\t100\t50\n", "line 1"),
+        ("9\t100\t200\n9 100 200\n", "line 2"),
+        ("7\t100\t200\n", "unknown: 7; the genome has 9"),
+        ("9\t999900\t1000100\n", "9:999,900-1,000,100 passes the contig's end (1,000,000 bases"),
+    ):
+        bad.write_text(text)
+        assert words in mistake(capsys, *base, "--positives", bad), text
+    bad.write_text("9\t100\t200\n")  # N alone
+    assert "no window of 512 bases is left" in mistake(capsys, *base, "--positives", bad)
+    assert not output.exists()
+    main(["windows", "--genome", str(HUMAN), "--positives", str(bed), "--output", str(output), "--split", "region"])
+    assert sorted(path.name for path in output.iterdir()) == ["dev.csv", "manifest.json", "test.csv", "train.csv"]
+    assert json.loads((output / "manifest.json").read_text())["counts"]["negatives"] == 100
+    assert (output / "train.csv").read_text().startswith("sequence,label,contig,start,end,strand,kind,name\n")
+    assert "not empty" in mistake(capsys, *base, "--positives", bed)
