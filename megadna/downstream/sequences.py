@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from megadna.data.inputs import SourceFile
-from megadna.data.pieces import Recipe, stream_pieces
+from megadna.data.pieces import Recipe, read_pieces
 from megadna.downstream.genome import reverse_complement
 from megadna.errors import UserError
 from megadna.genome.contigs import names_of
@@ -58,11 +58,11 @@ def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
     """(header line without '>', letters); UserError names file and line where it cannot be read, or is empty."""
     table = TableFormat(column or ("sequence" if is_table(path) else ""))
     source = SourceFile(path, path.name, detect_format(path, table), 0)
-    recipe = Recipe(table, storage_table(ambiguous="n", uracil="t"), True, 0)
-    scanner = recipe.scanner()
+    recipe = Recipe(table, storage_table(ambiguous="n", uracil="t"), fold=True)
     header, parts = None, [""]
-    for piece, _ in stream_pieces(source, recipe, scanner):
-        letters = scanner.buffer[: piece.size].tobytes().decode()
+    for found in read_pieces([source], 0, recipe, workers=1):
+        piece = found.piece
+        letters = found.scanner.buffer[: piece.size].tobytes().decode()
         edges = [*piece.positions.tolist(), piece.size]
         parts.append(letters[: edges[0]])
         for next_header, (start, end) in zip(piece.headers, pairwise(edges), strict=True):

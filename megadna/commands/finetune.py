@@ -1,0 +1,24 @@
+"""`megadna finetune`: a Hugging Face encoder and labelled sequences -> a fine-tuned model and its scores."""
+
+from rich.console import Console
+from rich.table import Table
+
+from megadna.arguments import new_parser, parse
+from megadna.commands.preprocess import add_options, options_from
+
+
+def main(arguments: list[str]) -> None:
+    """Fine-tune; print the scores as means over the runs."""
+    from megadna.downstream.finetune import FinetuneOptions, finetune_with
+
+    parser = new_parser("finetune", "Fine-tune a DNA encoder on labelled sequences.")
+    parser.add_argument("--config", action="config", help="YAML file of options (configs/finetune/)")
+    add_options(parser, FinetuneOptions)
+    options = options_from(parse(parser, arguments), FinetuneOptions)
+    scores = finetune_with(options)
+    if scores.empty:
+        return
+    table = Table("split", "score", "mean", "low", "high", title=f"{options.output}: {scores.seed.nunique()} seeds")
+    for (split, score), rows in scores.groupby(["split", "score"], sort=False):
+        table.add_row(split, score, *(f"{rows[key].mean():.4f}" for key in ("value", "low", "high")))
+    Console().print(table)

@@ -1,0 +1,396 @@
+"""Fine-tuning of any Hugging Face DNA encoder through transformers' Trainer and peft.
+
+In:  an encoder's folder, labelled sequences (megadna.downstream.tasks).
+Out: RUN/ (RUN/seed-1/, RUN/fold-0/ ... where there are several): model/ (a Hugging Face folder that pipeline() runs),
+     options.json, metrics.json, predictions-SPLIT.parquet, and plots. metrics.csv has every score of every run.
+A run folder appears whole, under its name, at the end; a command that was stopped skips the runs that are whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from megadna.downstream.encoder import SequenceTokenizer, load_config, load_tokenizer
+from megadna.downstream.genome import reverse_complement
+from megadna.downstream.metrics import all_scores, probabilities, scores, with_intervals
+from megadna.downstream.task_model import adapt, build_model, save_model
+from megadna.downstream.task_plots import write_plots
+from megadna.downstream.tasks import Columns, Target, Task, add_targets, make_target, read_task
+from megadna.errors import UserError, require, require_share
+from megadna.log import get_logger, rank_from_environment
+
+log = get_logger(__name__)
+NO_LABEL = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """A fine-tuning experiment: data, head, and how to train."""
+
+    model: str = ""
+    """Hugging Face folder of the encoder."""
+    data: Path = Path()
+    """Folder of train, dev and test tables, or one table."""
+    output: Path | None = None
+    """Folder to write."""
+    test: list[str] = field(default_factory=list)
+    """Further test sets, as name=path."""
+    task: Task = "classification"
+    """What a label is: a class, 0/1 in several columns, a number, or (base_...) one for every nucleotide."""
+    sequence_column: str = ""
+    """Column of the sequences (default: sequence)."""
+    label_columns: list[str] = field(default_factory=list)
+    """Columns of the labels (default: label)."""
+    label_names: list[str] = field(default_factory=list)
+    """Names of the classes 0, 1, ..."""
+    subset: str = ""
+    """Task of a table that holds several (column task)."""
+    dev_fraction: float = 0.1
+    """Share of train that becomes dev, by seed, where there is no dev table."""
+    folds: int = 0
+    """Cross-validation: this many runs, each with another part of train as dev; 0: none."""
+    seeds: list[int] = field(default_factory=list)
+    """A run for each (default: 1)."""
+    adapt: Literal["full", "lora", "frozen"] = "full"
+    """What is trained beside the head."""
+    random_weights: bool = False
+    """Start from random weights instead of the model's (to see what pretraining gives)."""
+    lora_rank: int = 16
+    """LoRA: rank."""
+    lora_alpha: int = 32
+    """LoRA: scale."""
+    lora_targets: list[str] = field(default_factory=list)
+    """LoRA: names of the linear layers (default: query and value projections)."""
+    pooling: Literal["mean", "cls", "max", "centre"] = "mean"
+    """What a sequence head reads; centre: the middle token."""
+    head_sizes: list[int] = field(default_factory=list)
+    """Hidden layers of the head."""
+    head_activation: Literal["tanh", "relu"] = "tanh"
+    """Between layers of the head."""
+    dropout: float = 0.1
+    """Of the head and of LoRA."""
+    epochs: int = 5
+    """Passes over train."""
+    max_steps: int = 0
+    """Steps, instead of epochs."""
+    batch_size: int = 32
+    """Sequences a step and rank."""
+    learning_rate: float = 3e-5
+    """Peak."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """After the warm-up."""
+    warmup_fraction: float = 0.1
+    """Share of the steps."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    class_weights: bool = False
+    """Weigh classes by the inverse of their frequency."""
+    patience: int = 0
+    """Evaluations on dev without a better score before training stops; 0: no early stopping."""
+    eval_steps: int = 0
+    """Steps from evaluation to evaluation; 0: once an epoch."""
+    best: str = ""
+    """Score of dev by which the model is kept (default: mcc, or pearson for numbers)."""
+    stranded: bool = False
+    """The label depends on the strand (also known from a column strand)."""
+    augment: bool = False
+    """Add the reverse complement of every train sequence; labels of nucleotides are reversed along."""
+    force_augment: bool = False
+    """--augment even where the task is stranded."""
+    crop: bool = False
+    """Cut sequences that are longer than the context to their middle."""
+    max_tokens: int = 0
+    """Context in tokens; 0: what the model states."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU."""
+    trust_remote_code: bool = False
+    """Run Python files of the model's folder that megadna did not write."""
+
+    def __post_init__(self) -> None:
+        for key in ("dev_fraction", "warmup_fraction", "dropout"):
+            require_share(f"--{key}", getattr(self, key))
+        for key in ("epochs", "batch_size", "learning_rate", "lora_rank"):
+            require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
+        require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
+
+    @property
+    def columns(self) -> Columns:
+        """Of the tables."""
+        return Columns(self.sequence_column, tuple(self.label_columns), self.subset)
+
+
+def finetune(model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:
+    """Fine-tune, write `output`, return every score: seed, fold, split, score, value, low, high.
+
+    Keyword arguments are the fields of FinetuneOptions.
+    """
+    return finetune_with(FinetuneOptions(model=str(model), data=Path(data), output=Path(output), **options))
+
+
+def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
+    """What `megadna finetune` does."""
+    for key in ("model", "data", "output"):
+        require(bool(getattr(options, key)) and getattr(options, key) != Path(), f"say --{key}")
+    assert options.output is not None
+    tables = read_task(options.data, options.columns)
+    target = make_target(options.task, tables, options.columns, options.label_names)
+    for entry in options.test:
+        name, _, path = entry.partition("=")
+        require(bool(path) and name not in tables, f"--test {entry}: must be name=path, each name once")
+        more = read_task(Path(path), options.columns)
+        tables[name] = more.get("test", more["train"])
+    tables = {name: add_targets(table, target, f"{options.data} ({name})") for name, table in tables.items()}
+    if options.augment and not options.force_augment:
+        stranded = options.stranded or "strand" in tables["train"]
+        require(not stranded, "--augment: the label of this task depends on the strand; --force_augment does it anyway")
+    _check_folder(options)
+    found = [_one_run(options, tables, target, seed, fold) for seed, fold in _runs(options)]
+    frame = pd.concat(found, ignore_index=True)
+    if rank_from_environment() == 0:
+        frame.to_csv(options.output / "metrics.csv", index=False)
+    return frame
+
+
+def _runs(options: FinetuneOptions) -> Iterator[tuple[int, int]]:
+    return ((seed, fold) for seed in options.seeds or [1] for fold in range(max(1, options.folds)))
+
+
+def _stated(options: FinetuneOptions) -> str:
+    return json.dumps(asdict(replace(options, seeds=[0])), default=str, indent=1)
+
+
+def _check_folder(options: FinetuneOptions) -> None:
+    """UserError where the output holds something else than runs of these very options."""
+    assert options.output is not None
+    output, note = options.output, options.output / "options.json"
+    if output.is_dir() and any(output.iterdir()):
+        same = note.is_file() and note.read_text() == _stated(options)
+        require(same, f"{output}: not empty, and no stopped run of these options; choose another --output")
+    require(not output.is_file(), f"{output}: is a file; name a folder")
+    output.mkdir(parents=True, exist_ok=True)
+    note.write_text(_stated(options))
+
+
+def _one_run(
+    options: FinetuneOptions, tables: dict[str, pd.DataFrame], target: Target, seed: int, fold: int
+) -> pd.DataFrame:
+    """Train, score and write one run, or read it back where it is whole already."""
+    assert options.output is not None
+    name = f"seed-{seed}" + (f"-fold-{fold}" if options.folds else "")
+    folder, work = options.output / name, options.output / f".{name}.partial"
+    if not (folder / "metrics.json").is_file():
+        if rank_from_environment() == 0:
+            shutil.rmtree(work, ignore_errors=True)
+        try:
+            _train_and_score(options, _with_dev(tables, options, target, seed, fold), target, seed, work)
+            if rank_from_environment() == 0:
+                work.rename(folder)
+        except UserError:
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):
+                (options.output / "options.json").unlink()
+                options.output.rmdir()
+            raise
+    if rank_from_environment() > 0:
+        return pd.DataFrame()
+    rows = [
+        {"seed": seed, "fold": fold, "split": split, "score": score, **values}
+        for split, found in json.loads((folder / "metrics.json").read_text()).items()
+        for score, values in found.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _with_dev(
+    tables: dict[str, pd.DataFrame], options: FinetuneOptions, target: Target, seed: int, fold: int
+) -> dict[str, pd.DataFrame]:
+    """The tables with a dev part of train: the fold, or a share by seed where there is no dev table."""
+    from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
+
+    train = tables["train"]
+    labels = train["target"].to_numpy() if target.task == "classification" else None
+    if options.folds:
+        splitter = (KFold if labels is None else StratifiedKFold)(options.folds, shuffle=True, random_state=seed)
+        chosen, dev = list(splitter.split(train, labels))[fold]
+    elif "dev" in tables:
+        return tables
+    else:
+        rare = labels is None or np.bincount(labels)[np.unique(labels)].min() < 2
+        with_share = {"test_size": options.dev_fraction, "random_state": seed, "stratify": None if rare else labels}
+        try:
+            chosen, dev = train_test_split(np.arange(len(train)), **with_share)
+        except ValueError as error:
+            raise UserError(f"{options.data}: {len(train)} train rows cannot give a dev part ({error})") from error
+    return {**tables, "train": train.iloc[chosen], "dev": train.iloc[dev]}
+
+
+class Collator:
+    """Tokenized examples -> a padded batch."""
+
+    def __init__(self, pad_id: int, target: Target) -> None:
+        self._pad_id, self._target = pad_id, target
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask [B, S], labels [B], [B, C], [B, L] or [B, L, C]."""
+        longest = max(len(example["ids"]) for example in examples)
+        ids = torch.full((len(examples), longest), self._pad_id)
+        mask = torch.zeros_like(ids)
+        for row, example in enumerate(examples):
+            ids[row, : len(example["ids"])] = torch.tensor(example["ids"])
+            mask[row, : len(example["ids"])] = 1
+        labels = [torch.tensor(example["target"]) for example in examples]
+        if self._target.per_base:
+            empty = float("nan") if self._target.is_regression else NO_LABEL
+            stacked = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=empty)
+        else:
+            stacked = torch.stack(labels)
+        return {"input_ids": ids, "attention_mask": mask, "labels": stacked}
+
+
+def examples_of(
+    table: pd.DataFrame, tokenizer: SequenceTokenizer, options: FinetuneOptions, *, augment: bool = False
+) -> list[dict[str, Any]]:
+    """Tokenized rows; UserError where a sequence is longer than the context and --crop is not said."""
+    texts, targets = table["sequence"].tolist(), table["target"].tolist()
+    if augment:
+        texts += [reverse_complement(text) for text in texts]
+        targets += [target[::-1].copy() if options.task.startswith("base_") else target for target in targets]
+    limit = min(tokenizer.max_bases(), max(map(len, texts)))
+    for row, text in enumerate(texts):
+        size = min(len(text), limit if tokenizer.k else tokenizer.max_bases(text))
+        if len(text) > size:
+            message = f"{options.data}: a sequence of {len(text)} bases is longer than the context ({size} bases)"
+            require(options.crop, f"{message}; --crop keeps its middle, --max_tokens widens the context")
+            start = (len(text) - size) // 2
+            texts[row] = text[start : start + size]
+            if options.task.startswith("base_"):
+                targets[row] = targets[row][start : start + size]
+    tokens = tokenizer(texts)
+    return [{"ids": found.ids, "target": target} for found, target in zip(tokens, targets, strict=True)]
+
+
+def _train_and_score(
+    options: FinetuneOptions, tables: dict[str, pd.DataFrame], target: Target, seed: int, work: Path
+) -> None:
+    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
+
+    set_seed(seed)
+    trust = options.trust_remote_code
+    config = load_config(options.model, trust_remote_code=trust)
+    tokenizer = load_tokenizer(options.model, config, trust_remote_code=trust, max_tokens=options.max_tokens)
+    examples = {
+        split: examples_of(table, tokenizer, options, augment=options.augment and split == "train")
+        for split, table in tables.items()
+    }
+    weights = _class_weights(tables["train"], target) if options.class_weights else None
+    model = build_model(options, target, tokenizer, weights)
+    trainer = Trainer(
+        model=adapt(model, options),
+        args=_arguments(options, target, len(examples["train"]), seed, work),
+        train_dataset=examples["train"],
+        eval_dataset=examples["dev"],
+        data_collator=Collator(tokenizer.pad_id, target),
+        compute_metrics=lambda found: _logged(found.label_ids, found.predictions, target),
+        callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    predictions = {split: trainer.predict(examples[split]) for split in tables if split != "train"}
+    if not trainer.is_world_process_zero():
+        return
+    shutil.rmtree(work / "trainer", ignore_errors=True)
+    save_model(trainer.model, model, tokenizer, work / "model")
+    found = {}
+    for split, output in predictions.items():
+        truth, predicted = _rows(output.label_ids, output.predictions, target)
+        found[split] = with_intervals(all_scores, truth, predicted, target, seed=seed)
+        _predictions_table(tables[split], predicted, target).to_parquet(work / f"predictions-{split}.parquet")
+        write_plots(*_flat(truth, predicted), target, work, split)
+    (work / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _logged(labels: np.ndarray, logits: np.ndarray, target: Target) -> dict[str, float]:
+    found = scores(*_flat(*_rows(labels, logits, target)), target)
+    log.info("%s", " | ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    return found
+
+
+def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed: int, work: Path) -> Any:
+    from transformers import TrainingArguments
+
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = options.max_steps or options.epochs * -(-num_examples // (options.batch_size * ranks))
+    cuda = torch.cuda.is_available()
+    strategy = "steps" if options.eval_steps else "epoch"
+    return TrainingArguments(
+        output_dir=str(work / "trainer"),
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=4 * options.batch_size,
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.schedule if options.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=int(options.warmup_fraction * steps),
+        weight_decay=options.weight_decay,
+        eval_strategy=strategy,
+        save_strategy=strategy,
+        eval_steps=options.eval_steps or None,
+        save_steps=options.eval_steps or 500,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=options.best or ("pearson" if target.is_regression else "mcc"),
+        greater_is_better=options.best != "mse",
+        bf16=options.precision == "bf16" or (options.precision == "auto" and cuda),
+        use_cpu=not cuda,
+        seed=seed,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=cuda,
+        disable_tqdm=not os.isatty(2),
+        logging_steps=max(1, steps // 100),
+        report_to="none",
+    )
+
+
+def _class_weights(train: pd.DataFrame, target: Target) -> list[float]:
+    require(target.task in ("classification", "base_classification"), "--class_weights: the task has no classes")
+    counts = np.bincount(np.concatenate(list(map(np.atleast_1d, train["target"]))), minlength=len(target.names))
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
+
+
+def _rows(labels: np.ndarray, logits: np.ndarray, target: Target) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Truth and probabilities (or numbers) of each sequence: one row a sequence or nucleotide, padding left out."""
+    if not target.per_base:
+        return list(labels[:, None] if labels.ndim == 1 else labels[:, None, :]), list(
+            probabilities(logits, target)[:, None, :]
+        )
+    truth, predicted = [], []
+    for label_L, logits_LC in zip(labels, logits, strict=True):
+        padding = (
+            (label_L == NO_LABEL) if label_L.ndim == 1 else (np.isnan(label_L) | (label_L == NO_LABEL)).any(axis=1)
+        )
+        truth.append(label_L[~padding])
+        predicted.append(probabilities(logits_LC[: len(label_L)][~padding], target))
+    return truth, predicted
+
+
+def _flat(truth: list[np.ndarray], predicted: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate(truth), np.concatenate(predicted)
+
+
+def _predictions_table(table: pd.DataFrame, predicted: list[np.ndarray], target: Target) -> pd.DataFrame:
+    """sequence, truth, and a column of probabilities (or numbers) for each name."""
+    shown = table[["sequence"]].assign(truth=[np.ravel(t).tolist() if np.ndim(t) else t for t in table["target"]])
+    for place, name in enumerate(target.names):
+        values = [rows[:, place].astype(np.float32) for rows in predicted]
+        shown[name] = values if target.per_base else np.concatenate(values)
+    return shown.reset_index(drop=True)

@@ -1,0 +1,148 @@
+"""A fine-tuned DNA encoder for transformers: one prediction a sequence, or one a nucleotide.
+
+This file travels with a fine-tuned model and needs torch and transformers only. A sequence head pools the last hidden
+states (mean over real tokens, the first token, their maximum, or the middle token) and runs a small MLP; a base head
+gives logits a token, and its loss is taken per nucleotide: the mean over the tokens that cover it.
+
+SPDX-License-Identifier: Apache-2.0
+
+Shapes: B batch, S sequence (tokens), L bases, H hidden, C labels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+
+Encoder: Any = None
+EncoderConfig: Any = None
+# A saved copy imports the encoder's class and configuration here.
+
+
+class DnaTaskConfig(PretrainedConfig):
+    """encoder: config.json of the encoder; k, stride, prefix, suffix: bases a token covers, bases from token to token,
+    special tokens before and behind; head_sizes: hidden layers of the head, with `head_activation` between."""
+
+    model_type = "dna-task"
+
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        pooling: str = "mean",
+        head_sizes: tuple[int, ...] = (),
+        head_activation: str = "tanh",
+        head_dropout: float = 0.1,
+        k: int = 1,
+        stride: int = 1,
+        prefix: int = 1,
+        suffix: int = 1,
+        class_weights: list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.encoder, self.pooling, self.class_weights = encoder, pooling, class_weights
+        self.head_sizes, self.head_activation, self.head_dropout = list(head_sizes), head_activation, head_dropout
+        self.k, self.stride, self.prefix, self.suffix = k, stride, prefix, suffix
+        super().__init__(**kwargs)
+
+
+class DnaTaskModel(PreTrainedModel):
+    """Encoder and head."""
+
+    config_class = DnaTaskConfig
+    base_model_prefix = "encoder"
+    _supports_sdpa = True
+
+    def __init__(self, config: DnaTaskConfig, encoder: nn.Module | None = None) -> None:
+        super().__init__(config)
+        body: Any = Encoder(EncoderConfig.from_dict(config.encoder)) if encoder is None else encoder
+        if type(body).__module__.startswith("transformers.") and getattr(body, "pooler", None):
+            body.pooler = None  # no part of a head here; unused weights would stop a run of several ranks
+        self.encoder, hidden = body, body.config.hidden_size
+        layers: list[nn.Module] = [nn.Dropout(config.head_dropout)]
+        for size in config.head_sizes:
+            layers += [nn.Linear(hidden, size), nn.Tanh() if config.head_activation == "tanh" else nn.ReLU()]
+            layers += [nn.Dropout(config.head_dropout)]
+            hidden = size
+        self.head = nn.Sequential(*layers, nn.Linear(hidden, config.num_labels))
+        if encoder is None:
+            self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The encoder's own way for its modules; Normal(0, 0.02) and zero biases in the head."""
+        if isinstance(module, nn.Linear) and any(module is part for part in self.head):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        elif not isinstance(module, DnaTaskModel):
+            self.encoder._init_weights(module)
+
+    def hidden(self, input_ids_BS: Tensor, attention_mask_BS: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Last hidden states [B, S, H] and the mask [B, S]."""
+        mask_BS = torch.ones_like(input_ids_BS) if attention_mask_BS is None else attention_mask_BS
+        return self.encoder(input_ids=input_ids_BS, attention_mask=mask_BS)[0], mask_BS
+
+    def loss(self, logits_NC: Tensor, labels: Tensor) -> Tensor:
+        """By config.problem_type; labels are class numbers [N] (-100: none) or numbers [N, C] (NaN: none)."""
+        weights = self.config.class_weights
+        weight_C = None if weights is None else torch.tensor(weights, device=logits_NC.device)
+        if self.config.problem_type == "single_label_classification":
+            return F.cross_entropy(logits_NC.float(), labels.long(), weight=weight_C)
+        known = ~labels.isnan()
+        if self.config.problem_type == "regression":
+            return F.mse_loss(logits_NC.float()[known], labels[known].float())
+        return F.binary_cross_entropy_with_logits(logits_NC.float(), labels.float(), pos_weight=weight_C)
+
+
+class DnaForSequenceTask(DnaTaskModel):
+    """Classes, several labels at once, or numbers for a sequence."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **unused: Any
+    ) -> SequenceClassifierOutput:
+        """Logits [B, C] and, with labels, the loss."""
+        hidden_BSH, mask_BS = self.hidden(input_ids, attention_mask)
+        logits_BC = self.head(pool(hidden_BSH, mask_BS, self.config.pooling))
+        return SequenceClassifierOutput(loss=None if labels is None else self.loss(logits_BC, labels), logits=logits_BC)
+
+
+class DnaForBaseTask(DnaTaskModel):
+    """Classes or numbers for every nucleotide."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **unused: Any
+    ) -> TokenClassifierOutput:
+        """Logits of every token [B, S, C]; with labels [B, L] (numbers: [B, L, C]), the loss over nucleotides."""
+        hidden_BSH, mask_BS = self.hidden(input_ids, attention_mask)
+        logits_BSC = self.head(hidden_BSH)
+        if labels is None:
+            return TokenClassifierOutput(logits=logits_BSC)
+        logits_BLC = self.per_base(logits_BSC, mask_BS)[:, : labels.shape[1]]
+        return TokenClassifierOutput(loss=self.loss(logits_BLC.flatten(0, 1), labels.flatten(0, 1)), logits=logits_BLC)
+
+    def per_base(self, logits_BSC: Tensor, mask_BS: Tensor) -> Tensor:
+        """Logits of every nucleotide [B, L, C], rows of shorter sequences filled up with zeros."""
+        k, stride = self.config.k, self.config.stride
+        num_tokens = logits_BSC.shape[1] - self.config.prefix
+        place_S = torch.arange(num_tokens, device=logits_BSC.device)
+        real_BS1 = (place_S < mask_BS.sum(1, keepdim=True) - self.config.prefix - self.config.suffix)[:, :, None]
+        logits_BSC = logits_BSC[:, self.config.prefix :] * real_BS1
+        if stride == k:
+            return logits_BSC.repeat_interleave(k, dim=1)
+        shifts = [(0, 0, place, k - 1 - place) for place in range(k)]
+        count_BL1 = sum(F.pad(real_BS1.to(logits_BSC.dtype), shift) for shift in shifts)
+        total_BLC = sum(F.pad(logits_BSC, shift) for shift in shifts)
+        return total_BLC / torch.as_tensor(count_BL1).clamp_min(1)
+
+
+def pool(hidden_BSH: Tensor, mask_BS: Tensor, pooling: str) -> Tensor:
+    """[B, H]; the middle token of S real ones is number (S - 1) // 2, as in BioNeMo's splice-site model."""
+    if pooling == "cls":
+        return hidden_BSH[:, 0]
+    if pooling == "centre":
+        return hidden_BSH[torch.arange(len(hidden_BSH), device=mask_BS.device), (mask_BS.sum(1) - 1) // 2]
+    if pooling == "max":
+        return hidden_BSH.masked_fill(mask_BS[:, :, None] == 0, torch.finfo(hidden_BSH.dtype).min).amax(dim=1)
+    weight_BS1 = mask_BS[:, :, None].to(hidden_BSH.dtype)
+    return (hidden_BSH * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1).clamp_min(1)

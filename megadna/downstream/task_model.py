@@ -1,0 +1,104 @@
+"""An encoder with a head, adapted fully, by LoRA or not at all, and saved as a folder that transformers loads alone."""
+
+import inspect
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megadna.downstream import modeling_dna_task
+from megadna.downstream.encoder import SequenceTokenizer, load_model
+from megadna.downstream.modeling_dna_task import DnaForBaseTask, DnaForSequenceTask, DnaTaskConfig
+from megadna.downstream.tasks import Target
+from megadna.errors import require
+
+if TYPE_CHECKING:
+    from megadna.downstream.finetune import FinetuneOptions
+
+_IMPORT_HERE = "# A saved copy imports the encoder's class and configuration here.\n"
+_QUERY_VALUE = {"query", "value", "q_proj", "v_proj", "Wqkv", "query_key_value"}
+_PROBLEMS = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
+
+
+def build_model(
+    options: "FinetuneOptions", target: Target, tokenizer: SequenceTokenizer, class_weights: list[float] | None
+) -> Any:
+    """The encoder (its weights, or random ones) with a new head for the target."""
+    encoder = load_model(options.model, trust_remote_code=options.trust_remote_code)
+    if options.random_weights:
+        encoder = type(encoder)(encoder.config)
+    require(
+        not target.per_base or (tokenizer.k > 0 and tokenizer.stride in (1, tokenizer.k)),
+        f"{options.model}: its tokens vary in length; a task per nucleotide needs tokens of one length",
+    )
+    problem = "regression" if target.is_regression else _PROBLEMS[target.task.removeprefix("base_")]
+    config = DnaTaskConfig(
+        encoder=encoder.config.to_dict(),
+        pooling=options.pooling,
+        head_sizes=tuple(options.head_sizes),
+        head_activation=options.head_activation,
+        head_dropout=options.dropout,
+        k=max(1, tokenizer.k),
+        stride=tokenizer.stride,
+        prefix=tokenizer.prefix,
+        suffix=tokenizer.suffix,
+        class_weights=class_weights,
+        problem_type=problem,
+        id2label=dict(enumerate(target.names)),
+        label2id={name: number for number, name in enumerate(target.names)},
+        max_position_embeddings=tokenizer.max_tokens,
+        pad_token_id=tokenizer.pad_id,
+    )
+    return (DnaForBaseTask if target.per_base else DnaForSequenceTask)(config, encoder)
+
+
+def adapt(model: Any, options: "FinetuneOptions") -> Any:
+    """The model with what is not trained frozen; a peft model for LoRA."""
+    if options.adapt == "frozen":
+        model.encoder.requires_grad_(False)
+        for module in model.encoder.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    if options.adapt != "lora":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    linear = {name.rsplit(".", 1)[-1] for name, m in model.encoder.named_modules() if isinstance(m, torch.nn.Linear)}
+    targets = options.lora_targets or sorted(linear & _QUERY_VALUE) or sorted(linear)
+    unknown = sorted(set(targets) - linear)
+    require(not unknown, f"--lora_targets {' '.join(unknown)}: the encoder's layers are {', '.join(sorted(linear))}")
+    config = LoraConfig(
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.dropout,
+        target_modules=rf"encoder\..*\.({'|'.join(targets)})",
+        modules_to_save=["head"],
+    )
+    return get_peft_model(model, config)
+
+
+def save_model(trained: Any, model: Any, tokenizer: SequenceTokenizer, folder: Path) -> None:
+    """Weights (LoRA merged), tokenizer and the Python files that the folder needs; no megadna is needed to load it."""
+    if trained is not model:
+        model = trained.merge_and_unload()
+    auto_class = "TokenClassification" if isinstance(model, DnaForBaseTask) else "SequenceClassification"
+    own = "modeling_dna_task"
+    model.config.auto_map = {
+        "AutoConfig": f"{own}.DnaTaskConfig",
+        f"AutoModelFor{auto_class}": f"{own}.{type(model).__name__}",
+    }
+    model.save_pretrained(folder)
+    tokenizer.tokenizer.save_pretrained(folder)
+    imports = ""
+    for part, name in ((model.encoder, "Encoder"), (model.encoder.config, "EncoderConfig"), (tokenizer.tokenizer, "")):
+        module = type(part).__module__
+        if module.startswith("transformers."):
+            source = "transformers"
+        else:
+            path = Path(inspect.getfile(type(part)))
+            source = f".{path.stem}"
+            shutil.copyfile(path, folder / path.name)
+        imports += f"from {source} import {type(part).__name__} as {name}\n" if name else ""
+    text = Path(modeling_dna_task.__file__).read_text(encoding="utf-8")
+    (folder / f"{own}.py").write_text(text.replace(_IMPORT_HERE, _IMPORT_HERE + imports), encoding="utf-8")

@@ -1,0 +1,309 @@
+"""Fine-tuning on real extracts and planted signals: heads, layouts, metrics, folders that transformers runs alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import matthews_corrcoef
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy_models import dnabert_folder, kmer_folder, megadna_folder
+
+from megadna import finetune
+from megadna.arguments import new_parser, parse
+from megadna.cli import main
+from megadna.commands.preprocess import add_options, options_from
+from megadna.downstream import metrics
+from megadna.downstream.finetune import FinetuneOptions, examples_of
+from megadna.downstream.genome import reverse_complement
+from megadna.downstream.metrics import splice_scores, with_intervals
+from megadna.downstream.modeling_dna_task import DnaForBaseTask, DnaTaskConfig, pool
+from megadna.downstream.tasks import Columns, Target, find_tasks, read_task
+
+DATA = Path(__file__).parents[1] / "data"
+REPOSITORY = Path(__file__).parents[2]
+GUE = DATA / "gue_prom_core_tata"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = tmp_path_factory.mktemp("models")
+    makers = {"nucleotide": megadna_folder, "kmer": kmer_folder, "dnabert": dnabert_folder}
+    return {
+        name: str(make(home / name, **({"context": 80} if name == "kmer" else {}))) for name, make in makers.items()
+    }
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 20)
+
+
+def sequences(count: int, length: int, seed: int = 0) -> list[str]:
+    """Random, of GC contents between 0.1 and 0.9."""
+    rng = np.random.default_rng(seed)
+    shares = rng.uniform(0.1, 0.9, count)
+    return ["".join(rng.choice(list("GCAT"), length, p=[g / 2, g / 2, (1 - g) / 2, (1 - g) / 2])) for g in shares]
+
+
+def gc(sequence: str) -> float:
+    return (sequence.count("G") + sequence.count("C")) / len(sequence)
+
+
+STRANGER = """
+import sys
+sys.modules["megadna"] = sys.modules["megatron"] = None
+import pandas as pd
+from transformers import pipeline
+run = pipeline("text-classification", model=sys.argv[1], trust_remote_code=True)
+table = pd.read_parquet(sys.argv[2])
+for found, (_, row) in zip(run(table.sequence[:5].tolist(), top_k=None), table.iterrows()):
+    for entry in found:
+        assert abs(entry["score"] - row[entry["label"]]) < 1e-4, (entry, row)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("nucleotide", {"adapt": "full", "class_weights": True, "patience": 1}),
+        ("kmer", {"adapt": "lora", "pooling": "centre", "head_sizes": [8]}),
+        ("nucleotide", {"adapt": "frozen", "pooling": "cls", "random_weights": True}),
+    ],
+)
+def test_a_gue_task_gives_a_folder_that_transformers_runs_alone(kind, options, folders, tmp_path):
+    found = finetune(folders[kind], GUE, tmp_path / "run", max_steps=8, eval_steps=4, learning_rate=1e-3, **options)
+    run = tmp_path / "run" / "seed-1"
+    written = {path.name for path in run.iterdir()}
+    assert {"confusion-test.png", "roc-test.png", "pr-test.png", "predictions-test.parquet"} <= written
+    table = pd.read_parquet(run / "predictions-test.parquet")
+    mcc = found[(found.split == "test") & (found.score == "mcc")].iloc[0]
+    assert mcc.value == pytest.approx(matthews_corrcoef(table.truth, (table["1"] > table["0"]).astype(int)))
+    assert mcc.low <= mcc.value <= mcc.high
+    command = [sys.executable, "-c", STRANGER, str(run / "model"), str(run / "predictions-test.parquet")]
+    modules = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, env=os.environ | modules, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    before, after = load_file(f"{folders[kind]}/model.safetensors"), load_file(run / "model" / "model.safetensors")
+    changed = {name for name in before if name.startswith("bert.") and "pooler" not in name
+               and not torch.equal(before[name], after["encoder." + name[5:]])}  # fmt: skip
+    if options["adapt"] == "lora":
+        assert {name.split(".")[-2] for name in changed} == {"query", "value"}
+    else:
+        assert len(changed) > 10  # trained, or random from the start
+    assert finetune(folders[kind], GUE, tmp_path / "run", max_steps=8, eval_steps=4, learning_rate=1e-3,
+                    **options).equals(found)  # fmt: skip
+
+
+def test_numbers_and_several_labels_are_learned(folders, tmp_path):
+    texts = sequences(240, 40)
+    table = pd.DataFrame({"seq": texts, "gc": [gc(t) for t in texts], "first": [t[0] == "G" for t in texts]})
+    table = table.assign(rich=(table.gc > 0.5).astype(int), first=table["first"].astype(int))
+    table.to_parquet(tmp_path / "t.parquet")
+    common = {"max_steps": 60, "learning_rate": 3e-3, "eval_steps": 30}
+    numbers = finetune(
+        folders["nucleotide"], tmp_path / "t.parquet", tmp_path / "a", task="regression", label_columns=["gc"], **common
+    )
+    assert numbers[numbers.score == "pearson"].value.iloc[0] > 0.9
+    assert (tmp_path / "a" / "seed-1" / "scatter-dev.png").exists()
+    several = finetune(
+        folders["kmer"],
+        tmp_path / "t.parquet",
+        tmp_path / "b",
+        task="multilabel",
+        label_columns=["rich", "first"],
+        **common,
+    )
+    assert several[several.score == "auroc"].value.iloc[0] > 0.6
+    assert {"rich", "first"} < set(pd.read_parquet(tmp_path / "b" / "seed-1" / "predictions-dev.parquet"))
+
+
+@pytest.mark.parametrize("kind", ["nucleotide", "kmer"])
+def test_labels_of_nucleotides_are_learned_and_turned_with_the_strand(kind, folders, tmp_path):
+    texts = sequences(120, 30)
+    labels = ["".join(str(int(letter in "GC")) for letter in text) for text in texts]
+    pd.DataFrame({"sequence": texts, "label": labels}).to_csv(tmp_path / "t.csv", index=False)
+    found = finetune(
+        folders[kind], tmp_path / "t.csv", tmp_path / "run", task="base_classification", max_steps=60, eval_steps=30,
+        learning_rate=3e-3, augment=True,
+    )  # fmt: skip
+    assert found[found.score == "mcc"].value.iloc[0] > {"nucleotide": 0.95, "kmer": 0.6}[kind]
+    table = pd.read_parquet(tmp_path / "run" / "seed-1" / "predictions-dev.parquet")
+    assert all(len(row["1"]) == len(row.sequence) == len(row.truth) for _, row in table.iterrows())
+    options = FinetuneOptions(task="base_classification")
+    given = pd.DataFrame({"sequence": ["ACGGT"], "target": [np.arange(5)]})
+    twice = examples_of(given, _tokenizer(folders["nucleotide"]), options, augment=True)
+    assert [example["target"].tolist() for example in twice] == [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]
+    alone = examples_of(given.assign(sequence=reverse_complement("ACGGT")), _tokenizer(folders["nucleotide"]), options)
+    assert twice[1]["ids"] == alone[0]["ids"]
+
+
+def _tokenizer(folder):
+    from megadna.downstream.encoder import load_config, load_tokenizer
+
+    return load_tokenizer(folder, load_config(folder, trust_remote_code=False), trust_remote_code=False)
+
+
+def test_logits_of_kmers_are_spread_over_their_bases():
+    encoder = torch.nn.Identity()
+    encoder.config = type("Config", (), {"hidden_size": 2})
+    model = DnaForBaseTask(DnaTaskConfig(k=3, stride=1, num_labels=2), encoder)
+    logits = torch.randn(2, 8, 2)
+    mask = torch.tensor([[1] * 8, [1] * 6 + [0] * 2])
+    spread = model.per_base(logits, mask)
+    for row, num_tokens in enumerate((6, 4)):
+        for base in range(num_tokens + 2):
+            covering = [logits[row, 1 + t] for t in range(max(0, base - 2), min(base, num_tokens - 1) + 1)]
+            torch.testing.assert_close(spread[row, base], torch.stack(covering).mean(0))
+    hidden = torch.randn(1, 512, 4)
+    assert torch.equal(pool(hidden, torch.ones(1, 512, dtype=torch.long), "centre")[0], hidden[0, 255])
+
+
+def test_every_layout_gives_the_same_table(tmp_path):
+    gue = read_task(GUE, Columns())
+    assert {split: len(table) for split, table in gue.items()} == {"train": 300, "dev": 60, "test": 100}
+    dnabert = read_task(DATA / "dnabert_ft6_dev.tsv.gz", Columns())["train"]
+    assert len(dnabert) == 240 and dnabert.sequence.str.len().eq(101).all() and set(dnabert.label_0) == {"0", "1"}
+    nt = tmp_path / "nt" / "promoter_tata"
+    nt.mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = zip(gue[split].sequence, gue[split].label_0, strict=True)
+        (nt / f"{split}.fna").write_text(
+            "".join(f">chr1:{i}|{label}\n{text}\n" for i, (text, label) in enumerate(rows))
+        )
+    pd.testing.assert_frame_equal(read_task(nt, Columns())["test"], gue["test"])
+    assert find_tasks(tmp_path) == {"nt/promoter_tata": nt}
+    both = pd.concat([pd.read_csv(GUE / "test.csv").assign(task=name) for name in ("one", "two")])
+    both.to_parquet(tmp_path / "train.parquet")
+    one = read_task(tmp_path / "train.parquet", Columns(subset="one"))["train"]
+    assert one.sequence.tolist() == gue["test"].sequence.tolist()
+    split = pd.concat([pd.read_csv(GUE / f"{name}.csv").assign(split=name) for name in ("train", "test")])
+    split.to_csv(tmp_path / "all.csv", index=False)
+    assert read_task(tmp_path / "all.csv", Columns())["test"].sequence.tolist() == gue["test"].sequence.tolist()
+
+
+def test_the_splice_card_is_read_in_both_ways_by_a_worked_example():
+    target = Target("classification", ["donor", "acceptor", "negative"])
+    truth = np.array([0] * 5 + [1] * 5 + [2] * 10)
+    called = np.array([0, 0, 0, 1, 2] + [1, 1, 1, 1, 0] + [2] * 8 + [0, 1])
+    found = splice_scores(truth, np.eye(3)[called], target)
+    # Donor against negative: 15 rows, TP 3, FN 2, FP 1, TN 9. With confusions: one acceptor more, called donor.
+    assert found["class_vs_negative.donor.accuracy"] == pytest.approx(12 / 15)
+    assert found["class_vs_negative.donor.f1"] == pytest.approx(6 / 9)
+    assert found["class_vs_negative.donor.mcc"] == pytest.approx((3 * 9 - 1 * 2) / np.sqrt(4 * 5 * 10 * 11))
+    assert found["confusions_as_false_positives.donor.accuracy"] == pytest.approx(12 / 16)
+    assert found["confusions_as_false_positives.acceptor.f1"] == pytest.approx(8 / (8 + 1 + 2))
+    assert found["class_vs_negative.mean.accuracy"] == pytest.approx((12 / 15 + 13 / 15) / 2)
+    assert splice_scores(truth, np.eye(3)[called], Target("classification", ["a", "b", "c"])) == {}
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch):
+    monkeypatch.setattr(metrics, "RESAMPLES", 200)
+
+    def accuracy(truth, predicted_NC, target):
+        return {"accuracy": float((truth == predicted_NC.argmax(axis=1)).mean())}
+
+    rng = np.random.default_rng(0)
+    target, inside = Target("classification", ["0", "1"]), 0
+    for seed in range(40):
+        truth = rng.integers(0, 2, 120)
+        right = rng.random(120) < 0.8
+        predicted = np.eye(2)[np.where(right, truth, 1 - truth)]
+        rows = list(truth[:, None]), list(predicted[:, None])
+        found = with_intervals(accuracy, *rows, target, seed=seed)["accuracy"]
+        inside += found["low"] <= 0.8 <= found["high"]
+    assert inside >= 34
+
+
+def test_folds_seeds_and_further_test_sets(folders, tmp_path):
+    found = finetune(
+        folders["dnabert"], DATA / "dnabert_ft6_dev.tsv.gz", tmp_path / "run", test=[f"tata={GUE}"], folds=2,
+        seeds=[3, 4], max_steps=2, crop=True,
+    )  # fmt: skip
+    assert set(zip(found.seed, found.fold, strict=True)) == {(3, 0), (3, 1), (4, 0), (4, 1)}
+    assert set(found.split) == {"dev", "tata"}
+    dev = [pd.read_parquet(tmp_path / "run" / f"seed-3-fold-{fold}" / "predictions-dev.parquet") for fold in (0, 1)]
+    assert sorted(pd.concat(dev).sequence) == sorted(
+        read_task(DATA / "dnabert_ft6_dev.tsv.gz", Columns())["train"].sequence
+    )
+    assert pd.read_csv(tmp_path / "run" / "metrics.csv").value.tolist() == pytest.approx(found.value.tolist())
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((REPOSITORY / "configs" / "finetune").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_parses(recipe):
+    parser = new_parser("finetune", "")
+    parser.add_argument("--config", action="config")
+    add_options(parser, FinetuneOptions)
+    options = options_from(parse(parser, ["--config", str(recipe)]), FinetuneOptions)
+    assert options != FinetuneOptions() and len(recipe.read_text().splitlines()) < 45
+
+
+def test_mistakes_end_in_one_line(folders, tmp_path, capsys):
+    rows = "".join(f"{text},{number % 2}\n" for number, text in enumerate(sequences(20, 30)))
+    files = {
+        "good.csv": "sequence,label\n" + rows,
+        "nolabel.csv": "sequence,klass\n" + rows,
+        "one.csv": "sequence,label\nACGT,1\nACGG,1\n",
+        "empty.csv": "sequence,label\n",
+        "nothing.csv": "",
+        "protein.csv": "sequence,label\nMKLV,1\nACGT,0\n",
+        "gap.csv": "sequence,label\nACGT,\nACGT,0\n",
+        "long.csv": "sequence,label\n" + "".join(f"{t},{n % 2}\n" for n, t in enumerate(sequences(20, 300))),
+        "strand.csv": "sequence,label,strand\n" + rows.replace("\n", ",+\n"),
+        "more.csv": "sequence,label\nACGT,7\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    cases = [
+        ("nolabel.csv", [], "no column 'label'; it has sequence, klass"),
+        ("one.csv", [], "one class only"),
+        ("empty.csv", [], "holds no row"),
+        ("nothing.csv", [], "cannot be read as a table"),
+        ("protein.csv", [], "row 1: no nucleotide sequence"),
+        ("gap.csv", [], "row 1: column 'label' is empty"),
+        ("long.csv", [], "a sequence of 300 bases is longer than the context (126 bases); --crop"),
+        ("strand.csv", ["--augment"], "--force_augment does it anyway"),
+        ("good.csv", ["--augment", "--stranded"], "--force_augment does it anyway"),
+        ("good.csv", ["--test", str(tmp_path / "more.csv")], "must be name=path"),
+        ("good.csv", ["--test", f"x={tmp_path / 'more.csv'}"], "label '7' is none of 0, 1"),
+        ("good.csv", ["--folds", "1"], "--folds must be 0 or at least 2"),
+        ("good.csv", ["--adapt", "lora", "--lora_targets", "quary"], "--lora_targets quary"),
+        ("missing.csv", [], "no such file"),
+        ("good.csv", ["--task", "base_classification"], "labels, 30 bases"),
+    ]
+    for name, more, message in cases:
+        arguments = [
+            "--model",
+            folders["nucleotide"],
+            "--data",
+            str(tmp_path / name),
+            "--output",
+            str(tmp_path / "run"),
+        ]
+        with pytest.raises(SystemExit) as stopped:
+            main(["finetune", *arguments, *more])
+        error = capsys.readouterr().err.strip().splitlines()
+        assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
+        assert not (tmp_path / "run").exists(), message
+
+
+@pytest.mark.slow
+def test_two_ranks_train_one_model(folders, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = ["finetune", "--model", folders["nucleotide"], "--data", str(GUE), "--output", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([*torchrun, "megadna", *arguments, "--max_steps", "4"], check=True, env=environment)
+    found = json.loads((tmp_path / "run" / "seed-1" / "metrics.json").read_text())
+    assert (
+        set(found) == {"dev", "test"} and len(pd.read_parquet(tmp_path / "run/seed-1/predictions-test.parquet")) == 100
+    )
