@@ -1,0 +1,41 @@
+"""`megadna benchmark`: a suite of tasks over seeds, beside baselines and published figures."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megadna.arguments import new_parser, parse
+from megadna.commands.preprocess import add_options, options_from
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_CONTAINMENT = 0.2
+
+
+def main(arguments: list[str]) -> None:
+    """Run the suite and print its table."""
+    from megadna.downstream.benchmark import BenchmarkOptions, benchmark_with, markdown
+
+    parser = new_parser("benchmark", "A suite of tasks over seeds, beside baselines and published figures.")
+    add_options(parser, BenchmarkOptions)
+    options = options_from(parse(parser, arguments), BenchmarkOptions)
+    dataset = options.pretraining_data
+    table = benchmark_with(options, None if dataset is None else lambda test: leaked_share(dataset, test))
+    sys.stdout.write(markdown(table) + f"written to {options.output}/results.md and results.csv\n")
+
+
+def leaked_share(dataset: Path, test: "pd.DataFrame") -> float:
+    """Share of the test sequences of which the dataset's training split contains more than MAX_CONTAINMENT."""
+    from megadna.data.benchmark_overlap import sequence_overlap
+    from megadna.genome.tables import TableFormat
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "test.csv")
+        test[["sequence"]].to_csv(path, index=False)
+        shares = sequence_overlap(dataset, "train", path, TableFormat("sequence")).shares
+    known = shares[~np.isnan(shares)]
+    return float((known > MAX_CONTAINMENT).mean()) if len(known) else float("nan")

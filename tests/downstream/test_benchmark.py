@@ -1,0 +1,153 @@
+"""A benchmark's table: the model, random weights, baselines that find what is planted, and published rows marked so."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from toy_models import megadna_folder
+
+from megadna.cli import main
+from megadna.downstream import metrics
+from megadna.downstream.baselines import BASELINES
+from megadna.downstream.tasks import Target
+
+DATA = Path(__file__).parents[1] / "data"
+TARGET = Target("classification", ["donor", "acceptor", "negative"])
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 20)
+
+
+def splice_table(count: int, seed: int) -> pd.DataFrame:
+    """Windows of 40: GT behind the middle and a purine before it; AG before the middle; anything."""
+    rng = np.random.default_rng(seed)
+    texts, labels = [], rng.integers(0, 3, count)
+    for label in labels:
+        text = rng.choice(list("ACGT"), 40)
+        if label == 0:
+            text[19:22] = rng.choice(["A", "G"]), "G", "T"
+        elif label == 1:
+            text[18:20] = "A", "G"
+        texts.append("".join(text))
+    return pd.DataFrame({"sequence": texts, "label": labels, "target": labels})
+
+
+def test_baselines_find_what_is_planted():
+    train, test = splice_table(600, 1), splice_table(300, 2)
+    accuracy = {}
+    for name, baseline in BASELINES.items():
+        predicted = baseline(train, test, TARGET, 1)
+        assert predicted.shape == (300, 3) and np.allclose(predicted.sum(axis=1), 1, atol=1e-5)
+        accuracy[name] = (predicted.argmax(axis=1) == test.target).mean()
+    assert accuracy["two-letter rule"] > 0.9 and accuracy["position-weight matrix"] > 0.85, accuracy
+    assert accuracy["5-mer logistic regression"] > 0.35 and accuracy["small CNN from scratch"] > 0.4, accuracy
+    truth = test.sequence.map(lambda t: 0 if t[20:22] == "GT" else 1 if t[18:20] == "AG" else 2)
+    assert (BASELINES["two-letter rule"](train, test, TARGET, 1).argmax(axis=1) == truth).all()
+    plain = Target("classification", ["0", "1", "2"])
+    assert BASELINES["two-letter rule"](train, test, plain, 1) is None
+    longer = pd.concat([test, test.assign(sequence=test.sequence + "A")])
+    assert BASELINES["position-weight matrix"](train, longer, TARGET, 1) is None
+
+
+def test_the_splice_suite_stands_beside_baselines_and_the_card(tmp_path, capsys):
+    model = megadna_folder(tmp_path / "model")
+    sites = tmp_path / "sites"
+    sites.mkdir()
+    for split, count, seed in (("train", 120, 1), ("dev", 40, 2), ("test", 60, 3)):
+        splice_table(count, seed)[["sequence", "label"]].to_csv(sites / f"{split}.csv", index=False)
+    (sites / "manifest.json").write_text('{"options": {"split": "random"}}')
+    run = [
+        "benchmark",
+        "--suite",
+        "splice",
+        "--model",
+        str(model),
+        "--data",
+        str(sites),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    short = ["--max_steps", "2", "--seeds", "1", "2", "--baseline", "two-letter", "weight", "random"]
+    main([*run, *short])
+    table = pd.read_csv(tmp_path / "out" / "results.csv")
+    measured = table[table.source == "measured"]
+    assert set(measured.method) == {"model", "random weights", "two-letter rule", "position-weight matrix"}
+    assert set(measured.task) == {"sites (comparison only)"}
+    assert measured[measured.method == "model"].seeds.eq(2).all()
+    card = table[table.method == "DNABERT (BioNeMo)"].set_index("score")["mean"]
+    assert card["class_vs_negative.mean.mcc"] == 0.8837 and "comparison only" in table.source.iloc[-1]
+    means = {
+        s: np.mean([card[f"class_vs_negative.{site}.{s}"] for site in ("donor", "acceptor")])
+        for s in ("accuracy", "f1")
+    }
+    assert means == pytest.approx({"accuracy": 0.9418, "f1": 0.9432}, abs=1e-4)
+    rule = measured[(measured.method == "two-letter rule") & (measured.score == "mcc")].iloc[0]
+    assert rule["mean"] > 0.85 and rule.low <= rule["mean"] <= rule.high
+    assert "| sites (comparison only) | two-letter rule | mcc |" in capsys.readouterr().out
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("out/runs/**/metrics.json"))
+    main([*run, *short])
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("out/runs/**/metrics.json"))
+    assert len(before) == 4
+
+
+def test_leakage_of_the_pretraining_dataset_stands_in_the_table(tmp_path, toy_dataset):
+    import gzip
+
+    with gzip.open(DATA / "mgenitalium_G37.fa.gz", "rt") as lines:
+        genome = "".join(line.strip() for line in lines if not line.startswith(">")).upper()
+    rng = np.random.default_rng(4)
+    foreign = ["".join(rng.choice(list("ACGT"), 100)) for _ in range(80)]
+    known = [genome[at : at + 100] for at in range(1000, 561_000, 7000)]
+    task = tmp_path / "gue" / "mine"
+    task.mkdir(parents=True)
+    table = pd.DataFrame({"sequence": known + foreign, "label": [1] * len(known) + [0] * len(foreign)})
+    for split, rows in (("train", table.sample(60, random_state=1)), ("test", table)):
+        rows.to_csv(task / f"{split}.csv", index=False)
+    (tmp_path / "recipe.yaml").write_text("adapt: frozen\ncrop: true\n")
+    model = megadna_folder(tmp_path / "model")
+    main(["benchmark", "--suite", "gue", "--model", str(model), "--data", str(tmp_path / "gue"), "--seeds", "1",
+          "--output", str(tmp_path / "out"), "--pretraining_data", str(toy_dataset), "--max_steps", "1",
+          "--recipe", str(tmp_path / "recipe.yaml"), "--baseline", "logistic"])  # fmt: skip
+    found = pd.read_csv(tmp_path / "out" / "results.csv").set_index("method")
+    assert 0.3 < found.leakage["model"] < 0.5  # about 80 % of the genome is train, half of the rows are of it
+    assert found["mean"]["5-mer logistic regression"] > 0.5
+    assert found.source["DNABERT-2"].startswith("AIDO.DNA paper")
+
+
+def test_mistakes_end_in_one_line(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("adpat: frozen\n")
+    task = tmp_path / "tasks" / "a"
+    task.mkdir(parents=True)
+    (task / "train.csv").write_text("sequence,label\nACGT,1\nACCT,0\n")
+    cases = [
+        (tmp_path / "none", [], "no such folder of tasks"),
+        (tmp_path / "tasks", ["--tasks", "b*"], "fits no task"),
+        (tmp_path / "tasks", [], "no test table"),
+        (tmp_path / "tasks", ["--recipe", str(tmp_path / "recipe.yaml")], "unknown key adpat"),
+        (tmp_path / "tasks", ["--recipe", str(tmp_path / "no.yaml")], "no such recipe"),
+    ]
+    for data, more, message in cases:
+        with pytest.raises(SystemExit) as stopped:
+            main(
+                [
+                    "benchmark",
+                    "--suite",
+                    "gue",
+                    "--model",
+                    "x",
+                    "--data",
+                    str(data),
+                    "--output",
+                    str(tmp_path / "o"),
+                    *more,
+                ]
+            )
+        error = capsys.readouterr().err.strip().splitlines()
+        assert stopped.value.code == 2 and message in error[-1], (message, error)
