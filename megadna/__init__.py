@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-_VERBS = ("embed", "predict", "finetune", "benchmark")
+_VERBS = ("embed", "predict", "finetune", "benchmark", "splice_sites", "windows")
 
 
 def __getattr__(name: str) -> object:

@@ -12,4 +12,4 @@ def main(arguments: list[str]) -> None:
     add_options(parser, SpliceOptions)
     options = options_from(parse(parser, arguments), SpliceOptions)
     require(options.output is not None, "megadna splice-sites: --output is missing: the folder to write")
-    splice_sites(options)
+    splice_sites(**vars(options))

@@ -2,7 +2,7 @@
 
 from megadna.arguments import new_parser, parse
 from megadna.commands.preprocess import add_options, options_from
-from megadna.downstream.windows import WindowOptions, make_windows
+from megadna.downstream.windows import WindowOptions, windows
 from megadna.errors import require
 
 
@@ -12,4 +12,4 @@ def main(arguments: list[str]) -> None:
     add_options(parser, WindowOptions)
     options = options_from(parse(parser, arguments), WindowOptions)
     require(options.output is not None, "megadna windows: --output is missing: the folder to write")
-    make_windows(options)
+    windows(**vars(options))

@@ -6,7 +6,7 @@ and half-open, strand of the sequence) and what it is. The folder also holds man
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,10 @@ class DatasetOptions:
     """Of every random choice: the same seed gives the same dataset."""
 
     def __post_init__(self) -> None:
+        for entry in fields(self):  # a caller from Python may give paths as text
+            value = getattr(self, entry.name)
+            if "Path" in str(entry.type) and isinstance(value, str):
+                object.__setattr__(self, entry.name, Path(value))
         require(self.length > 0 and self.length % 2 == 0, f"--length must be even and positive, got {self.length}")
         shares = (self.dev_fraction, self.test_fraction)
         require(

@@ -24,6 +24,7 @@ _MOTIFS = {
 }
 _CANDIDATES = 50  # stretches of the genome looked at for each positive
 _NEAREST = 200
+_NONE = np.zeros(0, np.int64)
 
 Sites = dict[tuple[str, str], np.ndarray]
 """Sorted positions of every annotated site by contig and strand."""
@@ -42,7 +43,7 @@ def hard_negatives(
             motif, behind = _MOTIFS[kind, gene.strand]
             letters = genome.letters[gene.contig][gene.start : gene.end] & 0xDF
             here = np.flatnonzero((letters[:-1] == motif[0]) & (letters[1:] == motif[1])) + gene.start + behind
-            here = _no_site(here, sites[gene.contig, gene.strand])
+            here = _no_site(here, sites.get((gene.contig, gene.strand), _NONE))
             taken = rng.choice(here, min(len(here), wanted[gene.gene]), replace=False)
             found.append(_rows(gene, taken, kind))
     return pd.concat(found, ignore_index=True)
@@ -55,7 +56,7 @@ def random_negatives(genes: pd.DataFrame, sites: Sites, count: int, rng: np.rand
     found = []
     for row, gene in enumerate(genes.itertuples()):
         taken = np.unique(rng.integers(gene.start + 1, max(gene.end, gene.start + 2), wanted[row]))
-        found.append(_rows(gene, _no_site(taken, sites[gene.contig, gene.strand]), "random"))
+        found.append(_rows(gene, _no_site(taken, sites.get((gene.contig, gene.strand), _NONE)), "random"))
     return pd.concat(found, ignore_index=True).drop_duplicates(["contig", "strand", "position"])
 
 
@@ -70,6 +71,8 @@ def midpoint_negatives(introns: pd.DataFrame, sites: Sites) -> pd.DataFrame:
 
 def _no_site(positions: np.ndarray, sites: np.ndarray) -> np.ndarray:
     """The positions that are not among the sorted sites."""
+    if not len(sites):
+        return positions
     nearest = sites[np.searchsorted(sites, positions).clip(max=len(sites) - 1)]
     return positions[nearest != positions]
 

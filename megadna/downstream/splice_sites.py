@@ -59,26 +59,31 @@ class SpliceOptions(DatasetOptions):
         require_share("--min_gt_ag", self.min_gt_ag)
 
 
-def splice_sites(options: SpliceOptions) -> pd.DataFrame:
-    """The dataset as one table with the columns sequence, label, contig, start, end, strand, position, kind, canonical,
-    gene and split; counts in `attrs["manifest"]`. Also written where options.output names a folder."""
-    path = options.annotation
-    transcripts, exons = read_annotation(path)
-    genome = read_genome(options.genome)
-    transcripts = on_genome(transcripts, genome, path, options.aliases)
-    chosen = of_biotypes(transcripts, options.biotypes, path)
-    introns = introns_of(exons, chosen, options.min_intron)
-    require(len(introns) > 0, f"{path}: no intron of {options.min_intron} bases or more in what was chosen")
-    counts = _intron_counts(introns, genome, options)
+def splice_sites(**options: Any) -> pd.DataFrame:
+    """The dataset of these SpliceOptions as one table: sequence, label, contig, start, end, strand, kind, gene,
+    position, canonical, split; the manifest in `attrs`. Also written where `output` names a folder."""
+    chosen = SpliceOptions(**options)
+    transcripts, exons = read_annotation(chosen.annotation)
+    genome = read_genome(chosen.genome)
+    transcripts = on_genome(transcripts, genome, chosen.annotation, chosen.aliases)
+    taken = of_biotypes(transcripts, chosen.biotypes, chosen.annotation)
+    introns = introns_of(exons, taken, chosen.min_intron)
+    require(len(introns) > 0, f"{chosen.annotation}: no intron of {chosen.min_intron} bases or more in what was chosen")
+    counts = _intron_counts(introns, genome, chosen)
     sites = sites_of(introns)
-    counts |= {"transcripts": len(chosen), **sites["kind"].value_counts().to_dict()}
+    counts |= {"transcripts": len(taken), **sites["kind"].value_counts().to_dict()}
     both = sites.duplicated(_SITE, keep=False)
     counts["donor and acceptor at one position, left out"] = int(both.sum())
-    positives, counts["positives left out"] = _windows(sites[~both], genome, options)
-    every = sites_of(introns_of(exons, transcripts, 1))
-    examples = _with_negatives(positives, chosen, introns, every, genome, options, counts)
-    counts["labels"] = LABELS
-    return finish(examples, options, options.split, ["gene", "position", "canonical"], counts)
+    positives, counts["positives left out"] = _windows(sites[~both], genome, chosen)
+    every = sites_of(introns_of(exons, transcripts, 1)).groupby(["contig", "strand"])["position"]
+    forbidden = {key: np.unique(positions) for key, positions in every}
+    positives = positives.sample(frac=1, random_state=np.random.default_rng((chosen.seed, 3)))
+    count = min(chosen.per_class, *(int((positives["kind"] == kind).sum()) for kind in ("donor", "acceptor")))
+    positives = positives.groupby("kind").head(count)
+    places = _negatives(positives, taken, introns, forbidden, genome, chosen)
+    negatives, counts["negatives left out"] = _windows(places, genome, chosen)
+    examples = _balanced(positives, negatives, chosen)
+    return finish(examples, chosen, chosen.split, ["gene", "position", "canonical"], {**counts, "labels": LABELS})
 
 
 def introns_of(exons: pd.DataFrame, transcripts: pd.DataFrame, min_length: int) -> pd.DataFrame:
@@ -88,26 +93,27 @@ def introns_of(exons: pd.DataFrame, transcripts: pd.DataFrame, min_length: int) 
     inner = exons.assign(end=exons["start"], start=before)[exons["transcript"].eq(exons["transcript"].shift())]
     inner = inner[inner["end"] - inner["start"] >= min_length]
     introns = inner.join(transcripts[["contig", "strand", "gene"]], on="transcript").drop(columns="transcript")
-    return introns.sort_values(["contig", "strand", "start", "end", "gene"]).drop_duplicates(
-        ["contig", "strand", "start", "end"], ignore_index=True
-    )
+    place = ["contig", "strand", "start", "end"]
+    return introns.sort_values([*place, "gene"]).drop_duplicates(place, ignore_index=True)
 
 
-def sites_of(introns: pd.DataFrame) -> pd.DataFrame:
-    """Donors and acceptors, each position once: contig, strand, gene, position, kind.
+def _ends_of(introns: pd.DataFrame) -> list[pd.DataFrame]:
+    """[donors, acceptors] of the introns, row by row: contig, strand, gene, position, kind.
 
     A position is a boundary: it lies between the bases position - 1 and position of the forward strand.
     """
     plus = introns["strand"] == "+"
-    ends = {
-        "donor": introns["start"].where(plus, introns["end"]),
-        "acceptor": introns["end"].where(plus, introns["start"]),
-    }
-    both = [introns[["contig", "strand", "gene"]].assign(position=at, kind=kind) for kind, at in ends.items()]
-    return pd.concat(both).drop_duplicates([*_SITE, "kind"], ignore_index=True)
+    first, last = introns["start"].where(plus, introns["end"]), introns["end"].where(plus, introns["start"])
+    shared = introns[["contig", "strand", "gene"]]
+    return [shared.assign(position=first, kind="donor"), shared.assign(position=last, kind="acceptor")]
 
 
-def motifs_of(sites: pd.DataFrame, genome: Genome) -> pd.Series:
+def sites_of(introns: pd.DataFrame) -> pd.DataFrame:
+    """Donors and acceptors, each position once: contig, strand, gene, position, kind."""
+    return pd.concat(_ends_of(introns)).drop_duplicates([*_SITE, "kind"], ignore_index=True)
+
+
+def _motifs(sites: pd.DataFrame, genome: Genome) -> pd.Series:
     """The two intron bases beside each site, read along the transcript; "" where one of them is not A, C, G or T."""
     minus = sites["strand"] == "-"
     before = (sites["kind"] == "donor") == minus  # the intron lies before the boundary on the forward strand
@@ -117,10 +123,8 @@ def motifs_of(sites: pd.DataFrame, genome: Genome) -> pd.Series:
 
 def _intron_counts(introns: pd.DataFrame, genome: Genome, options: SpliceOptions) -> dict[str, Any]:
     """Introns by motif; UserError where too few of them are GT-AG."""
-    plus = introns["strand"] == "+"
-    donors = introns.assign(position=introns["start"].where(plus, introns["end"]), kind="donor")
-    acceptors = introns.assign(position=introns["end"].where(plus, introns["start"]), kind="acceptor")
-    motifs = (motifs_of(donors, genome) + "-" + motifs_of(acceptors, genome)).value_counts()
+    donors, acceptors = (_motifs(ends, genome) for ends in _ends_of(introns))
+    motifs = {str(pair): int(count) for pair, count in (donors + "-" + acceptors).value_counts().items()}
     share = motifs.get("GT-AG", 0) / len(introns)
     log.info("%d introns, GT-AG share %.3f, GC-AG %.3f", len(introns), share, motifs.get("GC-AG", 0) / len(introns))
     require(
@@ -128,57 +132,53 @@ def _intron_counts(introns: pd.DataFrame, genome: Genome, options: SpliceOptions
         f"{options.annotation}: only {share:.3f} of {len(introns):,} introns are GT-AG: its strands are wrong, or it "
         f"belongs to another genome build than {options.genome}; --min_gt_ag 0 takes it all the same",
     )
-    return {
-        "introns": len(introns),
-        "GT-AG share": float(share),
-        "motifs": {str(pair): int(n) for pair, n in motifs.items()},
-    }
+    return {"introns": len(introns), "GT-AG share": share, "motifs": motifs}
 
 
 def _windows(sites: pd.DataFrame, genome: Genome, options: SpliceOptions) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The sites' windows with sequence, label and canonical; and how many were left out."""
+    """The sites' windows with sequence and canonical; and how many were left out."""
     length, minus = options.length, sites["strand"] == "-"
     reverse = minus & (options.minus_strand == "reverse_complement")
     start = sites["position"] - length // 2
     if options.centre == "bionemo":  # the exon's edge base, on the forward strand; what is no site is placed as a donor
         edge = sites["position"] - ((sites["kind"] != "acceptor") != minus)
         start = edge - length // 2 + ~reverse
-    canonical = motifs_of(sites, genome) == sites["kind"].map({"donor": "GT", "acceptor": "AG"})
+    canonical = _motifs(sites, genome) == sites["kind"].map({"donor": "GT", "acceptor": "AG"})
     return cut(sites.assign(start=start, reverse=reverse, canonical=canonical), genome, length)
 
 
-def _with_negatives(
-    positives: pd.DataFrame,
-    chosen: pd.DataFrame,
+def _negatives(
+    anchors: pd.DataFrame,
+    transcripts: pd.DataFrame,
     introns: pd.DataFrame,
-    every: pd.DataFrame,
+    sites: Sites,
     genome: Genome,
     options: SpliceOptions,
-    counts: dict[str, Any],
 ) -> pd.DataFrame:
-    """Balanced classes: as many donors, acceptors and negatives as the smallest of them has, per_class at most."""
-    rng = np.random.default_rng(options.seed)
-    positives = positives.sample(frac=1, random_state=rng)
-    count = min(options.per_class, *(int((positives["kind"] == kind).sum()) for kind in ("donor", "acceptor")))
-    anchors = positives.groupby("kind").head(count)
-    sites: Sites = {key: np.unique(rows["position"]) for key, rows in every.groupby(["contig", "strand"])}
-    genes = chosen.groupby(["contig", "strand", "gene"], as_index=False).agg(start=("start", "min"), end=("end", "max"))
-    genes = genes[[key in sites for key in zip(genes["contig"], genes["strand"], strict=True)]]
-    drawn = int(_SPARE * count) + 50
+    """Places that are no site, some more than each class of the anchors has: contig, strand, gene, position, kind."""
+    rng = np.random.default_rng((options.seed, 4))
+    wanted = int(_SPARE * len(anchors) / 2) + 50
+    places = transcripts.groupby(["contig", "strand", "gene"], as_index=False)
+    genes = places.agg(start=("start", "min"), end=("end", "max"))
     if options.negatives == "hard":
-        found = hard_negatives(anchors, genes, sites, genome, drawn // 2 + 1, rng)
+        found = hard_negatives(anchors, genes, sites, genome, wanted // 2, rng)
     elif options.negatives == "random":
-        found = random_negatives(genes, sites, drawn, rng)
+        found = random_negatives(genes, sites, wanted, rng)
     else:
         found = midpoint_negatives(introns, sites)
-    found, counts["negatives left out"] = _windows(found.reset_index(drop=True), genome, options)
-    found = found.sample(frac=1, random_state=rng).assign(label=LABELS["negative"], canonical=False)
-    by_kind = found.groupby("kind").cumcount()  # as many GT as AG, where both are there
-    found = found.assign(kind=options.negatives + np.where(options.negatives == "hard", "_" + found["kind"], ""))
-    found = found.iloc[np.argsort(by_kind.to_numpy(), kind="stable")].head(count)
-    count = min(count, len(found))
+    return found.sample(frac=1, random_state=rng, ignore_index=True)
+
+
+def _balanced(positives: pd.DataFrame, negatives: pd.DataFrame, options: SpliceOptions) -> pd.DataFrame:
+    """As many donors, acceptors and negatives, with their labels; of hard negatives as many GT as AG."""
+    order = np.argsort(negatives.groupby("kind").cumcount().to_numpy(), kind="stable")
+    count = min(len(positives) // 2, len(negatives))
     require(count > 0, f"{options.annotation}: no {options.negatives} negative is left; try other --negatives")
     if count < options.per_class:
         log.warning("%d windows of each class, not %d: the smallest class holds no more", count, options.per_class)
-    positives = anchors.groupby("kind").head(count)
-    return pd.concat([positives.assign(label=positives["kind"].map(LABELS)), found.head(count)], ignore_index=True)
+    positives = positives.groupby("kind").head(count)
+    positives = positives.assign(label=positives["kind"].map(LABELS))
+    negatives = negatives.iloc[order].head(count).assign(label=LABELS["negative"], canonical=False)
+    if options.negatives == "hard":
+        negatives["kind"] = "hard_" + negatives["kind"]
+    return pd.concat([positives, negatives], ignore_index=True)

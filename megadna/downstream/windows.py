@@ -59,9 +59,10 @@ class WindowOptions(DatasetOptions):
         return self.length // 2 if self.upstream is None else self.upstream
 
 
-def make_windows(options: WindowOptions) -> pd.DataFrame:
-    """The dataset as one table with the columns sequence, label, contig, start, end, strand, kind, name and split;
-    manifest in `attrs`. Also written where options.output names a folder."""
+def windows(**keys: Any) -> pd.DataFrame:
+    """The dataset of these WindowOptions as one table: sequence, label, contig, start, end, strand, kind, name, split;
+    the manifest in `attrs`. Also written where `output` names a folder."""
+    options = WindowOptions(**keys)
     rng = np.random.default_rng(options.seed)
     genome = read_genome(options.genome)
     found = _everywhere if options.positives is None and options.annotation is None else _anchors

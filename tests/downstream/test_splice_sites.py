@@ -4,7 +4,6 @@ import gzip
 import json
 import re
 from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from megadna import splice_sites
 from megadna.cli import main
 from megadna.downstream.annotation import read_annotation
 from megadna.downstream.genome import read_genome, reverse_complement
-from megadna.downstream.splice_sites import SpliceOptions, introns_of, sites_of, splice_sites
+from megadna.downstream.splice_sites import introns_of, sites_of
 from megadna.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -26,9 +26,9 @@ FILES = {
 }
 
 
-def options(which: str, **more: object) -> SpliceOptions:
+def dataset(which: str, **options: object) -> pd.DataFrame:
     genome, annotation = (DATA / name for name in FILES[which])
-    return SpliceOptions(genome=genome, annotation=annotation, **more)  # type: ignore[arg-type]
+    return splice_sites(**{"genome": genome, "annotation": annotation, **options})
 
 
 def read_text(path: Path) -> str:
@@ -92,7 +92,7 @@ def test_sites_equal_an_independent_count(
         found = [place for place, has in zip(places, sites["kind"], strict=True) if has == kind]
         assert len(found) == len(set(found)) == number
         assert set(found) == expected
-    table = splice_sites(options(which, biotypes=biotypes, min_intron=1))
+    table = dataset(which, biotypes=biotypes, min_intron=1)
     counts = table.attrs["manifest"]["counts"]
     assert counts["introns"] == introns == again[2].total()
     assert counts["motifs"] == dict(again[2])
@@ -101,7 +101,7 @@ def test_sites_equal_an_independent_count(
 
 def test_known_introns_of_two_strands() -> None:
     """SNC1 (I, +): exons end at 87387 and begin at 87501. ACT1 (VI, -): 54687 and 54377 (1-based; Ensembl and SGD)."""
-    table = splice_sites(options("yeast"))
+    table = dataset("yeast")
     known = {
         ("I", "+", 87387, "donor"): 0,
         ("I", "+", 87500, "acceptor"): 1,
@@ -123,7 +123,7 @@ def test_known_introns_of_two_strands() -> None:
 @pytest.mark.parametrize("centre", ["boundary", "bionemo"])
 @pytest.mark.parametrize("length", [512, 100])
 def test_gt_and_ag_stand_where_promised(centre: str, length: int) -> None:
-    table = splice_sites(options("arabidopsis", centre=centre, length=length))
+    table = dataset("arabidopsis", centre=centre, length=length)
     assert set(table["sequence"].str.len()) == {length}
     middle = length // 2
     shift = 1 if centre == "bionemo" else 0
@@ -143,7 +143,7 @@ def test_windows_lie_where_the_table_says(centre: str) -> None:
     """Read along the transcript, or as the genome file has it; bionemo's exon edge at L/2 - 1 either way."""
     genome = sequences("human")
     for minus in ("reverse_complement", "forward"):
-        table = splice_sites(options("human", minus_strand=minus, centre=centre))
+        table = dataset("human", minus_strand=minus, centre=centre)
         assert set(table["strand"]) == {"+", "-"}
         for row in table.itertuples():
             text = genome[row.contig][row.start : row.end]
@@ -160,7 +160,7 @@ def test_negatives_are_no_site_of_any_isoform() -> None:
     transcripts, _ = read_annotation(DATA / FILES["human"][1])
     spans = transcripts.groupby("gene").agg(start=("start", "min"), end=("end", "max"), strand=("strand", "first"))
     for kind in ("hard", "random", "midpoint"):
-        table = splice_sites(options("human", negatives=kind))
+        table = dataset("human", negatives=kind)
         counts = table["label"].value_counts()
         assert counts[0] == counts[1] == counts[2] == table.attrs["manifest"]["counts"]["acceptor"] == 114
         negatives = table[table["label"] == 2]
@@ -189,7 +189,7 @@ def overlaps(table: pd.DataFrame) -> int:
 
 @pytest.mark.parametrize("which", FILES)
 def test_no_window_overlaps_or_repeats_one_of_another_split(which: str) -> None:
-    table = splice_sites(options(which))
+    table = dataset(which)
     assert set(table["split"]) == {"train", "dev", "test"} and overlaps(table) == 0
     assert (table.groupby("gene")["split"].nunique() == 1).all()
     either = table["sequence"].map(lambda text: min(text, reverse_complement(text)))
@@ -200,7 +200,7 @@ def test_no_window_overlaps_or_repeats_one_of_another_split(which: str) -> None:
 
 
 def test_random_split_counts_its_leakage() -> None:
-    table = splice_sites(options("arabidopsis", split="random"))
+    table = dataset("arabidopsis", split="random")
     leakage = table.attrs["manifest"]["counts"]["leakage"]
     assert leakage["dev windows that overlap train"] + leakage["test windows that overlap train"] == overlaps(table)
     assert overlaps(table) > 500
@@ -208,17 +208,15 @@ def test_random_split_counts_its_leakage() -> None:
 
 
 def test_chromosome_split_by_name_and_by_share() -> None:
-    table = splice_sites(options("arabidopsis", split="chromosome"))
+    table = dataset("arabidopsis", split="chromosome")
     assert (table.groupby("contig")["split"].nunique() == 1).all() and overlaps(table) == 0
-    named = splice_sites(
-        options("arabidopsis", split="chromosome", dev_contigs=["gi|68719"], test_contigs=["gi|68711", "gi|68718"])
-    )
+    named = dataset("arabidopsis", split="chromosome", dev_contigs=["gi|68719"], test_contigs=["gi|68711", "gi|68718"])
     where = named.groupby("split")["contig"].unique()
     assert set(where["dev"]) == {"gi|68719"} and set(where["test"]) == {"gi|68711", "gi|68718"}
     with pytest.raises(UserError, match=r"no window lies on gi\|1"):
-        splice_sites(options("arabidopsis", split="chromosome", test_contigs=["gi|1"]))
+        dataset("arabidopsis", split="chromosome", test_contigs=["gi|1"])
     with pytest.raises(UserError, match=r"only 1 of them.*another --split"):
-        splice_sites(options("human", split="chromosome"))
+        dataset("human", split="chromosome")
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -227,7 +225,7 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 def test_the_seed_decides_everything(tmp_path: Path) -> None:
     first, again, other = (
-        splice_sites(options("human", output=tmp_path / name, seed=seed, per_class=50))
+        dataset("human", output=tmp_path / name, seed=seed, per_class=50)
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     pd.testing.assert_frame_equal(first, again)
@@ -245,7 +243,7 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
     )
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["options"]["seed"] == 1 and manifest["counts"]["labels"]["acceptor"] == 1
-    splice_sites(options("human", output=tmp_path / "p", seed=1, per_class=50, format="parquet"))
+    dataset("human", output=tmp_path / "p", seed=1, per_class=50, format="parquet")
     parquet = pd.read_parquet(tmp_path / "p" / "test.parquet")
     pd.testing.assert_frame_equal(parquet, read_csv(tmp_path / "a" / "test.csv"), check_dtype=False)
 
@@ -347,7 +345,7 @@ def test_contig_names_are_reconciled(
     report.write_text(aliases)
     more = {"biotypes": "all", "length": 8, "split": "random", "aliases": report if aliases else None}
     with caplog.at_level("INFO", "megadna"):
-        table = splice_sites(SpliceOptions(genome=genome, annotation=annotation, **more))  # type: ignore[arg-type]
+        table = splice_sites(genome=genome, annotation=annotation, **more)
     assert set(table["contig"]) == {contig}
     assert f"{annotated} -> {contig}" in caplog.text or not caplog.records  # the megadna logger may not propagate
 
@@ -400,11 +398,11 @@ def test_too_few_transcripts_on_the_genome(tmp_path: Path) -> None:
     genome = dialect_files(tmp_path, "chr1", "1")[0]
     annotation = tmp_path / "few.gtf"
     annotation.write_text("\n".join(lines[2:]) + "\n")
-    few = SpliceOptions(genome=genome, annotation=annotation, length=4, split="random")
+    few = {"genome": str(genome), "annotation": str(annotation), "length": 4, "split": "random"}
     with pytest.raises(UserError, match="8 of 9 lie on a contig"):
-        splice_sites(few)
+        splice_sites(**few)
     annotation.write_text("\n".join(lines) + "\n")
-    assert set(splice_sites(few)["contig"]) == {"chr1"}
+    assert set(splice_sites(**few)["contig"]) == {"chr1"}
 
 
 def test_a_wrong_strand_or_build_shows_in_the_gt_ag_share(tmp_path: Path) -> None:
@@ -412,12 +410,11 @@ def test_a_wrong_strand_or_build_shows_in_the_gt_ag_share(tmp_path: Path) -> Non
     swap = {"+": "-", "-": "+", ".": "."}
     lines = [line.split("\t") for line in read_text(DATA / FILES["arabidopsis"][1]).splitlines()]
     flipped.write_text("\n".join("\t".join([*line[:6], swap[line[6]], *line[7:]]) for line in lines if len(line) == 9))
-    wrong = replace(options("arabidopsis"), annotation=flipped)
     with pytest.raises(
         UserError, match=r"only 0\.0\d\d of 1,14\d introns are GT-AG.*strands.*genome build.*--min_gt_ag 0"
     ):
-        splice_sites(wrong)
-    assert len(splice_sites(replace(wrong, min_gt_ag=0.0))) > 3000
+        dataset("arabidopsis", annotation=flipped)
+    assert len(dataset("arabidopsis", annotation=flipped, min_gt_ag=0.0)) > 3000
 
 
 def test_genome_letters_are_those_of_the_file() -> None:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megadna import windows
 from megadna.cli import main
 from megadna.downstream.genome import read_genome, reverse_complement
 from megadna.downstream.negatives import shuffle_dinucleotides
-from megadna.downstream.windows import WindowOptions, make_windows
 
 DATA = Path(__file__).parents[1] / "data"
 HUMAN = DATA / "human_GRCh38_chr9_1-1000000_sm.fa.gz"
@@ -65,7 +65,7 @@ def test_every_shuffling_is_as_likely() -> None:
 
 
 def test_peaks_and_matched_negatives(bed: Path, letters: str) -> None:
-    table = make_windows(WindowOptions(genome=HUMAN, positives=bed, length=200, split="region"))
+    table = windows(genome=HUMAN, positives=bed, length=200, split="region")
     positives, negatives = table[table["label"] == 1], table[table["label"] == 0]
     assert len(positives) == len(negatives) == 100
     known = {
@@ -89,7 +89,7 @@ def test_peaks_and_matched_negatives(bed: Path, letters: str) -> None:
 
 
 def test_shuffled_negatives_stay_with_their_positive(bed: Path) -> None:
-    table = make_windows(WindowOptions(genome=HUMAN, positives=bed, negatives="shuffled", length=200, split="region"))
+    table = windows(genome=HUMAN, positives=bed, negatives="shuffled", length=200, split="region")
     for _, rows in table.groupby("name"):
         first, second = rows.sort_values("label")["sequence"]
         assert pairs(first) == pairs(second) and first != second
@@ -101,18 +101,14 @@ def test_summits_of_narrow_peaks(tmp_path: Path) -> None:
     path = tmp_path / "a.narrowPeak.gz"
     rows = [f"9\t{start}\t{end}\tp\t0\t.\t1\t2\t3\t{n if n % 2 else -1}" for n, (_, start, end, _) in enumerate(PEAKS)]
     path.write_bytes(gzip.compress("\n".join(rows).encode()))
-    table = make_windows(
-        WindowOptions(genome=HUMAN, positives=path, negatives="none", length=200, upstream=20, split="region")
-    )
+    table = windows(genome=HUMAN, positives=path, negatives="none", length=200, upstream=20, split="region")
     expected = {start + (n if n % 2 else 150) - 20 for n, (_, start, _, _) in enumerate(PEAKS)}
     assert set(table["start"]) == expected and set(table["label"]) == {1}
 
 
 def test_start_sites_of_both_strands(letters: str) -> None:
     """WASHC1's ENST00000442898 begins at 29,739 of the minus strand (1-based, Ensembl 91); -249 to +50 around it."""
-    table = make_windows(
-        WindowOptions(genome=HUMAN, annotation=HUMAN_GTF, length=300, upstream=249, negatives="none", split="region")
-    )
+    table = windows(genome=HUMAN, annotation=HUMAN_GTF, length=300, upstream=249, negatives="none", split="region")
     (row,) = table[table["end"] == 29_738 + 250].itertuples()
     assert (row.strand, row.kind, row.name) == ("-", "tss", "ENSG00000181404")
     assert row.sequence == reverse_complement(letters[29_688:29_988].upper())
@@ -129,13 +125,13 @@ def test_start_sites_of_both_strands(letters: str) -> None:
 
 def test_chromosome_split_and_seed(tmp_path: Path) -> None:
     options = {"genome": YEAST, "annotation": YEAST_GTF, "count": 200, "length": 128}
-    first, again = (make_windows(WindowOptions(**options, output=tmp_path / name)) for name in "ab")  # type: ignore[arg-type]
+    first, again = (windows(**options, output=tmp_path / name) for name in "ab")
     pd.testing.assert_frame_equal(first, again)
     assert (first.groupby("contig")["split"].nunique() == 1).all()
     assert first.groupby("split")["contig"].nunique().to_dict() == {"train": 1, "dev": 1, "test": 1}
     assert (first["label"] == 1).sum() == (first["label"] == 0).sum() == 199  # one of 200 passes its contig's end
     assert (tmp_path / "a" / "test.csv").read_bytes() == (tmp_path / "b" / "test.csv").read_bytes()
-    other = make_windows(WindowOptions(**options, seed=2))  # type: ignore[arg-type]
+    other = windows(**options, seed=2)
     assert set(other["start"]) != set(first["start"])
 
 
@@ -153,15 +149,15 @@ def bigwig(tmp_path: Path) -> Path:
 
 def test_bigwig_values_are_labels(bigwig: Path, bed: Path) -> None:
     options = {"genome": HUMAN, "bigwig": bigwig, "length": 500, "split": "region"}
-    everywhere = make_windows(WindowOptions(**options))  # type: ignore[arg-type]
-    peaks = make_windows(WindowOptions(**options, positives=bed))  # type: ignore[arg-type]
+    everywhere = windows(**options)
+    peaks = windows(**options, positives=bed)
     for table, number in ((everywhere, 1000), (peaks, 81)):
         inside = table[(table["start"] >= 100_000) & (table["end"] <= 600_000)]
         assert 0 < len(table) <= number and len(inside) > 0.9 * len(table)
         middle = (inside["start"] + inside["end"] - 1) / 2000
         np.testing.assert_allclose(inside["label"], middle, rtol=1e-6)
     assert len(everywhere) == 1000 and set(everywhere["kind"]) == {"signal"}
-    assert len(make_windows(WindowOptions(**options, count=30))) <= 30  # type: ignore[arg-type]
+    assert len(windows(**options, count=30)) <= 30
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
