@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> None:
 def add_options(parser: ArgumentParser, options: Any) -> None:
     """The dataclass' fields as options; lists take several words (`--input a b`), booleans none (`--overwrite`)."""
     types = get_type_hints(options)
-    help_texts = {entry.arg_name: entry.description for entry in parse_from_object(options).params}
+    documented = [entry for kind in options.__mro__[:-1] for entry in parse_from_object(kind).params]
+    help_texts = {entry.arg_name: entry.description for entry in documented}
     special = {name for name, kind in types.items() if get_origin(kind) is list or kind is bool}
     parser.add_class_arguments(options, skip=special)
     for entry in fields(options):
