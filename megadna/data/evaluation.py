@@ -91,24 +91,25 @@ class HiddenBases:
     """Soft-masked ones."""
 
 
+@dataclass(frozen=True)
 class EvaluationSamples:
-    """The samples of one split for one tokenizer: `samples[i]` is a Sample, a pure function of the arguments and i."""
+    """The samples of one split for one tokenizer: `samples[i]` is a Sample, a pure function of the settings and i.
 
-    def __init__(
-        self,
-        dataset: ChunkPool,
-        tokenizer: Tokenizer,
-        *,
-        sequence_length: int,
-        samples: int,
-        seed: int,
-        protocol: str = "",
-    ) -> None:
-        """`samples`: windows, or chunks under a protocol. UserError where the protocol does not fit the tokenizer."""
-        self.dataset, self.tokenizer, self.seed, self.protocol = dataset, tokenizer, seed, protocol
-        self.sequence_length, self._samples = sequence_length, samples
-        if protocol:
-            _check_protocol(protocol, tokenizer, sequence_length)
+    UserError where the protocol does not fit the tokenizer.
+    """
+
+    dataset: ChunkPool
+    tokenizer: Tokenizer
+    sequence_length: int
+    """Tokens of a row, [CLS] and [SEP] included."""
+    samples: int
+    """Windows asked for; chunks under a protocol."""
+    seed: int
+    protocol: str = ""
+
+    def __post_init__(self) -> None:
+        if self.protocol:
+            _check_protocol(self.protocol, self.tokenizer, self.sequence_length)
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -129,12 +130,12 @@ class EvaluationSamples:
     def _windows(self) -> NDArray[np.int64]:
         """[samples, 4]: number that seeds the mask, chunk, first base, end."""
         if self.protocol:
-            chunks = evaluation_chunks(len(self.dataset), self._samples).tolist()
+            chunks = evaluation_chunks(len(self.dataset), self.samples).tolist()
             windows = [(chunk, chunk, *span) for chunk in chunks for span in self._cell_windows(chunk)]
             return np.array(windows, dtype=np.int64).reshape(-1, 4)
         row_bases = self.tokenizer.num_bases(self.sequence_length - NUM_SPECIAL)
         ends = np.cumsum(np.maximum(1, self.dataset.lengths // row_bases), dtype=np.int64)
-        numbers = evaluation_chunks(int(ends[-1]), self._samples)
+        numbers = evaluation_chunks(int(ends[-1]), self.samples)
         chunks = np.searchsorted(ends, numbers, side="right")
         starts = (numbers - np.append(0, ends)[chunks]) * row_bases
         return np.stack([numbers, chunks, starts, starts + row_bases], axis=1)

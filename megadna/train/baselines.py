@@ -170,20 +170,14 @@ class MarkovTable:
         return p_JN4
 
 
-def fit(
-    letters: Iterable[Letters],
-    *,
-    both_strands: bool,
-    k: int = MAX_K,
-    max_letters: int = MAX_FIT_LETTERS,
-) -> MarkovTable:
-    """Count contexts in chunks of letters (ASCII, any case), each chunk for itself, up to `max_letters`.
+def fit(letters: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> MarkovTable:
+    """Count contexts in chunks of letters (ASCII, any case), each chunk for itself.
 
     `both_strands` counts the reverse complement too; True where the encoder trains with it.
     """
     width = 2 * k + 1
     counts = np.zeros(4**width, dtype=np.int64)
-    for codes in _batches(letters, max_letters):
+    for codes in _batches(letters):
         counts += np.bincount(_windows(codes, width), minlength=4**width)
     window = counts.reshape((4,) * width)
     if both_strands:
@@ -192,42 +186,28 @@ def fit(
     return MarkovTable(k, _with_unknown(np.ascontiguousarray(flanks, dtype=np.uint32), 2 * k))
 
 
-def _batches(letters: Iterable[Letters], max_letters: int) -> Iterator[NDArray[np.uint8]]:
+def _batches(letters: Iterable[Letters]) -> Iterator[NDArray[np.uint8]]:
     """Codes of many chunks in one array, an unknown between any two, so that no window spans two chunks."""
-    batch: list[NDArray[np.uint8]] = []
-    waiting, left = 0, max_letters
     gap = np.full(1, UNKNOWN, dtype=np.uint8)
+    batch, waiting = [gap], 0
     for chunk in letters:
-        codes = base_codes(chunk[:left])
-        batch += [codes, gap]
-        waiting, left = waiting + len(codes), left - len(codes)
-        if waiting >= BATCH_LETTERS or left <= 0:
+        batch += [base_codes(chunk), gap]
+        waiting += len(chunk)
+        if waiting >= BATCH_LETTERS:
             yield np.concatenate(batch)
-            batch, waiting = [], 0
-        if left <= 0:
-            return
-    if batch:
-        yield np.concatenate(batch)
+            batch, waiting = [gap], 0
+    yield np.concatenate(batch)
 
 
 def _windows(codes: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
-    """Every window of `width` known bases as a number in base 4, leftmost base first.
-
-    Windows of 1, 2, 4, 8, ... bases are joined from halves, so a width of 11 takes 5 passes and not 11.
-    """
-    piece, broken, size = codes.astype(np.int64) & 3, codes == UNKNOWN, 1
-    whole, whole_broken, done = np.zeros(len(codes) + 1, dtype=np.int64), np.zeros(len(codes) + 1, dtype=np.bool_), 0
-    while True:
-        if width & size:
-            kept = max(0, len(codes) - done - size + 1)
-            whole = (whole[:kept] << (2 * size)) | piece[done : done + kept]
-            whole_broken = whole_broken[:kept] | broken[done : done + kept]
-            done += size
-        if done == width:
-            return whole[~whole_broken]
-        piece = (piece[:-size] << (2 * size)) | piece[size:]
-        broken = broken[:-size] | broken[size:]
-        size *= 2
+    """Every window of `width` known bases as a number in base 4, leftmost base first."""
+    count = max(0, len(codes) - width + 1)
+    numbers, known = np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.bool_)
+    for place in range(width):
+        piece = codes[place : place + count]
+        numbers = (numbers << 2) | (piece & 3)
+        known &= piece != UNKNOWN
+    return numbers[known]
 
 
 def _with_unknown(counts: NDArray[np.uint32], num_symbols: int) -> NDArray[np.uint32]:
@@ -288,14 +268,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _read_cache(cache_file: Path | None) -> dict[str, Any]:
-    if cache_file is None or not cache_file.is_file():
-        return {}
     try:
-        cache: dict[str, Any] = json.loads(cache_file.read_text(encoding="utf-8"))
+        return dict(json.loads(cache_file.read_bytes())) if cache_file is not None and cache_file.is_file() else {}
     except ValueError:
         log.warning("%s is not JSON; computing the baselines anew", cache_file)
         return {}
-    return cache
 
 
 def _spread(chunks: Chunks, max_letters: int) -> Iterator[Letters]:

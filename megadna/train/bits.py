@@ -7,12 +7,12 @@ The training loss under 80/10/10 is another quantity: kept tokens show their ans
 Tokens of several bases are scored in kmer_bits.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from megadna.errors import UserError
 
 # Shapes: N hidden bases of a batch, U units scored as one (bases, tokens or blocks), M masked tokens, 4 the bases A C G
 # T, C chunks of an evaluation (or what else sums are taken over), G groups, R bootstrap replicates.
@@ -22,84 +22,49 @@ BOOTSTRAP_SEED = 20230420
 MAX_RESAMPLED = 4_000_000  # entries of one block of bootstrap weights: 32 MB
 
 
-@dataclass(frozen=True, kw_only=True)
+HIDDEN, BITS, CORRECT, LOSS, TOKENS = range(5)
+
+
+@dataclass(frozen=True)
 class ChunkSums:
     """Sums over the hidden bases of each chunk, in the order of the evaluation samples."""
 
-    hidden_C: NDArray[np.int64]
-    """Hidden bases."""
-    bits_C: NDArray[np.float64]
-    """Sum of -log2 p(true base)."""
-    correct_C: NDArray[np.float64]
-    """Hidden bases named right; a tie of n counts 1/n."""
-    loss_C: NDArray[np.float64] | None = None
-    """Sum of -ln p(true token) under the softmax over the whole vocabulary; None for what has no vocabulary."""
-    tokens_C: NDArray[np.int64] | None = None
-    """Masked tokens, over which loss_C is a sum."""
+    sums_CQ: NDArray[np.float64]
+    """Columns: hidden bases; sum of -log2 p(true base); bases named right, a tie of n counting 1/n; sum of -ln p(true
+    token) under the softmax over the whole vocabulary, and the masked tokens it is of (none where there is no
+    vocabulary)."""
 
-    @staticmethod
-    def concatenate(parts: Sequence["ChunkSums"]) -> "ChunkSums":
-        """The chunks of several batches as one evaluation, in the order given."""
-        losses = [part.loss_C for part in parts if part.loss_C is not None]
-        tokens = [part.tokens_C for part in parts if part.tokens_C is not None]
-        assert len(losses) == len(tokens) in (0, len(parts)), "sums with and without a loss cannot be joined"
-        return ChunkSums(
-            hidden_C=np.concatenate([part.hidden_C for part in parts]),
-            bits_C=np.concatenate([part.bits_C for part in parts]),
-            correct_C=np.concatenate([part.correct_C for part in parts]),
-            loss_C=np.concatenate(losses) if losses else None,
-            tokens_C=np.concatenate(tokens) if tokens else None,
-        )
-
-    def by_group(self, group_C: NDArray[np.int64]) -> "ChunkSums":
+    def by_group(self, group_C: NDArray[np.integer]) -> "ChunkSums":
         """The sums of entries with the same number as one entry, in rising order of the numbers."""
         numbers, place_C = np.unique(group_C, return_inverse=True)
-
-        total = partial(_totals, place_C, num_keys=len(numbers))
-        return ChunkSums(
-            hidden_C=total(self.hidden_C).astype(np.int64),
-            bits_C=total(self.bits_C),
-            correct_C=total(self.correct_C),
-            loss_C=None if self.loss_C is None else total(self.loss_C),
-            tokens_C=None if self.tokens_C is None else total(self.tokens_C).astype(np.int64),
-        )
-
-    def with_loss(self, loss_M: NDArray[np.floating], chunk_M: NDArray[np.integer]) -> "ChunkSums":
-        """The same with the full-softmax loss of the masked tokens, which are not one for each hidden base."""
-        num_chunks = len(self.hidden_C)
-        return replace(
-            self,
-            loss_C=_totals(chunk_M, loss_M, num_chunks),
-            tokens_C=np.bincount(chunk_M, minlength=num_chunks),
-        )
+        sums_GQ = np.zeros((len(numbers), 5))
+        np.add.at(sums_GQ, place_C, self.sums_CQ)
+        return ChunkSums(sums_GQ)
 
     def select(self, kept_C: NDArray[np.bool_]) -> "ChunkSums":
         """The sums of some entries; without the loss, which is not one of single bases."""
-        return ChunkSums(hidden_C=self.hidden_C[kept_C], bits_C=self.bits_C[kept_C], correct_C=self.correct_C[kept_C])
+        return ChunkSums(self.sums_CQ[kept_C] * (1, 1, 1, 0, 0))
 
     def macro(self, group_C: NDArray[np.integer]) -> tuple[float, float | None]:
         """Bits per base as the plain mean over the groups that hide a base, and its standard error over chunks."""
-        hidden_G = np.bincount(group_C, weights=self.hidden_C)
-        bits_G = np.bincount(group_C, weights=self.bits_C)
-        mean = float((bits_G[hidden_G > 0] / hidden_G[hidden_G > 0]).mean())
-        return mean, bootstrap_standard_error(self.bits_C, self.hidden_C, group_C)
+        sums_GQ = self.by_group(group_C).sums_CQ
+        sums_GQ = sums_GQ[sums_GQ[:, HIDDEN] > 0]
+        error = bootstrap_standard_error(self.sums_CQ[:, BITS], self.sums_CQ[:, HIDDEN], group_C)
+        return float((sums_GQ[:, BITS] / sums_GQ[:, HIDDEN]).mean()), error
 
     def score(self) -> "MaskedScore":
-        """Means over all hidden bases; ValueError where nothing was hidden."""
-        num_hidden = int(self.hidden_C.sum())
-        if num_hidden == 0:
-            raise ValueError("no hidden base to score: the evaluation samples hold no A, C, G or T that was masked")
-        bits = float(self.bits_C.sum() / num_hidden)
+        """Means over all hidden bases; UserError where nothing was hidden."""
+        hidden, bits, correct, loss, tokens = self.sums_CQ.sum(axis=0).tolist()
+        if not hidden:
+            raise UserError("no hidden base to score: the evaluation samples hold no A, C, G or T that was masked")
         return MaskedScore(
-            samples=len(self.hidden_C),
-            hidden_bases=num_hidden,
-            bits_per_base=bits,
-            standard_error=bootstrap_standard_error(self.bits_C, self.hidden_C),
-            perplexity=2.0**bits,
-            accuracy=float(self.correct_C.sum() / num_hidden),
-            loss=None
-            if self.loss_C is None or self.tokens_C is None
-            else float(self.loss_C.sum() / self.tokens_C.sum()),
+            samples=len(self.sums_CQ),
+            hidden_bases=int(hidden),
+            bits_per_base=bits / hidden,
+            standard_error=bootstrap_standard_error(self.sums_CQ[:, BITS], self.sums_CQ[:, HIDDEN]),
+            perplexity=2.0 ** (bits / hidden),
+            accuracy=correct / hidden,
+            loss=loss / tokens if tokens else None,
         )
 
 
@@ -171,20 +136,13 @@ class UnitScores:
     def sums(self, key_N: NDArray[np.integer], num_keys: int) -> ChunkSums:
         """Sums by the key of each hidden base (its row, say); the bits of a unit are spread evenly over its bases."""
         assert self.bases_U.sum() == len(key_N), (self.bases_U.sum(), len(key_N))
-        bits_N = np.repeat(self.bits_U / self.bases_U, self.bases_U)
-        return ChunkSums(
-            hidden_C=np.bincount(key_N, minlength=num_keys),
-            bits_C=_totals(key_N, bits_N, num_keys),
-            correct_C=_totals(key_N, np.repeat(self.correct_U, self.bases_U), num_keys),
-        )
-
-
-def _totals(key_N: NDArray[np.integer], values_N: NDArray, num_keys: int) -> NDArray[np.float64]:
-    return np.bincount(key_N, weights=values_N, minlength=num_keys).astype(np.float64)
+        values_U = (np.ones(len(self.bases_U)), self.bits_U / self.bases_U, self.correct_U)
+        columns = [np.bincount(key_N, np.repeat(values, self.bases_U), num_keys) for values in values_U]
+        return ChunkSums(np.stack([*columns, *np.zeros((2, num_keys))], axis=1))
 
 
 def bootstrap_standard_error(
-    sum_C: NDArray[np.float64], weight_C: NDArray[np.int64], group_C: NDArray[np.integer] | None = None
+    sum_C: NDArray[np.float64], weight_C: NDArray[np.number], group_C: NDArray[np.integer] | None = None
 ) -> float | None:
     """Standard error of sum/weight (its mean over groups) when chunks, not positions, are drawn again with replacement.
 
@@ -198,7 +156,7 @@ def bootstrap_standard_error(
         return None
     group_C = np.zeros(num_chunks, np.int64) if group_C is None else group_C[kept]
     order = np.argsort(group_C, kind="stable")
-    sum_C, weight_C, group_C = sum_C[kept][order], weight_C[kept][order].astype(np.float64), group_C[order]
+    sum_C, weight_C, group_C = sum_C[kept][order], weight_C[kept][order], group_C[order]
     first_G = np.flatnonzero(np.append(True, np.diff(group_C) > 0))
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     share_C = np.full(num_chunks, 1.0 / num_chunks)

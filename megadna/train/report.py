@@ -1,6 +1,6 @@
 """What one or several runs did, as figures and one HTML page that opens from disk.
 
-In:  run folders: metrics.jsonl, config.yaml, and evaluation-SPLIT.json where `megadna evaluate` or the run wrote one.
+In:  run folders: metrics.jsonl, config.yaml, and evaluation-*.json where `megadna evaluate` wrote one.
 Out: report.html (figures inlined, nothing loaded from elsewhere) and the figures as PNG beside it.
 A run may still be going on: a half-written last line of metrics.jsonl is left out.
 """
@@ -9,7 +9,7 @@ import base64
 import html
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,60 +18,32 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.train import plots
 
 FIGURES = {
     "valid_bits.png": "Every chosen base hidden, p renormalised over A, C, G, T; the band is one standard error over "
-    "chunks, dashed lines are the baselines of evaluation-valid.json, which may hold more "
-    "chunks than the curve.",
+    "chunks, grey lines are the baselines of evaluation-valid.json, which may hold more chunks than the curve.",
+    "valid_extra.png": "The datasets of validation.extra, by the same definition; a rise is forgetting.",
     "baselines.png": "Bars are bits below the 2 bits of a uniform guess, with one standard error over chunks; the "
     "numbers are bits per base. Baselines see what the model sees.",
+    "groups.png": "Species by species at the last validation.",
     "loss.png": "Cross-entropy over the whole vocabulary under the training mask, in which some chosen tokens are kept "
     "or replaced: another quantity than bits per base, not to be compared with it. Pale: every logged step; line: "
     "running median. The first fall and spikes may leave the frame.",
     "learning_rate.png": "The schedule as run.",
-    "throughput.png": "All ranks together, of every logged step.",
+    "throughput.png": "All ranks together, of every logged step; the line is the running median.",
 }
-ESSENTIALS = (
-    "seed",
-    "tokenizer.kind",
-    "data.path",
-    "data.sequence_length",
-    "data.reverse_complement",
-    "data.masking.fraction",
-    "model.num_layers",
-    "model.hidden_size",
-    "model.num_attention_heads",
-    "model.ffn_hidden_size",
-    "parallel.tensor",
-    "parallel.pipeline",
-    "engine.device",
-    "engine.num_processes",
-    "engine.precision",
-    "train.steps",
-    "train.global_batch_size",
-    "train.micro_batch_size",
-    "train.lr",
-    "train.schedule",
-    "train.warmup_steps",
-    "train.weight_decay",
-)
-BASELINE_NAMES = {"uniform": "uniform", "composition": "composition", "markov": "Markov"}
+BITS, EXTRA = "valid_bits_per_base", "valid_extra/"
 GENERATOR = '<meta name="generator" content="megadna report">'
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; background: #fff; margin: 0 auto; max-width: 1120px;
-       padding: 24px 28px 60px; }
-h1 { font-size: 25px; margin: 0 0 2px; } h2 { font-size: 18px; margin: 36px 0 8px; }
-p, figcaption { color: #555c66; margin: 4px 0 10px; max-width: 82ch; } figcaption { font-size: 13px; }
-.tables { overflow-x: auto; margin-bottom: 22px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 18px 5px 0; text-align: left; border-bottom: 1px solid #e4e6ea; vertical-align: top; }
-th { font-weight: 600; white-space: nowrap; } td.number, th.number { text-align: right; }
-td { white-space: nowrap; } tr.model td { font-weight: 600; } tr.differs td { background: #fdf3e3; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; margin: 0 auto; max-width: 1120px; padding: 24px 28px; }
+h2 { font-size: 18px; margin: 36px 0 8px; } p, figcaption { color: #555c66; max-width: 82ch; }
+.tables, pre { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 18px 5px 0; text-align: left; border-bottom: 1px solid #e4e6ea; white-space: nowrap; }
+tr.model td { font-weight: 600; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 26px; }
-figure { margin: 0; } img { width: 100%; height: auto; }
-pre { background: #f6f7f9; padding: 12px 14px; overflow-x: auto; font-size: 13px; } summary { cursor: pointer; }
+figure { margin: 0; } img { width: 100%; height: auto; } figcaption, pre { font-size: 13px; }
 """
 
 
@@ -90,26 +62,29 @@ class Run:
     validation: list[dict[str, Any]]
     """Lines with keys that begin with valid_, in order."""
     evaluations: dict[str, dict[str, Any]]
-    """evaluation-SPLIT.json by split."""
+    """evaluation-NAME.json by name."""
 
-    def series(self, key: str, *, lines: list[dict[str, Any]], error_key: str = "") -> plots.Series | None:
-        """The values of `key` over steps; None where no line has it."""
+    def series(self, key: str, *, lines: list[dict[str, Any]], label: str = "", style: int = 0) -> list[plots.Series]:
+        """The values of `key` over steps, with standard errors where KEY_se stands beside; [] where no line has it."""
         having = [line for line in lines if key in line]
         if not having:
-            return None
-        errors = _numbers(having, error_key) if error_key in having[0] else None
-        return plots.Series(self.name, self.number, _numbers(having, "step"), _numbers(having, key), errors)
+            return []
+        steps, values = _numbers(having, "step"), _numbers(having, key)
+        errors = _numbers(having, f"{key}_se") if f"{key}_se" in having[0] else None
+        return [plots.Series(label or self.name, self.number, steps, values, errors, style)]
+
+
+Evaluated = tuple[Run, dict[str, Any]]
 
 
 def read_run(folder: Path, name: str = "", number: int = 0) -> Run:
     """Read a run folder; UserError where it is none, or has logged nothing yet."""
     metrics, config = folder / "metrics.jsonl", folder / "config.yaml"
     for file in (metrics, config):
-        if not file.is_file():
-            raise UserError(f"{file}: no such file; give the --output folder of a `megadna train` that has started")
+        remedy = "give the --output folder of a `megadna train` that has started"
+        require(file.is_file(), f"{file}: no such file; {remedy}")
     lines = _read_lines(metrics)
-    if not lines:
-        raise UserError(f"{metrics}: no step is logged yet; report again when the run has made one")
+    require(bool(lines), f"{metrics}: no step is logged yet; report again when the run has made one")
     config_text = config.read_text(encoding="utf-8")
     return Run(
         name=name or folder.resolve().name,
@@ -150,46 +125,62 @@ def write_report(runs: Sequence[Run], html_file: Path, *, figures_beside: bool) 
 
 def draw_figures(runs: Sequence[Run]) -> dict[str, bytes]:
     """PNG of every figure that the runs have values for, by file name."""
-    training: dict[str, tuple[str, Callable[[Sequence[plots.Series]], bytes]]] = {
-        "loss.png": ("loss", plots.loss_plot),
-        "learning_rate.png": ("lr", plots.learning_rate_plot),
-        "throughput.png": ("tokens_per_second", plots.throughput_plot),
+    valid = [one for run in runs for one in run.series(BITS, lines=run.validation)]
+    keys = sorted({key for run in runs for line in run.validation for key in line if _is_extra(key)})
+    extra = [
+        one
+        for run in runs
+        for style, key in enumerate(keys)
+        for one in run.series(key, lines=run.validation, label=f"{run.name}: {_name(key)}", style=style)
+    ]
+    loss, lr, speed = (
+        [one for run in runs for one in run.series(key, lines=run.training)]
+        for key in ("loss", "lr", "tokens_per_second")
+    )
+    rows = {title: _rows(group) for title, group in evaluation_groups(runs).items()}
+    panels = {title: [plots.Bar(row[0], *_mean(row[1]), row[2]) for row in group] for title, group in rows.items()}
+    levels = [
+        {bar.name: bar.bits for bar in group if bar.run is None}
+        for title, group in panels.items()
+        if title.startswith("valid:")
+    ]
+    species: dict[str, list[plots.Bar]] = {}
+    for run in runs:
+        for key, bits in (run.validation[-1] if run.validation else {}).items():
+            if key.startswith(f"{BITS}/") and bits is not None:
+                species.setdefault(_name(key), []).append(plots.Bar(run.name, bits, None, run.number))
+    bits = "bits per hidden base (lower is better)"
+    level = levels[0] if len(levels) == 1 else {"uniform": 2.0}
+    drawn = {
+        "valid_bits.png": valid and plots.curves("Validation: masked bits per base", bits, valid, levels=level),
+        "valid_extra.png": extra and plots.curves("Further datasets: masked bits per base", bits, extra),
+        "baselines.png": panels and plots.bars("Evaluations beside baselines", panels),
+        "groups.png": species and plots.bars("Species: masked bits per base", species),
+        "loss.png": loss and plots.curves("Training loss", "cross-entropy of chosen tokens (nats)", loss, noisy=True),
+        "learning_rate.png": lr and plots.curves("Learning rate", "learning rate", lr, from_zero=True),
+        "throughput.png": speed and plots.curves("Throughput", "tokens per second", speed, noisy=True, from_zero=True),
     }
-    figures = {}
-    for file, (key, draw) in training.items():
-        series = [run.series(key, lines=run.training) for run in runs]
-        if any(series):
-            figures[file] = draw([one for one in series if one])
-    key = "valid_bits_per_base"
-    series = [run.series(key, lines=run.validation, error_key=f"{key}_se") for run in runs]
-    groups = evaluation_groups(runs)
-    if any(series):
-        levels = [_baseline_levels(group[0][1]) for name, group in groups.items() if name.startswith("valid")]
-        figures["valid_bits.png"] = plots.valid_bits_plot(
-            [one for one in series if one], levels[0] if len(levels) == 1 else {"uniform": 2.0}
-        )
-    if groups:
-        figures["baselines.png"] = plots.baselines_plot({name: _bars(group) for name, group in groups.items()})
-    return figures
+    return {name: content for name, content in drawn.items() if isinstance(content, bytes)}
 
 
-def evaluation_groups(runs: Sequence[Run]) -> dict[str, list[tuple[Run, dict[str, Any]]]]:
+def evaluation_groups(runs: Sequence[Run]) -> dict[str, list[Evaluated]]:
     """(run, evaluation) of evaluations on the same hidden bases, by a title that says which; test comes first.
 
     Only these may stand in one table. Their baselines are equal to the last digit; other bases or masks change them.
     """
-    groups: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    groups: dict[str, list[Evaluated]] = {}
     for run in runs:
-        for split, evaluation in run.evaluations.items():
-            counts = [evaluation.get(key) for key in ("protocol", "dataset_id", "samples", "hidden_bases")]
-            identity = json.dumps([split, *counts, evaluation["baselines"]], sort_keys=True)
+        for name, evaluation in run.evaluations.items():
+            keys = ("protocol", "hides", "dataset_id", "samples", "hidden_bases", "baselines")
+            identity = json.dumps([name, *(evaluation.get(key) for key in keys)], sort_keys=True)
             groups.setdefault(identity, []).append((run, evaluation))
-    titled: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+    titled: dict[str, list[Evaluated]] = {}
     for identity, group in sorted(groups.items(), key=lambda item: not item[0].startswith('["test"')):
-        split, evaluation = json.loads(identity)[0], group[0][1]
-        title = f"{split}: {evaluation['hidden_bases']:,} hidden bases in {evaluation['samples']:,} chunks"
-        if evaluation.get("protocol", "base") != "base":
-            title += f", protocol {evaluation['protocol']}"
+        evaluation = group[0][1]
+        counts = f"{evaluation['hidden_bases']:,} hidden bases in {evaluation['samples']:,} chunks"
+        title = f"{json.loads(identity)[0]}: {counts}"
+        if "hides" in evaluation:
+            title += f", protocol {evaluation['protocol']} ({evaluation['hides']})"
         if title in titled:
             title += f" ({', '.join(run.name for run, _ in group)})"
         titled[title] = group
@@ -198,140 +189,107 @@ def evaluation_groups(runs: Sequence[Run]) -> dict[str, list[tuple[Run, dict[str
 
 def render_page(runs: Sequence[Run], figures: dict[str, bytes]) -> str:
     """The whole HTML page."""
-    names = ", ".join(run.name for run in runs)
+    names = html.escape(", ".join(run.name for run in runs))
+    shown = [name for name in FIGURES if name in figures]
+    configs = [
+        f"<details><summary>config.yaml of {html.escape(run.name)}</summary><pre>{html.escape(run.config_text)}"
+        "</pre></details>"
+        for run in runs
+    ]
     parts = [
-        f"<h1>{html.escape(names)}</h1><p>megadna training report</p>",
-        "<h2>Masked bits per base</h2>",
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}',
+        f"<title>{names} - megadna report</title><style>{STYLE}</style></head><body>",
+        f"<h1>{names}</h1><p>megadna training report</p><h2>Masked bits per base</h2>",
         *_evaluation_tables(runs),
         _validation_table(runs),
         '<h2>Curves</h2><div class="figures">',
-        *(_figure(name, figures[name], FIGURES[name]) for name in FIGURES if name in figures),
-        "</div><h2>Training</h2>",
-        _training_table(runs),
-        "<h2>Settings</h2>",
+        *(_figure(name, figures[name]) for name in shown),
+        "</div><h2>Settings</h2>",
         _config_table(runs),
-        *(
-            f"<details><summary>config.yaml of {html.escape(run.name)}</summary>"
-            f"<pre>{html.escape(run.config_text)}</pre></details>"
-            for run in runs
-        ),
+        *configs,
+        "</body></html>\n",
     ]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(names)} - megadna report</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return "\n".join(parts)
 
 
 def _evaluation_tables(runs: Sequence[Run]) -> list[str]:
-    groups = evaluation_groups(runs)
-    if not groups:
-        return ["<p>No evaluation beside baselines yet; <code>megadna evaluate</code> makes one.</p>"]
     tables = []
-    for title, group in groups.items():
-        rows = [(_baseline_label(key, numbers), numbers, "") for key, numbers in group[0][1]["baselines"].items()]
-        rows += [(f"{run.name}, step {result['step']:,}", result["model"], "model") for run, result in group]
+    for title, group in evaluation_groups(runs).items():
         cells = [
             (
-                [
-                    label,
-                    _bits(numbers),
-                    f"{2 - numbers['bits_per_base']:.4f}",
-                    f"{numbers['perplexity']:.3f}",
-                    f"{100 * numbers['accuracy']:.1f} %",
-                ],
-                kind,
+                [name if run is None else f"{name}, step {result['step']:,}", _bits(*_mean(numbers)),
+                 f"{numbers['perplexity']:.3f}", f"{100 * numbers['accuracy']:.1f} %"],
+                "" if run is None else "model",
             )
-            for label, numbers, kind in rows
-        ]
-        headers = ["model", "bits per base", "below uniform", "perplexity", "accuracy"]
-        tables.append(f"<p>{html.escape(title)}</p>" + _table(headers, cells, numeric_from=1))
-    return tables
+            for name, numbers, run, result in _rows(group)
+        ]  # fmt: skip
+        tables.append(f"<p>{html.escape(title)}</p>")
+        tables.append(_table(["model", "bits per base", "perplexity", "accuracy"], cells))
+    return tables or ["<p>No evaluation beside baselines yet; <code>megadna evaluate</code> makes one.</p>"]
 
 
 def _validation_table(runs: Sequence[Run]) -> str:
+    """First and last value of everything that validation measures, and where bits were lowest."""
     rows = []
-    for run in runs:
-        lines = [line for line in run.validation if line.get("valid_bits_per_base") is not None]
-        if not lines:
-            continue
-        last, best = lines[-1], min(lines, key=lambda line: line["valid_bits_per_base"])
-        cells = [f"{line['valid_bits_per_base']:.4f} (step {line['step']:,})" for line in (last, best)]
-        rows.append(([run.name, *cells], ""))
-    if not rows:
-        return ""
-    return "<p>valid, while training</p>" + _table(["run", "last", "lowest"], rows, numeric_from=1)
-
-
-def _training_table(runs: Sequence[Run]) -> str:
-    rows = []
-    for run in runs:
-        if not run.training:
-            continue
-        last = run.training[-1]
-        loss = plots.smoothed(_numbers(run.training, "loss"))[-1]
-        speed = _numbers(run.training, "tokens_per_second")
-        median = f"{np.nanmedian(speed):,.0f}" if np.isfinite(speed).any() else "-"
-        samples = f"{last['consumed_samples']:,}" if "consumed_samples" in last else "-"
-        rows.append(([run.name, f"{last['step']:,}", samples, f"{loss:.4f}", median], ""))
-    headers = ["run", "steps", "samples seen", "training loss, last steps (nats)", "tokens/s, median"]
-    return _table(headers, rows, numeric_from=1)
+    for run in (run for run in runs if run.validation):
+        first, last = run.validation[0], run.validation[-1]
+        for key, value in last.items():
+            if not key.startswith("valid_") or key.endswith("_se") or value is None:
+                continue
+            lines = [line for line in run.validation if line.get(key) is not None]
+            low = min(lines, key=lambda line: line[key])
+            lowest = f"{low[key]:.4f} (step {low['step']:,})" if "bits_per_base" in key else ""
+            start = "-" if first.get(key) is None else f"{first[key]:.4f} (step {first['step']:,})"
+            rows.append(([run.name, key, start, _bits(value, last.get(f"{key}_se")), lowest], ""))
+    return "<p>while training</p>" + _table(["run", "", "first", "last", "lowest"], rows) if rows else ""
 
 
 def _config_table(runs: Sequence[Run]) -> str:
-    configs = [run.config for run in runs]
-    rows = []
-    for key in ESSENTIALS:
-        values = [str(config[key]) if key in config else "-" for config in configs]
-        if set(values) != {"-"}:
-            rows.append(([key, *values], "differs" if len(set(values)) > 1 else ""))
-    note = "<p>Shaded: the runs differ.</p>" if any(kind for _, kind in rows) else ""
-    return note + _table(["key", *(run.name for run in runs)], rows)
+    """The settings in which the runs differ."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    rows = [([key, *(str(run.config.get(key, "-")) for run in runs)], "") for key in keys]
+    rows = [(cells, kind) for cells, kind in rows if len(set(cells[1:])) > 1]
+    return "<p>where the runs differ</p>" + _table(["key", *(run.name for run in runs)], rows) if rows else ""
 
 
-def _table(headers: list[str], rows: Sequence[tuple[list[str], str]], *, numeric_from: int | None = None) -> str:
-    def cell(tag: str, column: int, text: str) -> str:
-        kind = ' class="number"' if numeric_from is not None and column >= numeric_from else ""
-        return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
+def _table(headers: list[str], rows: Iterable[tuple[list[str], str]]) -> str:
+    def row(tag: str, cells: list[str], kind: str) -> str:
+        return f'<tr class="{kind}">' + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in cells) + "</tr>\n"
 
-    head = "".join(cell("th", column, text) for column, text in enumerate(headers))
-    body = [
-        f'<tr class="{kind}">' + "".join(cell("td", column, text) for column, text in enumerate(cells)) + "</tr>"
-        for cells, kind in rows
-    ]
-    return f'<div class="tables"><table><tr>{head}</tr>\n' + "\n".join(body) + "</table></div>"
+    body = "".join(row("td", cells, kind) for cells, kind in rows)
+    return f'<div class="tables"><table>{row("th", headers, "")}{body}</table></div>'
 
 
-def _figure(name: str, content: bytes, caption: str) -> str:
-    data = base64.b64encode(content).decode()
-    alt = name.removesuffix(".png").replace("_", " ")
-    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+def _figure(name: str, content: bytes) -> str:
+    alt, data = name.removesuffix(".png").replace("_", " "), base64.b64encode(content).decode()
+    image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{FIGURES[name]}</figcaption></figure>"
 
 
-def _bars(group: list[tuple[Run, dict[str, Any]]]) -> list[plots.Bar]:
-    rows: list[tuple[str, dict[str, Any], int | None]] = [
-        (_baseline_label(key, numbers), numbers, None) for key, numbers in group[0][1]["baselines"].items()
-    ]
-    rows += [(run.name, result["model"], run.number) for run, result in group]
-    return [
-        plots.Bar(name, numbers["bits_per_base"], numbers.get("standard_error"), run) for name, numbers, run in rows
-    ]
+def _rows(group: list[Evaluated]) -> list[tuple[str, dict[str, Any], int | None, dict[str, Any]]]:
+    """(name, numbers, run, evaluation) of the baselines, whose run is None, and of the models."""
+    first = group[0][1]
+    rows: list[tuple[str, dict[str, Any], int | None, dict[str, Any]]] = []
+    for key, numbers in first["baselines"].items():
+        rows.append((f"Markov (k = {numbers['k']})" if "k" in numbers else key, numbers, None, first))
+    return rows + [(run.name, result["model"], run.number, result) for run, result in group]
 
 
-def _baseline_levels(evaluation: dict[str, Any]) -> dict[str, float]:
-    return {_baseline_label(key, numbers): numbers["bits_per_base"] for key, numbers in evaluation["baselines"].items()}
+def _mean(numbers: dict[str, Any]) -> tuple[float, float | None]:
+    return numbers["bits_per_base"], numbers.get("standard_error")
 
 
-def _baseline_label(key: str, numbers: dict[str, Any]) -> str:
-    name = BASELINE_NAMES.get(key, key)
-    return f"{name} (k = {numbers['k']})" if "k" in numbers else name
+def _is_extra(key: str) -> bool:
+    return key.startswith(EXTRA) and key.endswith("_bits_per_base")
 
 
-def _bits(numbers: dict[str, Any]) -> str:
-    error = numbers.get("standard_error")
-    return f"{numbers['bits_per_base']:.4f}" + (f" ± {error:.4f}" if error else "")
+def _name(key: str) -> str:
+    """Species or dataset that a key of metrics.jsonl is of."""
+    return key.split("/", 1)[1].removesuffix("_bits_per_base")
+
+
+def _bits(value: float, error: float | None) -> str:
+    return f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
@@ -356,8 +314,7 @@ def _read_evaluation(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); {remedy}") from error
     missing = {"step", "samples", "hidden_bases", "model", "baselines"} - evaluation.keys()
-    if missing:
-        raise UserError(f"{file}: lacks {', '.join(sorted(missing))}; {remedy}")
+    require(not missing, f"{file}: lacks {', '.join(sorted(missing))}; {remedy}")
     return evaluation
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from megadna.data.batch import Batch
 from megadna.data.evaluation import WIDTHS, EvaluationSamples, HiddenBases
+from megadna.errors import require
 from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
-from megadna.train.bits import ChunkSums, MaskedScore, UnitScores
+from megadna.train.bits import HIDDEN, LOSS, TOKENS, ChunkSums, MaskedScore, UnitScores
 from megadna.train.kmer_bits import kmer_log_p, token_scores
 
 # Shapes: B rows of a batch, S sequence, V vocabulary, M masked tokens, N hidden bases, 4 the bases A C G T, E entries:
@@ -88,6 +89,7 @@ def evaluate(
     """Score the samples, rank `rank` of `size` each its part; `gather` gives what all ranks hold, on each of them."""
     tokenizer, own = samples.tokenizer, np.arange(len(samples))[rank::size]
     protocol = samples.protocol or protocol_of(tokenizer)
+    require(len(samples) > 0, f"protocol {protocol}: no sampled chunk has 48 known bases in a row; raise --samples")
     sums, strands = [], []
     for first in range(0, len(own), micro_batch_size):
         part = own[first : first + micro_batch_size]
@@ -125,7 +127,9 @@ def score_batch(
         units = units.joined(WIDTHS[protocol])
     loss_M = torch.nn.functional.cross_entropy(logits_MV, labels_M, reduction="none")
     sums = units.sums(2 * hidden.row_H + hidden.lower_H, 2 * len(labels_BS))
-    return sums.with_loss(loss_M.cpu().numpy(), 2 * row_M.cpu().numpy())
+    np.add.at(sums.sums_CQ[:, LOSS], 2 * row_M.cpu().numpy(), loss_M.cpu().numpy())
+    np.add.at(sums.sums_CQ[:, TOKENS], 2 * row_M.cpu().numpy(), 1)
+    return sums
 
 
 def base_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: Tokenizer) -> Tensor:
@@ -157,14 +161,15 @@ def _evaluation(everyone: Sequence[Any], samples: EvaluationSamples, protocol: s
     """From (sums, strands) of all ranks."""
     parts = [part for sums, _ in everyone for part in sums]
     key_E = np.concatenate([keys for keys, _ in parts])
-    sums_E = ChunkSums.concatenate([sums for _, sums in parts]).by_group(key_E)
+    sums_E = ChunkSums(np.concatenate([sums.sums_CQ for _, sums in parts])).by_group(key_E)
     key_E = np.sort(key_E)
     chunk_E, names = samples.chunks[key_E >> 1], samples.groups()
     known = sorted(set(names))
     group_E = np.array([known.index(name) for name in names])[key_E >> 1]
     score, macro = _means(sums_E, chunk_E, group_E)
     more = _pair("bits_per_base_macro", macro)
-    cases = {f"_{name}": (key_E % 2 == case) & (sums_E.hidden_C > 0) for case, name in enumerate(("unique", "repeat"))}
+    hides_E = sums_E.sums_CQ[:, HIDDEN] > 0
+    cases = {f"_{name}": (key_E % 2 == case) & hides_E for case, name in enumerate(("unique", "repeat"))}
     for suffix, kept_E in cases.items() if all(kept_E.any() for kept_E in cases.values()) else ():
         mean, macro = _means(sums_E.select(kept_E), chunk_E[kept_E], group_E[kept_E])
         more |= _pair(f"bits_per_base{suffix}", (mean.bits_per_base, mean.standard_error))
@@ -174,8 +179,8 @@ def _evaluation(everyone: Sequence[Any], samples: EvaluationSamples, protocol: s
         more["reverse_complement_divergence"] = sum(bits for _, bits, _ in strands) / hidden
     groups = {}
     for number, name in enumerate(known if len(known) > 1 else ()):
-        kept_E = group_E == number
-        if sums_E.hidden_C[kept_E].any():
+        kept_E = (group_E == number) & hides_E
+        if kept_E.any():
             groups[name] = _means(sums_E.select(kept_E), chunk_E[kept_E], group_E[kept_E])[0]
     return Evaluation(score=replace(score, protocol=protocol), more=more, groups=groups)
 

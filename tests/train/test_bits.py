@@ -97,15 +97,12 @@ def test_batches_join_to_the_same_result():
     logits, labels = random_batch()
     whole = score_of(logits, labels)
     parts = [sums_of(logits[i : i + 2], labels[i : i + 2]) for i in (0, 2, 4)]
-    joined = ChunkSums.concatenate(parts).by_group(np.arange(12) // 2)
+    joined = ChunkSums(np.concatenate([part.sums_CQ for part in parts])).by_group(np.arange(12) // 2)
     assert joined.score().to_dict() == pytest.approx(whole.to_dict(), rel=1e-12)
 
 
 def test_mean_is_over_bases_not_over_chunks():
-    sums = ChunkSums(
-        hidden_C=np.array([30, 10, 0]), bits_C=np.array([30.0, 20.0, 0.0]), correct_C=np.array([20.0, 4.0, 0.0])
-    )
-    score = sums.score()
+    score = ChunkSums(np.array([[30, 30, 20, 0, 0], [10, 20, 4, 0, 0], [0.0, 0, 0, 0, 0]])).score()
     assert score.bits_per_base == pytest.approx(50 / 40)
     assert score.accuracy == pytest.approx(24 / 40)
     assert score.loss is None and "loss" not in score.to_dict()
@@ -163,9 +160,7 @@ def test_upper_and_lower_case_make_up_the_whole():
 
 def test_macro_is_the_plain_mean_over_groups():
     """Bits a base: 1.5 in group 0 (40 bases), 2.0 in group 2 (10 bases); nothing is hidden in group 1."""
-    sums = ChunkSums(
-        hidden_C=np.array([30, 0, 10, 10]), bits_C=np.array([40.0, 0.0, 20.0, 20.0]), correct_C=np.zeros(4)
-    )
+    sums = ChunkSums(np.array([[30, 40, 0, 0, 0], [0] * 5, [10, 20, 0, 0, 0], [10.0, 20, 0, 0, 0]]))
     mean, error = sums.macro(np.array([0, 1, 2, 0]))
     assert mean == pytest.approx(1.75)
     assert 0 < error < 0.5

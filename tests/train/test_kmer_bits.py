@@ -76,7 +76,7 @@ def sums_of(logits: torch.Tensor, batch: Batch, tokenizer: Tokenizer) -> ChunkSu
 
 def by_row(sums: ChunkSums) -> ChunkSums:
     """Upper- and lower-case bases of a row together."""
-    return sums.by_group(np.arange(len(sums.hidden_C)) // 2)
+    return sums.by_group(np.arange(len(sums.sums_CQ)) // 2)
 
 
 def random_logits(batch: Batch, columns: int) -> torch.Tensor:
@@ -125,9 +125,7 @@ def token_probabilities(
 
 
 def rows_of(sums: ChunkSums) -> list[tuple[float, ...]]:
-    assert sums.loss_C is not None and sums.tokens_C is not None
-    columns = (sums.hidden_C, sums.bits_C, sums.correct_C, sums.loss_C, sums.tokens_C)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    return [tuple(row) for row in sums.sums_CQ.tolist()]
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
@@ -240,7 +238,7 @@ def test_blocks_of_k_equal_loops_and_uniform_gives_two_bits() -> None:
     assert protocol_of(tokenizer) == "block6"
     batch = evaluation_batch(tokenizer)
     uniform = sums_of(torch.zeros(*batch.labels_BS.shape, tokenizer.vocab_size), batch, tokenizer)
-    assert uniform.hidden_C.tolist() == [int(hidden.sum()) for hidden in hidden_bases(tokenizer)]
+    assert uniform.sums_CQ[:, 0].tolist() == [int(hidden.sum()) for hidden in hidden_bases(tokenizer)]
     assert uniform.score().bits_per_base == pytest.approx(2.0)
     assert uniform.score().accuracy == pytest.approx(4.0**-6)
     assert uniform.score().loss == pytest.approx(math.log(tokenizer.vocab_size), rel=1e-6)
@@ -363,7 +361,7 @@ def test_a_k_mer_run_validates_and_is_evaluated(
 def test_the_line_shown_names_the_protocol(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str, end: str
 ) -> None:
-    sums = ChunkSums(hidden_C=np.array([4]), bits_C=np.array([8.0]), correct_C=np.array([1.0]))
+    sums = ChunkSums(np.array([[4.0, 8, 1, 0, 0]]))
     config = Config(log=LogConfig(tensorboard=False))
     sinks = Metrics(tmp_path, config, first_step=0)
     evaluation = Evaluation(score=sums.score(), more={}, groups={})

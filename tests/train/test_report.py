@@ -27,7 +27,10 @@ def make_run(folder: Path, *, steps: int = 40, lr: float = 4e-4, splits: tuple[s
         line = {"step": step, "loss": 1.3 + 1 / step, "lr": lr / step, "grad_norm": 1.0}
         lines.append({**line, "tokens_per_second": 1000.0 + step, "consumed_samples": 8 * step})
         if step % 10 == 0:
-            lines.append({"step": step, "valid_bits_per_base": 1.9 + 0.1 / step, "valid_bits_per_base_se": 0.003})
+            bits = 1.9 + 0.1 / step
+            valid = {"valid_bits_per_base": bits, "valid_bits_per_base_se": 0.003, "valid_accuracy": 0.3}
+            species = {f"valid_bits_per_base/{name}": bits + 0.01 * place for place, name in enumerate(("ant", "bee"))}
+            lines.append({"step": step, **valid, **species, "valid_extra/old_bits_per_base": 1.9 + step / 1000})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for split in splits:
         evaluation = {"split": split, "step": steps, "samples": 16, "hidden_bases": 9600, "model": scored(1.93)}
@@ -45,8 +48,11 @@ def test_one_run_gives_page_and_figures_in_its_folder(tmp_path, capsys):
     assert {file.name for file in report.iterdir()} == {*FIGURES, "report.html"}
     assert all((report / name).read_bytes().startswith(PNG) for name in FIGURES)
     page = (report / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
-    for text in ("1.9300 ± 0.0040", "Markov (k = 4)", "demo, step 40", "9,600 hidden bases in 16 chunks", "0.0004"):
+    assert page.count("data:image/png;base64,") == len(FIGURES) == 7
+    for text in ("1.9300 ± 0.0040", "Markov (k = 4)", "demo, step 40", "9,600 hidden bases in 16 chunks"):
+        assert text in page
+    old = "<td>valid_extra/old_bits_per_base</td><td>1.9100 (step 10)</td><td>1.9400</td><td>1.9100 (step 10)</td>"
+    for text in (old, "<td>valid_accuracy</td><td>0.3000 (step 10)</td><td>0.3000</td><td></td>"):
         assert text in page
     main([str(run)])  # again, over its own report
 
@@ -64,8 +70,8 @@ def test_several_runs_stand_side_by_side_with_differences_marked(tmp_path):
     main([*map(str, folders), "--output", str(output)])
     assert [file.name for file in output.parent.iterdir()] == ["both.html"]
     page = output.read_text()
-    assert '<tr class="differs"><td>train.lr</td><td>0.0004</td><td>0.0008</td></tr>' in page
-    assert '<tr class=""><td>seed</td><td>1</td><td>1</td></tr>' in page
+    assert '<tr class=""><td>train.lr</td><td>0.0004</td><td>0.0008</td></tr>' in page
+    assert "<td>seed</td>" not in page
     assert len(evaluation_groups(read_runs(folders))) == 2  # test and valid, both runs in each
 
 
@@ -84,11 +90,12 @@ def test_other_hidden_bases_never_share_a_table(tmp_path):
     (two / "evaluation-test.json").write_text(json.dumps(evaluation))
     three = make_run(tmp_path / "three", splits=("test",))
     evaluation = json.loads((three / "evaluation-test.json").read_text())
-    (three / "evaluation-test.json").write_text(json.dumps({**evaluation, "protocol": "block6"}))
+    evaluation |= {"protocol": "block6", "hides": "15% of the tokens"}
+    (three / "evaluation-test.json").write_text(json.dumps(evaluation))
     groups = evaluation_groups(read_runs([one, two, three]))
     assert [[run.name for run, _ in group] for group in groups.values()] == [["one"], ["two"], ["three"]]
     counts = "test: 9,600 hidden bases in 16 chunks"
-    assert list(groups) == [counts, f"{counts} (two)", f"{counts}, protocol block6"]
+    assert list(groups) == [counts, f"{counts} (two)", f"{counts}, protocol block6 (15% of the tokens)"]
 
 
 def test_a_run_that_is_going_on_is_reported(tmp_path):
@@ -100,7 +107,7 @@ def test_a_run_that_is_going_on_is_reported(tmp_path):
     (run / "report" / "baselines.png").write_bytes(PNG)
     main([str(run)])
     names = {file.name for file in (run / "report").iterdir()}
-    assert names == {"report.html", "loss.png", "learning_rate.png", "throughput.png"}
+    assert names == {"report.html", "loss.png", "learning_rate.png", "throughput.png"}  # the old figure is gone
 
 
 def test_skipped_steps_and_missing_values_leave_gaps(tmp_path):
@@ -108,7 +115,8 @@ def test_skipped_steps_and_missing_values_leave_gaps(tmp_path):
     text = (run / "metrics.jsonl").read_text().replace('"loss": 1.4', '"loss": null, "was": 1.4')
     (run / "metrics.jsonl").write_text(text.replace('"loss": 1.8', '"loss": NaN, "was": 1.8'))
     read = read_run(run)
-    values = read.series("loss", lines=read.training).values
+    (series,) = read.series("loss", lines=read.training)
+    values = series.values
     assert 2 <= np.isnan(values).sum() < 40
     assert {"loss.png", "throughput.png"} <= draw_figures([read]).keys()
 
@@ -116,10 +124,10 @@ def test_skipped_steps_and_missing_values_leave_gaps(tmp_path):
 def test_training_loss_and_bits_come_from_different_lines(tmp_path):
     run = read_run(make_run(tmp_path / "run"))
     assert len(run.training) == 40 and len(run.validation) == 4
-    bits = run.series("valid_bits_per_base", lines=run.validation, error_key="valid_bits_per_base_se")
+    (bits,) = run.series("valid_bits_per_base", lines=run.validation)
     np.testing.assert_array_equal(bits.steps, [10, 20, 30, 40])
     np.testing.assert_array_equal(bits.errors, [0.003] * 4)
-    assert run.series("loss", lines=run.validation) is None
+    assert run.series("loss", lines=run.validation) == []
 
 
 def test_smoothing_follows_a_fall_and_drops_a_spike():

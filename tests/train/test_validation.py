@@ -221,7 +221,9 @@ def test_mistakes_name_the_option(run: Path, tmp_path: Path) -> None:
         evaluate.main(["--model", str(run), "--samples", "0"])
     with pytest.raises(UserError, match="--output names the JSON file"):
         evaluate.main(["--model", str(run), "--output", str(tmp_path / "none" / "a.json")])
-    with pytest.raises(UserError, match=r"--data\.path is missing"):
+    with pytest.raises(UserError, match=r"no such run, checkpoint or Hugging Face folder"):
+        evaluate.main(["--model", str(tmp_path / "none")])
+    with pytest.raises(UserError, match=r"is not here; give one with --data\.path"):
         evaluate.main(["--model", str(tiny_bert(tmp_path / "bert", context=64))])
     with pytest.raises(UserError, match="is no name"):
         ValidationConfig(extra={"a/b": "x"})
