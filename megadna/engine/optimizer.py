@@ -56,6 +56,7 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
             bf16=config.engine.precision == "bf16",
             fp16=config.engine.precision == "fp16",
             params_dtype=chunks[0].config.params_dtype,
+            initial_loss_scale=2.0**16,  # megatron's 2**32 overflows in every one of the first 17 steps
             use_distributed_optimizer=True,
             overlap_param_gather=config.parallel.overlap_param_gather,
         ),

@@ -153,7 +153,8 @@ class TransformerEngineAttention:
         self, query: Tensor, key: Tensor, value: Tensor, segments: PackedSeqParams | None, dropout: float
     ) -> Tensor:
         """Context [S, B, N, D] of query [S, B, N, D], key and value [S, B, G, D]."""
-        self.kernel.train(dropout > 0)
+        # Only in training does it keep what a backward pass needs; recomputation runs a first pass without gradients.
+        self.kernel.train(dropout > 0 or torch.is_grad_enabled())
         if segments is None:
             return self.kernel(query, key, value, qkv_format="sbhd").unflatten(-1, query.shape[2:])
         context = self.kernel(

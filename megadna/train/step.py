@@ -5,6 +5,7 @@ The loss is the global sum of weight x cross-entropy over the global sum of weig
 the global batch into micro-batches and ranks. Ranks sum gradients; `_finalize` divides them once.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,8 +70,10 @@ def train_step(
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
     transformer_config = state.chunks[0].config
-    transformer_config.grad_scale_func = state.optimizer.scale_loss
-    transformer_config.finalize_model_grads_func = partial(_finalize, totals=totals)
+    # Gradients of a sum over so many tokens would leave fp16's range; a power of two changes no other number.
+    unit = 2.0 ** math.ceil(math.log2(train.global_batch_size * sequence_length))
+    transformer_config.grad_scale_func = lambda loss: state.optimizer.scale_loss(loss) / unit
+    transformer_config.finalize_model_grads_func = partial(_finalize, totals=totals, unit=unit)
     if config.parallel.overlap_grad_reduce:
         functions = [chunk.no_sync for chunk in state.chunks]
         transformer_config.no_sync_func = functions if len(functions) > 1 else functions[0]
@@ -181,9 +184,11 @@ def _sum_loss(
     return loss, NO_TOKENS.to(loss.device), {}
 
 
-def _finalize(model: list[DistributedDataParallel], _num_tokens: Tensor, *, totals: Tensor, **kwargs: Any) -> None:
-    """Sum gradients over ranks as megatron does, then divide by the global weight; `totals` become global."""
+def _finalize(
+    model: list[DistributedDataParallel], _num_tokens: Tensor, *, totals: Tensor, unit: float, **kwargs: Any
+) -> None:
+    """Sum gradients (in `unit`) over ranks as megatron does, then divide by the global weight; `totals` become global."""
     finalize_model_grads(model, None, **kwargs)
     torch.distributed.all_reduce(totals)
     for chunk in model:
-        chunk.scale_gradients(float(1.0 / totals[1].clamp_min(1e-12)))
+        chunk.scale_gradients(float(unit / totals[1].clamp_min(1e-12)))

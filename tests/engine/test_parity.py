@@ -33,6 +33,7 @@ CORE: dict[str, tuple[int, dict[str, dict[str, Any]], str]] = {
     "one rank": (1, {}, ""),
     "one rank, padded rows": (1, {"data": PADDED}, ""),
     "one rank, bf16": (1, {"engine": BF16}, ""),
+    "one rank, fp16": (1, {"engine": FP16}, "one rank"),
     "tensor 2, sequence": (2, {"parallel": {"tensor": 2, "sequence": True}}, "one rank"),
     "pipeline 2, interleaved": (2, {"parallel": {"pipeline": 2, "virtual_pipeline": 2}}, "one rank"),
     "context 2, padded rows": (2, {"parallel": {"context": 2}, "data": PADDED}, "one rank, padded rows"),
@@ -136,7 +137,19 @@ SLOW: dict[str, tuple[int, dict[str, dict[str, Any]], str]] = {
         {"parallel": {"tensor": 2, "pipeline": 2, "sequence": True}, "engine": BF16},
         "one rank, bf16",
     ),
+    "data 2, overlap, bf16": (2, {"parallel": OVERLAP, "engine": BF16}, "one rank, bf16"),
     "tensor 2, fp16": (2, {"parallel": {"tensor": 2}, "engine": FP16}, "one rank, fp16"),
+    "pipeline 2, interleaved, fp16": (
+        2,
+        {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "engine": FP16},
+        "one rank, fp16",
+    ),
+    "pipeline 2, recompute full, every 2nd layer": (2, {"parallel": {"pipeline": 2, **HALF}}, "one rank"),
+    "context 2, pipeline 2, interleaved": (
+        4,
+        {"parallel": {"context": 2, "pipeline": 2, "virtual_pipeline": 2}},
+        "one rank",
+    ),
 }
 
 
@@ -187,6 +200,7 @@ def layouts_of(cases: dict[str, tuple[int, dict[str, dict[str, Any]], str]]) -> 
 
 def check(name: str, cases: dict, found: dict[str, list[dict]]) -> None:
     reference = found[cases[name][2]]
+    assert min(reference[0]["grad_norm"]) > 0  # 0 is a step that was not applied
     if low_precision(name):
         assert_equal(found[name], reference, loss_tolerance=2e-2)
     else:
