@@ -8,7 +8,7 @@ import os
 import sys
 
 from megadna import __version__
-from megadna.errors import EXIT_DIVERGED, Diverged, UserError
+from megadna.errors import RunEnded, UserError
 from megadna.log import rank_from_environment, setup_logging
 
 COMMANDS = {
@@ -26,6 +26,7 @@ COMMANDS = {
     "benchmark": "a suite of tasks over seeds, beside baselines and published figures",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",
+    "plan": "does a job fit, how long does it take, which layout is best",
     "report": "plots and one HTML page of runs",
 }
 
@@ -54,8 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
         command.main(arguments[1:])
     except UserError as error:
         _fail(str(error), 2)
-    except Diverged as error:
-        _fail(str(error), EXIT_DIVERGED)
+    except RunEnded as error:
+        _fail(str(error), error.status)
     except (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
         _fail(f"{error}; check the path and its permissions", 2)
     except BrokenPipeError:  # `megadna inspect ... | head`: the reader has seen enough

@@ -117,8 +117,8 @@ def _bucket_size(config: Config, place: Place, number: int) -> int | None:
 def _buffer(parameters: list[Parameter], place: Place, bucket_size: int | None) -> tuple[int, int]:
     """(elements of the buffer with its padding, elements of parameters that the rank at `place` owns)."""
     alignment = math.lcm(place.shards, BUCKET_ALIGNMENT)
-    bucket, end, own = [], 0, 0  # spans of the parameters of the open bucket, which begins at `start`
-    start = 0
+    bucket: list[tuple[int, int]] = []  # spans of the parameters of the open bucket
+    start = end = own = 0
 
     def close() -> None:
         nonlocal bucket, start, end, own

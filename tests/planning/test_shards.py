@@ -36,7 +36,9 @@ def jobs(count: int) -> list[tuple[Config, int, int]]:
         )
         size = parallel.model_size * rng.choice([1, 2, 3, 16])
         try:
-            config = replace(config, parallel=parallel, train=replace(config.train, global_batch_size=9216, micro_batch_size=1))
+            config = replace(
+                config, parallel=parallel, train=replace(config.train, global_batch_size=9216, micro_batch_size=1)
+            )
             config.data_parallel_size(size)
         except UserError:
             continue

@@ -1,0 +1,123 @@
+"""`megadna plan`: does the job fit, how long does it take, and which layout is best; before anything is queued."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megadna.arguments import config_from, config_parser, parse
+from megadna.config import Config
+from megadna.errors import UserError, require
+from megadna.planning.hardware import GPUS, Gpu
+from megadna.planning.layouts import Layout, checkpoint_costs, evaluate_layout, rank_layouts, why_worse
+
+SHOWN = 8
+NUMBERS = {
+    "memory_gb": "memory of a GPU, GB",
+    "tflops": "dense 16-bit peak, TFLOP/s",
+    "bandwidth": "memory bandwidth, TB/s",
+    "link": "GB/s to GPUs of the same node, each direction",
+    "network": "GB/s a GPU to other nodes, each direction",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Print the plan; --output FOLDER keeps plan.json and plan.png."""
+    parser = config_parser("plan", "Memory, time and cost of a training job, and its best layouts.")
+    parser.add_argument("--gpus", type=int, required=True, help="GPUs of the job")
+    parser.add_argument("--gpu", type=str, default="h100", help=f"kind of GPU: {', '.join(GPUS)}")
+    for name, what in NUMBERS.items():
+        parser.add_argument(f"--gpu_{name}", type=float, default=0.0, help=f"{what}; 0: the data sheet's")
+    parser.add_argument("--price", type=float, default=0.0, help="cost of a GPU for an hour; 0 prints none")
+    parser.add_argument("--output", type=str, default="", help="folder for plan.json and plan.png")
+    options = parse(parser, arguments)
+    config, gpu = config_from(options), _gpu(options)
+    require(options.gpus > 0, f"--gpus must be positive, got {options.gpus}")
+    rows, sequence_length = _shape(config)
+    config = replace(config, data=replace(config.data, sequence_length=sequence_length))
+    layouts = rank_layouts(config, rows, sequence_length, options.gpus, gpu)
+    best = layouts[0]
+    costs = checkpoint_costs(best, rows, options.gpus, gpu)
+    sys.stdout.write(_own_line(config, rows, sequence_length, options.gpus, gpu))
+    _print_table(layouts, gpu, config.train.steps)
+    sys.stdout.write("\n".join(_best_lines(best, costs, options)) + "\n")
+    if options.output:
+        _write(Path(options.output), layouts, gpu, costs)
+
+
+def _gpu(options: Any) -> Gpu:
+    if options.gpu not in GPUS:
+        raise UserError(f"--gpu {options.gpu}: not one of {', '.join(GPUS)}; name the nearest and give its numbers")
+    given = {name: options[f"gpu_{name}"] for name in NUMBERS if options[f"gpu_{name}"]}
+    return replace(GPUS[options.gpu], **given)
+
+
+def _shape(config: Config) -> tuple[int, int]:
+    """Rows of the vocabulary and tokens of a sequence; `auto` is that of chunks of 4,000."""
+    from megadna.model.vocabulary import padded_vocab_size
+    from megadna.tokenizer.build import build_tokenizer
+
+    rows = padded_vocab_size(config.tokenizer, build_tokenizer(config.tokenizer).vocab_size)
+    length = config.data.sequence_length
+    return rows, 4000 if length == "auto" else int(length)
+
+
+def _own_line(config: Config, rows: int, sequence_length: int, num_gpus: int, gpu: Gpu) -> str:
+    """How the layout of the config itself does."""
+    try:
+        own = evaluate_layout(config, rows, sequence_length, num_gpus, gpu)
+    except UserError as error:
+        return f"as configured: impossible here: {error}\n"
+    fit = "fits" if own.fits else "does not fit"
+    return (
+        f"as configured ({own.name}): {fit} with {own.memory.total / 1e9:.1f} of {gpu.memory_gb:.0f} GB, "
+        f"{own.time.seconds:.2f} s a step, MFU {own.mfu:.0%}\n"
+    )
+
+
+def _print_table(layouts: list[Layout], gpu: Gpu, steps: int) -> None:
+    table = Table(title=f"best layout of each kind on {gpu.name} (mb: micro-batch)")
+    for heading in ("layout", "GB", "s/step", "tokens/s", "MFU", "days", "behind the first"):
+        table.add_column(heading, justify="left" if heading in ("layout", "behind the first") else "right")
+    for layout in layouts[:SHOWN]:
+        numbers = (
+            f"{layout.memory.total / 1e9:.1f}",
+            f"{layout.time.seconds:.2f}",
+            f"{layout.tokens_per_second:,.0f}",
+            f"{layout.mfu:.0%}",
+            f"{layout.time.seconds * steps / 86400:.1f}",
+        )
+        table.add_row(layout.name, *numbers, "" if layout is layouts[0] else why_worse(layout, layouts[0], gpu))
+    Console(width=max(110, Console().width)).print(table)
+
+
+def _best_lines(best: Layout, costs: dict[str, dict[str, float]], options: Any) -> list[str]:
+    hours = best.time.seconds * best.config.train.steps / 3600 * options.gpus
+    parts = [f"{name} {value / 1e9:.1f}" for name, value in vars(best.memory).items() if value]
+    sent = [f"{name} {value / 1e9:.1f}" for name, value in best.time.traffic.items() if value]
+    lines = [
+        f"the first, memory in GB: {', '.join(parts)}",
+        f"  sent by a rank a step, in GB: {', '.join(sent) or 'nothing'}",
+        f"  the run: {hours:,.0f} GPU-hours" + (f", costing {hours * options.price:,.0f}" if options.price else ""),
+    ]
+    for name, cost in costs.items():
+        held, stall = cost["host_bytes"] / 1e9, cost["stall_seconds"]
+        lines.append(f"  a save with optimizer_format {name}: {held:.1f} GB of host memory, stall {stall:.1f} s")
+    keys = " ".join(f"--{key} {str(value).lower()}" for key, value in best.to_dict()["keys"].items())  # type: ignore[attr-defined]
+    return [*lines, f"  keys: {keys}"]
+
+
+def _write(folder: Path, layouts: list[Layout], gpu: Gpu, costs: dict[str, dict[str, float]]) -> None:
+    from megadna.planning.chart import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": costs}
+    temporary = folder / "plan.json.partial"
+    temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / "plan.json")
+    draw(layouts, gpu, folder / "plan.png")
+    sys.stdout.write(f"{folder / 'plan.json'}, {folder / 'plan.png'}\n")

@@ -1,0 +1,159 @@
+"""Layouts of a training job on given GPUs, ranked: which fit, how long a step takes, why the others lose."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+from megadna.config import Config
+from megadna.errors import UserError
+from megadna.model.flops import training_flops
+from megadna.planning.hardware import GPUS_PER_NODE, Gpu
+from megadna.planning.memory import Memory, fullest_memory
+from megadna.planning.shards import Place, state_bytes
+from megadna.planning.step_time import StepTime, step_time
+
+LONG_CONTEXT = 16384
+"""Tokens from which splitting a sequence over ranks is tried."""
+HOST_COPY = 20e9
+"""Bytes a second from a GPU to host memory."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to run the job."""
+
+    config: Config
+    memory: Memory
+    time: StepTime
+    fits: bool
+    tokens_per_second: float
+    mfu: float
+    """Of the dense 16-bit peak, full attention counted (megadna/model/flops.py)."""
+
+    @property
+    def name(self) -> str:
+        """As TP2 PP4x2 CP2 mb4 recompute: tensor, pipeline with chunks, context, micro-batch."""
+        parallel = self.config.parallel
+        chunks = f"x{parallel.virtual_pipeline}" if parallel.virtual_pipeline > 1 else ""
+        context = f" CP{parallel.context}" if parallel.context > 1 else ""
+        again = f" {parallel.recompute} recompute" if parallel.recompute != "none" else ""
+        name = f"TP{parallel.tensor} PP{parallel.pipeline}{chunks}{context}"
+        return f"{name} mb{self.config.train.micro_batch_size}{again}"
+
+    @property
+    def family(self) -> tuple[int, int, int]:
+        """Tensor, pipeline and context size."""
+        return self.config.parallel.tensor, self.config.parallel.pipeline, self.config.parallel.context
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON: bytes, seconds, and the keys that give this layout."""
+        parallel = self.config.parallel
+        names = ("tensor", "pipeline", "virtual_pipeline", "context", "sequence", "recompute")
+        keys = {f"parallel.{name}": getattr(parallel, name) for name in names}
+        return {
+            "keys": {**keys, "train.micro_batch_size": self.config.train.micro_batch_size},
+            "fits": self.fits,
+            "memory_bytes": {**vars(self.memory), "total": self.memory.total},
+            "step_seconds": {**vars(self.time), "total": self.time.seconds},
+            "tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu,
+        }
+
+
+def evaluate_layout(config: Config, vocab_rows: int, sequence_length: int, num_gpus: int, gpu: Gpu) -> Layout:
+    """Memory and time of one layout; UserError where it is impossible."""
+    config.data_parallel_size(num_gpus)
+    memory = fullest_memory(config, vocab_rows, sequence_length, num_gpus)
+    time = step_time(config, vocab_rows, sequence_length, num_gpus, gpu)
+    batch = config.train.global_batch_size
+    flops = training_flops(config.model, vocab_rows, sequence_length) * batch
+    return Layout(
+        config=config,
+        memory=memory,
+        time=time,
+        fits=memory.total <= gpu.memory_gb * 1e9,
+        tokens_per_second=batch * sequence_length / time.seconds,
+        mfu=flops / time.seconds / num_gpus / (gpu.tflops * 1e12),
+    )
+
+
+def rank_layouts(config: Config, vocab_rows: int, sequence_length: int, num_gpus: int, gpu: Gpu) -> list[Layout]:
+    """The best layout of each tensor x pipeline x context size: those that fit, fastest first, then the others."""
+    found: dict[tuple[int, int, int], Layout] = {}
+    for candidate in _candidates(config, sequence_length):
+        try:
+            layout = evaluate_layout(candidate, vocab_rows, sequence_length, num_gpus, gpu)
+        except UserError:
+            continue
+        held = found.get(layout.family)
+        if held is None or _order(layout) < _order(held):
+            found[layout.family] = layout
+    if not found:
+        raise UserError(
+            f"no layout of {num_gpus} GPUs divides train.global_batch_size {config.train.global_batch_size}, the heads "
+            "and the layers of the model; change --gpus or the batch"
+        )
+    return sorted(found.values(), key=_order)
+
+
+def why_worse(layout: Layout, best: Layout, gpu: Gpu) -> str:
+    """One phrase: what keeps `layout` behind `best`."""
+    if not layout.fits:
+        parts = {name: value for name, value in vars(layout.memory).items() if name not in ("context", "margin")}
+        largest = max(parts, key=lambda name: parts[name])
+        return f"{layout.memory.total / 1e9:.0f} GB do not fit into {gpu.memory_gb:.0f}, most of it {largest}"
+    own, other = vars(layout.time), vars(best.time)
+    more = {name: own[name] - other[name] for name in own if isinstance(own[name], float)}
+    cause = max(more, key=lambda name: more[name])
+    return f"{layout.time.seconds / best.time.seconds - 1:+.0%}, most by {cause} ({more[cause]:+.2f} s)"
+
+
+def checkpoint_costs(layout: Layout, vocab_rows: int, num_gpus: int, gpu: Gpu) -> dict[str, dict[str, float]]:
+    """Host bytes and stall of one save by checkpoint.optimizer_format, on the rank that holds most.
+
+    `fast` copies each rank's own part; `reshardable` gathers the optimizer of a model part over its data-parallel
+    ranks first. Both copy the weights.
+    """
+    state = state_bytes(layout.config, vocab_rows, Place.of(layout.config, 0, num_gpus))
+    shards = num_gpus // (layout.config.parallel.tensor * layout.config.parallel.pipeline)
+    own, gathered = state["optimizer"], state["optimizer"] * shards
+    costs = {}
+    for name, size, sent in (("fast", own, 0), ("reshardable", gathered, gathered - own)):
+        held = size + state["weights"]
+        costs[name] = {"host_bytes": held, "stall_seconds": held / HOST_COPY + sent / (gpu.network * 1e9)}
+    return costs
+
+
+def _candidates(config: Config, sequence_length: int) -> Iterator[Config]:
+    sizes = (1, 2, 4, 8, 16)
+    contexts = (1, 2, 4, 8) if sequence_length >= LONG_CONTEXT else (1,)
+    micro_batches = [2**power for power in range(8)]
+    recomputes: tuple[Literal["none", "full"], ...] = ("none", "full")
+    for tensor, pipeline, chunks, context, micro, again in product(
+        [size for size in sizes if size <= GPUS_PER_NODE], sizes, (1, 2, 4), contexts, micro_batches, recomputes
+    ):
+        try:
+            yield replace(
+                config,
+                parallel=replace(
+                    config.parallel,
+                    tensor=tensor,
+                    sequence=tensor > 1 and sequence_length % (tensor * context) == 0,
+                    pipeline=pipeline,
+                    pipeline_layers=[],
+                    virtual_pipeline=chunks,
+                    context=context,
+                    recompute=again,
+                    recompute_interval=1,
+                    overlap_grad_reduce=True,
+                    overlap_param_gather=True,
+                ),
+                train=replace(config.train, micro_batch_size=micro),
+            )
+        except UserError:
+            continue
+
+
+def _order(layout: Layout) -> tuple[bool, float]:
+    return (not layout.fits, layout.time.seconds if layout.fits else layout.memory.total)

@@ -1,0 +1,154 @@
+"""Time of one optimizer step on GPUs by parts, from FLOPs, bytes and the schedule.
+
+In:  a config (layout, batch), rows of the vocabulary, tokens of a sequence, ranks, a Gpu.
+Out: StepTime, seconds of the slowest stage, and the bytes each rank sends by kind.
+
+Matrix products run at Gpu.reached of the peak, attention at ATTENTION_SHARE for heads of 128 and less where a kernel
+pads them; what lies between is bound by memory bandwidth. Tensor-parallel sums stand in the way by TENSOR_EXPOSED,
+data-parallel ones by DATA_EXPOSED where they overlap the backward pass. `reached` and TENSOR_EXPOSED are fitted to
+Megatron-LM's table of nine models on H100, the A100's `reached` to one row; tools/planning_table.py prints every
+prediction beside its figure. The other constants are guesses of the right size.
+"""
+
+from dataclasses import dataclass
+
+from megadna.config import Config
+from megadna.model.flops import BACKWARD, training_flops
+from megadna.planning.hardware import GPUS_PER_NODE, Gpu
+from megadna.planning.shards import Place, chunk_layers, state_bytes
+
+ATTENTION_SHARE = 0.40
+"""FlashAttention-2 on an H100, forward and backward together (arXiv:2307.08691 has 0.5 to 0.73 of an A100)."""
+HEAD_SIZES = {64: 0.8, 128: 1.0}
+"""Share of the above by head size; others run as the next multiple of 64 with a second tile."""
+BANDWIDTH_SHARE = 0.8
+TENSOR_EXPOSED = 0.3
+DATA_EXPOSED = 0.2
+LINK_SHARE = 0.75
+"""Of a link's rate that collectives reach."""
+LAUNCH_SECONDS = 5e-6
+KERNELS_PER_LAYER = 75
+"""Forward and backward of one layer: small micro-batches wait for the CPU that launches them."""
+LATENCY_SECONDS = 20e-6
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step."""
+
+    matrices: float
+    attention: float
+    elementwise: float
+    recompute: float
+    tensor: float
+    """Sums over tensor-parallel ranks."""
+    context: float
+    pipeline: float
+    """Messages between stages."""
+    bubble: float
+    """Stages waiting for each other."""
+    data: float
+    """Gradients summed and weights gathered over data-parallel ranks."""
+    optimizer: float
+    traffic: dict[str, float]
+    """Bytes a rank sends a step, by kind."""
+
+    @property
+    def seconds(self) -> float:
+        """All parts together."""
+        return sum(value for value in vars(self).values() if isinstance(value, float))
+
+
+def step_time(
+    config: Config, vocab_rows: int, sequence_length: int, num_ranks: int, gpu: Gpu, *, causal: bool = False
+) -> StepTime:
+    """Time of one step; causal: attention does half the work that is counted (published decoders, not ours)."""
+    model, parallel, train = config.model, config.parallel, config.train
+    place = Place.of(config, num_ranks - 1, num_ranks)
+    micro_batches = train.global_batch_size * parallel.context // (train.micro_batch_size * place.shards)
+    rows = train.micro_batch_size * sequence_length // parallel.context  # tokens of a rank's micro-batch
+    layers = max(chunk_layers(config, stage) for stage in range(parallel.pipeline)) * parallel.virtual_pipeline
+
+    peak, width = gpu.tflops * 1e12, model.num_attention_heads * model.head_size
+    all_flops = training_flops(model, vocab_rows, sequence_length) * train.micro_batch_size / parallel.context
+    attention_flops = 3 * 4 * rows * sequence_length * width * model.num_layers
+    share = layers / model.num_layers / parallel.tensor
+    matrices = (all_flops - attention_flops) * share / (peak * gpu.reached)
+    attention = attention_flops * share / (peak * ATTENTION_SHARE * head_share(model.head_size)) / (2 if causal else 1)
+    elementwise = _elementwise_bytes(config, vocab_rows, rows, layers) / (gpu.bandwidth * 1e12 * BANDWIDTH_SHARE)
+    launches = layers * KERNELS_PER_LAYER * LAUNCH_SECONDS
+    elementwise += max(0.0, launches - matrices - attention - elementwise)
+    again = _recomputed_share(config) / (1 + BACKWARD)
+    recompute = again * (matrices + attention + elementwise)
+
+    link, network = gpu.link * 1e9 * LINK_SHARE, gpu.network * 1e9 * LINK_SHARE
+    tensor_link = link if parallel.tensor <= GPUS_PER_NODE else network
+    context_link = link if parallel.tensor * parallel.context <= GPUS_PER_NODE else network
+    hidden_bytes = 2 * rows * model.hidden_size
+    tensor_bytes = layers * (4 + 2 * _recomputed_share(config)) * 2 * hidden_bytes * _others(parallel.tensor)
+    tensor = (tensor_bytes / tensor_link + LATENCY_SECONDS * layers * 4 * (parallel.tensor > 1)) * TENSOR_EXPOSED
+    keys = 2 * 2 * rows * model.query_groups * model.head_size / parallel.tensor
+    context_bytes = layers * 3 * keys * (parallel.context - 1)
+    context = context_bytes / context_link
+    sends = 2 * parallel.virtual_pipeline * (parallel.pipeline > 1)
+    pipeline_bytes = sends * hidden_bytes / (parallel.tensor if parallel.sequence else 1)
+    pipeline = pipeline_bytes / network / 2
+
+    one = matrices + attention + elementwise + recompute + tensor + context + pipeline
+    bubble = one * (parallel.pipeline - 1) / parallel.virtual_pipeline
+    state = state_bytes(config, vocab_rows, Place(0, 0, place.shards))
+    data_bytes = (state["gradients"] + state["weights"]) * _others(place.shards)
+    in_node = parallel.model_size * (place.shards // parallel.context) <= GPUS_PER_NODE
+    exposed = DATA_EXPOSED if parallel.overlap_grad_reduce else 1.0
+    # Weights, master weights and moments are read and written once, gradients cleared, summed up and read.
+    touched = 2 * state["optimizer"] + 3 * state["gradients"]
+    return StepTime(
+        matrices=matrices * micro_batches,
+        attention=attention * micro_batches,
+        elementwise=elementwise * micro_batches,
+        recompute=recompute * micro_batches,
+        tensor=tensor * micro_batches,
+        context=context * micro_batches,
+        pipeline=pipeline * micro_batches,
+        bubble=bubble,
+        data=exposed * data_bytes / (link if in_node else network),
+        optimizer=touched / (gpu.bandwidth * 1e12 * BANDWIDTH_SHARE),
+        traffic={
+            "tensor": tensor_bytes * micro_batches,
+            "context": context_bytes * micro_batches,
+            "pipeline": pipeline_bytes * micro_batches,
+            "data": data_bytes,
+        },
+    )
+
+
+def head_share(head_size: int) -> float:
+    """Share of the best rate of attention that a head size reaches: 136 runs as 192."""
+    padded = -(-head_size // 64) * 64
+    return HEAD_SIZES.get(padded, 0.9) * head_size / padded
+
+
+def _elementwise_bytes(config: Config, vocab_rows: int, rows: int, layers: int) -> float:
+    """Bytes read and written between the matrix products, forward and backward (twice as many) of one micro-batch.
+
+    A layer, in elements a token: two norms 4 h, two residual sums 6 h, rotation 4 w, activation 3 f.
+    """
+    model, tensor = config.model, config.parallel.tensor
+    width = model.num_attention_heads * model.head_size
+    whole = 10 * model.hidden_size / (tensor if config.parallel.sequence else 1)
+    split = (4 * width * (model.positions == "rotary") + 3 * model.ffn_hidden_size) / tensor
+    logits = 8 * config.data.masking.fraction * rows * vocab_rows / tensor
+    return 3 * 2 * (rows * layers * (whole + split) + logits)
+
+
+def _recomputed_share(config: Config) -> float:
+    """Share of the forward pass that runs twice."""
+    parallel = config.parallel
+    if parallel.recompute == "full":
+        return 1.0 / parallel.recompute_interval
+    return 0.15 if parallel.recompute == "selective" else 0.0
+
+
+def _others(size: int) -> float:
+    """Share of a ring's data that crosses each link."""
+    return (size - 1) / size
