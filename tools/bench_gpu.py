@@ -3,11 +3,13 @@
     python tools/bench_gpu.py [--output FOLDER]        writes bench_gpu.json and bench_gpu.md
 
 Encoder convention: FLOPs of a step = 3 x forward (megadna/model/flops.py: full attention, no causal halving, matrix
-products only); MFU = FLOPs / seconds / the card's dense bf16 peak. Synthetic tokens, 15 % asked for, all rows full. A
-7B model does not fit one GPU, so its shape is timed with few layers. Without a GPU it says so and exits 0.
+products only; the head counts for the predicted tokens, which alone go through it); MFU = FLOPs / seconds / the card's
+dense bf16 peak. Synthetic tokens, 15 % asked for, all rows full. A 7B model does not fit one GPU, so its shape is timed
+with few layers. Without a GPU it says so and exits 0.
 """
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -17,18 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_train import synthetic_batches
+from bench_train import PREDICTED, synthetic_batches
 
 from megadna.arguments import load_config
 from megadna.config import Config, ParallelConfig
-from megadna.engine.distributed import parallel_world
+from megadna.data.batch import Batch
+from megadna.engine.distributed import World, parallel_world
 from megadna.engine.optimizer import apply_gradients, gradient_norm
 from megadna.errors import UserError
-from megadna.model.flops import peak_tflops, training_flops
+from megadna.model.flops import encoder_flops, forward_flops, peak_tflops
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
+from megadna.train.answers import own_answers
 from megadna.train.state import TrainState, build_state
-from megadna.train.step import evaluate_batch, train_step
+from megadna.train.step import train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WARMUP, STEPS = 3, 10
@@ -65,11 +69,14 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, float]:
         state = build_state(config, tokenizer.vocab_size, world)
         endless = cycle(batches)
         whole = _seconds(lambda: train_step(state, endless, config, world, sequence_length=length), steps)
-        forward = _seconds(lambda: evaluate_batch(state.chunks, batches[0], world, lambda *_: None), steps)
+        forward = _seconds(lambda: _forward_pass(state, batches[0], world), steps)
         update = _seconds(lambda: _update(state), steps)
         memory = torch.cuda.max_memory_allocated() / 2**30 if world.device.type == "cuda" else 0.0
     rows = config.train.micro_batch_size
-    flops = rows * training_flops(config.model, padded_vocab_size(config.tokenizer, tokenizer.vocab_size), length)
+    vocab_rows = padded_vocab_size(config.tokenizer, tokenizer.vocab_size)
+    layers = encoder_flops(config.model, length)
+    head = forward_flops(config.model, vocab_rows, length) - layers
+    flops = 3 * rows * (layers + PREDICTED * head)
     return {
         "step_ms": 1e3 * whole,
         "forward_ms": 1e3 * forward,
@@ -79,6 +86,12 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, float]:
         "tflops": flops / whole / 1e12,
         "memory_gib": memory,
     }
+
+
+@torch.no_grad()
+def _forward_pass(state: TrainState, batch: Batch, world: World) -> None:
+    """The forward pass of a training step: logits of the predicted tokens alone."""
+    state.chunks[0](batch.tokens_BS.to(world.device), None, None, own_answers(batch, world, 1).rows_M)
 
 
 def _update(state: TrainState) -> None:
@@ -124,10 +137,12 @@ def main() -> None:
     for preset, (batch, num_layers) in CASES.items():
         for attention in BACKENDS:
             name = preset if num_layers is None else f"{preset}, {num_layers} layers"
+            gc.collect()  # the model before may still hang in cycles
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             try:
                 found = measure(case_config(preset, batch, num_layers, attention))
-            except (UserError, torch.OutOfMemoryError) as error:
+            except (UserError, RuntimeError) as error:  # the latter: out of memory, or a kernel's refusal
                 print(f"{name}, {attention}: left out ({str(error).splitlines()[0]})")
                 continue
             mfu = None if peak is None else 100 * found["tflops"] / peak

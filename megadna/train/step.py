@@ -187,7 +187,7 @@ def _sum_loss(
 def _finalize(
     model: list[DistributedDataParallel], _num_tokens: Tensor, *, totals: Tensor, unit: float, **kwargs: Any
 ) -> None:
-    """Sum gradients (in `unit`) over ranks as megatron does, then divide by the global weight; `totals` become global."""
+    """Sum gradients over ranks as megatron does, then divide by the global weight / unit; `totals` become global."""
     finalize_model_grads(model, None, **kwargs)
     torch.distributed.all_reduce(totals)
     for chunk in model:

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import run_ranks
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from toy import losses, metrics, run_training, toy_config
 
 from megadna.config import Config
+from megadna.errors import UserError
+from megadna.model.backends import choose_backend
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,6 +61,55 @@ def test_half_precision_with_the_distributed_optimizer(
 ) -> None:
     run = train(config_on(toy_dataset, "cuda", precision=precision), tmp_path / "run")
     assert losses(run) == pytest.approx(losses(runs["cpu"]), rel=2e-2)
+
+
+def saved_tensors(run: Path) -> dict[str, tuple[int, ...]]:
+    """Name and full shape of every tensor in the last checkpoint."""
+    entries = FileSystemReader(run / "checkpoints" / "step-00000005" / "weights").read_metadata().state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flash_attn", "transformer_engine", "eager"])
+def test_checkpoints_have_the_same_names_under_every_backend(
+    backend: str, runs: dict[str, Path], toy_dataset: Path, tmp_path: Path
+) -> None:
+    """Whatever norms and Adam are installed: the CPU's are torch's."""
+    try:
+        choose_backend(backend, torch.device("cuda"), torch.bfloat16, 16)
+    except UserError as error:
+        pytest.skip(str(error))
+    config = config_on(toy_dataset, "cuda", precision="bf16")
+    run = train(replace(config, model=replace(config.model, attention=backend)), tmp_path / "run")
+    assert saved_tensors(run) == saved_tensors(runs["cpu"])
+
+
+def fused_norms() -> dict[str, float]:
+    """Largest relative difference of apex's norms from torch's, forward and backward, in bf16; empty without apex."""
+    from megadna.model.norm import apex_kernel
+
+    found = {}
+    for name in ("fused_layer_norm_affine", "fused_rms_norm_affine"):
+        kernel = apex_kernel(name, "cuda")
+        if kernel is None:
+            continue
+        x = torch.randn(64, 3, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        weight, bias = (torch.randn(256, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        if name == "fused_layer_norm_affine":
+            pairs = kernel(x, weight, bias, (256,), 1e-5), torch.nn.functional.layer_norm(x, (256,), weight, bias, 1e-5)
+            inputs = [x, weight, bias]
+        else:
+            pairs = kernel(x, weight, (256,), 1e-5), torch.nn.functional.rms_norm(x, (256,), weight, 1e-5)
+            inputs = [x, weight]
+        results = [[y, *torch.autograd.grad(y.float().square().sum(), inputs)] for y in pairs]
+        found[name] = max(((a - b).float().norm() / b.float().norm()).item() for a, b in zip(*results, strict=True))
+    return found
+
+
+def test_fused_norms_equal_those_of_torch() -> None:
+    found = fused_norms()
+    if not found:
+        pytest.skip("NVIDIA's apex is not installed")
+    assert max(found.values()) < 1e-2
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
