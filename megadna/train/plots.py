@@ -142,7 +142,8 @@ def bars(title: str, groups: Mapping[str, Sequence[Bar]]) -> bytes:
             axes.axvline(0, color=GREY, linewidth=0.8)
             axes.invert_yaxis()
         low, high = panels[0, 0].get_xlim()
-        panels[0, 0].set_xlim(low, high + 0.35 * (high - low))  # room for the numbers beside the bars
+        room = 0.35 * (high - low)  # for the numbers beside the bars
+        panels[0, 0].set_xlim(low - room if low < 0 else low, high + room)
         panels[-1, 0].set_xlabel("bits per base below uniform: 2 - bits (higher is better)")
         return _png(figure)
 
