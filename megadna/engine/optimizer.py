@@ -12,6 +12,9 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from megadna.config import Config, TrainConfig
+from megadna.log import get_logger
+
+log = get_logger(__name__)
 
 
 def wrap_model(model: MegatronModule, config: Config, *, is_first_chunk: bool = True) -> DistributedDataParallel:
@@ -63,6 +66,8 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
         chunks,
         use_gloo_process_groups=False,
     )
+    kinds = {type(part.optimizer) for part in _parts(optimizer)}
+    log.info("optimizer: %s", ", ".join(f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in kinds))
     for part in _parts(optimizer):
         if isinstance(part.optimizer, torch.optim.AdamW):  # apex and Transformer Engine bring fused ones of their own
             for group in part.optimizer.param_groups:
