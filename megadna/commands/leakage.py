@@ -24,7 +24,7 @@ class LeakageOptions:
     split: str = "train"
     """Split of the dataset to look in."""
     column: str = ""
-    """Column that holds the sequences; `sequence` or `seq` is found by itself."""
+    """Column that holds the sequences; default: sequence."""
     spaced_kmers: bool = False
     """Sequences are overlapping k-mers with blanks between."""
     max_containment: float = 0.2
@@ -43,15 +43,10 @@ def main(arguments: list[str]) -> None:
     if options.input.name.removesuffix(".gz").endswith(".bed"):
         overlap = interval_overlap(options.data, options.split, options.input)
     else:
-        table = TableFormat(options.column or _guess_column(options.input), False, options.spaced_kmers)
+        is_table = options.input.name.removesuffix(".gz").endswith((".csv", ".tsv", ".parquet"))
+        table = TableFormat(options.column or "sequence" * is_table, False, options.spaced_kmers)
         overlap = sequence_overlap(options.data, options.split, options.input, table)
     _report(overlap, options)
-
-
-def _guess_column(path: Path) -> str:
-    if not path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".parquet")):
-        return ""
-    return "sequence"
 
 
 def _report(overlap: Overlap, options: LeakageOptions) -> None:

@@ -54,20 +54,8 @@ def options_from(namespace: Namespace, options: type[Options]) -> Options:
 
 def sources_table(manifest: Manifest) -> Table:
     """One row a source: counts, composition, chunks, what was dropped."""
-    table = Table(
-        "source",
-        "records",
-        "bases",
-        "GC %",
-        "N %",
-        "soft %",
-        "train",
-        "valid",
-        "test",
-        "dropped",
-        box=None,
-        pad_edge=False,
-    )
+    columns = ("source", "records", "bases", "GC %", "N %", "soft %", *SPLITS, "dropped")
+    table = Table(*columns, box=None, pad_edge=False)
     for source in manifest.sources:
         dropped = ", ".join(f"{reason} {bases:,}" for reason, bases in source.dropped.items())
         table.add_row(

@@ -24,7 +24,7 @@ from megadna.data.parts import Part, assemble
 from megadna.data.pieces import Found, Recipe, read_pieces
 from megadna.data.plan import Policy
 from megadna.data.progress import Progress
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.genome.contigs import KeptIntervals, contig_filter, read_bed
 from megadna.genome.letters import storage_table
 from megadna.log import get_logger
@@ -40,16 +40,15 @@ def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
     user."""
     output = options.output
     sources, notes = find_sources(options)
-    if _occupied(output):
+    require(output.is_dir() or not output.exists(), f"{output}: is a file; --output names a folder")
+    if output.is_dir() and any(output.iterdir()):
         finished = _same_dataset(options, sources)
         if finished is not None and not options.overwrite:
             return finished, False
-        if not options.overwrite:
-            raise UserError(f"{output}: not empty and not this dataset; choose another --output, or say --overwrite")
-        if not (output / MANIFEST_NAME).is_file():
-            raise UserError(
-                f"{output}: holds something that is no dataset, so it is not overwritten; remove it yourself"
-            )
+        taken = f"{output}: not empty and not this dataset; choose another --output, or say --overwrite"
+        require(options.overwrite, taken)
+        foreign = f"{output}: holds something that is no dataset, so it is not overwritten; remove it yourself"
+        require((output / MANIFEST_NAME).is_file(), foreign)
     work = output.absolute().parent / f".{output.absolute().name}.partial"
     with _work_folder(work, options):
         manifest = Build(options, sources, notes, work).run()
@@ -58,12 +57,6 @@ def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
         shutil.rmtree(work / "parts")
         _publish(work, output)
     return manifest, True
-
-
-def _occupied(output: Path) -> bool:
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output}: is a file; --output names a folder")
-    return output.is_dir() and any(output.iterdir())
 
 
 def _same_dataset(options: PreprocessOptions, sources: list[SourceFile]) -> Manifest | None:
@@ -163,9 +156,9 @@ class Build:
             forced = self._steal_blocks(parts, missing)
             parts = self._write(forced, again=True)
             if self._missing_splits(parts):
-                raise UserError(f"{self._what()}: too few chunks to fill train, valid and test; {self._remedy()}")
+                raise self._too_small("too few chunks to fill train, valid and test")
         if not sum(part.totals.chunks[0] for part in parts):
-            raise UserError(f"{self._what()}: no chunk is left for train; {self._remedy()}")
+            raise self._too_small("no chunk is left for train")
         repeated = assemble(self.work, parts, [source.name for source in self.sources])
         parts = self._check_leakage(parts, forced)
         warnings = warnings_of(parts, self.sources, options, repeated)
@@ -173,11 +166,9 @@ class Build:
         sha256 = [self._hasher.result(source.path) for source in self.sources]
         return make_manifest(options, self.sources, parts, sha256, files, self.notes + warnings, self._leakage)
 
-    def _what(self) -> str:
-        return str(self.sources[0].path) if len(self.sources) == 1 else f"{len(self.sources)} sources"
-
-    def _remedy(self) -> str:
-        return "lower --chunk_length, or set --valid_fraction 0 or --test_fraction 0"
+    def _too_small(self, problem: str) -> UserError:
+        what = self.sources[0].path if len(self.sources) == 1 else f"{len(self.sources)} sources"
+        return UserError(f"{what}: {problem}; lower --chunk_length, or set --valid_fraction 0 or --test_fraction 0")
 
     def _policy(self, number: int, forced: Forced, keep: KeptIntervals) -> Policy:
         options, source = self.options, self.sources[number]
@@ -195,14 +186,19 @@ class Build:
             left_out=self._left_out.get(number, frozenset()),
         )
 
+    def _drawn(self) -> dict[int, float]:
+        """Shares of the held-out splits that are drawn block by block or contig by contig."""
+        options = self.options
+        if options.split not in ("region", "contig") or options.named_contigs:
+            return {}
+        return {split: share for split, share in ((1, options.valid_fraction), (2, options.test_fraction)) if share}
+
     def _may_be_empty(self) -> bool:
         """Whether so few blocks will be held out that a split could be empty; 4 bases a byte is gzip at its best."""
-        if self.options.split not in ("region", "contig"):
-            return False
-        shares = [share for share in (self.options.valid_fraction, self.options.test_fraction) if share]
+        shares = self._drawn().values()
         block = self.options.chunk_length * self.options.block_chunks
-        whole = self.options.split == "contig"
-        return bool(shares) and (whole or min(shares) * sum(s.size for s in self.sources) / block < 50)
+        few = bool(shares) and min(shares) * sum(source.size for source in self.sources) / block < 50
+        return few or (bool(shares) and self.options.split == "contig")
 
     def _write(self, forced: Forced, *, again: bool = False) -> list[Part]:
         """Every source into the .bin files; finished ones of an interrupted run are taken as they are."""
@@ -240,13 +236,12 @@ class Build:
         for found in pieces:
             part, scanner = parts[found.source], found.scanner
             if chunker is None:
-                chunker = Chunker(policies[found.source])
+                chunker = Chunker(policies[found.source], part.totals)
                 part.open()
-                progress.begin(found.source)
             plan = chunker.plan(found.piece, scanner.buffer, scanner.headroom, final=found.last)
             bins.write(plan.runs, scanner.buffer)
             part.add(plan)
-            progress.advance(found.piece.size)
+            progress.report(self.sources[found.source].name, found.piece.size)
             if found.last:
                 self._finish_source(found.source, part)
                 chunker = None
@@ -275,21 +270,13 @@ class Build:
         return number
 
     def _on_disk(self, parts: list[Part]) -> bool:
-        for split, name in enumerate(SPLITS):
-            file = self.work / f"{name}.bin"
-            size = sum(part.totals.sizes[split] for part in parts)
-            if size and (not file.is_file() or file.stat().st_size < size):
-                return False
-        return True
+        sizes = [sum(part.totals.sizes[split] for part in parts) for split in range(3)]
+        files = [self.work / f"{name}.bin" for name in SPLITS]
+        return all(not size or file.stat().st_size >= size for file, size in zip(files, sizes, strict=True))
 
     def _missing_splits(self, parts: list[Part]) -> list[int]:
         """Held-out splits that were asked for and got no chunk."""
-        options = self.options
-        if options.split in ("region", "contig") and not options.named_contigs:
-            wanted = {1: options.valid_fraction > 0, 2: options.test_fraction > 0}
-        else:
-            wanted = {1: False, 2: False}
-        return [split for split, asked in wanted.items() if asked and not sum(p.totals.chunks[split] for p in parts)]
+        return [split for split in self._drawn() if not sum(part.totals.chunks[split] for part in parts)]
 
     def _steal_blocks(self, parts: list[Part], missing: list[int]) -> Forced:
         """The blocks with the lowest hashes for the splits that would be empty."""
@@ -299,8 +286,6 @@ class Build:
             for lowest, record, block in part.totals.lowest
             if self.sources[number].split is None
         )
-        if len(ranked) < len(missing):
-            raise UserError(f"{self._what()}: too few chunks to fill train, valid and test; {self._remedy()}")
         forced: Forced = {}
         unit = "contig" if self.options.split == "contig" else "block"
         for split, (_, number, record, block) in zip(missing, ranked, strict=False):
@@ -323,11 +308,8 @@ class Build:
         self._left_out = leaking_chunks(self.work, parts, self.options)
         parts = self._write(forced, again=True)
         assemble(self.work, parts, [source.name for source in self.sources])
-        before = self._leakage
-        self._leakage = {
-            **measure_leakage(self.work, self.options.max_containment),
-            "flagged_before": before["flagged"],
-        }
+        flagged = {"flagged_before": self._leakage["flagged"]}
+        self._leakage = measure_leakage(self.work, self.options.max_containment) | flagged
         return parts
 
 

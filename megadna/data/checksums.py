@@ -3,6 +3,7 @@
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -22,21 +23,20 @@ class SourceHasher:
     def start(self, path: Path) -> None:
         """Begin unless it has begun; standard input and a disabled hasher have no checksum."""
         if self._pool is not None and path not in self._results and str(path) != "-":
-            self._results[path] = self._pool.submit(_sha256, path)
+            self._results[path] = self._pool.submit(_hashed, path, hashlib.sha256())
 
     def result(self, path: Path) -> str:
         """Hexadecimal checksum, waiting for it; empty where there is none."""
         return self._results[path].result() if path in self._results else ""
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = bytearray(_BLOCK)
-    view = memoryview(buffer)
+def _hashed(path: Path, digest: Any) -> str:
+    """Hexadecimal digest of a file's bytes."""
+    view = memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
+        while size := file.readinto(view):
             digest.update(view[:size])
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 class Bins:
@@ -71,11 +71,7 @@ class Bins:
 
 def checksum(path: Path) -> FileEntry:
     """Size and checksum of a file."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return FileEntry(size=path.stat().st_size, xxh128=digest.hexdigest())
+    return FileEntry(size=path.stat().st_size, xxh128=_hashed(path, xxhash.xxh3_128()))
 
 
 def checksum_files(work: Path, bins: list[str]) -> dict[str, FileEntry]:

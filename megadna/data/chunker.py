@@ -1,29 +1,30 @@
 """Pieces of letters -> chunks: the grid, what is dropped and why, and which split a chunk belongs to.
 
 In:  the Pieces of one source, in order (megadna.genome.fasta); a source's text may be cut into pieces anywhere.
-Out: Plan: which stretches of the letter buffer go to which split, and a row per finished record.
+Out: Plan: which stretches of the letter buffer go to which split, and a row per finished record; Totals.
 
 What the pieces leave undecided (the unfinished chunk at the end, a run of N that may yet prove long) is kept back as
 a few thousand letters in the State and stands before the next piece. So the result does not depend on where pieces
-end, and a State can be handed from one process to the next. Coordinates: positions in `letters` (kept-back letters
-first) unless a name says contig.
+end. Coordinates: positions in `letters` (kept-back letters first) unless a name says contig.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
-from megadna.data.plan import Chunks, Plan, Policy, Records, Segments, State, covered
+from megadna.data.plan import Chunks, Plan, Policy, Records, Segments, State, Totals, covered
 from megadna.data.splits import TRAIN
 from megadna.errors import UserError
 from megadna.genome.contigs import names_of
-from megadna.genome.fasta import Counts, Piece
+from megadna.genome.fasta import Piece
 
 
 class Chunker:
     """Chunks of one source, piece by piece."""
 
-    def __init__(self, policy: Policy, state: State | None = None) -> None:
-        self.policy = policy
-        self.state = state or State()
+    def __init__(self, policy: Policy, totals: Totals) -> None:
+        """`totals` is counted up piece by piece."""
+        self.policy, self.totals, self.state = policy, totals, State()
 
     def plan(self, piece: Piece, buffer: np.ndarray, headroom: int, *, final: bool) -> Plan:
         """Chunks of the kept-back letters and this piece; `final` if the source's text ends with it."""
@@ -31,16 +32,14 @@ class Chunker:
         origin = headroom - len(state.pending)
         buffer[origin:headroom] = np.frombuffer(state.pending, np.uint8)
         size = len(state.pending) + piece.size
-        self._dropped: dict[str, int] = {}
-        self._dropped_chunks: dict[str, int] = {}
         table = self._records(piece, size, final=final)
         n_starts, n_ends = self._n_runs(piece, table.start[1:])
-        short_run_n = self._short_runs(piece, final=final)
+        self.totals.counts.add(piece.counts)
+        self.totals.short_run_n += self._short_runs(piece, final=final)
         segments = self._segments(table, n_starts, n_ends)
         chunk = self._chunks(segments, table)
         split = self._judge(chunk, segments, n_starts, n_ends)
         plan = self._collect(chunk, split, table, origin)
-        plan.short_run_n, plan.counts = short_run_n, piece.counts
         self._keep_back(table, segments, buffer[origin : origin + size], n_starts, n_ends)
         return plan
 
@@ -70,17 +69,12 @@ class Chunker:
         if reasons.count(None) < len(reasons):
             skip[:] = [reason is not None for reason in reasons]
         for row in np.flatnonzero(skip):
-            bases = int(ends[row] - starts[row])
-            self._drop(str(reasons[row]), bases)
+            self.totals.drop(str(reasons[row]), int(ends[row] - starts[row]))
         first = state.records - begun
         keys = policy.rule.keys(names)
         return Records(
             starts, ends, closed, offsets, lengths, skip, short & ~closed, keys, names, reasons, first, begun
         )
-
-    def _drop(self, reason: str, bases: int) -> None:
-        if bases:
-            self._dropped[reason] = self._dropped.get(reason, 0) + bases
 
     def _n_runs(self, piece: Piece, boundaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Runs of N in the letters: merged over block borders, never over record borders."""
@@ -160,7 +154,7 @@ class Chunker:
         inside = [
             (max(a - shift, p0), min(b - shift, p1), b - shift) for a, b in kept if a < p1 + shift and b > p0 + shift
         ]
-        self._drop("bed", p1 - p0 - sum(b - a for a, b, _ in inside))
+        self.totals.drop("bed", p1 - p0 - sum(b - a for a, b, _ in inside))
         long_runs, undecided = self._long_runs(table, row, n_starts, n_ends)
         parts = []
         for a, b, true_end in inside:
@@ -170,7 +164,7 @@ class Chunker:
                     continue
                 if run_start > at:
                     parts.append((row, at, run_start, run_start, True))
-                self._drop("n_run", min(run_end, b) - max(run_start, at))
+                self.totals.drop("n_run", min(run_end, b) - max(run_start, at))
                 at = min(run_end, b)
             final = closed or true_end <= p1
             if at < b or (not final and at == p1):
@@ -229,12 +223,13 @@ class Chunker:
         if policy.left_out:
             pairs = zip(chunk.number.tolist(), chunk.contig_start.tolist(), strict=True)
             reasons.append(("leakage", np.fromiter((pair in policy.left_out for pair in pairs), bool, len(split))))
-        self._own = self._own_bases(chunk, segments)
+        # A base counts once: for the first chunk of its segment that has it.
+        first = chunk.step + segments.within[chunk.segment] == 0
+        self._own = chunk.length - np.where(first, 0, policy.overlap)
         for reason, mask in reasons:
             mask = mask & (split < 3)
             if mask.any():
-                self._drop(reason, int(self._own[mask].sum()))
-                self._dropped_chunks[reason] = self._dropped_chunks.get(reason, 0) + int(mask.sum())
+                self.totals.drop(reason, int(self._own[mask].sum()), int(mask.sum()))
                 split = np.where(mask, np.uint8(3), split)
         return split
 
@@ -256,11 +251,6 @@ class Chunker:
             conflict |= ahead & (self._assign(chunk, chunk.grid + distance) > split)
         return conflict
 
-    def _own_bases(self, chunk: Chunks, segments: Segments) -> np.ndarray:
-        """Bases that count for a chunk: those its forerunner in the segment has not."""
-        first = (chunk.step + segments.within[chunk.segment]) == 0
-        return chunk.length - np.where(first, 0, self.policy.overlap)
-
     def _collect(self, chunk: Chunks, split: np.ndarray, table: Records, origin: int) -> Plan:
         """Stretches to write and rows of finished records."""
         runs, lengths, starts = [], [], []
@@ -268,6 +258,8 @@ class Chunker:
             mine = split == number
             start, length = chunk.start[mine], chunk.length[mine]
             lengths.append(length.astype(np.int32))
+            self.totals.chunks[number] += len(length)
+            self.totals.sizes[number] += int(length.sum())
             starts.append(chunk.contig_start[mine].astype(np.uint64))
             new = np.append(True, start[1:] != start[:-1] + length[:-1])[: len(start)]
             last = np.append(new[1:], True)[: len(start)]
@@ -278,22 +270,15 @@ class Chunker:
             counts[0] += self.state.counts
         done = int(table.closed.sum())
         self._open_counts = counts[-1] if done < len(counts) else np.zeros(3, np.int64)
-        return Plan(
-            runs=runs,
-            lengths=lengths,
-            starts=starts,
-            names=table.names[:done],
-            record_lengths=table.length[:done],
-            record_counts=counts[:done],
-            dropped=self._dropped,
-            dropped_chunks=self._dropped_chunks,
-            kept=int(self._own[kept].sum()),
-            short_run_n=0,
-            counts=Counts(),
-            lowest=self._lowest(chunk, split) if self.policy.rank_blocks else [],
-        )
+        self.totals.records += done
+        self.totals.empty_records += int((table.length[:done] == 0).sum())
+        self.totals.kept += int(self._own[kept].sum())
+        if self.policy.rank_blocks:
+            self.totals.lowest = sorted({*self.totals.lowest, *self._lowest(chunk, split)})[:2]
+        return Plan(runs, lengths, starts, table.names[:done], table.length[:done], counts[:done])
 
-    def _lowest(self, chunk: Chunks, split: np.ndarray) -> list[tuple[int, int, int]]:
+    def _lowest(self, chunk: Chunks, split: np.ndarray) -> Iterator[tuple[int, int, int]]:
+        """(hash, record number, block) of train chunks, the lowest among them."""
         mine = np.flatnonzero(split == TRAIN)
         blocks = chunk.grid[mine] // self.policy.block_chunks
         hashes, units = self.policy.rule.rank(chunk.key[mine], blocks)
@@ -301,8 +286,7 @@ class Chunker:
         if len(hashes) > several and self.policy.rule.mode == "region":
             few = np.argpartition(hashes, several)[:several]
             hashes, units, mine = hashes[few], units[few], mine[few]
-        found = zip(hashes.tolist(), chunk.number[mine].tolist(), units.tolist(), strict=True)
-        return sorted(set(found))[:2]
+        return zip(hashes.tolist(), chunk.number[mine].tolist(), units.tolist(), strict=True)
 
     def _keep_back(
         self, table: Records, segments: Segments, letters: np.ndarray, n_starts: np.ndarray, n_ends: np.ndarray

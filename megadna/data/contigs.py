@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+from pyarrow import csv
 
 from megadna.data.manifest import SPLITS
 from megadna.errors import UserError
@@ -36,18 +38,20 @@ class ContigTable:
         """Read the table; UserError with the line that does not fit."""
         if not path.is_file():
             raise UserError(f"{path}: missing; run megadna preprocess again")
-        lines = path.read_text(encoding="utf-8").split("\n")
-        if lines[0] + "\n" != HEADER:
-            raise UserError(f"{path}: line 1: not the header of a contig table; run megadna preprocess again")
-        rows = [line.split("\t") for line in lines[1:] if line]
-        for number, row in enumerate(rows, start=2):
-            if len(row) != len(COLUMNS):
-                raise UserError(f"{path}: line {number}: {len(row)} columns instead of {len(COLUMNS)}")
-        columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
-        numbers = [np.array([int(value) if value else -1 for value in column], np.int64) for column in columns[2:]]
+        kinds = {name: pyarrow.int64() for name in COLUMNS[2:]} | {name: pyarrow.string() for name in COLUMNS[:2]}
+        try:
+            table = csv.read_csv(
+                path,
+                csv.ReadOptions(use_threads=False),
+                csv.ParseOptions(delimiter="\t", quote_char=False),
+                csv.ConvertOptions(column_types=kinds, null_values=[""], include_columns=COLUMNS),
+            )
+        except (pyarrow.ArrowException, KeyError) as error:
+            raise UserError(f"{path}: damaged ({error}); run megadna preprocess again") from error
+        numbers = [table[name].fill_null(-1).to_numpy() for name in COLUMNS[2:]]
         return cls(
-            sources=list(columns[0]),
-            records=list(columns[1]),
+            sources=table["source"].to_pylist(),
+            records=table["record"].to_pylist(),
             lengths=numbers[0],
             first=dict(zip(SPLITS, numbers[1::2], strict=True)),
             last=dict(zip(SPLITS, numbers[2::2], strict=True)),

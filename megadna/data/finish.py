@@ -1,6 +1,7 @@
 """The manifest of a finished build, and what its user should be warned of."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from megadna import __version__
@@ -57,11 +58,7 @@ def _source(source: SourceFile, part: Part, ranges: dict[str, tuple[int, int]], 
         size=source.size,
         sha256=sha256,
         records=totals.records,
-        bases=totals.counts.bases,
-        gc=totals.counts.gc,
-        n=totals.counts.n,
-        soft_masked=totals.counts.soft_masked,
-        other=dict(sorted(totals.counts.other.items())),
+        **{**asdict(totals.counts), "other": dict(sorted(totals.counts.other.items()))},
         chunks=dict(zip(SPLITS, totals.chunks, strict=True)),
         ranges=ranges,
         kept=totals.kept,

@@ -164,10 +164,6 @@ def _check_related(sources: list[SourceFile], options: PreprocessOptions) -> Non
 
 def _assign_wholes(sources: list[SourceFile], options: PreprocessOptions) -> tuple[list[SourceFile], list[str]]:
     """Splits of whole sources for the modes genome and column."""
-    if options.split == "nucleotide_transformer" and options.sample_sheet is None:
-        raise UserError("--split nucleotide_transformer needs --sample_sheet")
-    if options.split == "column" and options.sample_sheet is None:
-        raise UserError("--split column needs --sample_sheet")
     if options.split == "genome" and (options.valid or options.test):
         for key in ("valid", "test"):
             for pattern in getattr(options, key):

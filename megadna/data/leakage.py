@@ -111,7 +111,9 @@ def measure_leakage(folder: Path, max_containment: float) -> dict[str, Any]:
             containment.mark(hashes)
     for split, containment in held.items():
         shares = containment.shares()
-        np.save(folder / f"{split}.containment.npy", shares)
+        temporary = folder / f".{split}.containment.npy"
+        np.save(temporary, shares)
+        temporary.replace(folder / f"{split}.containment.npy")
         known = shares[~np.isnan(shares)]
         flagged = int((known > max_containment).sum())
         summary["splits"][split] = {

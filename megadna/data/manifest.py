@@ -141,17 +141,12 @@ def load_manifest(path: Path | str) -> Manifest:
         )
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        version = raw["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a dataset manifest ({error}); run megadna preprocess again") from error
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{file}: dataset format {version} is newer than this megadna reads ({FORMAT_VERSION}); upgrade megadna"
-        )
-    try:
-        return _from_json(raw)
+        if raw["format_version"] <= FORMAT_VERSION:
+            return _from_json(raw)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: damaged manifest ({error}); run megadna preprocess again") from error
+        raise UserError(f"{file}: not a manifest, or damaged ({error}); run megadna preprocess again") from error
+    newer = f"dataset format {raw['format_version']} is newer than this megadna reads ({FORMAT_VERSION})"
+    raise UserError(f"{file}: {newer}; upgrade megadna")
 
 
 def _from_json(raw: dict[str, Any]) -> Manifest:

@@ -112,6 +112,8 @@ class PreprocessOptions:
             "--valid_contigs and --test_contigs need --split contig",
         )
         require((self.split == "column") == bool(self.split_by), "--split column and --split_by go together")
+        by_sheet = self.split in ("column", "nucleotide_transformer")
+        require(not by_sheet or self.sample_sheet is not None, f"--split {self.split} needs --sample_sheet")
         for key in ("valid_contigs", "test_contigs"):
             try:
                 re.compile(getattr(self, key))

@@ -7,7 +7,7 @@ more than a block of the index in memory.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -16,42 +16,10 @@ import numpy as np
 from megadna.data.contigs import HEADER
 from megadna.data.indexed import write_index
 from megadna.data.manifest import SPLITS
-from megadna.data.plan import Plan
+from megadna.data.plan import Plan, Totals
 from megadna.genome.fasta import Counts
 
 _BLOCK = 1 << 16  # rows read at a time
-
-
-@dataclass
-class Totals:
-    """What a finished source came to."""
-
-    counts: Counts = field(default_factory=Counts)
-    records: int = 0
-    empty_records: int = 0
-    chunks: list[int] = field(default_factory=lambda: [0, 0, 0])
-    sizes: list[int] = field(default_factory=lambda: [0, 0, 0])
-    """Bytes by split."""
-    kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    dropped_chunks: dict[str, int] = field(default_factory=dict)
-    short_run_n: int = 0
-    lowest: list[tuple[int, int, int]] = field(default_factory=list)
-
-    def add(self, plan: Plan) -> None:
-        """Add a piece."""
-        self.counts.add(plan.counts)
-        self.records += len(plan.names)
-        self.empty_records += int((plan.record_lengths == 0).sum())
-        for split in range(3):
-            self.chunks[split] += len(plan.lengths[split])
-            self.sizes[split] += plan.sizes[split]
-        self.kept += plan.kept
-        self.short_run_n += plan.short_run_n
-        for mine, more in ((self.dropped, plan.dropped), (self.dropped_chunks, plan.dropped_chunks)):
-            for reason, count in more.items():
-                mine[reason] = mine.get(reason, 0) + count
-        self.lowest = sorted({(a, b, c) for a, b, c in [*self.lowest, *plan.lowest]})[:2]
 
 
 class Part:
@@ -74,7 +42,6 @@ class Part:
 
     def add(self, plan: Plan) -> None:
         """Append the rows of a piece."""
-        self.totals.add(plan)
         for split, name in enumerate(SPLITS):
             self._files[f"{name}.lengths"].write(plan.lengths[split].tobytes())
             self._files[f"{name}.starts"].write(plan.starts[split].tobytes())

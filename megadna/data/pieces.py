@@ -52,7 +52,7 @@ def read_pieces(sources: list[SourceFile], first: int, recipe: Recipe, workers: 
         for number in range(first, len(sources))
         for text_range in _ranges(sources[number], workers)
     )
-    if workers == 1:
+    if workers == 1 or any(source.kind == "stdin" for source in sources):  # no thread is to wait for a terminal
         scanner = recipe.scanner()
         for number, text_range in tasks:
             yield from _scan(number, sources[number], recipe, scanner, text_range)

@@ -3,7 +3,7 @@
 Coordinates are positions in the letters of a piece, kept-back letters first, unless a name says contig.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -86,21 +86,35 @@ class Plan:
     """int64 [R]."""
     record_counts: np.ndarray
     """int64 [R, 3]: chunks by split."""
-    dropped: dict[str, int]
-    """Bases left out, by reason."""
-    dropped_chunks: dict[str, int]
-    kept: int
+
+
+@dataclass
+class Totals:
+    """What a source has come to so far."""
+
+    counts: Counts = field(default_factory=Counts)
+    records: int = 0
+    """Records that ended."""
+    empty_records: int = 0
+    chunks: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """By split."""
+    sizes: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Bytes by split."""
+    kept: int = 0
     """Bases on disk, counted once."""
-    short_run_n: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Bases left out, by reason."""
+    dropped_chunks: dict[str, int] = field(default_factory=dict)
+    short_run_n: int = 0
     """N in runs under 50 kb."""
-    counts: Counts
-    lowest: list[tuple[int, int, int]]
+    lowest: list[tuple[int, int, int]] = field(default_factory=list)
     """(hash, record number, block) of the two train blocks with the lowest hashes, if asked for."""
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Bytes to write by split."""
-        return tuple(int(lengths.sum(dtype=np.int64)) for lengths in self.lengths)
+    def drop(self, reason: str, bases: int, chunks: int = 0) -> None:
+        """Count what is left out."""
+        for dropped, count in ((self.dropped, bases), (self.dropped_chunks, chunks)):
+            if count:
+                dropped[reason] = dropped.get(reason, 0) + count
 
 
 @dataclass

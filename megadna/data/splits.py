@@ -30,11 +30,6 @@ def mix(*words: np.ndarray | int) -> np.ndarray:
     return state
 
 
-def name_key(name: bytes) -> int:
-    """The number that stands for a record's name in hashes."""
-    return zlib.crc32(name)
-
-
 def unit(hashes: np.ndarray) -> np.ndarray:
     """Hashes as float64 in [0, 1)."""
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -43,7 +38,7 @@ def unit(hashes: np.ndarray) -> np.ndarray:
 def region_split(seed: int, keys: np.ndarray | int, blocks: np.ndarray, valid: float, test: float) -> np.ndarray:
     """Split (uint8: 0 train, 1 valid, 2 test) of each block.
 
-    `keys` are the name_key of each block's record (or one for all), `blocks` the block's number on its record.
+    `keys` are the CRC-32 of the name of each block's record (or one for all), `blocks` its number on its record.
     """
     run, place = np.divmod(blocks, RUN_BLOCKS)
     offset = unit(mix(seed, keys, run)) * RUN_BLOCKS
@@ -57,7 +52,7 @@ def by_share(draws: np.ndarray, valid: float, test: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """The rule for one source. Picklable."""
+    """The rule for one source."""
 
     mode: str
     """region, contig (by fraction), names (by pattern) or whole (every chunk of the source to one split)."""

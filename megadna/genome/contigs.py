@@ -22,19 +22,7 @@ _BY_NAME = (
         ),
     ),
 )
-_HINTS = (
-    b"decoy",
-    b"hs37d5",
-    b"hs38d1",
-    b"ebv",
-    b"nc_007605",
-    b"_fix",
-    b"_alt",
-    b"_hap",
-    b"chr_h",
-    b"patch",
-    b"alternate",
-)
+_HINTS = b"decoy hs37d5 hs38d1 ebv nc_007605 _fix _alt _hap chr_h patch alternate".split()
 _ROLES = {"alt-scaffold": "alternate", "fix-patch": "fix_patch", "novel-patch": "alternate"}
 
 
@@ -57,7 +45,7 @@ def _hinted(text: bytes) -> bool:
 
 @dataclass(frozen=True)
 class ContigFilter:
-    """Why a record is left out; None keeps it. Picklable."""
+    """Why a record is left out; None keeps it."""
 
     mode: str = "primary"
     """primary, all, or a regular expression that the whole name must fit."""

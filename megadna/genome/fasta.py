@@ -30,9 +30,6 @@ class FastaError(Exception):
         super().__init__(message)
         self.message, self.offset, self.block, self.at = message, offset, block, at
 
-    def __reduce__(self) -> tuple[type, tuple[str, int, bytes, int]]:
-        return FastaError, (self.message, self.offset, self.block, self.at)
-
 
 @dataclass
 class Counts:
@@ -95,16 +92,14 @@ class Scanner:
         self.size = 0
         self._positions: list[np.ndarray] = [_NO_RUNS]
         self._headers: list[bytes] = []
-        self._runs: list[tuple[np.ndarray, np.ndarray]] = []
+        self._runs = [(_NO_RUNS, _NO_RUNS)]
         self._counts = Counts()
 
     def take(self) -> Piece:
         """The piece since the last call."""
-        starts = np.concatenate([runs[0] for runs in self._runs]) if self._runs else _NO_RUNS
-        ends = np.concatenate([runs[1] for runs in self._runs]) if self._runs else _NO_RUNS
-        positions = np.concatenate(self._positions)
+        starts, ends = (np.concatenate(column) for column in zip(*self._runs, strict=True))
         self._counts.bases = self.size
-        piece = Piece(self.size, positions, self._headers, starts, ends, self._counts)
+        piece = Piece(self.size, np.concatenate(self._positions), self._headers, starts, ends, self._counts)
         self._new_piece()
         return piece
 
@@ -211,48 +206,40 @@ class Scanner:
 
     def _count(self, view: np.ndarray) -> int:
         """Check and count letters in place; how many remain (blanks inside lines go)."""
-        counts = self._counts
-        if len(self._mask) < len(view):
-            self._mask, self._legal, self._work = (np.empty(len(view), kind) for kind in (bool, bool, np.uint8))
-        mask, legal, work = (array[: len(view)] for array in (self._mask, self._legal, self._work))
-        np.equal(np.bitwise_and(view, 0xDB, out=work), 0x43, out=legal)  # C, G, c, g and nothing else
-        gc = int(np.count_nonzero(legal))
+        counts, size = self._counts, len(view)
+        if len(self._mask) < size:
+            self._mask, self._work = np.empty(size, bool), np.empty(size, np.uint8)
+        mask, work = self._mask[:size], self._work[:size]
+
+        def equal_to(letter: int) -> int:
+            return int(np.count_nonzero(np.equal(work, letter, out=mask)))
+
+        np.bitwise_and(view, 0xDB, out=work)
+        gc = equal_to(0x43)  # C, G, c, g and nothing else
         np.bitwise_and(view, 0xDF, out=work)
-        np.bitwise_or(legal, np.equal(work, 0x41, out=mask), out=legal)
-        np.bitwise_or(legal, np.equal(work, 0x54, out=mask), out=legal)
-        size = len(view)
-        if not legal.all():
-            size = self._count_rare(view, work, legal, mask)
+        rest = size - gc - equal_to(ord("A")) - equal_to(ord("T"))
+        if rest and rest == equal_to(ord("N")):
+            counts.n += rest
+            self._add_runs(mask)
+        elif rest:
+            size = self._count_strange(view)
         counts.gc += gc
-        counts.soft_masked += int(np.count_nonzero(np.greater(view, 0x60, out=mask))) if size == len(view) else 0
+        counts.soft_masked += int(np.count_nonzero(np.greater(view[:size], 0x60, out=mask[:size])))
         if self._fold:
             np.bitwise_and(view[:size], 0xDF, out=view[:size])
         return size
 
-    def _count_rare(self, view: np.ndarray, work: np.ndarray, legal: np.ndarray, mask: np.ndarray) -> int:
-        """Letters among which something else than A, C, G, T stands: runs of N, and everything rarer."""
-        np.equal(work, 0x4E, out=mask)
-        if np.bitwise_or(legal, mask, out=legal).all():
-            self._counts.n += int(np.count_nonzero(mask))
-            self._add_runs(mask)
-            return len(view)
-        return self._count_strange(view)
-
     def _count_strange(self, view: np.ndarray) -> int:
+        """Letters among which something else than A, C, G, T, N stands; how many remain."""
         text = view.tobytes().translate(None, SPACES + b"\n")
-        letters = np.frombuffer(text, np.uint8)
-        histogram = np.bincount(letters, minlength=256)
+        histogram = np.bincount(np.frombuffer(text.upper(), np.uint8), minlength=256)
         if histogram[~LEGAL].any():
             raise _Illegal("")
-        by_letter = histogram.copy()
-        by_letter[0x41:0x5B] += by_letter[0x61:0x7B]
-        self._counts.n += int(by_letter[ord("N")])
-        for letter in np.flatnonzero(by_letter[:0x5B]):
+        self._counts.n += int(histogram[ord("N")])
+        for letter in np.flatnonzero(histogram).tolist():
             if letter not in b"ACGTN":
                 name = chr(letter)
-                self._counts.other[name] = self._counts.other.get(name, 0) + int(by_letter[letter])
-        if len(text) < len(view):  # otherwise counted by the caller
-            self._counts.soft_masked += int(histogram[0x61:0x7B].sum())
+                self._counts.other[name] = self._counts.other.get(name, 0) + int(histogram[letter])
         stored = view[: len(text)]
         stored[:] = np.frombuffer(text.translate(self._table), np.uint8)
         self._add_runs(np.bitwise_and(stored, 0xDF) == 0x4E)
@@ -260,15 +247,9 @@ class Scanner:
 
     def _add_runs(self, mask: np.ndarray) -> None:
         """Remember where N runs lie; `mask` marks N among the letters about to be added at self.size."""
-        if not len(mask):
-            return
-        edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
-        if mask[0]:
-            edges = np.concatenate(([0], edges))
-        if mask[-1]:
-            edges = np.concatenate((edges, [len(mask)]))
-        if len(edges):
-            self._runs.append((edges[::2] + self.size, edges[1::2] + self.size))
+        if len(mask):
+            edges = np.flatnonzero(np.concatenate((mask[:1], mask[1:] != mask[:-1], mask[-1:]))) + self.size
+            self._runs.append((edges[::2], edges[1::2]))
 
     def finish(self, *, last: bool) -> None:
         """End of the text (or of a range of it, which no header line crosses): a header without a line end is a record
@@ -282,7 +263,8 @@ class Scanner:
         """The error at the first offending byte of the block."""
         text = bytes(raw)
         if message and message != ">":
-            return FastaError(message, self._offset, text, _first_text(text) if not self._in_record else 0)
+            blank = len(text) - len(text.lstrip(b"\r\n \t\v\f\xef\xbb\xbf"))
+            return FastaError(message, self._offset, text, 0 if self._in_record else blank)
         at = first_illegal(text, in_header=self._header is not None, line_start=self._line_start)
         letter = text[at : at + 1]
         if letter == b">":
@@ -297,10 +279,6 @@ class _Illegal(Exception):
 
 
 _ILLEGAL = re.compile(rb"[^ACGTNURYKMSWBDHVacgtnurykmswbdhv\-*. \t\v\f\r\n]")
-
-
-def _first_text(text: bytes) -> int:
-    return len(text) - len(text.lstrip(b"\r\n \t\v\f\xef\xbb\xbf"))
 
 
 def first_illegal(text: bytes, *, in_header: bool, line_start: bool) -> int:

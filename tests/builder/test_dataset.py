@@ -47,9 +47,9 @@ def test_chunks_are_read_only_views(folder):
     ("damage", "message"),
     [
         (lambda folder: (folder / "manifest.json").unlink(), "not a finished dataset"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "not a dataset manifest"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "not a manifest, or damaged"),
         (lambda folder: (folder / "manifest.json").write_text('{"format_version": 99}'), "upgrade megadna"),
-        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 1}'), "damaged manifest"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 1}'), "not a manifest, or damaged"),
         (lambda folder: (folder / "train.bin").unlink(), "train.bin: missing"),
         (lambda folder: os.truncate(folder / "train.bin", 100), "does not fit manifest.json"),
         (lambda folder: os.truncate(folder / "train.idx", 100), "not a whole uint8 index"),
