@@ -33,6 +33,7 @@ def read_table(path: Path, schema: str, columns: list[str]) -> pd.DataFrame:
     with path.open("rb") as file:
         packed = "gzip" if file.read(2) == b"\x1f\x8b" else None
     options = {"quoting": csv.QUOTE_NONE, "skip_blank_lines": False, "keep_default_na": False, "dtype": str}
+    options |= {"encoding_errors": "replace"}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a BED line may have more columns, or fewer

@@ -35,9 +35,9 @@ def split_windows(
         groups = np.arange(len(windows))
     else:
         groups = pd.factorize(windows["contig"])[0] if by == "chromosome" else _together(windows)
-    found = int(groups.max()) + 1
+    found, needed = int(groups.max()) + 1, 1 + sum(fraction > 0 for fraction in fractions)
     require(
-        found >= 3, f"--split {by}: only {found} of them hold windows, and three splits need 3; choose another --split"
+        found >= needed, f"--split {by}: {needed} splits, but only {found} of them with windows; try another --split"
     )
     return _share_out(groups, fractions, np.random.default_rng((seed, 1)))
 

@@ -215,7 +215,7 @@ def test_chromosome_split_by_name_and_by_share() -> None:
     assert set(where["dev"]) == {"gi|68719"} and set(where["test"]) == {"gi|68711", "gi|68718"}
     with pytest.raises(UserError, match=r"no window lies on gi\|1"):
         dataset("arabidopsis", split="chromosome", test_contigs=["gi|1"])
-    with pytest.raises(UserError, match=r"only 1 of them.*another --split"):
+    with pytest.raises(UserError, match=r"3 splits, but only 1 of them"):
         dataset("human", split="chromosome")
 
 
