@@ -5,6 +5,7 @@ and half-open, strand of the sequence) and what it is. The folder also holds man
 """
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 
 from megadna import __version__
 from megadna.downstream.genome import PLAIN, Genome, as_text
-from megadna.downstream.splits import SPLITS, leakage, split_windows
+from megadna.downstream.splits import leakage, split_windows
 from megadna.errors import UserError, require
 from megadna.log import get_logger
 
@@ -108,13 +109,14 @@ def _write(table: pd.DataFrame, output: Path, kind: str) -> None:
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        for split in SPLITS:
-            rows = table[table["split"] == split].drop(columns="split")
+        for split, rows in table.groupby("split"):  # none for a split of share 0
+            rows = rows.drop(columns="split")
             if kind == "csv":
                 rows.to_csv(work / f"{split}.csv", index=False)
             else:
                 rows.to_parquet(work / f"{split}.parquet", index=False)
         (work / "manifest.json").write_text(json.dumps(table.attrs["manifest"], indent=1) + "\n", encoding="utf-8")
+        os.sync()  # before the folder has its name
         work.replace(output)
     except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
