@@ -163,9 +163,8 @@ def _evaluation(everyone: Sequence[Any], samples: EvaluationSamples, protocol: s
     key_E = np.concatenate([keys for keys, _ in parts])
     sums_E = ChunkSums(np.concatenate([sums.sums_CQ for _, sums in parts])).by_group(key_E)
     key_E = np.sort(key_E)
-    chunk_E, names = samples.chunks[key_E >> 1], samples.groups()
-    known = sorted(set(names))
-    group_E = np.array([known.index(name) for name in names])[key_E >> 1]
+    names, number = np.unique(samples.groups(), return_inverse=True)
+    chunk_E, group_E = samples.chunks[key_E >> 1], number[key_E >> 1]
     score, macro = _means(sums_E, chunk_E, group_E)
     more = _pair("bits_per_base_macro", macro)
     hides_E = sums_E.sums_CQ[:, HIDDEN] > 0
@@ -178,8 +177,8 @@ def _evaluation(everyone: Sequence[Any], samples: EvaluationSamples, protocol: s
     if hidden := sum(count for *_, count in strands):
         more["reverse_complement_divergence"] = sum(bits for _, bits, _ in strands) / hidden
     groups = {}
-    for number, name in enumerate(known if len(known) > 1 else ()):
-        kept_E = (group_E == number) & hides_E
+    for group, name in enumerate(names.tolist() if len(names) > 1 else ()):
+        kept_E = (group_E == group) & hides_E
         if kept_E.any():
             groups[name] = _means(sums_E.select(kept_E), chunk_E[kept_E], group_E[kept_E])[0]
     return Evaluation(score=replace(score, protocol=protocol), more=more, groups=groups)

@@ -24,6 +24,7 @@ from megadna.data.evaluation import EvaluationSamples
 from megadna.downstream.masked_lm import load_masked_lm
 from megadna.errors import UserError
 from megadna.tokenizer.alphabet import letters_of
+from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train import baselines as baselines_module
 from megadna.train import scoring
 
@@ -208,6 +209,33 @@ def test_anyones_nucleotide_model_is_scored(dataset: Path, tmp_path: Path) -> No
             p = torch.softmax(logits[place, fast.convert_tokens_to_ids(list("ACGT"))], 0)
             bits.append(-np.log2(p["ACGT".index(truth[place])].item()))
     assert found.hidden_bases == len(bits) and found.bits_per_base == pytest.approx(np.mean(bits), abs=1e-5)
+
+
+def test_anyones_k_mer_model_is_scored_under_a_protocol(dataset: Path, tmp_path: Path) -> None:
+    """DNABERT's kind: a BERT tokenizer over blank-separated 3-mers."""
+    known = KmerTokenizer(3, stride=1, layout="dnabert")
+    (tmp_path / "vocab.txt").write_text("\n".join(known.tokens()) + "\n")
+    folder = tmp_path / "bert"
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt"), do_lower_case=False, model_max_length=100).save_pretrained(
+        folder
+    )
+    config = transformers.BertConfig(
+        vocab_size=known.vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=100,
+    )  # fmt: skip
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    forward, tokenizer, context = load_masked_lm(str(folder))
+    assert isinstance(tokenizer, KmerTokenizer) and (tokenizer.layout, tokenizer.stride, context) == ("dnabert", 1, 100)
+    pool = open_chunks(str(dataset), "valid")
+    found = [
+        scoring.evaluate(
+            run, EvaluationSamples(pool, one, sequence_length=length, samples=4, seed=7, protocol="base"),
+            micro_batch_size=3,
+        )
+        for run, one, length in ((forward, tokenizer, 100), load_masked_lm(str(tiny_bert(tmp_path / "b", context=120))))
+    ]  # fmt: skip
+    assert found[0].score.hidden_bases == found[1].score.hidden_bases > 20
+    assert all(1.5 < one.score.bits_per_base < 2.5 and one.score.protocol == "base" for one in found)
 
 
 def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
