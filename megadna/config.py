@@ -8,6 +8,7 @@ from string import ascii_letters, digits
 from typing import Literal
 
 from megadna.config_data import BlendConfig, DataConfig, MaskingConfig, RateChange, TokenizerConfig
+from megadna.config_train import TrainConfig
 from megadna.errors import require, require_positive
 from megadna.layout import check_layout, data_parallel_size
 
@@ -166,45 +167,6 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Optimisation: AdamW, warm-up, schedule."""
-
-    steps: int = 1000
-    """Optimizer steps of the whole run."""
-    micro_batch_size: int = 4
-    """Samples per rank and forward pass."""
-    global_batch_size: int = 32
-    """Samples per optimizer step over all ranks."""
-    lr: float = 4e-4
-    """Peak learning rate."""
-    min_lr: float = 0.0
-    """Learning rate at the end of the schedule."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the decay from lr to min_lr."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay; none on biases and norms."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW moment decays."""
-    eps: float = 1e-8
-    """AdamW epsilon."""
-    clip_grad: float = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
-    exit_after_minutes: float = 0.0
-    """Save and exit for requeue after so long; 0 trains on."""
-
-    def __post_init__(self) -> None:
-        require_positive("train", self, "steps", "micro_batch_size", "global_batch_size", "lr", "eps")
-        require(
-            0 <= self.warmup_steps < self.steps,
-            f"train.warmup_steps must lie in 0..steps - 1, got {self.warmup_steps} of {self.steps}",
-        )
-        require(0 <= self.min_lr <= self.lr, f"train.min_lr must lie in 0..lr, got {self.min_lr}")
-        require(self.clip_grad >= 0, f"train.clip_grad must not be negative, got {self.clip_grad}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class FaultConfig:
     """What to do about updates that must not be applied."""
 
@@ -235,10 +197,18 @@ class CheckpointConfig:
     """Best checkpoints by validation bits per base kept."""
     asynchronous: bool = True
     """Train on while shards are written; the stall is the copy to host memory."""
+    init_from: str = ""
+    """Start from the weights of this run or checkpoint: at step 0, with new data, schedule, seed or longer context."""
+    optimizer_format: Literal["reshardable", "fast"] = "reshardable"
+    """`reshardable`: any layout resumes it; the stall gathers the optimizer over the data-parallel ranks. `fast`: only
+    their number may change. What ends a run or is kept for ever or as best is always reshardable."""
+    max_failed: int = 0
+    """Saves that fail in a row after which the run ends; 0 trains on whatever happens."""
 
     def __post_init__(self) -> None:
         require_positive("checkpoint", self, "interval", "keep_last")
         require(self.keep_every >= 0, f"checkpoint.keep_every must not be negative, got {self.keep_every}")
+        require(self.max_failed >= 0, f"checkpoint.max_failed must not be negative, got {self.max_failed}")
         require(self.keep_best >= 0, f"checkpoint.keep_best must not be negative, got {self.keep_best}")
 
 

@@ -39,7 +39,7 @@ class RateChange:
     fraction: float
     """The new rate."""
     sample: int | None = None
-    """First sample with the new rate: filled in once from step and train.global_batch_size, and kept on resume."""
+    """First sample with the new rate: filled in once from step and batch size, and kept on resume."""
 
 
 @dataclass(frozen=True, kw_only=True)

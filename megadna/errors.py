@@ -4,12 +4,37 @@ from typing import Any
 
 EXIT_DIVERGED = 70
 """Exit status of a run that went back to its checkpoint as often as it may and still met bad updates."""
+EXIT_RANK_LOST = 71
+"""Exit status of the ranks that were left when one died or hung; --resume goes on from the last checkpoint."""
+EXIT_SAVE_FAILED = 74
+"""Exit status of a run whose last checkpoint, or as many in a row as checkpoint.max_failed says, could not be saved."""
 EXIT_REQUEUE = 75
 """Exit status of a run that stopped early with everything saved: start the same command again with --resume."""
 
 
-class Diverged(RuntimeError):
+class RunEnded(RuntimeError):
+    """Training cannot go on; the message says why and what to do, in one line."""
+
+    status = 1
+    """Exit status of the command."""
+
+
+class Diverged(RunEnded):
     """Training met bad updates after the last roll-back allowed; the message says where."""
+
+    status = EXIT_DIVERGED
+
+
+class SaveFailed(RunEnded):
+    """Checkpoints could not be saved where they must be."""
+
+    status = EXIT_SAVE_FAILED
+
+
+class RankLost(RunEnded):
+    """Another rank died or hung; the message names it and the last step."""
+
+    status = EXIT_RANK_LOST
 
 
 class UserError(ValueError):

@@ -76,18 +76,22 @@ def data_parallel_size(config: Config, world_size: int) -> int:
         f"pipeline {parallel.pipeline} x context {parallel.context}); change `parallel` or the number of ranks",
     )
     size = world_size // parallel.model_size
-    require(
-        train.global_batch_size % (size * train.micro_batch_size) == 0,
-        f"train.global_batch_size ({train.global_batch_size}) must be divisible by train.micro_batch_size "
-        f"({train.micro_batch_size}) x {size} data-parallel ranks",
-    )
-    micro_batches = train.global_batch_size // (size * train.micro_batch_size)
-    require(
-        parallel.virtual_pipeline == 1 or micro_batches % parallel.pipeline == 0,
-        f"parallel.virtual_pipeline needs a number of micro-batches that parallel.pipeline ({parallel.pipeline}) "
-        f"divides, got {micro_batches} (train.global_batch_size {train.global_batch_size} / {size} data-parallel ranks "
-        f"/ train.micro_batch_size {train.micro_batch_size})",
-    )
+    for key, batch in (
+        ("global_batch_size", train.global_batch_size),
+        *(("batch_rampup", batch) for batch in train.batch_rampup[:2]),
+    ):
+        require(
+            batch % (size * train.micro_batch_size) == 0,
+            f"train.{key} ({batch}) must be divisible by train.micro_batch_size ({train.micro_batch_size}) x {size} "
+            "data-parallel ranks",
+        )
+        micro_batches = batch // (size * train.micro_batch_size)
+        require(
+            parallel.virtual_pipeline == 1 or micro_batches % parallel.pipeline == 0,
+            f"parallel.virtual_pipeline needs a number of micro-batches that parallel.pipeline ({parallel.pipeline}) "
+            f"divides, got {micro_batches} (train.{key} {batch} / {size} data-parallel ranks / train.micro_batch_size "
+            f"{train.micro_batch_size})",
+        )
     return size
 
 

@@ -38,7 +38,7 @@ def run_training(config: Config, run: Path, resume: bool = False) -> None:
 
     run.mkdir(parents=True, exist_ok=True)
     with parallel_world(config.engine, config.parallel) as world:
-        TrainingRun(config, run, world).train(resume=resume)
+        TrainingRun(config, run, world).train(resume="always" if resume else "never")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from megadna.arguments import config_from, config_parser, parse
 from megadna.config import Config
 from megadna.engine.distributed import launched_outside, parallel_world, select_device, world_size_from_environment
-from megadna.engine.launch import run_ranks
+from megadna.engine.launch import launched_here, run_ranks
 from megadna.errors import EXIT_REQUEUE, UserError
 from megadna.log import log_file, rank_from_environment
 
@@ -18,7 +18,14 @@ def main(arguments: list[str]) -> None:
     """Train RUN from --config; started by plain python, torchrun or srun."""
     parser = config_parser("train", "Pretrain an encoder: one YAML is one experiment, --section.key overrides it.")
     parser.add_argument("--output", type=str, default="", help="run folder")
-    parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint of the run folder")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="always",
+        default="never",
+        choices=["always", "auto", "never"],
+        help="continue the newest checkpoint of the run folder; `--resume auto`: or start, where there is none yet",
+    )
     parser.add_argument("--overwrite", action="store_true", help="delete what the run folder holds")
     options = parse(parser, arguments)
     config = config_from(options)
@@ -32,18 +39,16 @@ def main(arguments: list[str]) -> None:
     run = Path(options.output)
     num_ranks = world_size_from_environment() if launched_outside() else config.engine.num_processes
     _check(config, num_ranks)
-    if not launched_outside() or rank_from_environment() == 0:
-        _prepare(run, resume=options.resume, overwrite=options.overwrite)
+    if not launched_outside() or (rank_from_environment() == 0 and not launched_here()):
+        _prepare(run, config, resume=options.resume, overwrite=options.overwrite)
     with log_file(run / "log.txt"):
         if not launched_outside() and num_ranks > 1:
-            # The folder is ready: the ranks must not find fault with it, nor empty it again.
-            passed = [word for word in arguments if word != "--overwrite"]
-            sys.exit(run_ranks(num_ranks, ["train", *passed]))
+            sys.exit(run_ranks(num_ranks, ["train", *arguments]))
         if not _train(config, run, resume=options.resume):
             sys.exit(EXIT_REQUEUE)
 
 
-def _train(config: Config, run: Path, *, resume: bool) -> bool:
+def _train(config: Config, run: Path, *, resume: str) -> bool:
     """Train on this rank; False where it stopped early with everything saved."""
     with parallel_world(config.engine, config.parallel) as world:
         from megadna.train.faults import out_of_memory
@@ -72,19 +77,29 @@ def _check(config: Config, num_ranks: int) -> None:
     resolve_sequence_length(config, pools[0].chunk_length, build_tokenizer(config.tokenizer))
 
 
-def _prepare(run: Path, *, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
+def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool) -> None:
+    """Refuse what must not be written over or cannot be gone on from; leave the run folder there."""
+    from megadna.train.checkpoint import complete_checkpoints, find_checkpoint
+    from megadna.train.resume import check_weights
+
+    if resume != "never" and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file; --output names the run folder")
-    if resume:
-        from megadna.train.checkpoint import find_checkpoint
-
+    source = Path(config.checkpoint.init_from) if config.checkpoint.init_from else None
+    if resume == "always" or (resume == "auto" and complete_checkpoints(run)):
         find_checkpoint(run)
-    elif run.exists() and any(run.iterdir()):
+    elif source is not None:
+        if overwrite and run.resolve() in (source.resolve(), *source.resolve().parents):
+            raise UserError(
+                f"checkpoint.init_from {source} lies in {run}, which --overwrite deletes; give another --output"
+            )
+        check_weights(find_checkpoint(source), config)
+    is_run = any((run / name).is_file() for name in ("config.yaml", "log.txt"))
+    if resume != "always" and run.exists() and any(run.iterdir()) and not (resume == "auto" and is_run):
         if not overwrite:
             raise UserError(f"{run}: not empty; say --resume to continue the run in it, or --overwrite to delete it")
-        if not (run / "config.yaml").is_file():
+        if not is_run:
             raise UserError(f"{run}: holds something that is no run, so it is not overwritten; remove it yourself")
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)

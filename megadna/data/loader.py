@@ -140,7 +140,7 @@ def train_batches(
 
 
 def _log_passes(config: Config, samples: Samples) -> None:
-    total = config.train.steps * config.train.global_batch_size
+    total = config.train.samples_after(config.train.steps)
     for rows in samples.groups:
         log.info(
             "data: %s: %d bases, %d samples an epoch, %.2f %% of the batch, %.3g passes in %d steps",

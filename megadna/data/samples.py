@@ -122,9 +122,8 @@ class Samples:
 
 def resolve_schedule(config: Config) -> Config:
     """The config with the first sample of each masking rate filled in from its step; filled ones are kept."""
-    batch = config.train.global_batch_size
     schedule = [
-        replace(change, sample=change.step * batch if change.sample is None else change.sample)
+        replace(change, sample=config.train.samples_after(change.step) if change.sample is None else change.sample)
         for change in config.data.masking.schedule
     ]
     return replace(config, data=replace(config.data, masking=replace(config.data.masking, schedule=schedule)))

@@ -20,7 +20,8 @@ import torch
 
 from megadna.config import EngineConfig, ParallelConfig
 from megadna.engine.cpu import redirect_cuda
-from megadna.errors import UserError
+from megadna.engine.launch import STORE
+from megadna.errors import RankLost, UserError
 from megadna.log import rank_from_environment
 
 DEFAULT_PORT = "29531"
@@ -90,9 +91,13 @@ def parallel_world(engine: EngineConfig, parallel: ParallelConfig) -> Iterator[W
         timeout=datetime.timedelta(minutes=engine.timeout_minutes),
     )
     try:
-        yield _split(rank, size, device, parallel)
-    finally:
+        yield _split(rank, size, device, parallel, timeout_minutes=engine.timeout_minutes)
+    except RankLost:
+        raise  # to take leave would be to wait for a rank that is gone
+    except BaseException:
         _leave()
+        raise
+    _leave()
 
 
 @contextmanager
@@ -109,7 +114,7 @@ def imagined_world(parallel: ParallelConfig, *, rank: int, size: int) -> Iterato
         _leave()
 
 
-def _split(rank: int, size: int, device: torch.device, parallel: ParallelConfig) -> World:
+def _split(rank: int, size: int, device: torch.device, parallel: ParallelConfig, timeout_minutes: float = 1.0) -> World:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
@@ -119,6 +124,7 @@ def _split(rank: int, size: int, device: torch.device, parallel: ParallelConfig)
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=timeout_minutes,
     )
     model_parallel_cuda_manual_seed(1234)  # dropout states only: weights and data never depend on them
     return World(
@@ -160,8 +166,8 @@ def _leave() -> None:
 
 def _init_method(size: int) -> str:
     """A file for a lone process (no port to collide on), else the address that the launcher gave."""
-    if "MEGADNA_STORE" in os.environ:
-        return f"file://{os.environ['MEGADNA_STORE']}"
+    if STORE in os.environ:
+        return f"file://{os.environ[STORE]}"
     if size == 1:
         folder = tempfile.mkdtemp(prefix="megadna-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -13,6 +13,13 @@ from pathlib import Path
 from types import FrameType
 
 GRACE_SECONDS = 20.0
+STORE = "MEGADNA_STORE"
+"""Environment variable that names the rendezvous file."""
+
+
+def launched_here() -> bool:
+    """True in a rank that run_ranks started: the process that did has checked everything and made the run folder."""
+    return STORE in os.environ
 
 
 def run_ranks(num_processes: int, arguments: list[str]) -> int:
@@ -33,7 +40,7 @@ def run_ranks(num_processes: int, arguments: list[str]) -> int:
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
                     "WORLD_SIZE": str(num_processes),
-                    "MEGADNA_STORE": str(Path(folder) / "store"),
+                    STORE: str(Path(folder) / "store"),
                 },
             )
             for rank in range(num_processes)

@@ -1,6 +1,7 @@
 """Gradient buffers, AdamW and the learning-rate schedule: megatron-core's own, built from TrainConfig."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,6 @@ def to_precision(model: MegatronModule, config: Config) -> torch.nn.Module:
 
 def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
     """Distributed AdamW with fp32 master weights; no decay on biases and norms (megatron's standard rule)."""
-    _count_padding(chunks)
     train = config.train
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
@@ -69,6 +69,7 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
     kinds = {type(part.optimizer) for part in _parts(optimizer)}
     log.info("optimizer: %s", ", ".join(f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in kinds))
     for part in _parts(optimizer):
+        part.get_parameter_state_dp_reshardable = partial(_buffer_states, part.get_parameter_state_dp_reshardable)
         if isinstance(part.optimizer, torch.optim.AdamW):  # apex and Transformer Engine bring fused ones of their own
             for group in part.optimizer.param_groups:
                 group["fused"] = True
@@ -78,16 +79,69 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
     return optimizer
 
 
-def _count_padding(chunks: list[DistributedDataParallel]) -> None:
-    """Let the checkpoint format lay out a gradient buffer as the buffer itself is, padding between buckets included.
+@contextmanager
+def _padding_counted(chunks: list[DistributedDataParallel]) -> Iterator[None]:
+    """Let the reshardable format lay out a gradient buffer as the buffer itself is, padding between buckets included.
 
     megatron 0.16 drops that padding from what it gathers, and then reads each parameter at its padded place: everything
     behind the first of several buckets (tied embeddings of a pipeline stage, overlap_grad_reduce) was saved wrong.
     """
-    for buffer in (buffer for chunk in chunks for buffer in chunk.buffers):
+    buffers = [buffer for chunk in chunks for buffer in chunk.buffers]
+    buckets = [bucket for buffer in buffers for bucket in buffer.buckets]
+    before = [part.numel_unpadded for part in (*buffers, *buckets)]
+    for buffer in buffers:
         buffer.numel_unpadded = buffer.numel
-        for bucket in buffer.buckets:
-            bucket.numel_unpadded = bucket.grad_data.numel()
+    for bucket in buckets:
+        bucket.numel_unpadded = bucket.grad_data.numel()
+    try:
+        yield
+    finally:
+        for part, numel in zip((*buffers, *buckets), before, strict=True):
+            part.numel_unpadded = numel
+
+
+def optimizer_shards(
+    optimizer: MegatronOptimizer,
+    chunks: list[DistributedDataParallel],
+    model: dict[str, Any],
+    optimizer_format: str,
+    metadata: dict[str, Any],
+    *,
+    is_loading: bool,
+) -> dict[str, Any]:
+    """megatron's sharded state of the optimizer.
+
+    `reshardable` gathers it over the data-parallel ranks and names it by the sharded weights `model`: any layout loads
+    it. `fast` takes the optimizer's buffers as they are: nothing is sent, and only the number of data-parallel ranks
+    may change.
+    """
+    sharding = {"reshardable": "fully_reshardable", "fast": "dp_reshardable"}[optimizer_format]
+    metadata = {**metadata, "distrib_optim_sharding_type": sharding}
+    with _padding_counted(chunks) if optimizer_format == "reshardable" else nullcontext():
+        sharded: dict[str, Any] = optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
+    for key in ("per_bucket_numel", "per_bucket_numel_unpadded"):  # pickles, of what the shapes say anyway
+        sharded["param_state"].pop(key, None)
+    return sharded
+
+
+def reload_master_weights(optimizer: MegatronOptimizer, weights: list[dict[str, Any]]) -> None:
+    """Set the master weights from state dicts of the model chunks, in the precision of those."""
+    several = {f"model{number}": chunk for number, chunk in enumerate(weights)}
+    optimizer.reload_model_params(weights[0] if len(weights) == 1 else several)
+
+
+def _buffer_states(original: Callable) -> dict[Any, Any]:
+    """megatron's optimizer buffers, where a rank may hold nothing but the padding of a small bucket.
+
+    So it is with 16 output biases in a bucket of their own (pipeline stages with tied embeddings) on two data-parallel
+    ranks; megatron 0.16 asserts that it is not.
+    """
+    state: dict[Any, Any] = original()
+    for buffer in (state[key] for key in state if isinstance(key, int)):
+        for bucket in (bucket for buckets in buffer.values() for bucket in buckets):
+            if not bucket:
+                bucket.append({"gbuf_local_start": 0, "gbuf_local_end": 0, "padding": True})
+    return state
 
 
 def _set_states(part: DistributedOptimizer, original: Callable, parameter: Any, tensors: dict[str, Any]) -> None:
@@ -122,22 +176,32 @@ def gather_weights(chunks: Iterable[torch.nn.Module]) -> None:
 
 
 def build_scheduler(optimizer: MegatronOptimizer, train: TrainConfig) -> OptimizerParamScheduler:
-    """Linear warm-up, then the decay of train.schedule to min_lr at the last step; counted in optimizer steps."""
+    """Linear warm-up, then train.schedule; megatron's steps are samples here, as in the rest of a run."""
+    end = train.samples_after(train.steps if train.decay_steps is None else train.decay_steps)
+    end_decay = train.weight_decay if train.end_weight_decay is None else train.end_weight_decay
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=train.lr,
         min_lr=train.min_lr,
-        lr_warmup_steps=train.warmup_steps,
-        lr_decay_steps=train.steps,
-        lr_decay_style=train.schedule,
+        lr_warmup_steps=train.warmup_samples or train.samples_after(train.warmup_steps),
+        lr_decay_steps=end,
+        lr_decay_style={"wsd": "WSD", "inverse_sqrt": "inverse-square-root"}.get(train.schedule, train.schedule),
+        wsd_decay_steps=train.wsd_decay_steps * train.global_batch_size,
+        lr_wsd_decay_style=train.wsd_decay,
         start_wd=train.weight_decay,
-        end_wd=train.weight_decay,
-        wd_incr_steps=train.steps,
-        wd_incr_style="constant",
+        end_wd=end_decay,
+        wd_incr_steps=train.samples_after(train.steps),
+        wd_incr_style="constant" if end_decay == train.weight_decay else train.weight_decay_schedule,
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,  # a resumed run follows its config, and logs what that changes
     )
+
+
+def follow_schedule(scheduler: OptimizerParamScheduler, consumed_samples: int) -> None:
+    """Set learning rate and weight decay of the step that follows `consumed_samples`."""
+    scheduler.num_steps = consumed_samples
+    scheduler.step(increment=0)
 
 
 def allocate_moments(optimizer: MegatronOptimizer) -> None:

@@ -23,8 +23,13 @@ def sharded_weights(model: MegatronModule, metadata: dict[str, Any] | None = Non
 
 def shards(model: MegatronModule) -> list[ShardedTensor]:
     """Every shard that this rank holds, under its global name; `data` is a view of the parameter."""
+    return flat(sharded_weights(model))
+
+
+def flat(sharded: dict[str, Any]) -> list[ShardedTensor]:
+    """Every shard of a sharded state dict, under its global name."""
     found: list[ShardedTensor] = []
-    for value in nested_values(sharded_weights(model)):
+    for value in nested_values(sharded):
         if isinstance(value, ShardedTensorFactory):  # SwiGLU: gate and up halves apart
             found.extend(part for part in nested_values(value.build()) if isinstance(part, ShardedTensor))
         elif isinstance(value, ShardedTensor):

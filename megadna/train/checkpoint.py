@@ -1,15 +1,16 @@
 """Checkpoints: megatron's distributed format (torch_dist) in RUN/checkpoints/step-00000100/, whole or absent.
 
-    step-00000100/weights/     shards, layout-free: model, fp32 master weights and moments under global names
-    step-00000100/state.json   step, consumed samples, versions
+    step-00000100/weights/     shards: model, fp32 master weights and moments, all layout-free under global names;
+                               optimizer_format fast: the latter two as the optimizer's own buffers
+    step-00000100/state.json   step, consumed samples, optimizer format, versions
     step-00000100/config.yaml  the resolved config
     step-00000100/complete     the commit marker, written last: sizes and checksums of all files
 
 A folder without the marker does not count (integrity.py); saving.py writes them.
 """
 
+import gc
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -26,38 +26,56 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from megadna.arguments import load_config
 from megadna.config import Config, ParallelConfig
 from megadna.engine.distributed import World
-from megadna.engine.optimizer import allocate_moments, gather_weights, load_optimizer
+from megadna.engine.optimizer import (
+    allocate_moments,
+    follow_schedule,
+    gather_weights,
+    load_optimizer,
+    optimizer_shards,
+    reload_master_weights,
+)
 from megadna.errors import UserError
 from megadna.log import get_logger
 from megadna.model.encoder import build_encoder
-from megadna.model.sharding import SHARDING_METADATA, sharded_weights
+from megadna.model.sharding import SHARDING_METADATA, flat, sharded_weights
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
 from megadna.train.state import TrainState
 
 log = get_logger(__name__)
 
-METADATA = {**SHARDING_METADATA, "distrib_optim_sharding_type": "fully_reshardable"}
 MASTER_PREFIX = "optimizer.state.param."
 """Name prefix of the fp32 master weights among the tensors of a checkpoint."""
 
 
 def load_checkpoint(state: TrainState, folder: Path) -> None:
-    """Fill `state` from a checkpoint of any layout; every tensor of the model must be there (strict)."""
-    refuse_foreign_pickles(folder / "weights")
-    loaded = dist_checkpointing.load(sharded_state(state, is_loading=True), str(folder / "weights"))
+    """Fill `state` from a checkpoint; UserError that names a tensor which is missing or which the model does not have.
+
+    An optimizer saved as `fast` needs the layout it was saved with, the number of data-parallel ranks aside
+    (resume.py has checked that).
+    """
+    numbers = read_numbers(folder)
+    loaded = _load(sharded_state(state, optimizer_format(numbers), is_loading=True), folder, whole=True)
     for name, module in _modules(state).items():
         module.load_state_dict(loaded["model"][name])
     load_optimizer(state.optimizer, loaded["optimizer"])
-    state.scheduler.load_state_dict(loaded["scheduler"])
-    numbers = read_numbers(folder)
     state.step, state.consumed_samples = numbers["step"], numbers["consumed_samples"]
+    follow_schedule(state.scheduler, state.consumed_samples)
     state.skipped = [(first, end) for first, end in numbers["skipped"]]
+
+
+def load_weights(state: TrainState, folder: Path) -> None:
+    """Fill the weights of `state` alone from a checkpoint of any layout: master weights in fp32, where it has them."""
+    modules = _modules(state)
+    loaded = _load_fp32(modules, folder)
+    for name, module in modules.items():
+        module.load_state_dict(loaded[name])
+    reload_master_weights(state.optimizer, list(loaded.values()))
 
 
 def checkpoint_model(folder: Path, vocab_size: int, world: World) -> MegatronModule:
     """The whole model of a checkpoint in fp32 on one rank, for evaluation and comparison."""
     model = build_encoder(single_rank(read_config(folder)), vocab_size, world.device)
-    _load_master_weights(model, folder)
+    model.load_state_dict(_load_fp32({"model": model}, folder)["model"])
     return model.eval()
 
 
@@ -66,12 +84,48 @@ def single_rank(config: Config) -> Config:
     return replace(config, parallel=ParallelConfig(), engine=replace(config.engine, precision="fp32", num_processes=1))
 
 
-def _load_master_weights(model: MegatronModule, folder: Path) -> None:
-    refuse_foreign_pickles(folder / "weights")
-    sharded = sharded_weights(model)
-    for tensor in _tensors(sharded):
-        tensor.key = MASTER_PREFIX + tensor.key
-    model.load_state_dict(dist_checkpointing.load({"model": sharded}, str(folder / "weights"))["model"])
+def _load_fp32(modules: dict[str, MegatronModule], folder: Path) -> dict[str, Any]:
+    """State dicts of the modules with the checkpoint's weights in fp32."""
+    prefix = _weights_prefix(folder)
+    sharded = {name: sharded_weights(module) for name, module in modules.items()}
+    for tensor in nested_values(sharded):
+        tensor.key = prefix + tensor.key
+        tensor.data = torch.empty_like(tensor.data, dtype=torch.float32)
+        if hasattr(tensor, "dtype"):  # what SwiGLU's halves are made from has none
+            tensor.dtype = torch.float32
+    loaded = _load(sharded, folder, whole=False)
+    return {name: loaded[name] for name in modules}
+
+
+def _weights_prefix(folder: Path) -> str:
+    """MASTER_PREFIX, or none where the master weights stand in a `fast` optimizer's buffers."""
+    if optimizer_format(read_numbers(folder)) == "reshardable":
+        return MASTER_PREFIX
+    log.warning("%s: optimizer_format fast, so its weights are taken in the precision it trained with", folder)
+    return ""
+
+
+def _load(sharded: dict[str, Any], folder: Path, *, whole: bool) -> dict[str, Any]:
+    """megatron's load into `sharded`, once the names and shapes of its tensors are those of the checkpoint.
+
+    UserError on all ranks with the name that is not; whole: what the checkpoint holds and nobody asks for counts too.
+    """
+    weights = folder / "weights"
+    refuse_foreign_pickles(weights)
+    asked: list[dict[str, tuple[int, ...]]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(asked, {shard.key: tuple(shard.global_shape) for shard in flat(sharded)})
+    wanted = {name: shape for shapes in asked for name, shape in shapes.items()}
+    entries = FileSystemReader(weights).read_metadata().state_dict_metadata
+    found = {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    for name in sorted(wanted.keys() | found.keys() if whole else wanted):
+        if found.get(name) != wanted.get(name):
+            shapes = [f"of shape {list(shape)}" if shape else "none" for shape in (found.get(name), wanted.get(name))]
+            raise UserError(
+                f"{weights}: of the tensor {name} it holds {shapes[0]}, this model has {shapes[1]}; it belongs to "
+                "another model or layout"
+            )
+    loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(weights))
+    return loaded
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
@@ -107,36 +161,45 @@ def read_numbers(checkpoint: Path) -> dict[str, Any]:
     return numbers
 
 
+def optimizer_format(numbers: dict[str, Any]) -> str:
+    """How the optimizer of a checkpoint with this state.json was saved: reshardable or fast."""
+    return str(numbers.get("optimizer_format", "reshardable"))
+
+
 def master_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """fp32 master weights of a checkpoint of any layout, whole, by megatron name; one process, no process group."""
+    """fp32 master weights of a checkpoint of any layout, whole, by megatron name; one process, no process group.
+
+    Of a `fast` one the weights in the precision it trained with, as fp32.
+    """
     refuse_foreign_pickles(checkpoint / "weights")
+    prefix = _weights_prefix(checkpoint)
     reader = FileSystemReader(checkpoint / "weights")
     wanted = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        name: torch.empty(entry.size, dtype=torch.float32)
         for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(MASTER_PREFIX) and isinstance(entry, TensorStorageMetadata)
+        if isinstance(entry, TensorStorageMetadata)
+        and (name.startswith(prefix) if prefix else not name.startswith("optimizer."))
     }
     load_shards(wanted, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(MASTER_PREFIX): tensor for name, tensor in wanted.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
 
 
-def sharded_state(state: TrainState, *, is_loading: bool) -> dict[str, Any]:
-    """What megatron saves or fills: model, optimizer and schedule under layout-free names."""
+def sharded_state(state: TrainState, optimizer_format: str, *, is_loading: bool) -> dict[str, Any]:
+    """What megatron saves or fills: model and schedule under layout-free names, the optimizer in the given format."""
     allocate_moments(state.optimizer)
     gather_weights(state.chunks)
-    model = {name: sharded_weights(module, METADATA) for name, module in _modules(state).items()}
-    return {
-        "model": model,
-        "optimizer": state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(METADATA)),
-        "scheduler": state.scheduler.state_dict(),
-    }
+    model = {name: sharded_weights(module, SHARDING_METADATA) for name, module in _modules(state).items()}
+    gc.freeze()  # megatron collects garbage here, which takes as long as there are objects: 0.2 s of imported modules
+    try:
+        optimizer = optimizer_shards(
+            state.optimizer, state.chunks, model, optimizer_format, SHARDING_METADATA, is_loading=is_loading
+        )
+    finally:
+        gc.unfreeze()
+    return {"model": model, "optimizer": optimizer, "scheduler": state.scheduler.state_dict()}
 
 
 def _modules(state: TrainState) -> dict[str, MegatronModule]:
     """This rank's model chunks out of megatron's wrappers (data parallel, and bf16 or fp16)."""
     modules = [chunk.module for chunk in state.chunks]
     return {f"chunk-{number}": getattr(module, "module", module) for number, module in enumerate(modules)}
-
-
-def _tensors(sharded: dict[str, Any]) -> Iterable[Any]:
-    return (value for value in nested_values(sharded) if isinstance(value, ShardedBase))

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.config import Config
 from megadna.errors import UserError
-from megadna.train.checkpoint import MASTER_PREFIX, complete_checkpoints, read_config, read_numbers
+from megadna.train.checkpoint import complete_checkpoints, optimizer_format, read_config, read_numbers
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
 
 
@@ -25,7 +25,7 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
     numbers, config = read_numbers(folder), read_config(folder)
     entries = FileSystemReader(folder / "weights").read_metadata().state_dict_metadata
     shapes = {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-    parameters = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(MASTER_PREFIX))
+    parameters = sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith("optimizer."))
     shards = sorted((folder / "weights").glob("*.distcp"))
     size = sum(shard.stat().st_size for shard in shards)
     yield f"checkpoint of step {numbers['step']:,}, {numbers['consumed_samples']:,} samples consumed"
@@ -35,6 +35,7 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
     if "valid_bits_per_base" in numbers:
         yield f"  valid {numbers['valid_bits_per_base']:.4f} bits per base"
     yield f"  {len(shapes)} tensors in {len(shards)} shards, {size / 1e6:,.1f} MB; every checksum fits"
+    yield f"  optimizer format {optimizer_format(numbers)}"
     if tensors:
         for name in sorted(shapes):
             yield f"    {name} {list(shapes[name])}"

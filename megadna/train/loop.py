@@ -8,6 +8,7 @@ RUN/checkpoints/     step-00000100/ ...
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,18 @@ from megadna.errors import Diverged
 from megadna.log import get_logger
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
-from megadna.train.checkpoint import complete_checkpoints, find_checkpoint, load_checkpoint
+from megadna.train.checkpoint import (
+    complete_checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    read_numbers,
+)
 from megadna.train.faults import FaultGuard
+from megadna.train.heartbeat import Heartbeat
 from megadna.train.metrics import Metrics
 from megadna.train.profiling import build_profiler
-from megadna.train.resume import check_resume
+from megadna.train.resume import check_resume, check_weights
 from megadna.train.saving import CheckpointWriter
 from megadna.train.scoring import protocol_of
 from megadna.train.speed import StepClock
@@ -60,31 +68,38 @@ class TrainingRun:
         self.profiler: profile | None = None
         self.clock = StepClock(self.config, world, sequence_length=self.sequence_length, vocab_rows=rows)
         self.last_validation: dict[str, Any] = {}
+        self.heartbeat = Heartbeat(world, self.config.engine.timeout_minutes)
         self.guard = FaultGuard(config.faults, run / "skipped.jsonl" if world.is_main else None)
         facts = {"tokenizer": config.tokenizer.kind, "dataset_id": self.valid.dataset_id}
         self.writer = CheckpointWriter(run, self.config, world, facts)
 
-    def train(self, *, resume: bool) -> bool:
+    def train(self, *, resume: str) -> bool:
         """Train to config.train.steps, from the newest checkpoint of the run folder where `resume` says so.
 
-        False where a signal or the time limit ended it before, with everything saved. Diverged where bad updates do.
+        resume: always, never, or auto (where there is a checkpoint). False where a signal or the time limit ended the
+        run before, with everything saved. RunEnded where it cannot go on.
         """
-        if resume:
-            checkpoint = self._newest_checkpoint()
-            check_resume(checkpoint, self.config, self.writer.facts)
-            load_checkpoint(self.state, checkpoint)
-            log.info("resuming %s at step %d", checkpoint, self.state.step)
+        source = self.config.checkpoint.init_from
+        if resume == "always" or (resume == "auto" and self._agreed(lambda: bool(complete_checkpoints(self.run)))):
+            self._resume()
+        elif source:
+            checkpoint = self._agreed(lambda: find_checkpoint(Path(source)))
+            check_weights(checkpoint, self.config)
+            load_weights(self.state, checkpoint)
+            self.writer.facts["init_from"] = str(checkpoint)
+            log.info("starting from the weights of %s", checkpoint)
         if self.world.is_main:
             (self.run / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
             self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
             self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
         self._announce()
         self.batches = self._batches()
-        if self.state.step == 0 and self.config.validation.extra:
+        if self.state.step == 0 and (source or self.config.validation.extra):
             self._validate()  # what the model knows before it forgets
         try:
-            with StopRequest(self.world, self.config.train.exit_after_minutes) as stop:
+            with self.heartbeat, StopRequest(self.world, self.config.train.exit_after_minutes) as stop:
                 while self.state.step < self.config.train.steps:
+                    self.heartbeat.step = self.state.step
                     self._step()
                     if stop.agreed() and self.state.step < self.config.train.steps:
                         self.writer.save(self.state, self.last_validation, wait=True)
@@ -95,11 +110,17 @@ class TrainingRun:
             if self.metrics:
                 self.metrics.close()
 
-    def _newest_checkpoint(self) -> Path:
-        """Found and checked by the main rank alone: a checkpoint is large."""
-        found: list[Path | None] = [find_checkpoint(self.run) if self.world.is_main else None]
+    def _resume(self) -> None:
+        checkpoint = self._agreed(lambda: find_checkpoint(self.run))
+        check_resume(checkpoint, self.config, self.writer.facts)
+        load_checkpoint(self.state, checkpoint)
+        self.writer.facts |= {key: value for key, value in read_numbers(checkpoint).items() if key == "init_from"}
+        log.info("resuming %s at step %d", checkpoint, self.state.step)
+
+    def _agreed(self, find: Callable[[], Any]) -> Any:
+        """What the main rank alone finds, on all ranks: a checkpoint is large, and file systems may disagree."""
+        found = [find() if self.world.is_main else None]
         torch.distributed.broadcast_object_list(found, src=0)
-        assert found[0] is not None
         return found[0]
 
     def _batches(self) -> TrainBatches:
@@ -125,7 +146,7 @@ class TrainingRun:
             sequence_length=self.sequence_length,
             problem=self.guard.problem,
         )
-        self._log(result, time.perf_counter() - start)
+        self._log(result, time.perf_counter() - start, self.state.consumed_samples - first_sample)
         if self.profiler:
             self.profiler.step()
         if result.problem:
@@ -142,15 +163,17 @@ class TrainingRun:
             with self.clock.stall():
                 self.writer.save(self.state, self.last_validation, wait=step == last)
 
-    def _log(self, result: StepResult, seconds: float) -> None:
+    def _log(self, result: StepResult, seconds: float, samples: int) -> None:
         data, step = self.batches.metrics(self.state.consumed_samples), self.state.step
-        self.clock.add(seconds, data)
+        self.clock.add(seconds, samples, data)
         if self.metrics and self.metrics.is_due(step):
             numbers = {
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
                 "lr": result.lr,
+                "weight_decay": result.weight_decay,
                 "consumed_samples": self.state.consumed_samples,
+                "failed_saves": self.writer.num_failed,
                 **data,
                 **self.clock.numbers(),
             }
@@ -168,7 +191,7 @@ class TrainingRun:
             )
         self.writer.finish()
         skipped = skip_more(self.state.skipped, ranges)
-        checkpoint = self._newest_checkpoint()
+        checkpoint = self._agreed(lambda: find_checkpoint(self.run))
         load_checkpoint(self.state, checkpoint)
         self.state.skipped = skipped
         self.batches = self._batches()

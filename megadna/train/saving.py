@@ -15,12 +15,14 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -31,6 +33,7 @@ from megadna import __version__
 from megadna.arguments import dump_config
 from megadna.config import CheckpointConfig, Config
 from megadna.engine.distributed import World
+from megadna.errors import SaveFailed
 from megadna.log import get_logger
 from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state
 from megadna.train.integrity import publish, seal
@@ -38,7 +41,8 @@ from megadna.train.state import TrainState
 
 log = get_logger(__name__)
 
-BEST_METRIC = "valid_bits_per_base"
+BEST_METRICS = ("valid_bits_per_base_macro_unique", "valid_bits_per_base_macro", "valid_bits_per_base")
+"""What the best checkpoint is chosen by: the first of these that the run has."""
 PARTIAL = ".partial"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 RESERVE_BYTES = 64 << 20
@@ -55,20 +59,38 @@ class CheckpointWriter:
         self.queue = AsyncCallsQueue()
         _use_forked_results_queue()
         self.num_failed = 0
+        """Saves that failed since the start."""
+        self.num_failed_in_a_row = 0
         if world.is_main:
             for leftover in run.glob(f"checkpoints/.step-*{PARTIAL}"):
                 shutil.rmtree(leftover, ignore_errors=True)
         self.stall_seconds = 0.0
         """How long the last save held up training."""
+        self.stall_bytes = 0
+        """Host memory that this rank needed for it beyond what it had."""
 
     def save(self, state: TrainState, numbers: dict[str, Any], *, wait: bool = False) -> None:
-        """Start writing RUN/checkpoints/step-N; `numbers` (the last validation) go into its state.json."""
+        """Start writing RUN/checkpoints/step-N; `numbers` (the last validation) go into its state.json.
+
+        A save that is waited for ends a run or a part of it, and can be loaded under any layout.
+        """
         start = time.perf_counter()
         self.finish()
+        memory = _reset_peak_memory()
         final = self.run / "checkpoints" / f"step-{state.step:08d}"
-        temporary = final.with_name(f".{final.name}.{_shared_name()}{PARTIAL}")
-        sharded = sharded_state(state, is_loading=False)
-        problem = self._prepare(temporary, state, numbers) if self.world.is_main else None
+        unique, optimizer_format = self._agree(final, numbers, wait)
+        temporary = final.with_name(f".{final.name}.{unique}{PARTIAL}")
+        sharded = sharded_state(state, optimizer_format, is_loading=False)
+        content = {
+            "step": state.step,
+            "consumed_samples": state.consumed_samples,
+            "skipped": state.skipped,
+            "optimizer_format": optimizer_format,
+            **self.facts,
+            **numbers,
+            "versions": versions(),
+        }
+        problem = self._prepare(temporary, state, content) if self.world.is_main else None
         if not self._failed(problem, state.step):
             request = dist_checkpointing.save(
                 sharded, str(temporary / "weights"), async_sharded_save=True, validate_access_integrity=False
@@ -77,7 +99,18 @@ class CheckpointWriter:
             self.queue.schedule_async_request(request._replace(finalize_fns=[finalize]))
             if wait or not self.config.checkpoint.asynchronous:
                 self.finish()
-        self.stall_seconds = time.perf_counter() - start
+            del request
+        del sharded
+        self.stall_seconds, self.stall_bytes = time.perf_counter() - start, _peak_memory() - memory
+        log.info(
+            "checkpoint of step %d (%s): training stood still for %.2f s, with %.0f MB of host memory for it",
+            *(state.step, optimizer_format, self.stall_seconds, self.stall_bytes / 1e6),
+        )
+        if wait and self.num_failed_in_a_row:
+            raise SaveFailed(
+                f"the checkpoint that ends the run, of step {state.step}, could not be saved; make room on the disk of "
+                f"{self.run} and say --resume"
+            )
 
     def poll(self) -> None:
         """Publish what has been written since; does not wait."""
@@ -88,7 +121,20 @@ class CheckpointWriter:
         """Wait until every save has been published or has failed."""
         self.queue.maybe_finalize_async_calls(blocking=True)
 
-    def _prepare(self, temporary: Path, state: TrainState, numbers: dict[str, Any]) -> Exception | None:
+    def _agree(self, final: Path, numbers: dict[str, Any], wait: bool) -> tuple[str, str]:
+        """On all ranks alike: a name that no writer left over from a killed run uses, and the optimizer's format."""
+        agreed = [(uuid.uuid4().hex[:8], self.config.checkpoint.optimizer_format)]
+        if self.world.is_main and (wait or self._stays(final, numbers)):
+            agreed = [(agreed[0][0], "reshardable")]
+        torch.distributed.broadcast_object_list(agreed, src=0)
+        return agreed[0]
+
+    def _stays(self, final: Path, numbers: dict[str, Any]) -> bool:
+        """True where the checkpoint would be kept for its step or its validation, however old it gets."""
+        found = {folder: read_numbers(folder) for folder in complete_checkpoints(self.run)}
+        return final in lasting({**found, final: numbers}, self.config.checkpoint)
+
+    def _prepare(self, temporary: Path, state: TrainState, content: dict[str, Any]) -> Exception | None:
         """Folder, state.json and config.yaml, on the main rank; the problem where the disk has no room."""
         try:
             (temporary / "weights").mkdir(parents=True)
@@ -97,14 +143,6 @@ class CheckpointWriter:
             free = shutil.disk_usage(temporary).free
             if free < needed + RESERVE_BYTES:
                 raise OSError(f"{free:,} bytes free on the disk of {self.run}, {needed:,} needed")
-            content = {
-                "step": state.step,
-                "consumed_samples": state.consumed_samples,
-                "skipped": state.skipped,
-                **self.facts,
-                **numbers,
-                "versions": versions(),
-            }
             (temporary / "state.json").write_text(json.dumps(content, indent=2) + "\n")
             (temporary / "config.yaml").write_text(self.config_text)
         except OSError as error:
@@ -122,6 +160,8 @@ class CheckpointWriter:
             function()
         if self._failed(_caught(partial(self._commit, temporary, final)) if self.world.is_main else None, step):
             self._discard(temporary)
+        else:
+            self.num_failed_in_a_row = 0
 
     def _discard(self, temporary: Path) -> None:
         if self.world.is_main:
@@ -133,31 +173,40 @@ class CheckpointWriter:
             _remove(final)
         publish(temporary, final)
         _point_to(final)
-        for folder in superfluous(complete_checkpoints(self.run), self.config.checkpoint):
+        found = {folder: read_numbers(folder) for folder in complete_checkpoints(self.run)}
+        for folder in superfluous(found, self.config.checkpoint):
             _remove(folder)
 
     def _failed(self, problem: BaseException | None, step: int) -> bool:
         """True on all ranks where any has a problem; logged and counted once."""
         if problem is not None:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
-            log.error("checkpoint of step %d failed: %s; training goes on without it", step, reason)
+            log.error("checkpoint of step %d failed: %s; those before it stand", step, reason)
         flag = torch.tensor([float(problem is not None)], device=self.world.device)
         torch.distributed.all_reduce(flag)
         failed = bool(flag.item())
         self.num_failed += failed
+        self.num_failed_in_a_row += failed
+        if failed and self.num_failed_in_a_row == self.config.checkpoint.max_failed:
+            raise SaveFailed(
+                f"{self.num_failed_in_a_row} saves failed in a row (checkpoint.max_failed), the last at step {step}; "
+                f"make room on the disk of {self.run} and say --resume"
+            )
         return failed
 
 
-def superfluous(checkpoints: list[Path], config: CheckpointConfig) -> list[Path]:
-    """Which of the whole checkpoints (oldest first) go: all but the last, the best and every n-th."""
-    kept = set(checkpoints[-config.keep_last :])
-    if config.keep_every:
-        kept |= {folder for folder in checkpoints if step_of(folder) % config.keep_every == 0}
-    scored = [
-        (numbers[BEST_METRIC], folder) for folder in checkpoints if BEST_METRIC in (numbers := read_numbers(folder))
-    ]
-    kept |= {folder for _, folder in sorted(scored)[: config.keep_best]}
+def superfluous(checkpoints: dict[Path, dict[str, Any]], config: CheckpointConfig) -> list[Path]:
+    """Which of the whole checkpoints (oldest first, each with its state.json) go: all but the last and the lasting."""
+    kept = {*list(checkpoints)[-config.keep_last :], *lasting(checkpoints, config)}
     return [folder for folder in checkpoints if folder not in kept]
+
+
+def lasting(checkpoints: dict[Path, dict[str, Any]], config: CheckpointConfig) -> set[Path]:
+    """Which of them stay however old they get: every n-th step, and the best."""
+    kept = {folder for folder in checkpoints if config.keep_every and step_of(folder) % config.keep_every == 0}
+    metric = next((name for name in BEST_METRICS if any(name in numbers for numbers in checkpoints.values())), "")
+    scored = [(numbers[metric], folder) for folder, numbers in checkpoints.items() if metric in numbers]
+    return kept | {folder for _, folder in sorted(scored)[: config.keep_best]}
 
 
 def step_of(folder: Path) -> int:
@@ -168,13 +217,6 @@ def step_of(folder: Path) -> int:
 def versions() -> dict[str, str]:
     """Programs that wrote a checkpoint."""
     return {"megadna": __version__, "torch": torch.__version__, "megatron-core": version("megatron-core")}
-
-
-def _shared_name() -> str:
-    """A name that all ranks know and no writer left over from a killed run uses."""
-    name = [uuid.uuid4().hex[:8]]
-    torch.distributed.broadcast_object_list(name, src=0)
-    return name[0]
 
 
 def _remove(checkpoint: Path) -> None:
@@ -193,6 +235,22 @@ def _point_to(final: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(final.name)
     link.replace(final.with_name("latest"))
+
+
+def _reset_peak_memory() -> int:
+    """Forget the peak of this process's memory (Linux can); returns the bytes it holds now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5)
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak_memory() -> int:
+    """Most bytes held since then; what is held now where the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    return int(psutil.Process().memory_info().rss)
 
 
 def _use_forked_results_queue() -> None:

@@ -28,17 +28,18 @@ class StepClock:
 
     def __init__(self, config: Config, world: World, *, sequence_length: int, vocab_rows: int) -> None:
         self.config, self.world, self.vocab_rows = config, world, vocab_rows
-        self.tokens_per_step = config.train.global_batch_size * sequence_length
+        self.sequence_length = sequence_length
         self.peak = _peak(config, world)
         self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
 
-    def add(self, seconds: float, data: dict[str, float]) -> None:
-        """Count one step; takes `data_wait_seconds` out of the loader's numbers."""
-        self.tokens += self.tokens_per_step
+    def add(self, seconds: float, samples: int, data: dict[str, float]) -> None:
+        """Count one step of so many samples; takes `data_wait_seconds` out of the loader's numbers."""
+        tokens = samples * self.sequence_length
+        self.tokens += tokens
         self.seconds += seconds
         self.wait += data.pop("data_wait_seconds")
         forward = token_flops(self.config.model, self.vocab_rows, data["attended_tokens"])
-        self.flops += (1 + BACKWARD) * forward * self.tokens_per_step * (1.0 - data["padded_fraction"])
+        self.flops += (1 + BACKWARD) * forward * tokens * (1.0 - data["padded_fraction"])
 
     @contextmanager
     def stall(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from megadna.config import Config
 from megadna.data.batch import Batch
 from megadna.engine.distributed import World, seed_dropout
-from megadna.engine.optimizer import apply_gradients, gradient_norm
+from megadna.engine.optimizer import apply_gradients, follow_schedule, gradient_norm
 from megadna.model.segments import own_segments, packed_segments, padded_segments
 from megadna.train.answers import Answers, own_answers, own_part
 from megadna.train.state import TrainState
@@ -45,6 +45,8 @@ class StepResult:
     """Norm of the gradient before clipping."""
     lr: float
     """Learning rate that was applied."""
+    weight_decay: float
+    """Weight decay that was applied, to what decays."""
     updated: bool = True
     """False where fp16 gradients overflowed (the loss scale is halved) or there was a problem: the weights stay."""
     problem: str = ""
@@ -65,6 +67,9 @@ def train_step(
     problem(loss, gradient norm), given the same numbers on all ranks, says why the update must not be applied, or "".
     """
     train = config.train
+    batch_size = train.batch_size(state.consumed_samples)
+    if config.model.dropout:
+        seed_dropout(config.seed, state.step, world)
     totals = torch.zeros(2, dtype=torch.float64, device=world.device)  # weighted loss, weight
     for chunk in state.chunks:
         chunk.zero_grad_buffer()
@@ -77,29 +82,34 @@ def train_step(
     if config.parallel.overlap_grad_reduce:
         functions = [chunk.no_sync for chunk in state.chunks]
         transformer_config.no_sync_func = functions if len(functions) > 1 else functions[0]
-    if config.model.dropout:
-        seed_dropout(config.seed, state.step, world)
     parts = config.parallel.tensor if config.parallel.sequence else 1
     get_forward_backward_func()(
         forward_step_func=partial(_training_step, world=world, num_parts=parts, totals=totals),
         data_iterator=_iterators(batches, state.chunks),
         model=state.chunks,
-        num_microbatches=train.global_batch_size // (train.micro_batch_size * world.data_size),
+        num_microbatches=batch_size // (train.micro_batch_size * world.data_size),
         seq_length=sequence_length,
         micro_batch_size=train.micro_batch_size,
         forward_only=False,
     )
-    lr = max(group["lr"] for group in state.optimizer.param_groups)
+    lr, decay = (max(group[name] for group in state.optimizer.param_groups) for name in ("lr", "weight_decay"))
     weighted_loss, weight = totals.tolist()
     loss = weighted_loss / max(weight, 1e-12)
     overflow, grad_norm = gradient_norm(state.optimizer)
     reason = "" if overflow else problem(loss, grad_norm)
     if not (overflow or reason):
         apply_gradients(state.optimizer, grad_norm)
-        state.scheduler.step(increment=1)
     state.step += 1
-    state.consumed_samples += train.global_batch_size
-    return StepResult(loss=loss, grad_norm=grad_norm, lr=lr, updated=not (overflow or reason), problem=reason)
+    state.consumed_samples += batch_size
+    follow_schedule(state.scheduler, state.consumed_samples)
+    return StepResult(
+        loss=loss,
+        grad_norm=grad_norm,
+        lr=lr,
+        weight_decay=decay,
+        updated=not (overflow or reason),
+        problem=reason,
+    )
 
 
 @torch.no_grad()

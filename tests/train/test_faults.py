@@ -49,7 +49,7 @@ def start(config: Config, run: Path, *options: str) -> subprocess.Popen:
 
 
 def wait_for_step(run: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step:
             return
@@ -72,14 +72,14 @@ def test_a_signal_saves_and_exits_for_requeue(
     process = start(long_config(toy_dataset), run)
     wait_for_step(run, 3)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == EXIT_REQUEUE, errors
     assert f"received {number.name}" in errors
     stopped = metrics(run)[-1]["step"]
     saved = json.loads((run / "checkpoints" / "latest" / "state.json").read_text())
     assert saved["step"] == stopped < STEPS
     process = start(long_config(toy_dataset), run, "--resume")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert losses(run) == losses(whole_run)
 
@@ -89,7 +89,7 @@ def test_the_time_limit_does_the_same(toy_dataset: Path, tmp_path: Path) -> None
     config = long_config(toy_dataset)
     config = replace(config, train=replace(config.train, steps=10_000, exit_after_minutes=0.02))
     process = start(config, run)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == EXIT_REQUEUE, errors
     assert "stopping after this step" in errors
     assert (run / "checkpoints" / "latest" / "complete").is_file()
@@ -107,7 +107,7 @@ def test_five_kills_of_a_whole_run(toy_dataset: Path, whole_run: Path, tmp_path:
             os.kill(pid, signal.SIGKILL)
         process.wait()
     process = start(long_config(toy_dataset), run, "--resume")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert metrics(run) == metrics(whole_run)
 
@@ -131,7 +131,7 @@ def test_resume_refuses_what_must_not_change(
 ) -> None:
     config = replace(long_config(toy_dataset), engine=replace(long_config(toy_dataset).engine, num_processes=1))
     process = start(config, whole_run, "--resume", *option)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 2
     line = errors.strip().splitlines()[-1]
     assert line.startswith("megadna: error:") and all(word in line for word in words)
@@ -143,7 +143,7 @@ def test_resume_follows_a_new_learning_rate_and_says_so(toy_dataset: Path, whole
     run = tmp_path / "run"
     shutil.copytree(whole_run, run, symlinks=True)
     process = start(long_config(toy_dataset), run, "--resume", *shlex.split("--train.steps 32 --train.lr 5e-4"))
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "train.lr 0.0005 instead of 0.001" in errors
     rates = [line["lr"] for line in metrics(run) if "lr" in line]

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,32 +17,42 @@ from toy import toy_config
 
 from megadna.commands import inspect
 from megadna.config import CheckpointConfig, Config
-from megadna.errors import UserError
+from megadna.errors import SaveFailed, UserError
 from megadna.train.checkpoint import complete_checkpoints, find_checkpoint
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles, seal
-from megadna.train.saving import superfluous
+from megadna.train.saving import lasting, superfluous
 
 
-def save_steps(config: Config, run: Path, steps: int, disk_bytes: int | None = None) -> int:
-    """Save `steps` checkpoints without training; returns how many failed. `disk_bytes` limits a file's size."""
+def save_steps(
+    config: Config, run: Path, steps: int, disk_bytes: int | None = None, reserve: int | None = None
+) -> int | str:
+    """Save `steps` checkpoints without training; returns how many failed, or why the run ended.
+
+    `disk_bytes` limits a file's size, `reserve` is the free space that a save leaves untouched.
+    """
     import resource
 
     from megadna.engine.distributed import parallel_world
+    from megadna.train import saving
     from megadna.train.saving import CheckpointWriter
     from megadna.train.state import build_state
 
     run.mkdir(parents=True, exist_ok=True)
+    saving.RESERVE_BYTES = saving.RESERVE_BYTES if reserve is None else reserve
     with parallel_world(config.engine, config.parallel) as world:
         writer = CheckpointWriter(run, config, world, {})
         state = build_state(config, 16, world)
         if disk_bytes is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails with an OSError
             resource.setrlimit(resource.RLIMIT_FSIZE, (disk_bytes, disk_bytes))
-        for _ in range(steps):
-            state.step += 1
-            writer.save(state, {"valid_bits_per_base": 2.0 - 0.01 * state.step})
-            writer.poll()
-        writer.finish()
+        try:
+            for _ in range(steps):
+                state.step += 1
+                writer.save(state, {"valid_bits_per_base": 2.0 - 0.01 * state.step})
+                writer.poll()
+            writer.finish()
+        except SaveFailed as error:
+            return str(error)
         return writer.num_failed
 
 
@@ -125,17 +136,43 @@ def test_a_full_disk_fails_the_save_and_keeps_what_was_there(tmp_path: Path) -> 
     assert not list((run / "checkpoints").glob(".*partial"))
 
 
+def test_a_run_ends_after_as_many_failed_saves_as_asked_for(tmp_path: Path) -> None:
+    config = replace(toy_config(Path("none")), checkpoint=CheckpointConfig(max_failed=2))
+    (message,) = run_ranks(save_steps, 1, config, tmp_path / "run", 4, 100_000)
+    assert "2 saves failed in a row" in message and "step 2" in message and "--resume" in message
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_shards_are_written(tmp_path: Path) -> None:
+    """A tmpfs (mounted by root) with room for less than a checkpoint, and then for one."""
+    disk, config = tmp_path / "disk", toy_config(Path("none"))
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=True)
+    try:
+        from megadna.model.flops import num_parameters
+
+        room = 14 * num_parameters(config.model, 16) + (64 << 10)  # what a save asks for; fp32 needs 16 a weight
+        (disk / "filler").write_bytes(bytes((8 << 20) - room))
+        assert run_ranks(save_steps, 1, config, disk / "run", 1, None, 0) == [1]
+        assert not complete_checkpoints(disk / "run")
+        (disk / "filler").unlink()
+        assert run_ranks(save_steps, 1, config, disk / "run", 1, None, 0) == [0]
+        check(find_checkpoint(disk / "run"))
+        assert not list((disk / "run" / "checkpoints").glob(".*partial"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_retention_keeps_the_last_the_best_and_every_nth(tmp_path: Path) -> None:
     bits = {100: 1.90, 200: 1.95, 300: 1.96, 400: 1.97, 500: 1.98}
-    folders = []
-    for step, value in bits.items():
-        folder = tmp_path / f"step-{step:08d}"
-        folder.mkdir()
-        (folder / "state.json").write_text(json.dumps({"valid_bits_per_base": value}))
-        folders.append(folder)
+    found = {tmp_path / f"step-{step:08d}": {"valid_bits_per_base": value} for step, value in bits.items()}
     config = CheckpointConfig(keep_last=1, keep_every=300, keep_best=1)
-    assert [folder.name[-3:] for folder in superfluous(folders, config)] == ["200", "400"]
-    assert superfluous(folders[:1], config) == []
+    assert [folder.name[-3:] for folder in superfluous(found, config)] == ["200", "400"]
+    assert superfluous(dict(list(found.items())[:1]), config) == []
+    assert sorted(folder.name[-3:] for folder in lasting(found, config)) == ["100", "300"]
+    by_group = {folder: {**numbers, "valid_bits_per_base_macro": 2.0} for folder, numbers in found.items()}
+    by_group[tmp_path / "step-00000400"]["valid_bits_per_base_macro"] = 1.5
+    assert sorted(folder.name[-3:] for folder in lasting(by_group, config)) == ["300", "400"]
 
 
 def _saver(config: Config, run: Path, ready: Path) -> None:

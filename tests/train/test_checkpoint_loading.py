@@ -1,0 +1,173 @@
+"""What a checkpoint may be loaded into: weights alone by another run, a fast optimizer under other data-parallel sizes,
+and nothing where a tensor is missing, foreign or of another shape.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from toy import losses, metrics, run_training, toy_config
+
+from megadna.config import Config
+from megadna.errors import UserError
+
+Job = tuple[int, Callable[..., Any], tuple]
+
+
+def run_jobs(jobs: list[Job]) -> list[Any]:
+    """Each job on the first of these ranks, with a process group of its own; the UserError's text where one ends so."""
+    rank, store = int(os.environ["RANK"]), os.environ["MEGADNA_STORE"]
+    found = []
+    for number, (num_ranks, work, arguments) in enumerate(jobs):
+        if rank < num_ranks:
+            os.environ.update(WORLD_SIZE=str(num_ranks), MEGADNA_STORE=f"{store}-{number}")
+            try:
+                found.append(work(*arguments))
+            except UserError as error:
+                found.append(str(error))
+    return found
+
+
+def with_model(config: Config, **model: Any) -> Config:
+    return replace(config, model=replace(config.model, **model))
+
+
+def copy_weights(config: Config, source: Path, run: Path) -> None:
+    """Load the weights of `source` into a new state of this layout, and save that as a checkpoint of `run`."""
+    from megadna.engine.distributed import parallel_world
+    from megadna.train.checkpoint import load_weights
+    from megadna.train.saving import CheckpointWriter
+    from megadna.train.state import build_state
+
+    with parallel_world(config.engine, config.parallel) as world:
+        state = build_state(config, 16, world)
+        load_weights(state, source)
+        CheckpointWriter(run, config, world, {}).save(state, {}, wait=True)
+
+
+def load_whole(config: Config, source: Path) -> None:
+    """Load a checkpoint, optimizer included, as a resume does."""
+    from megadna.engine.distributed import parallel_world
+    from megadna.train.checkpoint import load_checkpoint
+    from megadna.train.state import build_state
+
+    with parallel_world(config.engine, config.parallel) as world:
+        load_checkpoint(build_state(config, 16, world), source)
+
+
+@pytest.fixture(scope="module")
+def folder(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bf16 runs: `source` on tensor 2; `started` from its weights; `copied` weights of it under pipeline 2."""
+    folder = tmp_path_factory.mktemp("loading")
+    config = toy_config(toy_dataset, precision="bf16", tensor=2)
+    source = folder / "source"
+    new = with_model(replace(toy_config(toy_dataset, precision="bf16"), seed=99), rotary_interpolation=2.0)
+    new = replace(new, checkpoint=replace(new.checkpoint, init_from=str(source)))
+    other = toy_config(toy_dataset, precision="bf16", pipeline=2)
+    run_ranks(run_jobs, 2, [(2, run_training, (config, source))])
+    checkpoint = source / "checkpoints" / "step-00000006"
+    jobs = [(1, run_training, (new, folder / "started")), (2, copy_weights, (other, checkpoint, folder / "copied"))]
+    run_ranks(run_jobs, 2, jobs)
+    return folder
+
+
+def test_weights_alone_are_the_same_numbers_under_another_layout(folder: Path) -> None:
+    from megadna.train.checkpoint import master_weights
+
+    expected = master_weights(folder / "source" / "checkpoints" / "step-00000006")
+    found = master_weights(folder / "copied" / "checkpoints" / "step-00000000")
+    assert found.keys() == expected.keys() and len(found) == 4 * 12 + 8
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+    assert any((weight != weight.bfloat16()).any() for weight in expected.values())  # fp32, not what bf16 left of it
+
+
+def test_a_run_from_weights_starts_at_step_0_and_says_where_from(folder: Path, toy_dataset: Path) -> None:
+    lines, before = metrics(folder / "started"), metrics(folder / "source")
+    assert lines[0]["step"] == 0 and "valid_bits_per_base" in lines[0]
+    assert [line["consumed_samples"] for line in lines if "loss" in line] == [8 * step for step in range(1, 7)]
+    assert losses(folder / "started")[0] < before[0]["loss"] - 0.05  # it knows what the source learnt
+    checkpoint = folder / "source" / "checkpoints" / "step-00000006"
+    saved = json.loads((folder / "started" / "checkpoints" / "step-00000003" / "state.json").read_text())
+    assert saved["init_from"] == str(checkpoint)
+    assert f"init_from: {folder / 'source'}" in (folder / "started" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"num_layers": 3}, ("model.num_layers 4", "3")),
+        ({"norm_placement": "post"}, ("model.norm_placement pre", "post")),
+        ({"rotary_base": 500}, ("model.rotary_base 10000", "500")),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(
+    model: dict[str, Any], words: tuple[str, str], folder: Path, toy_dataset: Path
+) -> None:
+    from megadna.train.resume import check_weights
+
+    checkpoint = folder / "source" / "checkpoints" / "step-00000006"
+    check_weights(checkpoint, with_model(toy_config(toy_dataset), rotary_interpolation=8.0, dropout=0.1))
+    with pytest.raises(UserError) as error:
+        check_weights(checkpoint, with_model(toy_config(toy_dataset), **model))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_missing_or_foreign_tensor_is_named(folder: Path, toy_dataset: Path) -> None:
+    checkpoint = folder / "source" / "checkpoints" / "step-00000006"
+    config = toy_config(toy_dataset, precision="bf16", pipeline=2)
+    cases = {
+        r"tensor encoder.layers.4.\S+ it holds none, this model has of shape": (2, with_model(config, num_layers=6)),
+        r"tensor encoder.layers.2.\S+ it holds of shape \[.*\], this model has none": (
+            2,
+            with_model(config, num_layers=2),
+        ),
+        r"linear_fc1.bias it holds of shape \[256\], this model has of shape \[192\]": (
+            1,
+            with_model(toy_config(toy_dataset), ffn_hidden_size=96),
+        ),
+    }
+    jobs = [(ranks, load_whole, (case, checkpoint)) for ranks, case in cases.values()]
+    found = run_ranks(run_jobs, 2, jobs)
+    for words, message in zip(cases, found[0], strict=True):
+        assert re.search(words, message) and "\n" not in message, message
+    assert found[1] == found[0][:2]  # the pipeline stage that has all it wants says so too
+
+
+@pytest.mark.slow
+def test_a_fast_optimizer_resumes_on_other_data_parallel_sizes(toy_dataset: Path, tmp_path: Path) -> None:
+    def config(**parallel: Any) -> Config:
+        toy = toy_config(toy_dataset, precision="bf16", **parallel)
+        checkpoint = replace(toy.checkpoint, optimizer_format="fast", keep_best=0)
+        return replace(toy, checkpoint=checkpoint, train=replace(toy.train, micro_batch_size=1))
+
+    whole = tmp_path / "whole"
+    run_ranks(run_jobs, 4, [(4, run_training, (config(pipeline=2), whole))])
+    formats = [
+        json.loads((whole / "checkpoints" / f"step-0000000{step}" / "state.json").read_text())["optimizer_format"]
+        for step in (3, 6)
+    ]
+    assert formats == ["fast", "reshardable"]  # what ends a run can be loaded under any layout
+    shutil.rmtree(whole / "checkpoints" / "step-00000006")
+    layouts = {
+        "same": (4, {"pipeline": 2}),
+        "data 1": (2, {"pipeline": 2}),
+        "tensor": (4, {"pipeline": 2, "tensor": 2}),
+    }
+    jobs = []
+    for name, (ranks, parallel) in layouts.items():
+        shutil.copytree(whole, tmp_path / name, symlinks=True)
+        jobs.append((ranks, run_training, (config(**parallel), tmp_path / name, True)))
+    found = run_ranks(run_jobs, 4, jobs)
+    assert metrics(tmp_path / "same") == metrics(whole)
+    assert losses(tmp_path / "data 1") == pytest.approx(losses(whole), rel=1e-4)
+    refused = found[0][2]
+    assert "fast under parallel.tensor 1, you gave 2" in refused and "SIGTERM" in refused
