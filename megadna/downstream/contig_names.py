@@ -21,15 +21,8 @@ _REPORT_NAMES = (0, 4, 6, 9)  # columns Sequence-Name, GenBank-Accn, RefSeq-Accn
 
 def _candidates(name: str, groups: dict[str, list[str]]) -> list[str]:
     bare = name.removeprefix("chr")
-    mitochondrion = sorted(_MITOCHONDRION) if bare in _MITOCHONDRION else []
-    return [
-        name,
-        *groups.get(name, []),
-        bare,
-        f"chr{bare}",
-        *mitochondrion,
-        *(f"chr{other}" for other in mitochondrion),
-    ]
+    same = [bare, *(sorted(_MITOCHONDRION) if bare in _MITOCHONDRION else [])]
+    return [name, *groups.get(name, []), *same, *(f"chr{other}" for other in same)]
 
 
 def _alias_groups(path: Path) -> dict[str, list[str]]:
@@ -53,10 +46,8 @@ def on_genome(
     """The rows whose `contig` the genome holds, under its name; UserError where fewer than `min_share` are, or where
     one passes its contig's end."""
     groups = _alias_groups(aliases) if aliases else {}
-    found = (
-        (name, [to for to in _candidates(name, groups) if to in genome.letters]) for name in table["contig"].unique()
-    )
-    names = {name: to[0] for name, to in found if to}
+    found = {name: _candidates(name, groups) for name in table["contig"].unique()}
+    names = {name: to for name, others in found.items() for to in others[::-1] if to in genome.letters}  # the first
     renamed = [f"{name} -> {to}" for name, to in names.items() if name != to]
     log.info("contig names: %d the same; renamed: %s", len(names) - len(renamed), ", ".join(renamed) or "none")
     known = table["contig"].isin(names.keys())

@@ -64,9 +64,8 @@ def midpoint_negatives(introns: pd.DataFrame, sites: Sites) -> pd.DataFrame:
     """The middle of every intron, where it is no annotated site."""
     found = introns.assign(position=(introns["start"] + introns["end"]) // 2, kind="midpoint")
     groups = found.groupby(["contig", "strand"], sort=False)
-    return pd.concat(
-        [rows[rows["position"].isin(_no_site(rows["position"].to_numpy(), sites[key]))] for key, rows in groups]
-    )
+    free = [rows[rows["position"].isin(_no_site(rows["position"].to_numpy(), sites[key]))] for key, rows in groups]
+    return pd.concat(free)
 
 
 def _no_site(positions: np.ndarray, sites: np.ndarray) -> np.ndarray:
@@ -134,15 +133,14 @@ def shuffle_dinucleotides(sequence: str, rng: np.random.Generator) -> str:
         exits = {base: after[rng.integers(len(after))] for base, after in edges.items() if base != last}
         if all(_leads_to(base, last, exits) for base in exits):
             break
-    orders = {}
-    for base, after in edges.items():
-        rest = list(after)
+    for base, after in edges.items():  # the rest in random order, taken from the end
         if base in exits:
-            rest.remove(exits[base])
-        orders[base] = iter([rest[at] for at in rng.permutation(len(rest))] + ([exits[base]] if base in exits else []))
+            after.remove(exits[base])
+        first = [exits[base]] if base in exits else []
+        edges[base] = first + [after[at] for at in rng.permutation(len(after))]
     path = [sequence[0]]
-    for _ in range(len(sequence) - 1):
-        path.append(next(orders[path[-1]]))
+    while len(path) < len(sequence):
+        path.append(edges[path[-1]].pop())
     return "".join(path)
 
 
