@@ -2,11 +2,13 @@
 
 In:  a model's folder; a folder of tasks (GUE, Nucleotide Transformer, splice sites), each with train and test tables.
 Out: OUTPUT/results.csv and results.md: a row a task, method and score (mean and standard deviation over seeds, 95 %
-     bootstrap interval over test sequences, mean of the seeds'); OUTPUT/runs/ with every fine-tuning run.
+     bootstrap interval over test sequences, mean of the seeds'; of the difference to random weights: over seeds);
+     OUTPUT/runs/ with every fine-tuning run.
 A stopped benchmark goes on where it stood. Published figures are quoted, not measured here, and marked so.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
@@ -16,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import yaml
+from scipy.stats import t
 
 import megadna
 from megadna.downstream.baselines import BASELINES
@@ -93,6 +96,7 @@ def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | st
 
 def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) -> pd.DataFrame:
     """What `megadna benchmark` does."""
+    require(os.environ.get("WORLD_SIZE", "1") == "1", "benchmark runs as one process; several ranks: megadna finetune")
     require(options.data.is_dir(), f"{options.data}: no such folder of tasks")
     recipe = _recipe(options)
     tasks = {
@@ -160,8 +164,30 @@ def _one_task(
         high=("high", "mean"),
         seeds=("seed", "nunique"),
     )
+    table = pd.concat([table.reset_index(), _difference(scores)])
     share = leakage(tables["test"]) if leakage is not None else np.nan
-    return table.reset_index().assign(task=shown, leakage=share, source="measured")
+    return table.assign(task=shown, leakage=share, source="measured")
+
+
+def _difference(scores: pd.DataFrame) -> pd.DataFrame:
+    """What pretraining gave: model minus random weights, seed by seed, with Student's 95 % interval over seeds."""
+    by_seed = scores.pivot_table(values="value", index=["score", "seed"], columns="method")
+    if "random weights" not in by_seed:
+        return pd.DataFrame()
+    difference = by_seed["model"] - by_seed["random weights"]
+    found = difference.groupby("score").agg(["mean", "std", "count"])
+    half = t.ppf(0.975, found["count"] - 1) * found["std"] / np.sqrt(found["count"])
+    return pd.DataFrame(
+        {
+            "method": "model minus random weights",
+            "score": found.index,
+            "mean": found["mean"].to_numpy(),
+            "sd": found["std"].to_numpy(),
+            "low": (found["mean"] - half).to_numpy(),
+            "high": (found["mean"] + half).to_numpy(),
+            "seeds": found["count"].to_numpy(),
+        }
+    )
 
 
 def _baseline(method: str, tables: dict[str, pd.DataFrame], recipe: FinetuneOptions, folder: Path) -> pd.DataFrame:

@@ -152,7 +152,8 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
     if options.augment and not options.force_augment:
         stranded = options.stranded or "strand" in tables["train"]
         require(not stranded, "--augment: the label of this task depends on the strand; --force_augment does it anyway")
-    _check_folder(options)
+    if rank_from_environment() == 0:
+        _check_folder(options)
     found = [_one_run(options, tables, target, seed, fold) for seed, fold in _runs(options)]
     frame = pd.concat(found, ignore_index=True)
     if rank_from_environment() == 0:
@@ -314,7 +315,8 @@ def _train_and_score(
         truth, predicted = _rows(output.label_ids, output.predictions, target)
         found[split] = with_intervals(all_scores, truth, predicted, target, seed=seed)
         _predictions_table(tables[split], predicted, target).to_parquet(work / f"predictions-{split}.parquet")
-        write_plots(*_flat(truth, predicted), target, work, split)
+        if split != "dev" or len(predictions) == 1:
+            write_plots(*_flat(truth, predicted), target, work, split)
     (work / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

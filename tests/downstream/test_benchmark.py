@@ -78,7 +78,15 @@ def test_the_splice_suite_stands_beside_baselines_and_the_card(tmp_path, capsys)
     main([*run, *short])
     table = pd.read_csv(tmp_path / "out" / "results.csv")
     measured = table[table.source == "measured"]
-    assert set(measured.method) == {"model", "random weights", "two-letter rule", "position-weight matrix"}
+    methods = {"model", "random weights", "model minus random weights", "two-letter rule", "position-weight matrix"}
+    assert set(measured.method) == methods
+    both = [pd.read_csv(tmp_path / "out/runs/sites" / name / "metrics.csv") for name in ("model", "random_weights")]
+    one, other = (t[(t.split == "test") & (t.score == "mcc")].value.to_numpy() for t in both)
+    row = measured[(measured.method == "model minus random weights") & (measured.score == "mcc")].iloc[0]
+    half = 12.706 * np.std(one - other, ddof=1) / np.sqrt(2)  # Student's t, one degree of freedom
+    np.testing.assert_allclose(
+        [row["mean"], row.high - row["mean"]], [np.mean(one - other), half], rtol=1e-3, atol=1e-9
+    )
     assert set(measured.task) == {"sites (comparison only)"}
     assert measured[measured.method == "model"].seeds.eq(2).all()
     card = table[table.method == "DNABERT (BioNeMo)"].set_index("score")["mean"]

@@ -80,6 +80,8 @@ def test_every_pooling_equals_transformers_by_hand(kind, folders, genome, tmp_pa
         np.testing.assert_allclose(matrix(frame), np.stack(vectors), atol=2e-5)
     assert frame.name.tolist() == ["s0"] * 40 + ["s1"] * 57 + ["s2"] * 20
     assert frame.position.tolist() == [*range(40), *range(57), *range(20)]
+    half = matrix(embed(folders[kind], path, precision="bf16", batch_tokens=50))
+    np.testing.assert_allclose(half, np.stack(expected["mean"]), atol=0.1)
     layers = embed(folders[kind], path, layers=[0, -2])
     for column, layer in (("layer_0", 0), ("layer_-2", -2)):
         np.testing.assert_allclose(matrix(layers, column), [s[layer, 1:-1].mean(axis=0) for s in states], atol=2e-5)
