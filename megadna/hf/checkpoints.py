@@ -16,11 +16,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from megadna.arguments import dump_config
 from megadna.config import Config
+from megadna.errors import UserError
 from megadna.train.checkpoint import MASTER_PREFIX
 from megadna.train.integrity import refuse_foreign_pickles, seal
 from megadna.train.saving import versions
@@ -67,10 +69,14 @@ class CheckpointTensors:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Without torch's remark, at every tensor, that there is one process."""
+    """Without torch's remark, at every tensor, that there is one process; a UserError comes out as it went in."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            reason, _ = next(iter(error.failures.values()))
+            raise (reason if isinstance(reason, UserError) else error) from None
 
 
 class _Streamed(DefaultSavePlanner):

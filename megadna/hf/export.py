@@ -125,10 +125,10 @@ def write_code(folder: Path, target: str) -> None:
 
 
 @contextmanager
-def compared(target: str, folder: Path, bias_factor: float = 1.0) -> Iterator[Other]:
-    """How the gate reads a folder: as it is, or, where its class is not transformers' nor in it, beside our files."""
+def compared(target: str, folder: Path, *, foreign: bool = False, bias_factor: float = 1.0) -> Iterator[Other]:
+    """How the gate reads a folder: as it is; of another's making or class, with our files and never with its code."""
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if target == "multimolecule" or (target in REMOTE and "auto_map" not in content):
+    if foreign or target == "multimolecule":
         with tempfile.TemporaryDirectory() as view:
             yield Other(
                 weights=folder,
@@ -138,17 +138,17 @@ def compared(target: str, folder: Path, bias_factor: float = 1.0) -> Iterator[Ot
                 bias_factor=bias_factor,
             )
     else:
-        has_tokenizer = (folder / "tokenizer_config.json").is_file()
-        yield Other(weights=folder, config=folder, tokenizer=has_tokenizer, renamed=[], bias_factor=bias_factor)
+        yield Other(weights=folder, config=folder, tokenizer=True, renamed=[], bias_factor=bias_factor)
 
 
 def _view(target: str, content: dict[str, Any], view: Path) -> Path:
     """config.json (and code) under which transformers itself computes what the folder's class does."""
+    content = {key: value for key, value in content.items() if key != "auto_map"}
     if target == "multimolecule":
-        content = content | {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+        content |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
         content |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    else:
-        content = content | {"auto_map": AUTO_MAP}
+    elif target in REMOTE:
+        content |= {"auto_map": AUTO_MAP}
         write_code(view, target)
     _write_json(view / "config.json", content)
     return view

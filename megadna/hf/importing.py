@@ -75,7 +75,7 @@ def import_folder(
         found = NOT_COMPARED
         if check:
             tensors, tokenizer = CheckpointTensors(temporary, master=False), build_tokenizer(config.tokenizer)
-            with compared(target, folder, factor) as other:
+            with compared(target, folder, foreign=True, bias_factor=factor) as other:
                 found = verify(lambda name: tensors.read(name).float(), config, tokenizer, table, other)
         facts = {"tokenizer": tokenizer_config.kind, "imported": imported | {"gate": found}}
         seal_checkpoint(temporary, config, facts)

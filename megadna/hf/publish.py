@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from megadna.errors import UserError, require
 
@@ -28,7 +27,9 @@ def upload(folder: Path, repository: str, *, public: bool) -> str:
         if visible and not public:
             raise UserError(f"{repository} exists and is public; add --public, or name another repository")
         hub.upload_folder(folder_path=folder, repo_id=repository, commit_message="Export by megadna")
-    except (HfHubHTTPError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of the hub, or of whichever HTTP library it speaks through
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder} is written, but was not uploaded to {repository}: {reason}") from error
     return str(url)

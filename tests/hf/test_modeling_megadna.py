@@ -262,3 +262,29 @@ def test_bad_arguments_are_named(lambda_ids, model):
         model()
     with pytest.raises(ValueError, match="attention_mask"):
         model(lambda_ids, attention_mask=torch.ones(3, 1, 128, 128))
+
+
+def test_kernels_of_the_attention_interface_get_the_padding_mask_and_give_the_same(lambda_ids):
+    """What flash-attn's kernels of transformers are called with: heads apart, the mask [B, S] or None, not causal."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    masks = []
+
+    def kernel(module, query, key, value, attention_mask, *, dropout, scaling, is_causal):
+        assert not is_causal and not module.is_causal and scaling == query.shape[-1] ** -0.5
+        masks.append(attention_mask)
+        bias = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+        context = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return context.transpose(1, 2), None
+
+    ALL_ATTENTION_FUNCTIONS.register("probe", kernel)
+    model = randomized(MegaDnaForMaskedLM(MegaDnaConfig(**TINY)))
+    mask = torch.ones_like(lambda_ids)
+    mask[1, 100:] = 0
+    with torch.no_grad():
+        expected = model(lambda_ids, attention_mask=mask).logits
+        model.config._attn_implementation = "probe"
+        found = model(lambda_ids, attention_mask=mask).logits
+        model(lambda_ids, attention_mask=torch.ones_like(mask))
+    assert (found - expected)[mask.bool()].abs().max() < 1e-5
+    assert [None if m is None else tuple(m.shape) for m in masks] == [(3, 128)] * 3 + [None] * 3
