@@ -14,14 +14,14 @@ import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.multiprocessing import spawn
 
 from megadna.config import CheckpointConfig, Config, EngineConfig, ModelConfig
 
-KINDS = {
+KINDS: dict[str, tuple[Literal["reshardable", "fast"], bool]] = {
     "synchronous, reshardable": ("reshardable", False),
     "synchronous, fast": ("fast", False),
     "asynchronous, reshardable": ("reshardable", True),

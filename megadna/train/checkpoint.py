@@ -98,10 +98,13 @@ def _load_fp32(modules: dict[str, MegatronModule], folder: Path) -> dict[str, An
 
 
 def _weights_prefix(folder: Path) -> str:
-    """MASTER_PREFIX, or none where the master weights stand in a `fast` optimizer's buffers."""
-    if optimizer_format(read_numbers(folder)) == "reshardable":
+    """MASTER_PREFIX, or none where there is no optimizer (an import), or its buffers alone (`fast`)."""
+    refuse_foreign_pickles(folder / "weights")
+    names = FileSystemReader(folder / "weights").read_metadata().state_dict_metadata
+    if any(name.startswith(MASTER_PREFIX) for name in names):
         return MASTER_PREFIX
-    log.warning("%s: optimizer_format fast, so its weights are taken in the precision it trained with", folder)
+    if any(name.startswith("optimizer.") for name in names):
+        log.warning("%s: optimizer_format fast, so its weights are taken in the precision it trained with", folder)
     return ""
 
 
@@ -171,7 +174,6 @@ def master_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
     Of a `fast` one the weights in the precision it trained with, as fp32.
     """
-    refuse_foreign_pickles(checkpoint / "weights")
     prefix = _weights_prefix(checkpoint)
     reader = FileSystemReader(checkpoint / "weights")
     wanted = {

@@ -70,7 +70,6 @@ def test_the_others_end_in_time_and_name_the_rank(number: signal.Signals, toy_da
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(family, timeout=15)
     assert not alive
-    assert (run / "checkpoints" / "latest" / "complete").is_file()
 
 
 def test_torchrun_goes_on_from_the_checkpoint_by_itself(toy_dataset: Path, tmp_path: Path) -> None:
