@@ -26,6 +26,7 @@ COMMANDS = {
     "benchmark": "a suite of tasks over seeds, beside baselines and published figures",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",
+    "doctor": "is this machine ready to train",
     "plan": "does a job fit, how long does it take, which layout is best",
     "report": "plots and one HTML page of runs",
 }

@@ -1,0 +1,42 @@
+"""`megadna doctor`: is this machine ready to train? Exit status 0 says yes, 1 that something is to be mended."""
+
+import sys
+from pathlib import Path
+
+from megadna.arguments import new_parser, parse
+from megadna.planning.doctor import Finding, examine
+from megadna.planning.self_test import run_self_test
+
+
+def main(arguments: list[str]) -> None:
+    """Print what is found, then `ready` or what to mend."""
+    parser = new_parser("doctor", "Versions, packages, limits, disks, and a short self-test of the engine.")
+    parser.add_argument("--folders", type=Path, nargs="*", default=[Path()], help="where datasets and checkpoints lie")
+    options = parse(parser, arguments)
+    findings = []
+    for finding in examine([Path(folder) for folder in options.folders]):
+        findings.append(_show(finding))
+    findings.append(_show(_self_test()))
+    mend = [finding for finding in findings if finding.remedy]
+    if not mend:
+        sys.stdout.write("ready\n")
+        return
+    sys.stdout.write("to mend:\n" + "".join(f"  {finding.name}: {finding.remedy}\n" for finding in mend))
+    sys.exit(1)
+
+
+def _self_test() -> Finding:
+    try:
+        found = run_self_test()
+    except Exception as error:  # whatever a rank died of is what the user must see
+        last = str(error).strip().rpartition("\n")[2]
+        return Finding("self-test", f"failed: {last}", "the engine does not run here: mend what stands above first")
+    rate = f", all-reduce {found.all_reduce / 1e9:.2f} GB/s a rank" if found.all_reduce else ""
+    text = f"{found.num_ranks} ranks on {found.device}, loss {found.first_loss:.3f} -> {found.last_loss:.3f}{rate}"
+    return Finding("self-test", text, "" if found.passed else "the loss did not fall: please report this machine")
+
+
+def _show(finding: Finding) -> Finding:
+    sys.stdout.write(f"{'!' if finding.remedy else ' '} {finding.name:<20} {finding.text}\n")
+    sys.stdout.flush()
+    return finding

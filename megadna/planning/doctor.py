@@ -1,0 +1,139 @@
+"""What `megadna doctor` looks at: versions, packages, limits, disks; each a line, and a remedy where it needs one."""
+
+import importlib.metadata
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megadna.model.backends import choose_backend
+from megadna.model.norm import apex_kernel
+
+FILES, SHARED_MEMORY = 4096, 1 << 30
+"""Open files and bytes of /dev/shm that ranks with loader workers want."""
+DISK_BYTES, SLOW_DISK = 256 << 20, 100e6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor."""
+
+    name: str
+    text: str
+    remedy: str = ""
+    """What to mend; empty where all is well."""
+
+
+def examine(folders: list[Path]) -> Iterator[Finding]:
+    """Everything but the self-test; `folders` are where datasets and checkpoints lie."""
+    version = sys.version_info[:2]
+    remedy = "" if (3, 10) <= version < (3, 13) else "megadna needs Python 3.10 to 3.12"
+    yield Finding("python", sys.version.split()[0], remedy)
+    yield _package("torch", "torch", "")
+    core = _version("megatron-core")
+    is_right = core is not None and core.startswith("0.16.")
+    yield Finding("megatron-core", core or "absent", "" if is_right else "pip install 'megatron-core==0.16.*'")
+    yield from _gpus()
+    for name, module in (("transformer-engine", "transformer_engine"), ("flash-attn", "flash_attn")):
+        yield _package(name, module, "not needed")
+    yield _apex()
+    yield from _choices()
+    yield from _limits()
+    for folder in folders:
+        yield _disk(folder)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _package(name: str, module: str, absent: str) -> Finding:
+    version = _version(name)
+    if version is None:
+        return Finding(name, f"absent, {absent}" if absent else "absent", "" if absent else f"pip install {name}")
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        cause = str(error).partition("\n")[0]
+        return Finding(name, f"{version} cannot be imported: {cause}", f"reinstall {name} for this torch, or remove it")
+    return Finding(name, version)
+
+
+def _gpus() -> Iterator[Finding]:
+    if not torch.cuda.is_available():
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for CPUs"
+        yield Finding("gpu", f"none; everything runs on {os.cpu_count()} CPU cores ({built})")
+        return
+    for number in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(number)
+        has_bf16 = card.major >= 8
+        remedy = "" if has_bf16 else "this card has no bf16: train with --engine.precision fp16"
+        yield Finding(f"gpu {number}", f"{card.name}, {card.total_memory / 1e9:.0f} GB", remedy)
+    version = ".".join(map(str, torch.cuda.nccl.version()))
+    yield Finding("cuda, nccl", f"CUDA {torch.version.cuda}, NCCL {version}")
+
+
+def _apex() -> Finding:
+    """NVIDIA's apex has fused optimizers; the package of that name on PyPI is an unrelated one."""
+    version = _version("apex")
+    if version is None:
+        return Finding("apex", "absent, not needed")
+    import importlib.util
+
+    if importlib.util.find_spec("apex.optimizers") is None:
+        return Finding("apex", f"{version}: not NVIDIA's, an unrelated package of that name", "pip uninstall apex")
+    return Finding("apex", version)
+
+
+def _choices() -> Iterator[Finding]:
+    """What each feature will run on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield Finding("attention", choose_backend("auto", device, torch.bfloat16, 64))
+    fused = device.type == "cuda" and apex_kernel("fused_layer_norm_affine", "cuda")
+    yield Finding("norms", "apex" if fused else "torch")
+    import megatron.core.optimizer as optimizer
+
+    yield Finding("optimizer", f"{optimizer.Adam.__module__.partition('.')[0]} {optimizer.Adam.__name__}")
+    yield Finding("collectives", "nccl" if device.type == "cuda" else "gloo")
+
+
+def _limits() -> Iterator[Finding]:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    yield Finding("open files", f"{files:,}", "" if files >= FILES else f"ulimit -n {FILES}")
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).total
+        remedy = "" if size >= SHARED_MEMORY else "give containers more: --shm-size=8g"
+        yield Finding("shared memory", f"{size / 1e9:.1f} GB", remedy)
+
+
+def _disk(folder: Path) -> Finding:
+    """Rates of writing with fsync and of reading back (from the page cache where that holds it)."""
+    name = f"disk {folder}"
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return Finding(name, "not a folder that can be written", "name one that exists: --folders FOLDER")
+    block = os.urandom(1 << 22)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        start = time.perf_counter()
+        for _ in range(DISK_BYTES // len(block)):
+            file.write(block)
+        os.fsync(file.fileno())
+        written = DISK_BYTES / (time.perf_counter() - start)
+        file.seek(0)
+        start = time.perf_counter()
+        while file.read(len(block)):
+            pass
+        read = DISK_BYTES / (time.perf_counter() - start)
+    free = shutil.disk_usage(folder).free
+    text = f"writes {written / 1e6:,.0f} MB/s, reads {read / 1e6:,.0f} MB/s, {free / 1e9:,.0f} GB free"
+    return Finding(name, text, "" if written >= SLOW_DISK else "slow: checkpoints will take long here")
