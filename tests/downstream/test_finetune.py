@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.metrics import matthews_corrcoef
+from sklearn import metrics as sk
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -24,7 +24,7 @@ from megadna.commands.preprocess import add_options, options_from
 from megadna.downstream import metrics
 from megadna.downstream.finetune import FinetuneOptions, examples_of
 from megadna.downstream.genome import reverse_complement
-from megadna.downstream.metrics import splice_scores, with_intervals
+from megadna.downstream.metrics import scores, splice_scores, with_intervals
 from megadna.downstream.modeling_dna_task import DnaForBaseTask, DnaTaskConfig, pool
 from megadna.downstream.tasks import Columns, Target, find_tasks, read_task
 
@@ -74,9 +74,11 @@ for found, (_, row) in zip(run(table.sequence[:5].tolist(), top_k=None), table.i
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("nucleotide", {"adapt": "full", "class_weights": True, "patience": 1}),
+        pytest.param("nucleotide", {"adapt": "full", "class_weights": True, "patience": 1}, marks=pytest.mark.slow),
         ("kmer", {"adapt": "lora", "pooling": "centre", "head_sizes": [8]}),
-        ("nucleotide", {"adapt": "frozen", "pooling": "cls", "random_weights": True}),
+        pytest.param(
+            "nucleotide", {"adapt": "frozen", "pooling": "cls", "random_weights": True}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_gue_task_gives_a_folder_that_transformers_runs_alone(kind, options, folders, tmp_path):
@@ -86,7 +88,7 @@ def test_a_gue_task_gives_a_folder_that_transformers_runs_alone(kind, options, f
     assert {"confusion-test.png", "roc-test.png", "pr-test.png", "predictions-test.parquet"} <= written
     table = pd.read_parquet(run / "predictions-test.parquet")
     mcc = found[(found.split == "test") & (found.score == "mcc")].iloc[0]
-    assert mcc.value == pytest.approx(matthews_corrcoef(table.truth, (table["1"] > table["0"]).astype(int)))
+    assert mcc.value == pytest.approx(sk.matthews_corrcoef(table.truth, (table["1"] > table["0"]).astype(int)))
     assert mcc.low <= mcc.value <= mcc.high
     command = [sys.executable, "-c", STRANGER, str(run / "model"), str(run / "predictions-test.parquet")]
     modules = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -205,6 +207,29 @@ def test_the_splice_card_is_read_in_both_ways_by_a_worked_example():
     assert splice_scores(truth, np.eye(3)[called], Target("classification", ["a", "b", "c"])) == {}
 
 
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_scores_are_those_of_scikit_learn(num_classes):
+    rng = np.random.default_rng(num_classes)
+    truth = rng.integers(0, num_classes, 300)
+    predicted = np.round(rng.dirichlet(np.ones(num_classes), 300) + np.eye(num_classes)[truth] / 3, 1)  # with ties
+    called, names = predicted.argmax(axis=1), [str(number) for number in range(num_classes)]
+    columns = [1] if num_classes == 2 else range(num_classes)
+    expected = {
+        "accuracy": sk.accuracy_score(truth, called),
+        "f1_macro": sk.f1_score(truth, called, average="macro"),
+        "mcc": sk.matthews_corrcoef(truth, called),
+        "auroc": np.mean([sk.roc_auc_score(truth == c, predicted[:, c]) for c in columns]),
+        "auprc": np.mean([sk.average_precision_score(truth == c, predicted[:, c]) for c in columns]),
+    }
+    assert scores(truth, predicted, Target("classification", names)) == pytest.approx(expected)
+    several = (rng.random((300, 3)) < 0.4).astype(np.float32)
+    guessed = np.clip(several / 2 + rng.random((300, 3)) / 1.5, 0, 1)
+    found = scores(several, guessed, Target("multilabel", ["a", "b", "c"]))
+    assert found["f1_macro"] == pytest.approx(sk.f1_score(several, guessed > 0.5, average="macro"))
+    assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(several.ravel(), guessed.ravel() > 0.5))
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(several, guessed))
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch):
     monkeypatch.setattr(metrics, "RESAMPLES", 200)
 
@@ -226,9 +251,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch):
 def test_folds_seeds_and_further_test_sets(folders, tmp_path):
     found = finetune(
         folders["dnabert"], DATA / "dnabert_ft6_dev.tsv.gz", tmp_path / "run", test=[f"tata={GUE}"], folds=2,
-        seeds=[3, 4], max_steps=2, crop=True,
+        seeds=[3], max_steps=2, crop=True,
     )  # fmt: skip
-    assert set(zip(found.seed, found.fold, strict=True)) == {(3, 0), (3, 1), (4, 0), (4, 1)}
+    assert set(zip(found.seed, found.fold, strict=True)) == {(3, 0), (3, 1)}
     assert set(found.split) == {"dev", "tata"}
     dev = [pd.read_parquet(tmp_path / "run" / f"seed-3-fold-{fold}" / "predictions-dev.parquet") for fold in (0, 1)]
     assert sorted(pd.concat(dev).sequence) == sorted(
