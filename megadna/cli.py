@@ -60,6 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), error.status)
     except (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
         _fail(f"{error}; check the path and its permissions", 2)
+    except ModuleNotFoundError as error:
+        if (error.name or "megadna").startswith("megadna"):
+            raise
+        _fail(f"{error.name} is not installed; get it with pip install 'megadna[downstream]'", 2)
     except BrokenPipeError:  # `megadna inspect ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -3,6 +3,8 @@
 import gzip
 import itertools
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -197,3 +199,10 @@ def test_the_command_writes_and_refuses(
     assert json.loads((output / "manifest.json").read_text())["counts"]["negatives"] == 100
     assert (output / "train.csv").read_text().startswith("sequence,label,contig,start,end,strand,kind,name\n")
     assert "not empty" in mistake(capsys, *base, "--positives", bed)
+
+
+def test_a_missing_library_names_the_extra() -> None:
+    code = "import sys; sys.modules['bioframe'] = None; from megadna.cli import main; main(['windows', '--help'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "megadna: error: bioframe is not installed; get it with pip install 'megadna[downstream]'\n"
