@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,11 +41,12 @@ def start(config: Config, run: Path, *launcher: str) -> subprocess.Popen:
 
 def rank_process(parent: int, rank: int) -> psutil.Process:
     """The process of that rank, among all below `parent`; its loaders and writers carry the same environment."""
-    found = [
-        process
-        for process in psutil.Process(parent).children(recursive=True)
-        if process.environ().get("RANK") == str(rank) and process.environ().get("WORLD_SIZE") == "4"
-    ]
+    found = []
+    for process in descendants(parent):
+        with suppress(psutil.NoSuchProcess):  # a writer that has just ended
+            environment = process.environ()
+            if environment.get("RANK") == str(rank) and environment.get("WORLD_SIZE") == "4":
+                found.append(process)
     return min(found, key=lambda process: process.create_time())
 
 
