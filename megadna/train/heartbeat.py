@@ -76,7 +76,7 @@ class Heartbeat:
         return {rank: json.loads(self.store.get(str(rank))) for rank in ranks}
 
     def _verdict(self, error: BaseException) -> str:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
         remedy = "start the same command again with --resume, which goes on from the last checkpoint"
         try:
             before = self._read()
