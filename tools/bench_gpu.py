@@ -27,7 +27,7 @@ from megadna.data.batch import Batch
 from megadna.engine.distributed import World, parallel_world
 from megadna.engine.optimizer import apply_gradients, gradient_norm
 from megadna.errors import UserError
-from megadna.model.flops import encoder_flops, forward_flops, peak_tflops
+from megadna.model.flops import peak_tflops, training_flops
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.answers import own_answers
@@ -74,9 +74,7 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, float]:
         memory = torch.cuda.max_memory_allocated() / 2**30 if world.device.type == "cuda" else 0.0
     rows = config.train.micro_batch_size
     vocab_rows = padded_vocab_size(config.tokenizer, tokenizer.vocab_size)
-    layers = encoder_flops(config.model, length)
-    head = forward_flops(config.model, vocab_rows, length) - layers
-    flops = 3 * rows * (layers + PREDICTED * head)
+    flops = rows * training_flops(config.model, vocab_rows, length, predicted=PREDICTED)
     return {
         "step_ms": 1e3 * whole,
         "forward_ms": 1e3 * forward,

@@ -18,7 +18,7 @@ from megadna.config import Config
 from megadna.data.batch import Batch, Rows
 from megadna.data.chunks import open_chunks
 from megadna.data.samples import Samples, masking_fraction, resolve_schedule
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.log import get_logger
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
 
@@ -46,7 +46,7 @@ def resolve_sequence_length(config: Config, chunk_length: int, tokenizer: Tokeni
         rounded = longest // multiple * multiple
         if longest - rounded > longest // AUTO_LOSS:
             rounded = longest // layout * layout
-        return rounded
+        return _check_positions(config, rounded)
     if asked > longest:
         raise UserError(
             f"data.sequence_length {asked} is larger than the dataset's chunks allow: {chunk_length} bases give "
@@ -56,7 +56,18 @@ def resolve_sequence_length(config: Config, chunk_length: int, tokenizer: Tokeni
     rounded = -(-asked // layout) * layout
     if rounded != asked:
         log.info("data.sequence_length %d is padded to %d, a multiple of %d (parallel)", asked, rounded, layout)
-    return rounded
+    return _check_positions(config, rounded)
+
+
+def _check_positions(config: Config, length: int) -> int:
+    """The length; UserError where learned positions end before it."""
+    model = config.model
+    require(
+        model.positions == "rotary" or length <= model.max_positions,
+        f"data.sequence_length {config.data.sequence_length} makes rows of {length} tokens, model.max_positions is "
+        f"{model.max_positions}; set data.sequence_length to at most that",
+    )
+    return length
 
 
 class _MicroBatches(Dataset[Rows]):

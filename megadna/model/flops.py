@@ -5,19 +5,15 @@ causality; matrix products only (norms, softmax, activations, biases and look-up
 
     layer       2 x (h (N + 2 G) D  +  N D h  +  m h f)         m = 3 for SwiGLU (gate, up, down), 2 for GELU
     attention   4 x S N D                                       q k^T and weights x v
-    head        2 x (h^2 + h V)                                 dense, and the decoder tied to the embedding; counted
-                                                                for every token, computed for the predicted ones
+    head        2 x (h^2 + h V)                                 dense, and the decoder tied to the embedding; training
+                                                                runs them for the predicted share of the tokens alone
 
 Backward costs twice forward: training is 3 x. For h = N D, G = N this is the usual 6 N_params + 12 L h S per token.
 Symbols: h hidden, N heads, G key-value heads, D head dimension, f feed-forward width, L layers, S tokens of a sequence,
 V rows of the vocabulary with padding.
 """
 
-from typing import TypeVar
-
 from megadna.config import ModelConfig
-
-Number = TypeVar("Number", int, float)
 
 BACKWARD = 2
 """Backward FLOPs in units of the forward ones: gradients of inputs and of weights."""
@@ -40,26 +36,26 @@ def peak_tflops(device_name: str) -> float | None:
     return next((peak for name, peak in PEAK_TFLOPS.items() if words.issuperset(name.split())), None)
 
 
-def forward_flops(model: ModelConfig, vocab_rows: int, sequence_length: int) -> int:
-    """FLOPs of one sequence forward, logits of every token included."""
-    return sequence_length * token_flops(model, vocab_rows, sequence_length)
+def forward_flops(model: ModelConfig, vocab_rows: int, sequence_length: int, *, predicted: float = 1.0) -> float:
+    """FLOPs of one sequence forward, with the logits of a share `predicted` of its tokens."""
+    return sequence_length * token_flops(model, vocab_rows, sequence_length, predicted=predicted)
 
 
-def encoder_flops(model: ModelConfig, sequence_length: int) -> int:
+def encoder_flops(model: ModelConfig, sequence_length: int) -> float:
     """FLOPs of one sequence forward through the layers alone, without the masked-language-model head."""
-    return forward_flops(model, 0, sequence_length) - sequence_length * 2 * model.hidden_size**2
+    return forward_flops(model, 0, sequence_length, predicted=0.0)
 
 
-def training_flops(model: ModelConfig, vocab_rows: int, sequence_length: int) -> int:
+def training_flops(model: ModelConfig, vocab_rows: int, sequence_length: int, *, predicted: float = 1.0) -> float:
     """FLOPs of one sequence forward and backward; recomputed activations do not count."""
-    return (1 + BACKWARD) * forward_flops(model, vocab_rows, sequence_length)
+    return (1 + BACKWARD) * forward_flops(model, vocab_rows, sequence_length, predicted=predicted)
 
 
-def token_flops(model: ModelConfig, vocab_rows: int, attended: Number) -> Number:
-    """FLOPs forward of one token that attends to `attended` tokens (whole, or a mean); padding is no token."""
+def token_flops(model: ModelConfig, vocab_rows: int, attended: float, *, predicted: float = 1.0) -> float:
+    """FLOPs forward of one token that attends to `attended` tokens (a mean may be broken); padding is no token."""
     attention = 4 * attended * model.num_attention_heads * model.head_size
     head = 2 * (model.hidden_size**2 + model.hidden_size * vocab_rows)
-    return model.num_layers * (2 * _layer_matrices(model) + attention) + head
+    return model.num_layers * (2 * _layer_matrices(model) + attention) + predicted * head
 
 
 def num_parameters(model: ModelConfig, vocab_rows: int) -> int:

@@ -67,7 +67,8 @@ def evaluate_layout(config: Config, vocab_rows: int, sequence_length: int, num_g
     memory = fullest_memory(config, vocab_rows, sequence_length, num_gpus)
     time = step_time(config, vocab_rows, sequence_length, num_gpus, gpu)
     batch = config.train.global_batch_size
-    flops = training_flops(config.model, vocab_rows, sequence_length) * batch
+    predicted = config.data.masking.fraction
+    flops = training_flops(config.model, vocab_rows, sequence_length, predicted=predicted) * batch
     return Layout(
         config=config,
         memory=memory,

@@ -70,7 +70,9 @@ def step_time(
     layers = max(chunk_layers(config, stage) for stage in range(parallel.pipeline)) * parallel.virtual_pipeline
 
     peak, width = gpu.tflops * 1e12, model.num_attention_heads * model.head_size
-    all_flops = training_flops(model, vocab_rows, sequence_length) * train.micro_batch_size / parallel.context
+    predicted = config.data.masking.fraction
+    sequence_flops = training_flops(model, vocab_rows, sequence_length, predicted=predicted)
+    all_flops = sequence_flops * train.micro_batch_size / parallel.context
     attention_flops = 3 * 4 * rows * sequence_length * width * model.num_layers
     share = layers / model.num_layers / parallel.tensor
     matrices = (all_flops - attention_flops) * share / (peak * gpu.reached)

@@ -38,7 +38,8 @@ class StepClock:
         self.tokens += tokens
         self.seconds += seconds
         self.wait += data.pop("data_wait_seconds")
-        forward = token_flops(self.config.model, self.vocab_rows, data["attended_tokens"])
+        predicted = self.config.data.masking.fraction
+        forward = token_flops(self.config.model, self.vocab_rows, data["attended_tokens"], predicted=predicted)
         self.flops += (1 + BACKWARD) * forward * tokens * (1.0 - data["padded_fraction"])
 
     @contextmanager

@@ -12,7 +12,16 @@ import torch
 from loader_config import make_config
 
 from megadna.commands import preprocess
-from megadna.config import BlendConfig, Config, MaskingConfig, ParallelConfig, RateChange, TokenizerConfig, TrainConfig
+from megadna.config import (
+    BlendConfig,
+    Config,
+    MaskingConfig,
+    ModelConfig,
+    ParallelConfig,
+    RateChange,
+    TokenizerConfig,
+    TrainConfig,
+)
 from megadna.data.batch import IGNORE_INDEX, Batch
 from megadna.data.chunks import blend_groups, open_chunks
 from megadna.data.loader import resolve_sequence_length, train_batches
@@ -311,3 +320,12 @@ def test_sequence_length_follows_the_layout() -> None:
     assert resolve_sequence_length(config, 4000, build_tokenizer(config.tokenizer)) == 4004
     with pytest.raises(UserError, match=r"4003 is larger .* 4000 bases give 4002"):
         resolve_sequence_length(make_config("d", sequence_length=4003), 4000, build_tokenizer(TokenizerConfig()))
+
+
+def test_rows_never_pass_learned_positions() -> None:
+    """auto takes what a chunk gives: a mistake where the table of positions is shorter."""
+    config = Config(model=ModelConfig(positions="learned", max_positions=512))
+    with pytest.raises(UserError, match="makes rows of 4000 tokens, model.max_positions is 512"):
+        resolve_sequence_length(config, 4000, build_tokenizer(config.tokenizer))
+    short = replace(config, data=replace(config.data, sequence_length=512))
+    assert resolve_sequence_length(short, 4000, build_tokenizer(config.tokenizer)) == 512
