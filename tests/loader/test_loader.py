@@ -325,7 +325,7 @@ def test_sequence_length_follows_the_layout() -> None:
 def test_rows_never_pass_learned_positions() -> None:
     """auto takes what a chunk gives: a mistake where the table of positions is shorter."""
     config = Config(model=ModelConfig(positions="learned", max_positions=512))
-    with pytest.raises(UserError, match="makes rows of 4000 tokens, model.max_positions is 512"):
+    with pytest.raises(UserError, match=r"makes rows of 4000 tokens, model\.max_positions is 512"):
         resolve_sequence_length(config, 4000, build_tokenizer(config.tokenizer))
     short = replace(config, data=replace(config.data, sequence_length=512))
     assert resolve_sequence_length(short, 4000, build_tokenizer(config.tokenizer)) == 512
