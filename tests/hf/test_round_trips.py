@@ -1,5 +1,6 @@
 """Checkpoint -> Hugging Face folder -> checkpoint gives the same bits, for every preset and every format."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,15 @@ def test_a_bias_that_was_added_twice_counts_twice(tmp_path):
 def test_what_a_format_cannot_hold_is_refused_with_the_reason(wanted, change, reason):
     with pytest.raises(UserError, match=reason):
         choose_format(Config(model=ModelConfig(**change)), wanted)
+
+
+def test_vocab_txt_of_six_mers_is_dnaberts_own_file(tmp_path):
+    """MD5 of the file that DNABERT's authors publish."""
+    config = Config(model=replace(BERT, num_layers=1), tokenizer=kmers(6), data=DataConfig(sequence_length=120))
+    checkpoint, _ = random_checkpoint(tmp_path / "first", config)
+    export(checkpoint, tmp_path / "hf", check=False)
+    vocabulary = (tmp_path / "hf" / "vocab.txt").read_bytes()
+    assert hashlib.md5(vocabulary).hexdigest() == "63a210dc7e7a6062e89cddca6111b198"
 
 
 def test_no_verify_is_recorded_in_both_folders(tmp_path):
