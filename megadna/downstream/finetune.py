@@ -142,12 +142,13 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
         require(bool(getattr(options, key)) and getattr(options, key) != Path(), f"say --{key}")
     assert options.output is not None
     tables = read_task(options.data, options.columns)
+    require("train" in tables, f"{options.data}: no train table (train.csv, .tsv, .parquet, .fna)")
     target = make_target(options.task, tables, options.columns, options.label_names)
     for entry in options.test:
         name, _, path = entry.partition("=")
         require(bool(path) and name not in tables, f"--test {entry}: must be name=path, each name once")
         more = read_task(Path(path), options.columns)
-        tables[name] = more.get("test", more["train"])
+        tables[name] = more["test"] if "test" in more else next(iter(more.values()))
     tables = {name: add_targets(table, target, f"{options.data} ({name})") for name, table in tables.items()}
     if options.augment and not options.force_augment:
         stranded = options.stranded or "strand" in tables["train"]

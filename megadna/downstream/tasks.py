@@ -53,7 +53,7 @@ def read_task(data: Path, columns: Columns) -> dict[str, pd.DataFrame]:
         require(data.is_dir(), f"{data}: no such file or folder")
         files = {_SPLITS[found[1]]: path for path in sorted(data.iterdir()) if (found := _FILE.match(path.name))}
         tables = {split: read_table(path, columns) for split, path in files.items()}
-    require("train" in tables, f"{data}: no train table (train.csv, .tsv, .parquet, .fna)")
+    require(bool(tables), f"{data}: no train, dev or test table (train.csv, .tsv, .parquet, .fna)")
     return tables
 
 

@@ -249,9 +249,11 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch):
 
 
 def test_folds_seeds_and_further_test_sets(folders, tmp_path):
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "test.csv").write_text((GUE / "test.csv").read_text())
     found = finetune(
-        folders["dnabert"], DATA / "dnabert_ft6_dev.tsv.gz", tmp_path / "run", test=[f"tata={GUE}"], folds=2,
-        seeds=[3], max_steps=2, crop=True,
+        folders["dnabert"], DATA / "dnabert_ft6_dev.tsv.gz", tmp_path / "run", folds=2, seeds=[3], max_steps=2,
+        crop=True, test=[f"tata={tmp_path / 'only'}"],
     )  # fmt: skip
     assert set(zip(found.seed, found.fold, strict=True)) == {(3, 0), (3, 1)}
     assert set(found.split) == {"dev", "tata"}
