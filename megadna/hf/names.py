@@ -160,50 +160,51 @@ class NameTable:
 
     def to_hf(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Hugging Face tensors (contiguous) held by the megatron-core tensor `name`."""
-        self._check_shape(name, tensor, "the checkpoint")
+        _check_shape(name, tensor, self.shapes.get(name))
         names = self.hf_names(name)
         if name in _VOCABULARY:
             rows = torch.tensor(self.vocab_rows, device=tensor.device)
             chosen = tensor.index_select(0, rows.clamp_min(0))
             absent = (rows < 0).view(-1, *[1] * (tensor.ndim - 1))
             return {names[0]: chosen.masked_fill(absent, NO_TOKEN_BIAS if tensor.ndim == 1 else 0.0)}
-        if len(names) == 3:
-            groups, heads = self.model.query_groups, self.model.num_attention_heads // self.model.query_groups
-            by_group = tensor.unflatten(0, (groups, heads + 2, -1))
-            parts = by_group.split((heads, 1, 1), dim=1)
-            return {part: x.flatten(0, 2).contiguous() for part, x in zip(names, parts, strict=True)}
-        return {part: x.contiguous() for part, x in zip(names, tensor.chunk(len(names)), strict=True)}
+        groups, counts = self._division(name, len(names))
+        parts = tensor.unflatten(0, (groups, sum(counts), -1)).split(counts, dim=1)
+        return {part: x.flatten(0, 2).contiguous() for part, x in zip(names, parts, strict=True)}
 
     def from_hf(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """The megatron-core tensor `name`, put together from Hugging Face tensors."""
-        parts = [read(part) for part in self.hf_names(name)]
+        """The megatron-core tensor `name`, put together from Hugging Face tensors; two are in memory at a time."""
+        names = self.hf_names(name)
+        rows, *rest = self.shapes[name]
         if name in _VOCABULARY:
-            if len(parts[0]) != len(self.vocab_rows):
-                raise UserError(
-                    f"{self.hf_names(name)[0]} has {len(parts[0])} rows, the vocabulary {len(self.vocab_rows)}"
-                )
-            tensor = parts[0].new_zeros(self.padded_vocab_size, *parts[0].shape[1:])
-            tensor[torch.tensor(self.vocab_rows)] = parts[0]
-        elif len(parts) == 3:
+            part = read(names[0])
+            _check_shape(names[0], part, (len(self.vocab_rows), *rest))
+            tensor = part.new_zeros(rows, *rest)
+            tensor[torch.tensor(self.vocab_rows)] = part
+            return tensor
+        groups, counts = self._division(name, len(names))
+        whole: Tensor | None = None
+        for at, (key, count) in enumerate(zip(names, counts, strict=True)):
+            part = read(key)
+            _check_shape(key, part, (rows * count // sum(counts), *rest))
+            if len(names) == 1:
+                return part
+            whole = part.new_empty(rows, *rest) if whole is None else whole
+            first = sum(counts[:at])
+            whole.view(groups, sum(counts), -1, *rest)[:, first : first + count] = part.view(groups, count, -1, *rest)
+        assert whole is not None
+        return whole
+
+    def _division(self, name: str, num_parts: int) -> tuple[int, tuple[int, ...]]:
+        """Groups of rows, and blocks of rows in each group that go to each Hugging Face tensor."""
+        if ".linear_qkv." in name:
             groups = self.model.query_groups
-            divided = [self._by_group(part, x, groups) for part, x in zip(self.hf_names(name), parts, strict=True)]
-            tensor = torch.cat(divided, dim=1).flatten(0, 1)
-        else:
-            tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        self._check_shape(name, tensor, "the Hugging Face model")
-        return tensor
+            return groups, (self.model.num_attention_heads // groups, 1, 1)
+        return 1, (1,) * num_parts
 
-    def _by_group(self, name: str, tensor: Tensor, groups: int) -> Tensor:
-        if len(tensor) % groups:
-            raise UserError(
-                f"{name} has {len(tensor)} rows, which do not divide by {groups}; check the number of heads"
-            )
-        return tensor.unflatten(0, (groups, -1))
 
-    def _check_shape(self, name: str, tensor: Tensor, what: str) -> None:
-        expected = self.shapes.get(name)
-        if expected is not None and tuple(tensor.shape) != expected:
-            raise UserError(
-                f"{what}: {name} is {list(tensor.shape)}, expected {list(expected)} by the configuration; "
-                "check that weights and configuration belong together"
-            )
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...] | None) -> None:
+    if expected is not None and tuple(tensor.shape) != expected:
+        raise UserError(
+            f"{name} is {list(tensor.shape)}, expected {list(expected)} by the configuration; "
+            "check that weights and configuration belong together"
+        )

@@ -86,7 +86,7 @@ def test_a_pickled_bert_with_pooler_and_aliases_is_read(folder, tmp_path):
         ({"num_hidden_layers": 1}, r"unknown tensors: bert\.encoder\.layer\.1"),
         ({"num_hidden_layers": 3}, r"lacks: bert\.encoder\.layer\.2"),
         ({"vocab_size": 70}, "its vocabulary .70 tokens. is neither"),
-        ({"intermediate_size": 100}, r"linear_fc1.weight is \[96, 64\], expected \[100, 64\]"),
+        ({"intermediate_size": 100}, r"intermediate.dense.weight is \[96, 64\], expected \[100, 64\]"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(folder, tmp_path, change, message):
