@@ -4,6 +4,7 @@ Tokens of one nucleotide, overlapping k-mers (raw or, as DNABERT's, from blank-s
 byte-pair pieces are told apart by what the tokenizer makes of a probe sequence, not by names.
 """
 
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -128,8 +129,8 @@ def _load(auto_class: Any, folder: str, trust_remote_code: bool, **options: Any)
         raise UserError(f"{folder}: no config.json in it; give a Hugging Face folder (megadna export writes one)")
     if not path.is_dir() and (path.is_absolute() or folder.startswith(".") or folder.count("/") != 1):
         raise UserError(f"{folder}: no such folder; give a Hugging Face folder")
-    trusted = trust_remote_code or (path.is_dir() and runs_own_code(path))
     try:
+        trusted = trust_remote_code or (path.is_dir() and runs_own_code(path))
         return auto_class.from_pretrained(folder, trust_remote_code=trusted, **options)
     except (OSError, ValueError, ImportError, KeyError, AttributeError, RuntimeError) as error:
         hint = "; read its Python files, then say --trust_remote_code" if "trust_remote_code" in str(error) else ""
@@ -138,8 +139,14 @@ def _load(auto_class: Any, folder: str, trust_remote_code: bool, **options: Any)
 
 
 def runs_own_code(folder: Path) -> bool:
-    """Whether every Python file of the folder is one that megadna itself writes, letter for letter."""
+    """Whether every Python file of the folder is one that megadna itself writes, letter for letter, and none elsewhere
+    (`sub/file.Class`, `owner/name--file.Class`) is named in its auto_map."""
     package = Path(__file__).parents[1]
+    for config in (folder / "config.json", folder / "tokenizer_config.json"):
+        named = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {}) if config.is_file() else {}
+        classes = [name for names in named.values() for name in (names if isinstance(names, list) else [names])]
+        if not all(name is None or re.fullmatch(r"\w+\.\w+", name) for name in classes):
+            return False
     for path in folder.glob("*.py"):
         ours = next(
             (package / p / path.name for p in ("hf", "downstream") if (package / p / path.name).is_file()), None

@@ -20,6 +20,7 @@ from toy_models import dnabert_folder, kmer_folder, megadna_folder
 from megadna import embed
 from megadna.cli import main
 from megadna.downstream import tables_out
+from megadna.downstream.encoder import runs_own_code
 from megadna.downstream.genome import reverse_complement
 
 DATA = Path(__file__).parents[1] / "data"
@@ -226,6 +227,8 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     (tmp_path / "short.fa").write_text(">a\nACGT\n>b\nAC\n")
     foreign = megadna_folder(tmp_path / "foreign")
     (foreign / "modeling_megadna.py").write_text("raise SystemExit('ran')\n")
+    torn = megadna_folder(tmp_path / "torn")
+    (torn / "config.json").write_text("{")
     beds = {"unknown": "chr7\t0\t10\n", "past": "s0\t10\t51\n", "text": "s0\tten\t20\n", "none": "# nothing\n"}
     for key, text in beds.items():
         (tmp_path / f"{key}.bed").write_text(text)
@@ -241,6 +244,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (folders["kmer"], "short.fa", "x.npy", [], "b: 2 bases give no token"),
         (str(tmp_path / "nowhere"), "a.fa", "x.npy", [], "no such folder"),
         (str(tmp_path), "a.fa", "x.npy", [], "no config.json"),
+        (str(torn), "a.fa", "x.npy", [], "AutoConfig cannot load it (Expecting property name"),
         (str(foreign), "a.fa", "x.npy", [], "say --trust_remote_code"),
         (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "unknown.bed")], "line 1: no contig chr7"),
         (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "line 1: 10-51 does not lie in s0 (0-50)"),
@@ -255,6 +259,24 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         error = capsys.readouterr().err.strip().splitlines()
         assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
     assert not list(tmp_path.glob("x.*")) and sequences.exists()
+
+
+def test_only_files_that_megadna_writes_run_unasked(tmp_path):
+    folder = megadna_folder(tmp_path / "model")
+    code, config = folder / "modeling_megadna.py", folder / "config.json"
+    text, stated = code.read_text(), config.read_text()
+    assert runs_own_code(folder)
+    code.write_text(text.replace('model_type = "megadna"', 'model_type = "rnabert"'))
+    assert runs_own_code(folder)
+    code.write_text(text + "import os\n")
+    assert not runs_own_code(folder)
+    code.write_text(text)
+    for elsewhere in ("sub/evil.Model", "../evil.Model", "owner/name--modeling_megadna.MegaDnaModel"):
+        config.write_text(stated.replace("modeling_megadna.MegaDnaModel", elsewhere))
+        assert not runs_own_code(folder)
+    config.write_text(stated)
+    (folder / "evil.py").write_text("")
+    assert not runs_own_code(folder)
 
 
 def test_nothing_of_it_imports_megatron():
