@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 import megadna.hf
@@ -14,6 +15,7 @@ from megadna.hf.tokenizers import write_tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.tokenizer.nucleotide import NucleotideTokenizer
 
+transformers.logging.disable_progress_bar()  # tests read standard error
 CODE = ("configuration_megadna", "modeling_megadna")
 
 
