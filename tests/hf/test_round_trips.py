@@ -88,8 +88,8 @@ def test_presets_pass_the_gate_in_both_directions(preset, tmp_path):
     ("target", "model", "tokenizer"),
     [
         ("megadna", NATIVE, TokenizerConfig()),
-        ("megadna", ODD, kmers(4, stride=4)),
-        ("megadna", ODD, kmers(3, "bionemo")),
+        pytest.param("megadna", ODD, kmers(4, stride=4), marks=pytest.mark.slow),
+        pytest.param("megadna", ODD, kmers(3, "bionemo"), marks=pytest.mark.slow),
         ("megatron_bert", replace(BERT, norm_placement="pre", token_types=0), kmers(3, "bionemo")),
     ],
     ids=["rmsnorm-gqa", "post-norm-blocks", "post-norm-kmers", "megatron_bert"],
