@@ -54,8 +54,8 @@ def scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[
         }
 
 
-# scikit-learn's functions check their input anew at each call: 8.4 ms for the five scores of 100 rows, which a bootstrap
-# pays hundreds of times; 0.3 ms here. The same definitions (the tests compare), on one table of counts.
+# scikit-learn's functions check their input anew at each call: 8.4 ms for the five scores of 100 rows, which a
+# bootstrap pays hundreds of times; 0.3 ms here. The same definitions (the tests compare), on one table of counts.
 
 
 def _counts(truth: np.ndarray, called: np.ndarray, size: int) -> np.ndarray:
