@@ -27,6 +27,7 @@ COMMANDS = {
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",
     "doctor": "is this machine ready to train",
+    "launch": "submit a training run to Slurm, or print its script",
     "plan": "does a job fit, how long does it take, which layout is best",
     "report": "plots and one HTML page of runs",
 }

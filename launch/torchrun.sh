@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Trains on one node, or on many without a scheduler: the same command on every node, started in any order.
+#   one node:    launch/torchrun.sh --config configs/megadna-86m.yaml --data.path DATASET --output RUN
+#   two nodes:   NODES=2 HEAD=10.0.0.1 NODE_RANK=0 launch/torchrun.sh --config ... --output RUN     (on 10.0.0.1)
+#                NODES=2 HEAD=10.0.0.1 NODE_RANK=1 launch/torchrun.sh --config ... --output RUN     (on the other)
+# The words behind it go to `megadna train`. A rank that dies ends its step; torchrun then starts all ranks again, up to
+# MAX_RESTARTS times, and `--resume auto` takes the newest checkpoint. SIGTERM to this script saves and stops.
+set -euo pipefail
+
+NODES=${NODES:-1}
+RANKS=${RANKS:-auto}            # ranks on this node; auto: one per GPU, or per CPU core where there is no GPU
+HEAD=${HEAD:-localhost}         # name or address of the node that keeps the rendezvous
+PORT=${PORT:-29400}             # its port
+NODE_RANK=${NODE_RANK:-}        # 0 on HEAD, others elsewhere; empty: found out by HEAD's name
+LOCAL_ADDR=${LOCAL_ADDR:-}      # this node's address, where its host name does not resolve on the others
+JOB_ID=${JOB_ID:-megadna}       # nodes that say the same meet
+MAX_RESTARTS=${MAX_RESTARTS:-3} # per node
+JOIN_SECONDS=${JOIN_SECONDS:-600} # a node waits so long for the others, at the start and after a failure
+STOP_SECONDS=${STOP_SECONDS:-300} # after SIGTERM a rank may take so long to save
+
+# NCCL. Each is read where set; the values here are defaults, not advice.
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN}        # INFO: which network, which ring; the first thing to read when it is slow
+# export NCCL_SOCKET_IFNAME=eth0             # network card of the bootstrap (and of the data without InfiniBand)
+# export NCCL_IB_HCA=mlx5                    # InfiniBand or RoCE cards to use, by prefix
+# export NCCL_IB_DISABLE=1                   # take TCP; only to find out whether InfiniBand is at fault
+# export GLOO_SOCKET_IFNAME=eth0             # the same for CPU ranks
+# export TORCH_NCCL_TRACE_BUFFER_SIZE=2000   # flight recorder: what each rank waited for when a collective timed out
+export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # tensor parallel's order of kernels on Hopper and older
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-$STOP_SECONDS}
+
+conf=join_timeout=$JOIN_SECONDS
+if [[ -n $NODE_RANK ]]; then
+    [[ $NODE_RANK == 0 ]] && conf+=,is_host=1 || conf+=,is_host=0
+fi
+options=(--nnodes "$NODES" --nproc-per-node "$RANKS" --max-restarts "$MAX_RESTARTS" --rdzv-id "$JOB_ID")
+options+=(--rdzv-backend c10d --rdzv-endpoint "$HEAD:$PORT" --rdzv-conf "$conf")
+[[ -z $LOCAL_ADDR ]] || options+=(--local-addr "$LOCAL_ADDR")
+exec torchrun "${options[@]}" -m megadna train --resume auto "$@"
