@@ -128,7 +128,7 @@ def test_numbers_and_several_labels_are_learned(folders, tmp_path):
     assert {"rich", "first"} < set(pd.read_parquet(tmp_path / "b" / "seed-1" / "predictions-dev.parquet"))
 
 
-@pytest.mark.parametrize("kind", ["nucleotide", "kmer"])
+@pytest.mark.parametrize("kind", [pytest.param("nucleotide", marks=pytest.mark.slow), "kmer"])
 def test_labels_of_nucleotides_are_learned_and_turned_with_the_strand(kind, folders, tmp_path):
     texts = sequences(120, 30)
     labels = ["".join(str(int(letter in "GC")) for letter in text) for text in texts]
