@@ -29,6 +29,11 @@ export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # tensor pa
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-$STOP_SECONDS}
 
+# Many nodes: a new store at each restart. In one that is kept, ranks would look for others at the addresses of dead ones.
+if ((NODES > 1)); then
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+fi
+
 conf=join_timeout=$JOIN_SECONDS
 if [[ -n $NODE_RANK ]]; then
     [[ $NODE_RANK == 0 ]] && conf+=,is_host=1 || conf+=,is_host=0

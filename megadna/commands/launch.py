@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,7 @@ from megadna.errors import UserError, require
 
 FOLDERS = (Path(__file__).parents[2] / "launch", Path(sys.prefix) / "share" / "megadna" / "launch")
 """Where slurm.sbatch lies: in the source tree, or where the wheel puts it."""
-OPTIONS = {
-    "config": "",
-    "output": "run folder, on a file system that all nodes see",
-    "time": "time limit, as sbatch takes it; five minutes before it the job saves, is requeued and goes on",
-    "sbatch": "more options of sbatch, such as 'partition=gpu account=lab array=1-3'",
-    "container": "image for pyxis; without it the virtual environment that is active now",
-}
+OWN = ("config", "output", "sbatch", "nodes", "ranks_per_node", "dry_run")
 
 
 def main(arguments: list[str]) -> None:
@@ -26,43 +21,35 @@ def main(arguments: list[str]) -> None:
         raise UserError("megadna launch takes the scheduler first: megadna launch slurm --config YAML --output RUN ...")
     arguments = arguments[1:] if arguments[0] == "slurm" else arguments
     parser = config_parser("launch slurm", "Submit a training run to Slurm, one task per GPU.")
-    for name, what in list(OPTIONS.items())[1:]:
-        parser.add_argument(f"--{name}", type=str, default="24:00:00" if name == "time" else "", help=what)
+    parser.add_argument("--output", type=str, default="", help="run folder, on a file system that all nodes see")
+    parser.add_argument("--sbatch", type=str, default="", help="sbatch's own options: 'time=12:00:00 partition=gpu'")
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the job")
     parser.add_argument("--ranks_per_node", type=int, default=8, help="GPUs of a node (engine.device cpu: ranks)")
     parser.add_argument("--dry_run", action="store_true", help="print the script, submit nothing")
     options = parse(parser, arguments)
     config, ranks = config_from(options), options.nodes * options.ranks_per_node
-    require(bool(options.config), "--config is missing: give the YAML of the experiment")
-    require(bool(options.output), "--output is missing: give the run folder")
+    require(bool(options.config and options.output), "give the YAML with --config and the run folder with --output")
     require(ranks > 0, f"--nodes {options.nodes} and --ranks_per_node {options.ranks_per_node} must be positive")
     config.data_parallel_size(ranks)
-    on_gpu = config.engine.device != "cpu"
     directives = {
         "job-name": Path(options.output).name,
         "nodes": str(options.nodes),
         "ntasks-per-node": str(options.ranks_per_node),
-        "gpus-per-node": str(options.ranks_per_node) if on_gpu else "",
+        "gpus-per-node": str(options.ranks_per_node) if config.engine.device != "cpu" else "",
         "cpus-per-task": str(config.data.num_workers + 2),  # the rank, its loader's workers, the checkpoint's writer
-        "time": options.time,
     }
     for word in shlex.split(options.sbatch):
         key, assigned, value = word.partition("=")
         require(bool(assigned) and not key.startswith("-"), f"--sbatch takes words such as partition=gpu, got {word!r}")
         directives[key] = value
-    values = {"CONFIG": shlex.quote(str(options.config[0]))}
-    values |= {"RUN": shlex.quote(options.output), "CONTAINER": shlex.quote(options.container)}
+    values = {"CONFIG": shlex.quote(str(options.config[0])), "RUN": shlex.quote(options.output)}
     script = fill(directives, values | {"OPTIONS": f"({shlex.join(_keys(arguments))})"})
     if options.dry_run:
         sys.stdout.write(script)
         return
     require(bool(config.data.path), "data.path is empty: give the dataset folder with --data.path")
-    try:
-        sys.exit(subprocess.run(["sbatch"], input=script, text=True).returncode)
-    except FileNotFoundError as error:
-        raise UserError(
-            "sbatch is not on the PATH; run this on a login node, or say --dry_run for the script"
-        ) from error
+    require(shutil.which("sbatch") is not None, "sbatch is not on the PATH; run this on a login node, or say --dry_run")
+    sys.exit(subprocess.run(["sbatch"], input=script, text=True).returncode)
 
 
 def fill(directives: dict[str, str], values: dict[str, str]) -> str:
@@ -80,9 +67,10 @@ def fill(directives: dict[str, str], values: dict[str, str]) -> str:
 
 def _keys(arguments: list[str]) -> list[str]:
     """The words that override keys of the config, as they were given."""
-    own, kept, words = {*OPTIONS, "nodes", "ranks_per_node", "dry_run"}, [], iter(arguments)
+    kept: list[str] = []
+    words = iter(arguments)
     for word in words:
         key, assigned, _ = word.removeprefix("--").partition("=")
         pair = [word] if assigned or key == "dry_run" else [word, next(words)]
-        kept += [] if key in own else pair
+        kept += [] if key in OWN else pair
     return kept

@@ -2,9 +2,9 @@
 
     python tests/launch/dockerfile_steps.py STAGE FOLDER [NAME=VALUE of a build argument ...]
 
-As root, in a mount namespace: /etc, /home and /opt are overlays whose changes land in FOLDER, so the machine stays as it
-is, and a later stage finds what an earlier one left there. `python` is a virtual environment in FOLDER/opt/venv, in place of the
-one that the base image has.
+As root, in a mount namespace: /etc, /home and /opt are overlays whose changes land in FOLDER, so the machine stays as
+it is, and a later stage finds what an earlier one left. `python` is a virtual environment in FOLDER/opt/venv, in place
+of the one that the base image has.
 """
 
 import json

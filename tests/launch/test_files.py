@@ -18,7 +18,17 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("tools/*.sh"), ROOT / "launch/slurm.sbatch", ROOT / ".ci/run"])
 OVERRIDES = ["--parallel.tensor", "4", "--data.path=/data/a b"]
-COMMAND = ["slurm", "--config", "configs/aido-dna-7b.yaml", "--output", "runs/7b", "--nodes", "32", "--dry_run", *OVERRIDES]
+COMMAND = [
+    "slurm",
+    "--config",
+    "configs/aido-dna-7b.yaml",
+    "--output",
+    "runs/7b",
+    "--nodes",
+    "32",
+    "--dry_run",
+    *OVERRIDES,
+]
 
 
 def test_linters_find_nothing() -> None:
@@ -39,12 +49,12 @@ def filled(capsys: pytest.CaptureFixture[str], *more: str) -> str:
 
 def test_the_script_is_filled_in(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    script = filled(capsys, "--sbatch", "partition=gpu array=1-3 time=2-00", "--container", "/images/m.sqsh")
+    script = filled(capsys, "--sbatch", "partition=gpu array=1-3 time=2-00")
     directives = dict(re.findall(r"(?m)^#SBATCH --([\w-]+)(?:=(.*))?$", script))
     assert directives["nodes"] == "32" and directives["ntasks-per-node"] == directives["gpus-per-node"] == "8"
     assert (directives["partition"], directives["array"], directives["time"]) == ("gpu", "1-3", "2-00")
     assert "requeue" in directives and directives["signal"] == "B:USR1@300"
-    assert "CONFIG=configs/aido-dna-7b.yaml\nRUN=runs/7b\nCONTAINER=/images/m.sqsh\n" in script
+    assert "CONFIG=configs/aido-dna-7b.yaml\nRUN=runs/7b\n" in script
     options = re.search(r"(?m)^OPTIONS=\((.*)\)$", script)
     assert options and shlex.split(options.group(1)) == OVERRIDES
     subprocess.run([BIN / "shellcheck", "-"], input=script, text=True, check=True)
