@@ -27,6 +27,7 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}        # INFO: which network, which ring; 
 # export TORCH_NCCL_TRACE_BUFFER_SIZE=2000   # flight recorder: what each rank waited for when a collective timed out
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # tensor parallel's order of kernels on Hopper and older
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # a new store for each start: ranks must not look for those of the last one
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-$STOP_SECONDS}
 
 # Many nodes: a new store at each restart. In one that is kept, ranks would look for others at the addresses of dead ones.

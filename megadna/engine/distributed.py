@@ -83,12 +83,15 @@ def parallel_world(engine: EngineConfig, parallel: ParallelConfig) -> Iterator[W
     else:
         torch.cuda.set_device(device)
     rank, size = rank_from_environment(), world_size_from_environment()
+    timeout = datetime.timedelta(minutes=engine.timeout_minutes)
+    store = _store_of_this_start(timeout)
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=_init_method(size),
+        init_method=None if store else _init_method(size),
+        store=store,
         rank=rank,
         world_size=size,
-        timeout=datetime.timedelta(minutes=engine.timeout_minutes),
+        timeout=timeout,
     )
     try:
         yield _split(rank, size, device, parallel, timeout_minutes=engine.timeout_minutes)
@@ -162,6 +165,18 @@ def _leave() -> None:
     destroy_num_microbatches_calculator()
     parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
+
+
+def _store_of_this_start(timeout: datetime.timedelta) -> torch.distributed.Store | None:
+    """torchrun's store with a prefix for each restart of one node; None elsewhere.
+
+    torchrun keeps its store from one start to the next, and gloo would look for ranks at the addresses of dead ones.
+    The nodes of a larger job count their restarts apart: launch/torchrun.sh makes torchrun open a new store each time.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return None
+    store, _, _ = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    return torch.distributed.PrefixStore(f"start-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def _init_method(size: int) -> str:

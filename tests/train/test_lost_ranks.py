@@ -1,4 +1,4 @@
-"""A rank that dies or hangs: the others end in time and name it, and nothing is left behind."""
+"""A rank that dies or hangs: the others end in time and name it, nothing is left behind, and torchrun goes on alone."""
 
 import os
 import signal
@@ -31,32 +31,21 @@ def four_ranks(dataset: Path, steps: int) -> Config:
     )
 
 
-def start(config: Config, run: Path) -> subprocess.Popen:
+def start(config: Config, run: Path, *launcher: str) -> subprocess.Popen:
     yaml = run.with_suffix(".yaml")
     yaml.write_text(dump_config(config))
-    command = [
-        sys.executable,
-        "-m",
-        "megadna",
-        "train",
-        "--config",
-        str(yaml),
-        "--output",
-        str(run),
-        "--resume",
-        "auto",
-    ]
+    command = [*launcher, "-m", "megadna", "train", "--config", str(yaml), "--output", str(run), "--resume", "auto"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def rank_process(parent: int, rank: int) -> psutil.Process:
+def rank_process(parent: int, rank: int, num_ranks: int = 4) -> psutil.Process:
     """The process of that rank, among all below `parent`; its loaders and writers carry the same environment."""
     found = []
     for process in descendants(parent):
         with suppress(psutil.NoSuchProcess):  # a writer that has just ended
             environment = process.environ()
-            if environment.get("RANK") == str(rank) and environment.get("WORLD_SIZE") == "4":
+            if environment.get("RANK") == str(rank) and environment.get("WORLD_SIZE") == str(num_ranks):
                 found.append(process)
     return min(found, key=lambda process: process.create_time())
 
@@ -68,7 +57,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_others_end_in_time_and_name_the_rank(number: signal.Signals, toy_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(four_ranks(toy_dataset, 100_000), run)
+    process = start(four_ranks(toy_dataset, 100_000), run, sys.executable)
     wait_for_step(run, 10)
     family = descendants(process.pid)
     begin = time.monotonic()
@@ -83,3 +72,21 @@ def test_the_others_end_in_time_and_name_the_rank(number: signal.Signals, toy_da
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(family, timeout=15)
     assert not alive
+
+
+def test_torchrun_goes_on_from_the_checkpoint_by_itself(toy_dataset: Path, tmp_path: Path) -> None:
+    config = replace(long_config(toy_dataset), engine=replace(long_config(toy_dataset).engine, timeout_minutes=1.0))
+    config = replace(config, train=replace(config.train, steps=60))
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    process = start(config, whole, sys.executable)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    alone = replace(config, engine=replace(config.engine, num_processes=1))
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2")
+    process = start(alone, run, *torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+    wait_for_step(run, 16)
+    rank_process(process.pid, 1, num_ranks=2).kill()
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert "resuming" in (run / "log.txt").read_text()
+    assert metrics(run) == metrics(whole)
