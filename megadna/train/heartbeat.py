@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,8 @@ from megadna.errors import RankLost, RunEnded
 PACKAGE = str(Path(__file__).parents[1])
 LONGEST_INTERVAL = 5.0
 """Seconds between two signs, at most; a tenth of the timeout where that is less."""
+PATIENCE = 5.0
+"""Seconds for an answer of the store: torch waits for ever where the wire to its node is cut."""
 LEFT, HERE = "left", Path(__file__).name
 
 
@@ -52,7 +55,7 @@ class Heartbeat:
                 raise RankLost(self._verdict(error)) from error
         finally:
             self.stopped.set()
-            self.thread.join()
+            self.thread.join(self.interval + PATIENCE)
 
     def _beat(self) -> None:
         count = 0
@@ -75,15 +78,23 @@ class Heartbeat:
         ranks = (rank for rank in range(self.world.size) if self.store.check([str(rank)]))
         return {rank: json.loads(self.store.get(str(rank))) for rank in ranks}
 
+    def _compare(self, signs: list[dict[int, list[Any]]]) -> None:
+        """Append two readings; fewer where the process that serves the store is gone."""
+        with suppress(RuntimeError):
+            signs.append(self._read())
+            time.sleep(2.5 * self.interval)
+            signs.append(self._read())
+
     def _verdict(self, error: BaseException) -> str:
         reason = str(error).strip().splitlines()[0].partition(". ")[0]
         remedy = "start the same command again with --resume, which goes on from the last checkpoint"
-        try:
-            before = self._read()
-            time.sleep(2.5 * self.interval)
-            after = self._read()
-        except RuntimeError:
+        signs: list[dict[int, list[Any]]] = []
+        reader = threading.Thread(target=self._compare, args=(signs,), daemon=True)
+        reader.start()
+        reader.join(2.5 * self.interval + PATIENCE)
+        if len(signs) < 2:
             return f"step {self.step + 1}: rank 0 or its node does not answer ({reason}); {remedy}"
+        before, after = signs
         silent = [rank for rank, sign in after.items() if sign[0] != LEFT and sign == before.get(rank)]
         places = {rank: sign[2] for rank, sign in after.items() if sign[0] != LEFT and HERE not in sign[2]}
         common = Counter(places.values()).most_common(1)
