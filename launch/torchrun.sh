@@ -28,7 +28,6 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}        # INFO: which network, which ring; 
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # tensor parallel's order of kernels on Hopper and older
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # a new store for each start: ranks must not look for those of the last one
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-$STOP_SECONDS}
 
 # Many nodes: a new store at each restart. In one that is kept, ranks would look for others at the addresses of dead ones.
 if ((NODES > 1)); then
@@ -42,4 +41,21 @@ fi
 options=(--nnodes "$NODES" --nproc-per-node "$RANKS" --max-restarts "$MAX_RESTARTS" --rdzv-id "$JOB_ID")
 options+=(--rdzv-backend c10d --rdzv-endpoint "$HEAD:$PORT" --rdzv-conf "$conf")
 [[ -z $LOCAL_ADDR ]] || options+=(--local-addr "$LOCAL_ADDR")
-exec torchrun "${options[@]}" -m megadna train --resume auto "$@"
+torchrun "${options[@]}" -m megadna train --resume auto "$@" &
+agent=$!
+
+# torchrun would pass SIGTERM on to all processes of a rank, its loader's workers too, and the step in progress would fail.
+stop() {
+    read -r -a ranks < <(cat "/proc/$agent/task/$agent/children" 2>/dev/null) || true
+    for rank in "${ranks[@]}"; do kill -TERM "$rank" 2>/dev/null || true; done
+    for rank in "${ranks[@]}"; do
+        for ((i = 0; i < STOP_SECONDS * 5; i++)); do
+            [[ $(cut -d ' ' -f 3 "/proc/$rank/stat" 2>/dev/null || echo Z) != Z ]] || break
+            sleep 0.2
+        done
+    done
+    kill -TERM "$agent" 2>/dev/null || true
+}
+trap stop TERM
+while kill -0 "$agent" 2>/dev/null; do wait "$agent" || true; done # a signal interrupts `wait`
+wait "$agent"

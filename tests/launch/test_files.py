@@ -64,7 +64,7 @@ def test_the_script_is_filled_in(capsys: pytest.CaptureFixture[str], monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--parallel.pipeline", "3"], "256 ranks cannot be split into groups of 12"),
+        (["--ranks_per_node", "9"], r"global_batch_size \(1024\) must be divisible by .* x 72 data-parallel ranks"),
         (["--model.layers", "3"], "unknown key model.layers"),
         (["--sbatch", "exclusive"], "--sbatch takes words such as"),
         (["--ranks_per_node", "0"], "must be positive"),

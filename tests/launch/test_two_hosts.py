@@ -1,6 +1,7 @@
 """launch/torchrun.sh over two hosts: one is cut off, both end and say why, the run goes on from its checkpoint."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,7 +39,11 @@ def start(hosts: tuple[Host, Host], yaml: Path, run: Path) -> list[subprocess.Po
         }
         command = host.command("bash", SCRIPT, "--config", str(yaml), "--output", str(run))
         with (run.parent / f"host{number}.log").open("a") as log:
-            started.append(subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **settings}))
+            started.append(
+                subprocess.Popen(
+                    command, stdout=log, stderr=log, env={**os.environ, **settings}, start_new_session=True
+                )
+            )
     return started
 
 
@@ -74,6 +79,7 @@ def test_a_host_that_is_cut_off_ends_the_job_and_it_goes_on(toy_dataset: Path, t
             assert [process.wait(timeout=600) for process in launched] == [0, 0]
         finally:
             for process in launched:
-                process.kill()
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
     assert "resuming" in (run / "log.txt").read_text()
     assert metrics(run) == metrics(whole)
