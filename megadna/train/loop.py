@@ -135,6 +135,7 @@ class TrainingRun:
         )
 
     def _step(self) -> None:
+        self.last_validation = {}  # a checkpoint carries the validation of its own weights alone
         with self.clock.stall():
             self.writer.poll()
         start, first_sample = time.perf_counter(), self.state.consumed_samples
