@@ -1,6 +1,8 @@
-"""Shared fixtures: small datasets built from real genomes by the real builder."""
+"""Shared fixtures: small datasets built from real genomes by the real builder. No network, no cache of the user's."""
 
+import os
 import shlex
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,9 @@ import pytest
 from megadna.commands import preprocess
 
 DATA = Path(__file__).parent / "data"
+HOME = tempfile.TemporaryDirectory(prefix="megadna-tests-")
+# Before transformers is imported: it reads them once. Processes that tests start inherit them.
+os.environ |= {"HF_HOME": HOME.name, "HF_MODULES_CACHE": f"{HOME.name}/modules", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="session")

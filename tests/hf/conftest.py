@@ -9,16 +9,12 @@ CODES = {"A": 5, "G": 6, "C": 7, "T": 8}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def offline_and_single_threaded(tmp_path_factory):
-    """No network, no cache outside the tests' folder, one thread; also in the processes that tests start."""
-    home, threads = tmp_path_factory.mktemp("hf_home"), torch.get_num_threads()
+def single_threaded():
+    """One thread, also in the processes that tests start."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for key, value in {"HF_HOME": home, "HF_MODULES_CACHE": home / "modules"}.items():
-            patch.setenv(key, str(value))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(home / "modules"))
         yield
     torch.set_num_threads(threads)
 

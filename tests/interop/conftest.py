@@ -10,4 +10,4 @@ _spec = importlib.util.spec_from_file_location("hf_conftest", HF / "conftest.py"
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 lambda_genome, lambda_ids = _module.lambda_genome, _module.lambda_ids
-offline_and_single_threaded = _module.offline_and_single_threaded
+single_threaded = _module.single_threaded
