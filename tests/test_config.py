@@ -9,7 +9,7 @@ from megadna.arguments import config_from, config_parser, dump_config, load_conf
 from megadna.config import Config, ModelConfig, ParallelConfig, TrainConfig
 from megadna.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 def parse_config(*arguments: str) -> Config:

@@ -88,7 +88,8 @@ def test_evaluate_export_and_report(demo: Path) -> None:
 
 def test_resume_by_torchrun_and_by_srun_variables(demo: Path) -> None:
     """Both launchers continue the finished run of 8 steps to 10, each with its own way of naming ranks."""
-    train = ["train", "--config", CONFIG, "--data.path", demo / "dataset", "--output", demo / "run", *TOY, "--resume"]
+    toy = " ".join(TOY).replace("--train.steps 8 ", "").split()
+    train = ["train", "--config", CONFIG, "--data.path", demo / "dataset", "--output", demo / "run", *toy, "--resume"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "megadna"]
     run(*torchrun, *train, "--train.steps", "9")
     slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import torch
@@ -88,9 +89,9 @@ def _apex() -> Finding:
     version = _version("apex")
     if version is None:
         return Finding("apex", "absent, not needed")
-    import importlib.util
-
-    if importlib.util.find_spec("apex.optimizers") is None:
+    found = PathFinder.find_spec("apex")
+    folders = found.submodule_search_locations if found else None
+    if not any((Path(folder) / "optimizers").is_dir() for folder in folders or []):
         return Finding("apex", f"{version}: not NVIDIA's, an unrelated package of that name", "pip uninstall apex")
     return Finding("apex", version)
 
