@@ -105,6 +105,7 @@ def test_a_gue_task_gives_a_folder_that_transformers_runs_alone(kind, options, f
                     **options).equals(found)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_numbers_and_several_labels_are_learned(folders, tmp_path):
     texts = sequences(240, 40)
     table = pd.DataFrame({"seq": texts, "gc": [gc(t) for t in texts], "first": [t[0] == "G" for t in texts]})

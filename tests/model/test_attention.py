@@ -164,6 +164,7 @@ def packed_and_alone(dataset: Path) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
+@pytest.mark.slow
 def test_packed_rows_train_as_the_same_sequences_alone(toy_dataset: Path) -> None:
     found = run_ranks(packed_and_alone, 1, toy_dataset)[0]
     assert len(found) == 4

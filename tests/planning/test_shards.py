@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from ranks import run_ranks
 
 from megadna.arguments import load_config
@@ -58,6 +59,7 @@ def counted(jobs: list[tuple[Config, int, int]]) -> list[dict[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_arithmetic_equals_the_dry_run_over_all_presets_and_60_layouts() -> None:
     some = jobs(60)
     assert {config.model.hidden_size for config, _, _ in some} >= {768, 4352, 4096}

@@ -79,6 +79,7 @@ def folder(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_weights_alone_are_the_same_numbers_under_another_layout(folder: Path) -> None:
     from megadna.train.checkpoint import master_weights
 

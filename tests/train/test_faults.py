@@ -84,6 +84,7 @@ def test_a_signal_saves_and_exits_for_requeue(
     assert losses(run) == losses(whole_run)
 
 
+@pytest.mark.slow
 def test_the_time_limit_does_the_same(toy_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = long_config(toy_dataset)
@@ -137,6 +138,7 @@ def test_resume_refuses_what_must_not_change(
     assert line.startswith("megadna: error:") and all(word in line for word in words)
 
 
+@pytest.mark.slow
 def test_resume_follows_a_new_learning_rate_and_says_so(toy_dataset: Path, whole_run: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -204,6 +206,7 @@ def test_bad_steps_in_a_row_roll_back_and_leave_the_samples_out(toy_dataset: Pat
     assert None not in losses(run) and len(losses(run)) == 14
 
 
+@pytest.mark.slow
 def test_endless_bad_steps_end_the_run(toy_dataset: Path, tmp_path: Path) -> None:
     config = long_config(toy_dataset)
     messages = run_ranks(poisoned_training, 2, config, tmp_path / "run", (64, 10_000), float("inf"))

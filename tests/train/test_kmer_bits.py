@@ -337,6 +337,7 @@ def valid_lines(run: Path) -> list[dict[str, float]]:
     return [line for line in metrics(run) if "valid_bits_per_base" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "stride", "protocol"), [(6, 1, "base"), (4, 4, "block4")])
 def test_a_k_mer_run_validates_and_is_evaluated(
     toy_dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], k: int, stride: int, protocol: str

@@ -34,6 +34,7 @@ def test_resume_on_the_same_layout_is_bit_identical(whole_run: Path, toy_dataset
     assert metrics(run) == metrics(whole_run)
 
 
+@pytest.mark.slow
 def test_saved_on_tensor_2_resumes_on_other_layouts(toy_dataset: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     run_ranks(run_training, 2, toy_config(toy_dataset, tensor=2), whole)

@@ -127,6 +127,7 @@ def test_a_planted_pickle_is_refused_and_not_run(checkpoint: Path) -> None:
     assert not Path("/tmp/megadna-was-here").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_save_and_keeps_what_was_there(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = toy_config(Path("none"))
