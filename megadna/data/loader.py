@@ -6,6 +6,7 @@ Out: an endless iterator of Batch. Micro-batch m since the start holds the sampl
 """
 
 import math
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -18,6 +19,7 @@ from megadna.config import Config
 from megadna.data.batch import Batch, Rows
 from megadna.data.chunks import open_chunks
 from megadna.data.samples import Samples, masking_fraction, resolve_schedule
+from megadna.engine.launch import STOP_SIGNALS
 from megadna.errors import UserError, require
 from megadna.log import get_logger
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
@@ -146,8 +148,15 @@ def train_batches(
         num_workers=num_workers,
         prefetch_factor=PREFETCH if num_workers else None,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_training,
     )
     return TrainBatches(config, samples, loader)
+
+
+def _leave_signals_to_training(_worker: int) -> None:
+    """A signal to the whole process group asks for a save, and for batches until the step is done."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _log_passes(config: Config, samples: Samples) -> None:

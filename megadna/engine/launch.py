@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What asks a run to save and stop (train/stop.py)."""
 GRACE_SECONDS = 20.0
 STORE = "MEGADNA_STORE"
 """Environment variable that names the rendezvous file."""
@@ -51,8 +53,7 @@ def run_ranks(num_processes: int, arguments: list[str]) -> int:
                 if process.poll() is None:
                     process.send_signal(number)
 
-        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        previous = {number: signal.signal(number, forward) for number in handled}
+        previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
         try:
             status = _wait(ranks)
             return status if status >= 0 else 128 - status  # a shell's way of naming the signal that ended it

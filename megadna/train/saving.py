@@ -33,6 +33,7 @@ from megadna import __version__
 from megadna.arguments import dump_config
 from megadna.config import CheckpointConfig, Config
 from megadna.engine.distributed import World
+from megadna.engine.launch import STOP_SIGNALS
 from megadna.errors import SaveFailed
 from megadna.log import get_logger
 from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state
@@ -266,7 +267,8 @@ def _use_forked_results_queue() -> None:
 
 
 def _die_with_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOP_SIGNALS:  # they reach a whole process group; what the training process does about them needs us
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

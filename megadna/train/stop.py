@@ -11,11 +11,10 @@ from types import FrameType, TracebackType
 import torch
 
 from megadna.engine.distributed import World
+from megadna.engine.launch import STOP_SIGNALS
 from megadna.log import get_logger
 
 log = get_logger(__name__)
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
@@ -28,7 +27,7 @@ class StopRequest:
         self.reason = ""
 
     def __enter__(self) -> "StopRequest":
-        self.previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self.previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(
