@@ -11,12 +11,12 @@ import pandas as pd
 
 from megadna.downstream.genome import Genome
 from megadna.errors import UserError, require
+from megadna.genome.contigs import report_rows
 from megadna.log import get_logger
 
 log = get_logger(__name__)
 
 _MITOCHONDRION = {"M", "MT", "Mt", "Mito", "MtDNA", "mitochondrion", "mitochondrion_genome"}
-_REPORT_NAMES = (0, 4, 6, 9)  # columns Sequence-Name, GenBank-Accn, RefSeq-Accn, UCSC-style-name
 
 
 def _candidates(name: str, groups: dict[str, list[str]]) -> list[str]:
@@ -27,17 +27,7 @@ def _candidates(name: str, groups: dict[str, list[str]]) -> list[str]:
 
 def _alias_groups(path: Path) -> dict[str, list[str]]:
     require(path.is_file(), f"{path}: no such assembly report (--aliases)")
-    groups: dict[str, list[str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if line.startswith("#") or not line.strip():
-            continue
-        columns = line.split("\t")
-        if len(columns) < 7:
-            raise UserError(f"{path}: line {number}: {len(columns)} columns; an assembly report has 10")
-        same = [columns[place].strip() for place in _REPORT_NAMES if place < len(columns)]
-        same = [name for name in same if name not in ("", "na")]
-        groups.update(dict.fromkeys(same, same))
-    return groups
+    return {name: names for _, names in report_rows(path) for name in names}
 
 
 def on_genome(

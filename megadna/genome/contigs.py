@@ -5,6 +5,7 @@ there is one (Sequence-Role), by names and header words otherwise. Unlocalised a
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,17 +102,19 @@ def _report_beside(path: Path) -> Path | None:
 
 def read_assembly_report(path: Path) -> dict[bytes, str]:
     """Reason by sequence name (every column that names it), from the Sequence-Role column of NCBI's report."""
-    roles: dict[bytes, str] = {}
+    return {name.encode(): _ROLES.get(role, "") for role, names in report_rows(path) for name in names}
+
+
+def report_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(Sequence-Role, every name of the sequence) by line of NCBI's report; UserError with the line that is none."""
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if line.startswith("#") or not line.strip():
             continue
         columns = line.split("\t")
         if len(columns) < 7:
             raise UserError(f"{path}: line {number}: {len(columns)} columns; an assembly report has 10")
-        for place in (0, 4, 6, 9):
-            if place < len(columns) and columns[place] not in ("", "na"):
-                roles[columns[place].strip().encode()] = _ROLES.get(columns[1], "")
-    return roles
+        names = (columns[place].strip() for place in (0, 4, 6, 9) if place < len(columns))
+        yield columns[1], [name for name in names if name not in ("", "na")]
 
 
 def read_bed(path: Path) -> dict[bytes, list[tuple[int, int]]]:
