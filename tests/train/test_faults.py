@@ -40,12 +40,13 @@ def whole_run(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run
 
 
-def start(config: Config, run: Path, *options: str) -> subprocess.Popen:
+def start(config: Config, run: Path, *options: str, own_group: bool = False) -> subprocess.Popen:
     """`megadna train` with two ranks, as a user starts it."""
     yaml = run.with_suffix(".yaml")
     yaml.write_text(dump_config(config))
     command = [sys.executable, "-m", "megadna", "train", "--config", str(yaml), "--output", str(run), *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=own_group)
 
 
 def wait_for_step(run: Path, step: int) -> None:
@@ -82,6 +83,20 @@ def test_a_signal_saves_and_exits_for_requeue(
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert losses(run) == losses(whole_run)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_process_group_saves_too(toy_dataset: Path, tmp_path: Path) -> None:
+    """As a terminal, `timeout` and torchrun send it: loader workers and writers of checkpoints get it as well."""
+    config = long_config(toy_dataset)
+    config = replace(config, data=replace(config.data, num_workers=1), train=replace(config.train, steps=10_000))
+    process = start(config, tmp_path / "run", own_group=True)
+    wait_for_step(tmp_path / "run", 9)  # the first checkpoint is written or being written
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == EXIT_REQUEUE, errors
+    saved = json.loads((tmp_path / "run" / "checkpoints" / "latest" / "state.json").read_text())
+    assert saved["step"] == metrics(tmp_path / "run")[-1]["step"] < 10_000
 
 
 @pytest.mark.slow
