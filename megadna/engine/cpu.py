@@ -47,7 +47,8 @@ def redirect_cuda(target: torch.device) -> None:
     megatron_random._set_cuda_rng_state = lambda new_state, *args, **kwargs: torch.set_rng_state(new_state)
     # It warns that the CPU random state moves, which here it shall.
     logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
-    jit.disable_jit_fuser()  # torch.compile would ask for a C++ compiler at run time
+    jit.disable_jit_fuser()  # torch.compile would ask for a C++ compiler at run time,
+    torch.compiler.set_stance("force_eager")  # and megatron has decorated with it what was imported before
     name = "linear_with_grad_accumulation_and_async_allreduce"
     setattr(layers, name, _plain_where_local(getattr(layers, name)))
     with target:  # torch lists the functions that `with device:` acts on at its first use: let it list the true ones
