@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from megadna.config import Config
 from megadna.errors import UserError
@@ -45,16 +45,23 @@ def _options(arguments: list[str]) -> Iterable[tuple[str, str]]:
 
 
 def _refuse_repeats(parser: ArgumentParser, arguments: list[str]) -> list[Path]:
-    """UserError where a key is given twice, of which the last would silently win; returns the config files."""
+    """UserError where a key is given twice, of which the last would silently win; returns the config files.
+
+    Only the YAML files may be several: an experiment, then files of the keys to change (configs/layouts/).
+    """
+    overlays = any(isinstance(action, ActionConfigFile) for action in parser._actions)
     seen: dict[str, str] = {}
+    files: list[Path] = []
     for key, value in _options(arguments):
-        if key in seen:
+        if key == "--config":
+            files.append(Path(value))
+        if key in seen and not (key == "--config" and overlays):
             raise UserError(
                 f"{parser.prog}: {key} is given twice ({seen[key]}, then {value}); say it once, several values in "
                 "one list as '[a, b]'"
             )
         seen[key] = value
-    return [Path(seen["--config"])] if "--config" in seen else []
+    return files
 
 
 def _refuse_double_keys(path: Path) -> None:
@@ -78,15 +85,16 @@ def _refuse_double_keys(path: Path) -> None:
 
 
 def _in_config(arguments: list[str]) -> str:
-    """Where to look as well, where a config file was given."""
-    return next((f" (look in {name} and at the options)" for key, name in _options(arguments) if key == "--config"), "")
+    """Where to look as well, where config files were given."""
+    files = ", ".join(name for key, name in _options(arguments) if key == "--config")
+    return f" (look in {files} and at the options)" if files else ""
 
 
 def config_parser(command: str, description: str) -> ArgumentParser:
     """Parser whose options are the keys of Config, read from --config YAML and overridden by --section.key."""
     parser = new_parser(command, description)
     parser.usage = "%(prog)s --config YAML [--section.key value ...] [options]"  # all keys would take 110 lines
-    parser.add_argument("--config", action="config", help="YAML file of one experiment (configs/)")
+    parser.add_argument("--config", action="config", help="YAML file of one experiment; of several, the later win")
     parser.add_class_arguments(Config)
     return parser
 

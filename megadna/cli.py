@@ -12,6 +12,7 @@ from megadna.errors import RunEnded, UserError
 from megadna.log import rank_from_environment, setup_logging
 
 COMMANDS = {
+    "start": "a folder of genomes -> what to train: sample sheet, config, next commands",
     "preprocess": "FASTA files -> an indexed dataset of chunks",
     "inspect": "what a dataset, checkpoint or run folder holds",
     "train-tokenizer": "dataset -> byte-pair (sentencepiece) tokenizer",

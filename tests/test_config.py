@@ -34,6 +34,24 @@ def test_command_line_overrides_yaml(tmp_path: Path) -> None:
     assert (config.seed, config.model.num_layers) == (5, 6)
 
 
+def test_of_several_yamls_the_later_win_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "seed: 5\nmodel: {num_layers: 3, hidden_size: 96}\ndata: {masking: {fraction: 0.2}}\n"
+    )
+    (tmp_path / "b.yaml").write_text("model: {num_layers: 4}\ndata: {masking: {mask_share: 0.9}}\n")
+    (tmp_path / "c.yaml").write_text("model: {num_layers: 2}\nmodel: {num_layers: 3}\n")
+    files = [word for name in ("a", "b") for word in ("--config", str(tmp_path / f"{name}.yaml"))]
+    config = parse_config(*files, "--seed", "6")
+    assert (config.seed, config.model.num_layers, config.model.hidden_size) == (6, 4, 96)
+    assert (config.data.masking.fraction, config.data.masking.mask_share) == (0.2, 0.9)
+    with pytest.raises(UserError, match=r"c.yaml: line 2: model stands in line 1 already"):
+        parse_config(*files, "--config", str(tmp_path / "c.yaml"))
+    with pytest.raises(UserError, match=r"num_layers.*look in .*a.yaml, .*b.yaml and at the options"):
+        parse_config(*files, "--model.num_layers", "many")
+    with pytest.raises(UserError, match=r"--seed is given twice \(1, then 2\)"):
+        parse_config(*files, "--seed", "1", "--seed", "2")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -66,11 +66,13 @@ def fill(directives: dict[str, str], values: dict[str, str]) -> str:
 
 
 def _keys(arguments: list[str]) -> list[str]:
-    """The words that override keys of the config, as they were given."""
+    """The words that override keys of the config, as they were given, further config files among them."""
     kept: list[str] = []
+    own = set(OWN)
     words = iter(arguments)
     for word in words:
         key, assigned, _ = word.removeprefix("--").partition("=")
         pair = [word] if assigned or key == "dry_run" else [word, next(words)]
-        kept += [] if key in OWN else pair
+        kept += [] if key in own else pair
+        own.discard(key)
     return kept

@@ -79,9 +79,9 @@ def test_mistakes_are_found_before_anything_is_queued(
 
 
 def layouts() -> list[tuple[str, str, str, str]]:
-    """Config, GPUs, keys and GB of each line of the table in docs/cluster.md."""
+    """Config, GPUs, overlay ("" for none) and GB of each line of the table in docs/cluster.md."""
     text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-    return re.findall(r"(?m)^\| (configs/\S+) \| (\d+) \| (?:`(.*)` )?\| ([\d.]+) \|", text)
+    return re.findall(r"(?m)^\| (configs/\S+) \| (\d+) \| (?:none|(configs/layouts/\S+)) \| ([\d.]+) \|", text)
 
 
 def test_the_documented_layouts_fit_80_gb(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,21 @@ def test_the_documented_layouts_fit_80_gb(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.chdir(ROOT)
     assert {int(num_gpus) for _, num_gpus, _, _ in layouts()} == {1, 8, 64, 256}
-    for path, num_gpus, keys, gigabytes in layouts():
-        config = config_from(parse(config_parser("train", ""), ["--config", path, *shlex.split(keys)]))
+    assert {overlay for _, _, overlay, _ in layouts() if overlay} == set(
+        map(str, Path().glob("configs/layouts/*.yaml"))
+    )
+    for path, num_gpus, overlay, gigabytes in layouts():
+        files = [word for name in (path, overlay) if name for word in ("--config", name)]
+        config = config_from(parse(config_parser("train", ""), files))
         layout = evaluate_layout(config, *_shape(config), int(num_gpus), GPUS["h100"])
         assert layout.fits and layout.memory.total / 1e9 == pytest.approx(float(gigabytes), abs=0.5), path
+
+
+def test_slurm_gets_the_overlay_behind_the_config(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    overlay = ["--config", "configs/layouts/aido-dna-7b-256.yaml"]
+    launch.main([*COMMAND[: COMMAND.index("--dry_run")], "--dry_run", *overlay])
+    script = capsys.readouterr().out
+    assert "CONFIG=configs/aido-dna-7b.yaml\n" in script and f"OPTIONS=({shlex.join(overlay)})" in script
