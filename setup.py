@@ -8,6 +8,7 @@ GPU = ["flash-attn>=2.6"]
 WANDB = ["wandb>=0.19"]
 DOWNSTREAM = [
     "accelerate>=1.1",  # transformers' Trainer
+    "anndata>=0.11",  # .h5ad files
     "bioframe>=0.7",  # GFF3, GTF, BED and narrowPeak tables
     "h5py",
     "pandas>=2",

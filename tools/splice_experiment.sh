@@ -1,49 +1,88 @@
 #!/usr/bin/env bash
-# Does pretraining help to find splice sites? A small encoder is pretrained on three real genomes without the contigs that
-# are held out, fine-tuned on Arabidopsis splice sites against hard negatives (GT/AG of the same gene), and compared with
-# the same encoder from random weights and with baselines, over seeds, on the held-out contigs.
+# Does pretraining help to find splice sites? A small encoder is pretrained on real genomes without the contigs that are
+# held out, fine-tuned on Arabidopsis splice sites against hard negatives (GT/AG of the same genes), and compared, over
+# seeds and on the held-out contigs, with the same encoder from random weights and with baselines: docs/results.md.
 #
-#   tools/splice_experiment.sh OUTPUT       # from the repository's folder; PRETRAIN_STEPS, FINETUNE_STEPS, SEEDS in the
-#                                           # environment; a stopped run goes on where it stood
+#   tools/splice_experiment.sh OUTPUT       # from the repository's folder; the settings are in the environment:
+#     GENOMES="..."         genomes to pretrain on, Arabidopsis first (it is read twice as often as each of the others)
+#     PRETRAIN_STEPS=4000   PRETRAIN_MINUTES=25: stop there and take the model as it stands
+#     TRAIN_WINDOWS="all"   or also smaller numbers of labelled windows, as "all 240"; ADAPT="full" or also "frozen":
+#                           a table each
+#     FINETUNE_STEPS=400    SEEDS="1 2 3 4 5"
+# A run that was stopped, however hard, goes on where it stood when the same command is started again.
 # The splits were fixed before any training: gi|68711 and gi|68718 overlap, so both are test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:?say where to write}
+DATA=tests/data
 TEST=('gi|68711' 'gi|68718' 'gi|68716')
 DEV=('gi|68717')
-GENOMES=(tests/data/arabidopsis_bacs.fa.gz tests/data/yeast_I_VI_VIII.fa.gz tests/data/human_GRCh38_chr9_1-1000000_sm.fa.gz)
+DEFAULT="$DATA/arabidopsis_bacs.fa.gz $DATA/yeast_I_VI_VIII.fa.gz $DATA/human_GRCh38_chr9_1-1000000_sm.fa.gz"
+read -ra GENOMES <<< "${GENOMES:-$DEFAULT}"
+read -ra SEEDS <<< "${SEEDS:-1 2 3 4 5}"
+mkdir -p "$OUT"
 
 # 1. Pretraining data: every contig but those of dev and test.
-[ -d "$OUT/dataset" ] || megadna preprocess --input "${GENOMES[@]}" --contigs '(?!gi\|687(11|16|17|18)$).*' \
+megadna preprocess --input "${GENOMES[@]}" --contigs '(?!gi\|687(11|16|17|18)$).*' \
     --valid_fraction 0.05 --test_fraction 0.05 --output "$OUT/dataset"
 
-# 2. Windows of 400 bases around donors, acceptors and hard negatives, split by contig.
-[ -d "$OUT/sites" ] || megadna splice-sites --genome tests/data/arabidopsis_bacs.fa.gz \
-    --annotation tests/data/arabidopsis_bacs.gff3.gz --length 400 --split chromosome \
+# 2. Windows of 160 bases around donors, acceptors and hard negatives, split by contig.
+[ -d "$OUT/sites" ] || megadna splice-sites --genome "$DATA/arabidopsis_bacs.fa.gz" \
+    --annotation "$DATA/arabidopsis_bacs.gff3.gz" --length 160 --split chromosome \
     --test_contigs "${TEST[@]}" --dev_contigs "${DEV[@]}" --output "$OUT/sites"
 
-# 3. Pretrain and export: the demo's encoder, with windows of 400 bases.
+# 3. Pretrain on rows of the same length, and export.
+weights=
+for genome in "${GENOMES[@]}"; do
+    name=$(basename "${genome%.gz}")
+    weights="$weights${weights:+, }${name%.*}: $([ -n "$weights" ] && echo 1 || echo 2)"
+done
+cat > "$OUT/pretrain.yaml" <<RECIPE
+seed: 1234
+tokenizer: {kind: nucleotide}
+data: {sequence_length: 162, num_workers: 0, reverse_complement: 0.5, blend: {by: source, weights: {$weights}}}
+model: {num_layers: 3, hidden_size: 96, num_attention_heads: 4, ffn_hidden_size: 192}
+engine: {device: cpu, precision: fp32}
+train:
+  steps: ${PRETRAIN_STEPS:-4000}
+  exit_after_minutes: ${PRETRAIN_MINUTES:-0}
+  micro_batch_size: 32
+  global_batch_size: 32
+  lr: 2.0e-3
+  min_lr: 2.0e-5
+  warmup_steps: 100
+  betas: [0.9, 0.98]
+checkpoint: {interval: 250, keep_last: 2}
+validation: {interval: 500, samples: 512, micro_batch_size: 64}
+RECIPE
 if [ ! -d "$OUT/model" ]; then
-    RESUME=()
-    [ ! -d "$OUT/run" ] || RESUME=(--resume)
-    megadna train --config configs/demo.yaml --data.path "$OUT/dataset" --data.sequence_length 402 --output "$OUT/run" \
-        --train.steps "${PRETRAIN_STEPS:-4000}" "${RESUME[@]}"
+    status=0
+    megadna train --config "$OUT/pretrain.yaml" --data.path "$OUT/dataset" --output "$OUT/run" --resume auto ||
+        status=$?
+    [ "$status" = 0 ] || [ "$status${PRETRAIN_MINUTES:+ in time}" = "75 in time" ] || exit "$status"
     megadna export --checkpoint "$OUT/run" --output "$OUT/model"
 fi
 
-# 4. Fine-tune over seeds, with random weights and baselines beside.
-cat > "$OUT/recipe.yaml" <<'RECIPE'
-adapt: full
+# 4. Fine-tune over seeds, with random weights and baselines beside; the same settings for both.
+for windows in ${TRAIN_WINDOWS:-all}; do
+    task="$OUT/tasks/$windows"
+    mkdir -p "$task"
+    cp "$OUT"/sites/*.* "$task"
+    [ "$windows" = all ] || head -n $((windows + 1)) "$OUT/sites/train.csv" > "$task/train.csv"
+    for adapt in ${ADAPT:-full}; do
+        cat > "$OUT/$adapt.yaml" <<RECIPE
+adapt: $adapt
 pooling: centre
 head_sizes: [64]
 head_activation: relu
 label_names: [donor, acceptor, negative]
 stranded: true
 batch_size: 32
-learning_rate: 3.0e-4
-patience: 5
+learning_rate: 1.0e-3
 RECIPE
-read -ra SEEDS <<< "${SEEDS:-1 2 3 4 5}"
-megadna benchmark --suite splice --recipe "$OUT/recipe.yaml" --model "$OUT/model" --data "$OUT/sites" --output "$OUT/table" \
-    --seeds "${SEEDS[@]}" --max_steps "${FINETUNE_STEPS:-1000}" --pretraining_data "$OUT/dataset"
-echo "The table is $OUT/table/results.md; the row 'model minus random weights' says what pretraining gave."
+        megadna benchmark --suite splice --recipe "$OUT/$adapt.yaml" --model "$OUT/model" --data "$task" \
+            --output "$OUT/table-$windows-$adapt" --seeds "${SEEDS[@]}" --max_steps "${FINETUNE_STEPS:-400}" \
+            --pretraining_data "$OUT/dataset"
+    done
+done
+echo "Tables: $OUT/table-*/results.md; the row 'model minus random weights' says what pretraining gave."

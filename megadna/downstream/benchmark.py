@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import yaml
 from scipy.stats import t
 
 import megadna
+from megadna.arguments import new_parser, parse
 from megadna.downstream.baselines import BASELINES
 from megadna.downstream.finetune import FinetuneOptions, finetune_with
 from megadna.downstream.metrics import all_scores, with_intervals
+from megadna.downstream.options import Options
 from megadna.downstream.tasks import add_targets, find_tasks, make_target, read_task
 from megadna.errors import UserError, require
 from megadna.log import get_logger
@@ -61,7 +62,7 @@ Leakage = Callable[[pd.DataFrame], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
+class BenchmarkOptions(Options):
     """`megadna benchmark`."""
 
     suite: Literal["gue", "nt", "splice"]
@@ -90,7 +91,7 @@ class BenchmarkOptions:
 
 def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:
     """Run a suite and return its table; keyword arguments are the fields of BenchmarkOptions."""
-    given: Any = {"suite": suite, "model": str(model), "data": Path(data), "output": Path(output)}
+    given: Any = {"suite": suite, "model": str(model), "data": data, "output": output}
     return benchmark_with(BenchmarkOptions(**given, **options))
 
 
@@ -121,12 +122,12 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
 def _recipe(options: BenchmarkOptions) -> FinetuneOptions:
     path = options.recipe or Path(megadna.__file__).parents[1] / "configs" / "finetune" / RECIPES[options.suite]
     require(path.is_file(), f"{path}: no such recipe; give one with --recipe")
-    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    known = {entry.name for entry in fields(FinetuneOptions)}
-    unknown = sorted(set(keys) - known)
-    require(not unknown, f"{path}: unknown key {', '.join(unknown)}; see megadna finetune --help")
+    parser = new_parser("finetune", "")
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(FinetuneOptions)
+    stated = parse(parser, ["--config", str(path)])
     recipe = replace(
-        FinetuneOptions(**keys),
+        FinetuneOptions(**{entry.name: stated[entry.name] for entry in fields(FinetuneOptions)}),
         model=options.model,
         seeds=options.seeds or [1, 2, 3],
         trust_remote_code=options.trust_remote_code,

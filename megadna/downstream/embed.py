@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from megadna.downstream.encoder import load_config, load_model, load_tokenizer, pick_device
+from megadna.downstream.encoder import load_model, load_tokenizer, pick_device
+from megadna.downstream.options import ModelOptions
 from megadna.downstream.sequences import Stretch, read_regions, read_stretches, record_lengths
 from megadna.downstream.tables_out import WRITERS, check_output, fixed_vectors, in_blocks, join_parts, write_parts
 from megadna.downstream.windows_run import Runner
@@ -23,7 +24,7 @@ LONGEST = 1 << 16  # bases of a record worked on at once where there is an outpu
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions:
+class InputOptions(ModelOptions):
     """What to read and how to run, the same for embeddings and predictions."""
 
     model: str
@@ -38,18 +39,12 @@ class InputOptions:
     """Column of a table that holds the sequences (default: sequence)."""
     circular: list[str] = field(default_factory=list)
     """Records that are circular, beside those whose header says circular=true: windows then run across the ends."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU, fp32 on a CPU."""
     batch_tokens: int = 16384
     """Tokens that run at once, padding included."""
-    max_tokens: int = 0
-    """Context in tokens, special tokens included; 0: what the model states."""
-    trust_remote_code: bool = False
-    """Run Python files of the model's folder that megadna did not write."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
-        require(self.max_tokens >= 0, f"--max_tokens must not be negative, got {self.max_tokens}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +65,6 @@ def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
     Columns: name, start, end, strand (per nucleotide: name, position, strand), and `embedding`, or layer_N where
     several layers are asked for.
     """
-    if options.get("bed"):
-        options["bed"] = Path(options["bed"])
     embedder = Embedder(EmbedOptions(model=str(model), input=Path(input), **options))
     return pa.concat_tables(list(map(embedder.table, embedder.blocks()))).to_pandas()
 
@@ -79,7 +72,7 @@ def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
 def embed_to_file(options: EmbedOptions) -> None:
     """What `megadna embed` does."""
     if options.output is None:
-        raise UserError("say where to write with --output (.parquet, .npy or .h5)")
+        raise UserError(f"say where to write with --output ({', '.join(WRITERS)})")
     check_output(options.output, tuple(WRITERS))
     embedder = Embedder(options)
     parts = write_parts(embedder.blocks(), embedder.table, options.output, asdict(replace(options, batch_tokens=1)))
@@ -89,6 +82,7 @@ def embed_to_file(options: EmbedOptions) -> None:
 def input_stretches(options: InputOptions, *, context: int, longest: int) -> Iterator[Stretch]:
     """The stretches that the options name."""
     if options.bed is not None:
+        require(not options.circular, "--bed names regions, which end with their contig; leave out --circular")
         return read_regions(options.input, options.bed, record_lengths(options.input))
     circular = tuple(options.circular)
     return read_stretches(options.input, column=options.column, circular=circular, context=context, longest=longest)
@@ -107,23 +101,18 @@ class Embedder:
     def __init__(self, options: EmbedOptions) -> None:
         self.options = options
         trust: Any = {"trust_remote_code": options.trust_remote_code}
-        config = load_config(options.model, **trust)
+        self.model, device = in_precision(load_model(options.model, **trust), options.precision)
+        config: Any = self.model.config
         self.tokenizer = load_tokenizer(options.model, config, max_tokens=options.max_tokens, **trust)
         self.layers = options.layers or [-1]
         num_states = config.num_hidden_layers + 1
         for layer in self.layers:
             if not -num_states <= layer < num_states:
                 raise UserError(f"--layers {layer}: {options.model} has hidden states 0 to {num_states - 1}")
-        self.model, device = in_precision(load_model(options.model, **trust), options.precision)
         reduce: Any = {"cls": "window"}.get(options.pooling, options.pooling)
         self.width = config.hidden_size
-        self.runner = Runner(
-            self.tokenizer,
-            self._forward,
-            reduce,
-            device=device,
-            batch_tokens=options.batch_tokens,
-        )
+        batch_tokens = options.batch_tokens
+        self.runner = Runner(self.tokenizer, self._forward, reduce, device=device, batch_tokens=batch_tokens)
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in blocks that fit memory."""

@@ -104,11 +104,18 @@ def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tok
         max_tokens = min(int(size) for size in stated)
     if max_tokens >= _FAR:
         raise UserError(f"{folder}: neither tokenizer nor config states the context; give it with --max_tokens")
-    return SequenceTokenizer(tokenizer, max_tokens)
+    found = SequenceTokenizer(tokenizer, max_tokens)
+    if found.max_bases() < 1:
+        raise UserError(f"{folder}: a context of {max_tokens} tokens leaves no room for a base; raise --max_tokens")
+    return found
 
 
 def load_model(folder: str, auto_class: str = "AutoModel", *, trust_remote_code: bool) -> Any:
     """The model in fp32, eval mode; UserError where weights of the encoder are missing from the folder."""
+    if auto_class == "AutoModel" and load_config(folder, trust_remote_code=trust_remote_code).model_type == "dna-task":
+        raise UserError(
+            f"{folder}: is a fine-tuned model, which megadna predict runs; give the encoder it was made from"
+        )
     model, report = _load(getattr(transformers, auto_class), folder, trust_remote_code, output_loading_info=True)
     missing = [name for name in report["missing_keys"] if "pooler" not in name]
     if missing:

@@ -7,7 +7,7 @@ and half-open, strand of the sequence) and what it is. The folder also holds man
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import pandas as pd
 
 from megadna import __version__
 from megadna.downstream.genome import PLAIN, Genome, as_text
+from megadna.downstream.options import Options
 from megadna.downstream.splits import leakage, split_windows
 from megadna.errors import UserError, require
 from megadna.log import get_logger
@@ -24,7 +25,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetOptions:
+class DatasetOptions(Options):
     """What all datasets of windows share."""
 
     genome: Path
@@ -49,10 +50,7 @@ class DatasetOptions:
     """Of every random choice: the same seed gives the same dataset."""
 
     def __post_init__(self) -> None:
-        for entry in fields(self):  # a caller from Python may give paths as text
-            value = getattr(self, entry.name)
-            if "Path" in str(entry.type) and isinstance(value, str):
-                object.__setattr__(self, entry.name, Path(value))
+        super().__post_init__()
         require(self.length > 0 and self.length % 2 == 0, f"--length must be even and positive, got {self.length}")
         shares = (self.dev_fraction, self.test_fraction)
         require(

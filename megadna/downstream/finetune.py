@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from megadna.downstream.encoder import SequenceTokenizer, load_config, load_tokenizer
-from megadna.downstream.genome import reverse_complement
+from megadna.downstream.encoder import load_config, load_tokenizer
 from megadna.downstream.metrics import all_scores, probabilities, scores, with_intervals
+from megadna.downstream.options import ModelOptions
+from megadna.downstream.task_batches import NO_LABEL, Collator, examples_of
 from megadna.downstream.task_model import adapt, build_model, save_model
 from megadna.downstream.task_plots import write_plots
 from megadna.downstream.tasks import Columns, Target, Task, add_targets, make_target, read_task
@@ -29,11 +30,10 @@ from megadna.errors import UserError, require, require_share
 from megadna.log import get_logger, rank_from_environment
 
 log = get_logger(__name__)
-NO_LABEL = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions:
+class FinetuneOptions(ModelOptions):
     """A fine-tuning experiment: data, head, and how to train."""
 
     model: str = ""
@@ -45,7 +45,8 @@ class FinetuneOptions:
     test: list[str] = field(default_factory=list)
     """Further test sets, as name=path."""
     task: Task = "classification"
-    """What a label is: a class, 0/1 in several columns, a number, or (base_...) one for every nucleotide."""
+    """What a label is: a class, 0/1 in several columns, a number, (base_...) one for every nucleotide, or (contact)
+    pairs of nucleotides, as 3-17 9-40."""
     sequence_column: str = ""
     """Column of the sequences (default: sequence)."""
     label_columns: list[str] = field(default_factory=list)
@@ -99,7 +100,7 @@ class FinetuneOptions:
     eval_steps: int = 0
     """Steps from evaluation to evaluation; 0: once an epoch."""
     best: str = ""
-    """Score of dev by which the model is kept (default: mcc, or pearson for numbers)."""
+    """Score of dev by which the model is kept (default: mcc; pearson for numbers, auprc for contacts)."""
     stranded: bool = False
     """The label depends on the strand (also known from a column strand)."""
     augment: bool = False
@@ -108,14 +109,9 @@ class FinetuneOptions:
     """--augment even where the task is stranded."""
     crop: bool = False
     """Cut sequences that are longer than the context to their middle."""
-    max_tokens: int = 0
-    """Context in tokens; 0: what the model states."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU."""
-    trust_remote_code: bool = False
-    """Run Python files of the model's folder that megadna did not write."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("dev_fraction", "warmup_fraction", "dropout"):
             require_share(f"--{key}", getattr(self, key))
         for key in ("epochs", "batch_size", "learning_rate", "lora_rank"):
@@ -220,64 +216,21 @@ def _with_dev(
 
     train = tables["train"]
     labels = train["target"].to_numpy() if target.task == "classification" else None
-    if options.folds:
-        splitter = (KFold if labels is None else StratifiedKFold)(options.folds, shuffle=True, random_state=seed)
-        chosen, dev = list(splitter.split(train, labels))[fold]
-    elif "dev" in tables:
+    if "dev" in tables and not options.folds:
         return tables
-    else:
-        rare = labels is None or np.bincount(labels)[np.unique(labels)].min() < 2
-        with_share = {"test_size": options.dev_fraction, "random_state": seed, "stratify": None if rare else labels}
-        try:
-            chosen, dev = train_test_split(np.arange(len(train)), **with_share)
-        except ValueError as error:
-            raise UserError(f"{options.data}: {len(train)} train rows cannot give a dev part ({error})") from error
-    return {**tables, "train": train.iloc[chosen], "dev": train.iloc[dev]}
-
-
-class Collator:
-    """Tokenized examples -> a padded batch."""
-
-    def __init__(self, pad_id: int, target: Target) -> None:
-        self._pad_id, self._target = pad_id, target
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """input_ids and attention_mask [B, S], labels [B], [B, C], [B, L] or [B, L, C]."""
-        longest = max(len(example["ids"]) for example in examples)
-        ids = torch.full((len(examples), longest), self._pad_id)
-        mask = torch.zeros_like(ids)
-        for row, example in enumerate(examples):
-            ids[row, : len(example["ids"])] = torch.tensor(example["ids"])
-            mask[row, : len(example["ids"])] = 1
-        labels = [torch.tensor(example["target"]) for example in examples]
-        if self._target.per_base:
-            empty = float("nan") if self._target.is_regression else NO_LABEL
-            stacked = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=empty)
+    try:
+        if options.folds:
+            splitter = (KFold if labels is None else StratifiedKFold)(options.folds, shuffle=True, random_state=seed)
+            chosen, dev = list(splitter.split(train, labels))[fold]
         else:
-            stacked = torch.stack(labels)
-        return {"input_ids": ids, "attention_mask": mask, "labels": stacked}
-
-
-def examples_of(
-    table: pd.DataFrame, tokenizer: SequenceTokenizer, options: FinetuneOptions, *, augment: bool = False
-) -> list[dict[str, Any]]:
-    """Tokenized rows; UserError where a sequence is longer than the context and --crop is not said."""
-    texts, targets = table["sequence"].tolist(), table["target"].tolist()
-    if augment:
-        texts += [reverse_complement(text) for text in texts]
-        targets += [target[::-1].copy() if options.task.startswith("base_") else target for target in targets]
-    limit = min(tokenizer.max_bases(), max(map(len, texts)))
-    for row, text in enumerate(texts):
-        size = min(len(text), limit if tokenizer.k else tokenizer.max_bases(text))
-        if len(text) > size:
-            message = f"{options.data}: a sequence of {len(text)} bases is longer than the context ({size} bases)"
-            require(options.crop, f"{message}; --crop keeps its middle, --max_tokens widens the context")
-            start = (len(text) - size) // 2
-            texts[row] = text[start : start + size]
-            if options.task.startswith("base_"):
-                targets[row] = targets[row][start : start + size]
-    tokens = tokenizer(texts)
-    return [{"ids": found.ids, "target": target} for found, target in zip(tokens, targets, strict=True)]
+            rare = labels is None or np.bincount(labels)[np.unique(labels)].min() < 2
+            stratify = None if rare else labels
+            chosen, dev = train_test_split(
+                np.arange(len(train)), test_size=options.dev_fraction, random_state=seed, stratify=stratify
+            )
+    except ValueError as error:
+        raise UserError(f"{options.data}: {len(train)} train rows cannot give a dev part ({error})") from error
+    return {**tables, "train": train.iloc[chosen], "dev": train.iloc[dev]}
 
 
 def _train_and_score(
@@ -315,7 +268,7 @@ def _train_and_score(
     for split, output in predictions.items():
         truth, predicted = _rows(output.label_ids, output.predictions, target)
         found[split] = with_intervals(all_scores, truth, predicted, target, seed=seed)
-        _predictions_table(tables[split], predicted, target).to_parquet(work / f"predictions-{split}.parquet")
+        _predictions_table(tables[split], truth, predicted, target).to_parquet(work / f"predictions-{split}.parquet")
         if split != "dev" or len(predictions) == 1:
             write_plots(*_flat(truth, predicted), target, work, split)
     (work / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -350,7 +303,7 @@ def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed
         save_steps=options.eval_steps or 500,
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model=options.best or ("pearson" if target.is_regression else "mcc"),
+        metric_for_best_model=options.best or target.main_score,
         greater_is_better=options.best != "mse",
         bf16=options.precision == "bf16" or (options.precision == "auto" and cuda),
         use_cpu=not cuda,
@@ -365,14 +318,15 @@ def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed
 
 
 def _class_weights(train: pd.DataFrame, target: Target) -> list[float]:
-    require(target.task in ("classification", "base_classification"), "--class_weights: the task has no classes")
-    counts = np.bincount(np.concatenate(list(map(np.atleast_1d, train["target"]))), minlength=len(target.names))
+    has_classes = target.task in ("classification", "base_classification", "contact")
+    require(has_classes, f"--class_weights: task {target.task} has no classes")
+    counts = np.bincount(np.concatenate(list(map(np.ravel, train["target"]))), minlength=len(target.names))
     return (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
 
 
 def _rows(labels: np.ndarray, logits: np.ndarray, target: Target) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Truth and probabilities (or numbers) of each sequence: one row a sequence or nucleotide, padding left out."""
-    if not target.per_base:
+    """Truth and probabilities (or numbers) of each sequence: a row a sequence, nucleotide or pair, padding left out."""
+    if not target.ragged:
         return list(labels[:, None] if labels.ndim == 1 else labels[:, None, :]), list(
             probabilities(logits, target)[:, None, :]
         )
@@ -390,10 +344,13 @@ def _flat(truth: list[np.ndarray], predicted: list[np.ndarray]) -> tuple[np.ndar
     return np.concatenate(truth), np.concatenate(predicted)
 
 
-def _predictions_table(table: pd.DataFrame, predicted: list[np.ndarray], target: Target) -> pd.DataFrame:
+def _predictions_table(
+    table: pd.DataFrame, truth: list[np.ndarray], predicted: list[np.ndarray], target: Target
+) -> pd.DataFrame:
     """sequence, truth, and a column of probabilities (or numbers) for each name."""
-    shown = table[["sequence"]].assign(truth=[np.ravel(t).tolist() if np.ndim(t) else t for t in table["target"]])
+    given = truth if target.ragged else table["target"]
+    shown = table[["sequence"]].assign(truth=[np.ravel(t).tolist() if np.ndim(t) else t for t in given])
     for place, name in enumerate(target.names):
         values = [rows[:, place].astype(np.float32) for rows in predicted]
-        shown[name] = values if target.per_base else np.concatenate(values)
+        shown[name] = values if target.ragged else np.concatenate(values)
     return shown.reset_index(drop=True)

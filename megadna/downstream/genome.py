@@ -1,10 +1,12 @@
-"""A genome in memory, contig by contig, and windows cut out of it.
+"""Records of a sequence file; a genome in memory, contig by contig, and windows cut out of it.
 
-In:  a FASTA file of any kind that `megadna preprocess` reads (plain, gzip, BGZF, zstd, 2bit).
+In:  a FASTA file of any kind that `megadna preprocess` reads (plain, gzip, BGZF, zstd, 2bit); records also of tables.
 Out: letters as uint8, one byte a base (3.1 GB for human), soft mask kept, U as T; windows on either strand.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,14 @@ from megadna.data.pieces import Recipe, stream_pieces
 from megadna.errors import UserError, require
 from megadna.genome.contigs import names_of
 from megadna.genome.letters import storage_table
-from megadna.genome.sources import detect_format
+from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
 
 COMPLEMENT = np.arange(256, dtype=np.uint8)
 COMPLEMENT[list(b"ACGTRYKMBVDHacgtrykmbvdh")] = list(b"TGCAYRMKVBHDtgcayrmkvbhd")
 PLAIN = np.zeros(256, bool)
 PLAIN[list(b"ACGTacgt")] = True
+_TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
 
 
 @dataclass(frozen=True)
@@ -45,29 +48,39 @@ class Genome:
         return np.where(np.reshape(reverse, (-1, 1)), COMPLEMENT[found[:, ::-1]], found)
 
 
-def read_genome(path: Path) -> Genome:
-    """Every record of the file; UserError where it is no FASTA, empty, or names a contig twice."""
-    table = TableFormat()
+def read_letters(path: Path, *, column: str = "", ambiguous: str, fold: bool) -> Iterator[tuple[bytes, np.ndarray]]:
+    """(header line without '>', uint8 letters) of each record, one in memory at a time; of a table, rows of `column`.
+
+    `ambiguous`: IUPAC codes are kept (keep) or become N (n); `fold`: upper-case. UserError names file and line where it
+    cannot be read, or is empty.
+    """
+    table = TableFormat(column or ("sequence" if path.name.endswith(_TABLE_ENDINGS) else ""))
     source = SourceFile(path, path.name, detect_format(path, table), 0)
-    require(source.kind not in ("table", "stdin"), f"{path}: a genome is a FASTA or 2bit file")
-    recipe = Recipe(table, storage_table(ambiguous="keep", uracil="t"), False, 0)
+    recipe = Recipe(table, storage_table(ambiguous=ambiguous, uracil="t"), fold)
     scanner = recipe.scanner()
-    parts: dict[str, list[np.ndarray]] = {}
-    name = ""
+    header: bytes | None = None
+    parts: list[np.ndarray] = []
     for piece, _ in stream_pieces(source, recipe, scanner):
         letters = scanner.buffer[: piece.size]
         edges = [*piece.positions.tolist(), piece.size]
-        if name:
-            parts[name].append(letters[: edges[0]].copy())
-        for header, start, end in zip(names_of(piece.headers), edges[:-1], edges[1:], strict=True):
-            name = header.decode(errors="replace")
-            if name in parts:
-                raise UserError(f"{path}: contig {name} stands there twice; keep one of them")
-            parts[name] = [letters[start:end].copy()]
-    genome = {}
-    for contig in list(parts):
-        pieces = parts.pop(contig)  # popped, so that a contig never stands in memory twice for long
-        genome[contig] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        parts.append(letters[: edges[0]].copy())
+        for next_header, (start, end) in zip(piece.headers, pairwise(edges), strict=True):
+            if header is not None:
+                yield header, parts[0] if len(parts) == 1 else np.concatenate(parts)
+            header, parts = next_header, [letters[start:end].copy()]
+    if header is None:
+        raise UserError(f"{path}: empty: holds no sequence")
+    yield header, np.concatenate(parts)
+
+
+def read_genome(path: Path) -> Genome:
+    """Every record of the file; UserError where it is no FASTA, empty, or names a contig twice."""
+    require(path != STDIN and not path.name.endswith(_TABLE_ENDINGS), f"{path}: a genome is a FASTA or 2bit file")
+    genome: dict[str, np.ndarray] = {}
+    for header, letters in read_letters(path, ambiguous="keep", fold=False):
+        name = names_of([header])[0].decode(errors="replace")
+        require(name not in genome, f"{path}: contig {name} stands there twice; keep one of them")
+        genome[name] = letters
     require(any(map(len, genome.values())), f"{path}: empty: holds no sequence")
     return Genome(path, genome)
 

@@ -17,7 +17,7 @@ def probabilities(logits: np.ndarray, target: Target) -> np.ndarray:
     """[N, C] of classes or labels; numbers as they are."""
     if target.is_regression:
         return logits
-    return expit(logits) if target.task == "multilabel" else softmax(logits, axis=1)
+    return expit(logits) if target.independent else softmax(logits, axis=1)
 
 
 def scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[str, float]:
@@ -35,7 +35,7 @@ def scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[
                 "spearman": float(np.mean([spearmanr(a, b)[0] for a, b in pairs])),
                 "mse": float(np.mean((truth - predicted_NC) ** 2)),
             }
-        several = target.task == "multilabel"
+        several = target.independent
         hard = predicted_NC > 0.5 if several else predicted_NC.argmax(axis=1)
         truth_NC = truth if several else np.eye(len(target.names))[truth]
         columns = [1] if len(target.names) == 2 and not several else range(len(target.names))

@@ -1,12 +1,14 @@
-"""A fine-tuned DNA encoder for transformers: one prediction a sequence, or one a nucleotide.
+"""A fine-tuned DNA encoder for transformers: one prediction a sequence, one a nucleotide, or one a pair of them.
 
 This file travels with a fine-tuned model and needs torch and transformers only. A sequence head pools the last hidden
 states (mean over real tokens, the first token, their maximum, or the middle token) and runs a small MLP; a base head
-gives logits a token, and its loss is taken per nucleotide: the mean over the tokens that cover it.
+gives logits a token, and its loss is taken per nucleotide: the mean over the tokens that cover it. A pair head gives
+every nucleotide two vectors q, k of R numbers and a number b; the logit of i and j is (q_i k_j + q_j k_i) / sqrt(R) +
+b_i + b_j.
 
 SPDX-License-Identifier: Apache-2.0
 
-Shapes: B batch, S sequence (tokens), L bases, H hidden, C labels.
+Shapes: B batch, S sequence (tokens), L bases, P pairs of bases, H hidden, R a pair's vectors, C labels.
 """
 
 from typing import Any
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
+PAIR_SIZE = 32
 Encoder: Any = None
 EncoderConfig: Any = None
 # A saved copy imports the encoder's class and configuration here.
@@ -66,9 +69,14 @@ class DnaTaskModel(PreTrainedModel):
             layers += [nn.Linear(hidden, size), nn.Tanh() if config.head_activation == "tanh" else nn.ReLU()]
             layers += [nn.Dropout(config.head_dropout)]
             hidden = size
-        self.head = nn.Sequential(*layers, nn.Linear(hidden, config.num_labels))
+        self.head = nn.Sequential(*layers, nn.Linear(hidden, self.head_outputs))
         if encoder is None:
             self.post_init()
+
+    @property
+    def head_outputs(self) -> int:
+        """Width of the last layer."""
+        return self.config.num_labels
 
     def _init_weights(self, module: nn.Module) -> None:
         """The encoder's own way for its modules; Normal(0, 0.02) and zero biases in the head."""
@@ -92,7 +100,22 @@ class DnaTaskModel(PreTrainedModel):
         known = ~labels.isnan()
         if self.config.problem_type == "regression":
             return F.mse_loss(logits_NC.float()[known], labels[known].float())
-        return F.binary_cross_entropy_with_logits(logits_NC.float(), labels.float(), pos_weight=weight_C)
+        positive = None if weight_C is None else weight_C[1] / weight_C[0]
+        return F.binary_cross_entropy_with_logits(logits_NC.float()[known], labels[known].float(), pos_weight=positive)
+
+    def per_base(self, logits_BSC: Tensor, mask_BS: Tensor) -> Tensor:
+        """Outputs of every nucleotide [B, L, C]: means over its tokens; rows of shorter sequences end in zeros."""
+        k, stride = self.config.k, self.config.stride
+        num_tokens = logits_BSC.shape[1] - self.config.prefix
+        place_S = torch.arange(num_tokens, device=logits_BSC.device)
+        real_BS1 = (place_S < mask_BS.sum(1, keepdim=True) - self.config.prefix - self.config.suffix)[:, :, None]
+        logits_BSC = logits_BSC[:, self.config.prefix :] * real_BS1
+        if stride == k:
+            return logits_BSC.repeat_interleave(k, dim=1)
+        shifts = [(0, 0, place, k - 1 - place) for place in range(k)]
+        count_BL1 = sum(F.pad(real_BS1.to(logits_BSC.dtype), shift) for shift in shifts)
+        total_BLC = sum(F.pad(logits_BSC, shift) for shift in shifts)
+        return total_BLC / torch.as_tensor(count_BL1).clamp_min(1)
 
 
 class DnaForSequenceTask(DnaTaskModel):
@@ -121,19 +144,31 @@ class DnaForBaseTask(DnaTaskModel):
         logits_BLC = self.per_base(logits_BSC, mask_BS)[:, : labels.shape[1]]
         return TokenClassifierOutput(loss=self.loss(logits_BLC.flatten(0, 1), labels.flatten(0, 1)), logits=logits_BLC)
 
-    def per_base(self, logits_BSC: Tensor, mask_BS: Tensor) -> Tensor:
-        """Logits of every nucleotide [B, L, C], rows of shorter sequences filled up with zeros."""
-        k, stride = self.config.k, self.config.stride
-        num_tokens = logits_BSC.shape[1] - self.config.prefix
-        place_S = torch.arange(num_tokens, device=logits_BSC.device)
-        real_BS1 = (place_S < mask_BS.sum(1, keepdim=True) - self.config.prefix - self.config.suffix)[:, :, None]
-        logits_BSC = logits_BSC[:, self.config.prefix :] * real_BS1
-        if stride == k:
-            return logits_BSC.repeat_interleave(k, dim=1)
-        shifts = [(0, 0, place, k - 1 - place) for place in range(k)]
-        count_BL1 = sum(F.pad(real_BS1.to(logits_BSC.dtype), shift) for shift in shifts)
-        total_BLC = sum(F.pad(logits_BSC, shift) for shift in shifts)
-        return total_BLC / torch.as_tensor(count_BL1).clamp_min(1)
+
+class DnaForPairTask(DnaTaskModel):
+    """Whether two nucleotides are in contact, for every pair of them."""
+
+    @property
+    def head_outputs(self) -> int:
+        """q, k and b of a nucleotide."""
+        return 2 * PAIR_SIZE + 1
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **unused: Any
+    ) -> TokenClassifierOutput:
+        """Logits [B, P, 1] of the pairs (1, 0), (2, 0), (2, 1), (3, 0) ...: the first n (n - 1) / 2 are those of n
+        nucleotides. With labels in the same order (NaN: none), the loss."""
+        hidden_BSH, mask_BS = self.hidden(input_ids, attention_mask)
+        outputs_BLR = self.per_base(self.head(hidden_BSH), mask_BS)
+        query_BLR, key_BLR, bias_BL1 = outputs_BLR.split([PAIR_SIZE, PAIR_SIZE, 1], dim=-1)
+        scores_BLL = query_BLR @ key_BLR.transpose(1, 2) / PAIR_SIZE**0.5 + bias_BL1
+        num_bases = scores_BLL.shape[1]
+        first_P, second_P = torch.tril_indices(num_bases, num_bases, offset=-1, device=scores_BLL.device)
+        logits_BP1 = (scores_BLL + scores_BLL.transpose(1, 2))[:, first_P, second_P, None]
+        if labels is None:
+            return TokenClassifierOutput(logits=logits_BP1)
+        logits_BP1 = logits_BP1[:, : labels.shape[1]]
+        return TokenClassifierOutput(loss=self.loss(logits_BP1.flatten(0, 1), labels.flatten(0, 1)), logits=logits_BP1)
 
 
 def pool(hidden_BSH: Tensor, mask_BS: Tensor, pooling: str) -> Tensor:

@@ -59,8 +59,6 @@ class PredictOptions(InputOptions):
 
 def predict(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
     """Predictions for every sequence of `input`, in memory; keyword arguments are the fields of PredictOptions."""
-    if options.get("bed"):
-        options["bed"] = Path(options["bed"])
     predictor = Predictor(PredictOptions(model=str(model), input=Path(input), **options))
     return pa.concat_tables(list(map(predictor.table, predictor.blocks()))).to_pandas()
 
@@ -92,7 +90,10 @@ class Predictor:
         architecture = " ".join([*(config.architectures or []), *(getattr(config, "auto_map", None) or {})])
         self.per_base = "TokenClassification" in architecture
         if not self.per_base and "SequenceClassification" not in architecture:
-            raise UserError(f"{options.model}: no fine-tuned model (megadna finetune makes one), but {architecture}")
+            raise UserError(
+                f"{options.model}: no fine-tuned model of sequences or nucleotides (megadna finetune makes one), but "
+                f"{architecture}"
+            )
         tokenizer = load_tokenizer(options.model, config, max_tokens=options.max_tokens, **trust)
         auto_class = f"AutoModelFor{'Token' if self.per_base else 'Sequence'}Classification"
         self.model, device = in_precision(load_model(options.model, auto_class, **trust), options.precision)
@@ -101,13 +102,8 @@ class Predictor:
             "regression" if config.num_labels == 1 else "single_label_classification"
         )
         self.context = tokenizer.max_bases() // 8
-        self.runner = Runner(
-            tokenizer,
-            self._forward,
-            "nucleotide" if self.per_base else "window",
-            device=device,
-            batch_tokens=options.batch_tokens,
-        )
+        reduce: Any = "nucleotide" if self.per_base else "window"
+        self.runner = Runner(tokenizer, self._forward, reduce, device=device, batch_tokens=options.batch_tokens)
 
     def _forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         return self.model(input_ids=ids_BS, attention_mask=mask_BS).logits
@@ -116,9 +112,11 @@ class Predictor:
         """The input in blocks that fit memory."""
         options = self.options
         letters = MAX_BLOCK_BYTES // (64 * len(self.names)) if self.per_base else MAX_BLOCK_LETTERS
-        if options.window and not self.per_base:
+        if options.window:
+            require(not self.per_base, "--window is for models of sequences; this one predicts every nucleotide")
             require(options.bed is None, "--window slides over a whole genome; leave out --bed")
-            return in_blocks(sliding_stretches(options.input, options.window, options.step or options.window), letters)
+            step, circular = options.step or options.window, tuple(options.circular)
+            return in_blocks(sliding_stretches(options.input, options.window, step, circular), letters)
         longest = LONGEST if self.per_base else 0
         return in_blocks(input_stretches(options, context=self.context, longest=longest), letters)
 
@@ -163,7 +161,7 @@ def _write_bigwigs(parts: list[Path], predictor: Predictor, output: Path) -> lis
     """A file for each name and strand, written part by part; all of them get their names at the end."""
     import pyBigWig
 
-    sizes = record_lengths(predictor.options.input)
+    sizes = record_lengths(predictor.options.input, predictor.options.column)
     order = {name: number for number, name in enumerate(sizes)}
     files: dict[Path, Any] = {}
     last: dict[str, tuple[int, int]] = {}

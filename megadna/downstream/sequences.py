@@ -10,20 +10,13 @@ letters beyond one end are then those of the other end.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
-from megadna.data.inputs import SourceFile
-from megadna.data.pieces import Recipe, read_pieces
-from megadna.downstream.genome import reverse_complement
+from megadna.downstream.genome import read_letters, reverse_complement
 from megadna.errors import UserError
 from megadna.genome.contigs import names_of
-from megadna.genome.letters import storage_table
-from megadna.genome.sources import detect_format
-from megadna.genome.tables import TableFormat
 
 _CIRCULAR = re.compile(rb"\b(circular=(true|yes|y)|topology=circular)\b", re.I)
-_TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +42,10 @@ class Stretch:
         return replace(self, strand=strand, letters=letters, before=self.after, after=self.before)
 
 
-def is_table(path: Path) -> bool:
-    """Whether the file is a table by its name."""
-    return path.name.endswith(_TABLE_ENDINGS)
-
-
 def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
     """(header line without '>', letters); UserError names file and line where it cannot be read, or is empty."""
-    table = TableFormat(column or ("sequence" if is_table(path) else ""))
-    source = SourceFile(path, path.name, detect_format(path, table), 0)
-    recipe = Recipe(table, storage_table(ambiguous="n", uracil="t"), fold=True)
-    header, parts = None, [""]
-    for found in read_pieces([source], 0, recipe, workers=1):
-        piece = found.piece
-        letters = found.scanner.buffer[: piece.size].tobytes().decode()
-        edges = [*piece.positions.tolist(), piece.size]
-        parts.append(letters[: edges[0]])
-        for next_header, (start, end) in zip(piece.headers, pairwise(edges), strict=True):
-            if header is not None:
-                yield header, "".join(parts)
-            header, parts = next_header, [letters[start:end]]
-    if header is None:
-        raise UserError(f"{path}: holds no sequence")
-    yield header, "".join(parts)
+    for header, letters in read_letters(path, column=column, ambiguous="n", fold=True):
+        yield header, letters.tobytes().decode()
 
 
 def record_lengths(path: Path, column: str = "") -> dict[str, int]:
@@ -83,12 +57,8 @@ def read_stretches(
     path: Path, *, column: str = "", circular: tuple[str, ...] = (), context: int = 0, longest: int = 0
 ) -> Iterator[Stretch]:
     """One stretch a record; records above `longest` bases (0: no limit) in several, with `context` letters around."""
-    missing = set(circular)
-    for header, letters in read_records(path, column):
-        name = names_of([header])[0].decode(errors="replace")
-        ring = name in circular or _CIRCULAR.search(header) is not None
-        missing.discard(name)
-        size = len(letters)
+    for header, letters, ring in _with_rings(path, column, circular):
+        name, size = names_of([header])[0].decode(errors="replace"), len(letters)
         if size == 0:
             raise UserError(f"{path}: record {name} has no letters; remove it")
         for start in range(0, size, longest or size):
@@ -99,41 +69,45 @@ def read_stretches(
             front = letters[size - (before - len(front)) :] + front if before > len(front) else front
             behind += letters[: after - len(behind)]
             yield Stretch(name, start, end, ".", front + letters[start:end] + behind, before, after)
-    if missing:
-        raise UserError(f"{path}: --circular names {', '.join(sorted(missing))}, which is no record of it")
 
 
 def read_regions(genome: Path, bed: Path, lengths: dict[str, int]) -> Iterator[Stretch]:
     """The BED file's regions, minus-strand ones reverse-complemented; UserError with the line that does not fit."""
-    regions: dict[str, list[tuple[int, int, str]]] = {}
-    for number, line in enumerate(bed.read_text(encoding="utf-8").splitlines(), start=1):
-        columns = line.split()
-        if not columns or columns[0] in ("track", "browser") or line.startswith("#"):
-            continue
-        if len(columns) < 3 or not columns[1].isdigit() or not columns[2].isdigit():
-            raise UserError(f"{bed}: line {number}: not a BED interval (contig, start, end)")
-        contig, start, end = columns[0], int(columns[1]), int(columns[2])
+    from megadna.downstream.annotation import read_table  # bioframe, which takes its time to load
+
+    table = read_table(bed, "bed", ["chrom", "start", "end", "strand"])
+    for line, contig, start, end, _ in table.itertuples():
         if contig not in lengths:
             known = ", ".join(list(lengths)[:3])
-            raise UserError(f"{bed}: line {number}: no contig {contig} in {genome}, which has {known}, ...")
+            raise UserError(f"{bed}: line {line}: no contig {contig} in {genome}, which has {known}, ...")
         if not start < end <= lengths[contig]:
-            raise UserError(f"{bed}: line {number}: {start}-{end} does not lie in {contig} (0-{lengths[contig]})")
-        strand = columns[5] if len(columns) > 5 and columns[5] in "+-" else "+"
-        regions.setdefault(contig, []).append((start, end, strand))
-    if not regions:
-        raise UserError(f"{bed}: holds no interval")
+            raise UserError(f"{bed}: line {line}: {start}-{end} does not lie in {contig} (0-{lengths[contig]})")
+    regions = {str(contig): rows for contig, rows in table.groupby("chrom")}
     for header, letters in read_records(genome):
         name = names_of([header])[0].decode()
-        for start, end, strand in regions.get(name, ()):
+        for _, _, start, end, strand in regions.get(name, table[:0]).itertuples():
             region = Stretch(name, start, end, "+", letters[start:end])
-            yield region if strand == "+" else region.reversed()
+            yield region.reversed() if strand == "-" else region
 
 
-def sliding_stretches(path: Path, window: int, step: int) -> Iterator[Stretch]:
-    """Windows of `window` bases, `step` apart, plus strand; the last of a contig is moved back to end with it."""
-    for header, letters in read_records(path):
-        name = names_of([header])[0].decode()
-        last = max(0, len(letters) - window)
-        for start in [*range(0, last, step), last]:
+def sliding_stretches(path: Path, window: int, step: int, circular: tuple[str, ...] = ()) -> Iterator[Stretch]:
+    """Windows of `window` bases, `step` apart, plus strand; the last of a contig is moved back to end with it, on a
+    ring it is read on across the end."""
+    for header, letters, ring in _with_rings(path, "", circular):
+        name, size = names_of([header])[0].decode(), len(letters)
+        last = max(0, size - window)
+        for start in range(0, size, step) if ring and last else [*range(0, last, step), last]:
             piece = letters[start : start + window]
-            yield Stretch(name, start, start + len(piece), "+", piece)
+            wrapped = letters[: window - len(piece)] if ring and last else ""
+            yield Stretch(name, start, start + len(piece), "+", piece + wrapped, after=len(wrapped))
+
+
+def _with_rings(path: Path, column: str, circular: tuple[str, ...]) -> Iterator[tuple[bytes, str, bool]]:
+    """(header, letters, whether it is a ring) of each record; UserError where `circular` names none of them."""
+    missing = set(circular)
+    for header, letters in read_records(path, column):
+        name = names_of([header])[0].decode(errors="replace")
+        missing.discard(name)
+        yield header, letters, name in circular or _CIRCULAR.search(header) is not None
+    if missing:
+        raise UserError(f"{path}: --circular names {', '.join(sorted(missing))}, which is no record of it")

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from megadna.errors import UserError
 from megadna.log import console, rank_from_environment
 
 MAX_STRETCHES = 4096
+_LIBRARIES = {".h5": "h5py", ".h5ad": "anndata", ".bw": "pyBigWig"}
 
 Compute = Callable[[list[Stretch]], pa.Table]
 
@@ -41,11 +43,13 @@ def in_blocks(stretches: Iterable[Stretch], max_letters: int) -> Iterator[list[S
 
 
 def check_output(output: Path, endings: tuple[str, ...]) -> None:
-    """UserError where the output exists already or its ending is unknown."""
+    """UserError where the output exists already or its ending is unknown; ModuleNotFoundError for a missing library."""
     if output.suffix not in endings:
         raise UserError(f"{output}: its ending must be one of {', '.join(endings)}")
     if output.exists():
         raise UserError(f"{output}: exists; choose another --output or remove it")
+    if output.suffix in _LIBRARIES:
+        import_module(_LIBRARIES[output.suffix])  # what is missing is to be said now, not when all is computed
 
 
 def write_parts(
@@ -100,21 +104,48 @@ def write_parquet(parts: list[Path], path: Path) -> None:
             writer.write_table(parquet.read_table(part))
 
 
-def write_npy(parts: list[Path], path: Path) -> None:
-    """The vectors as one fp32 array [rows, features] (of several layers: side by side); ids go to OUTPUT.index.tsv."""
-    num_rows = sum(parquet.read_metadata(part).num_rows for part in parts)
-    width = vectors(parquet.read_table(parts[0])).shape[1]
-    array = np.lib.format.open_memmap(path, "w+", np.float32, (num_rows, width))
+def _fill(array: Any, parts: list[Path]) -> Iterator[pd.DataFrame]:
+    """Copy the vectors into the array, part by part, and give what else each part says."""
     at = 0
-    index = path.with_name(path.name.removeprefix(".").split(".partial")[0] + ".index.tsv")
     for part in parts:
         table = parquet.read_table(part)
         array[at : at + len(table)] = vectors(table)
         at += len(table)
-        plain(table).to_csv(
-            index, sep="\t", index=False, mode="w" if part == parts[0] else "a", header=part == parts[0]
-        )
+        yield plain(table)
+
+
+def _shape(parts: list[Path]) -> tuple[int, int]:
+    """Rows and features of all vectors (of several layers: side by side)."""
+    num_rows = sum(parquet.read_metadata(part).num_rows for part in parts)
+    return num_rows, vectors(parquet.read_table(parts[0])).shape[1]
+
+
+def write_npy(parts: list[Path], path: Path) -> None:
+    """The vectors as one fp32 array [rows, features]; ids go to OUTPUT.index.tsv."""
+    array = np.lib.format.open_memmap(path, "w+", np.float32, _shape(parts))
+    index = path.with_name(path.name.removeprefix(".").split(".partial")[0] + ".index.tsv")
+    for number, ids in enumerate(_fill(array, parts)):
+        ids.to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
     array.flush()
+
+
+def write_anndata(parts: list[Path], path: Path) -> None:
+    """AnnData: X are the vectors, obs the ids; X goes straight to the file, so that it need not fit memory."""
+    import h5py
+    from anndata.io import write_elem
+
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset("X", _shape(parts), np.float32)
+        array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        ids = pd.concat(list(_fill(array, parts)), ignore_index=True)
+        columns = [field.name for field in parquet.read_schema(parts[0]) if _is_vector(field.type)]
+        width = array.shape[1] // len(columns)
+        features = [f"{column}_{place}" for column in columns for place in range(width)]
+        for key, table in (("obs", ids.set_axis(ids.index.map(str))), ("var", pd.DataFrame(index=features))):
+            # anndata 0.12 knows no string columns of pandas 3; as objects it writes them as text
+            texts = table.astype(dict.fromkeys(table.select_dtypes("string"), object))
+            write_elem(file, key, texts.set_axis(texts.index.astype(object)))
 
 
 def write_hdf5(parts: list[Path], path: Path) -> None:
@@ -132,11 +163,15 @@ def write_hdf5(parts: list[Path], path: Path) -> None:
                 file[name][len(file[name]) - len(values) :] = values
 
 
-WRITERS = {".parquet": write_parquet, ".npy": write_npy, ".h5": write_hdf5}
+WRITERS = {".parquet": write_parquet, ".npy": write_npy, ".h5": write_hdf5, ".h5ad": write_anndata}
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind)
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray:
-    if pa.types.is_fixed_size_list(column.type):
+    if _is_vector(column.type):
         chunks = column.combine_chunks()
         return chunks.flatten().to_numpy(zero_copy_only=False).reshape(len(chunks), column.type.list_size)
     return column.to_numpy()
@@ -144,13 +179,13 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
 
 def vectors(table: pa.Table) -> np.ndarray:
     """The vector columns side by side, fp32 [rows, features]."""
-    columns = [column for column in table.columns if pa.types.is_fixed_size_list(column.type)]
+    columns = [column for column in table.columns if _is_vector(column.type)]
     return np.concatenate([_array(column) for column in columns], axis=1)
 
 
 def plain(table: pa.Table) -> pd.DataFrame:
     """The columns that are no vectors."""
-    return table.select([f.name for f in table.schema if not pa.types.is_fixed_size_list(f.type)]).to_pandas()
+    return table.select([field.name for field in table.schema if not _is_vector(field.type)]).to_pandas()
 
 
 def fixed_vectors(array: np.ndarray) -> pa.FixedSizeListArray:

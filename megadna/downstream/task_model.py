@@ -9,7 +9,7 @@ import torch
 
 from megadna.downstream import modeling_dna_task
 from megadna.downstream.encoder import SequenceTokenizer, load_model
-from megadna.downstream.modeling_dna_task import DnaForBaseTask, DnaForSequenceTask, DnaTaskConfig
+from megadna.downstream.modeling_dna_task import DnaForBaseTask, DnaForPairTask, DnaForSequenceTask, DnaTaskConfig
 from megadna.downstream.tasks import Target
 from megadna.errors import require
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 _IMPORT_HERE = "# A saved copy imports the encoder's class and configuration here.\n"
 _QUERY_VALUE = {"query", "value", "q_proj", "v_proj", "Wqkv", "query_key_value"}
 _PROBLEMS = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
+_PROBLEMS["contact"] = _PROBLEMS["multilabel"]
+_AUTO_CLASSES = {
+    DnaForSequenceTask: "AutoModelForSequenceClassification",
+    DnaForBaseTask: "AutoModelForTokenClassification",
+    DnaForPairTask: "AutoModel",
+}
 
 
 def build_model(
@@ -29,7 +35,7 @@ def build_model(
     if options.random_weights:
         encoder = type(encoder)(encoder.config)
     require(
-        not target.per_base or (tokenizer.k > 0 and tokenizer.stride in (1, tokenizer.k)),
+        not target.ragged or (tokenizer.k > 0 and tokenizer.stride in (1, tokenizer.k)),
         f"{options.model}: its tokens vary in length; a task per nucleotide needs tokens of one length",
     )
     problem = "regression" if target.is_regression else _PROBLEMS[target.task.removeprefix("base_")]
@@ -50,7 +56,8 @@ def build_model(
         max_position_embeddings=tokenizer.max_tokens,
         pad_token_id=tokenizer.pad_id,
     )
-    return (DnaForBaseTask if target.per_base else DnaForSequenceTask)(config, encoder)
+    kind = DnaForPairTask if target.task == "contact" else DnaForBaseTask if target.ragged else DnaForSequenceTask
+    return kind(config, encoder)
 
 
 def adapt(model: Any, options: "FinetuneOptions") -> Any:
@@ -82,11 +89,10 @@ def save_model(trained: Any, model: Any, tokenizer: SequenceTokenizer, folder: P
     """Weights (LoRA merged), tokenizer and the Python files that the folder needs; no megadna is needed to load it."""
     if trained is not model:
         model = trained.merge_and_unload()
-    auto_class = "TokenClassification" if isinstance(model, DnaForBaseTask) else "SequenceClassification"
     own = "modeling_dna_task"
     model.config.auto_map = {
         "AutoConfig": f"{own}.DnaTaskConfig",
-        f"AutoModelFor{auto_class}": f"{own}.{type(model).__name__}",
+        _AUTO_CLASSES[type(model)]: f"{own}.{type(model).__name__}",
     }
     model.save_pretrained(folder)
     tokenizer.tokenizer.save_pretrained(folder)

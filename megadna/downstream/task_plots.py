@@ -19,7 +19,7 @@ def write_plots(truth: np.ndarray, predicted_NC: np.ndarray, target: Target, fol
         axes.legend()
         figure.savefig(folder / f"scatter-{split}.png")
         return
-    several = target.task == "multilabel"
+    several = target.independent
     truth_NC = truth if several else np.eye(len(target.names))[truth]
     if not several:
         figure, axes = _figure()

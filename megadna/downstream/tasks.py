@@ -3,7 +3,8 @@
 In:  a folder of train, dev (valid, validation, val) and test tables: GUE's CSV, DNABERT's TSV of blank-separated
      k-mers, Nucleotide Transformer's FASTA (`>name|label`) or Parquet (column task), the folders of
      `megadna splice-sites` and `megadna windows`; or one CSV, TSV or Parquet file, with a column split or without.
-Out: sequence (upper-case, U as T) and target: a class number, or numbers; per nucleotide an array.
+Out: sequence (upper-case, U as T) and target: a class number, or numbers; per nucleotide an array [L] or [L, 1]; of
+     contacts [L, L].
 """
 
 import re
@@ -18,7 +19,7 @@ from megadna.downstream.sequences import read_records
 from megadna.errors import UserError, require
 from megadna.genome.tables import join_kmers
 
-Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression"]
+Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
 _SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
 _FILE = re.compile(rf"^({'|'.join(_SPLITS)})\.(csv|tsv|txt|parquet|fna|fa|fasta)(\.gz)?$")
 _NUCLEOTIDES = re.compile("[ACGTUNRYKMSWBDHV]+")
@@ -107,19 +108,31 @@ class Target:
     """Of classes, of the columns of several labels, or of the numbers."""
 
     @property
-    def per_base(self) -> bool:
-        """Whether every nucleotide has a target."""
-        return self.task.startswith("base_")
+    def ragged(self) -> bool:
+        """Whether a longer sequence has more targets: one a nucleotide, or one a pair of them."""
+        return self.task.startswith("base_") or self.task == "contact"
+
+    @property
+    def independent(self) -> bool:
+        """Whether each label is a yes or no by itself."""
+        return self.task in ("multilabel", "contact")
 
     @property
     def is_regression(self) -> bool:
         """Whether numbers are predicted."""
         return self.task.endswith("regression")
 
+    @property
+    def main_score(self) -> str:
+        """By which models are compared where nothing else is said."""
+        return "pearson" if self.is_regression else "auprc" if self.task == "contact" else "mcc"
+
 
 def make_target(task: Task, tables: dict[str, pd.DataFrame], columns: Columns, names: list[str]) -> Target:
     """The classes of the train table (class i of an integer label is names[i] where `names` are given)."""
     train = tables["train"]
+    if task == "contact":
+        return Target(task, ["contact"])
     if task in ("multilabel", "regression", "base_regression"):
         return Target(task, list(columns.labels) or ["value"])
     labels = train["label_0"].astype(str)
@@ -142,18 +155,44 @@ def add_targets(table: pd.DataFrame, target: Target, where: str) -> pd.DataFrame
         numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
         wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
         require(not len(wrong), f"{where}: row {wrong[0] + 1 if len(wrong) else 0}: a label is no number")
+        binary = target.task != "multilabel" or np.isin(numbers, (0, 1)).all()
+        require(bool(binary), f"{where}: labels of --task multilabel are 0 or 1; for numbers say --task regression")
         return table.assign(target=list(numbers))
-    if not target.per_base:
+    if not target.ragged:
         return table.assign(target=[_class(text, target, where) for text in table["label_0"].astype(str)])
     rows = []
     for number, (text, letters) in enumerate(zip(table["label_0"], table["sequence"], strict=True), start=1):
-        if target.is_regression:
-            values = np.array(text.split() if isinstance(text, str) else text, np.float32)[:, None]
+        if target.task == "contact":
+            values = _contacts(str(text), len(letters), f"{where}: row {number}")
+        elif target.is_regression:
+            values = _numbers(text, f"{where}: row {number}")
         else:
             values = np.array([_class(letter, target, where) for letter in str(text)])
         require(len(values) == len(letters), f"{where}: row {number}: {len(values)} labels, {len(letters)} bases")
         rows.append(values)
     return table.assign(target=rows)
+
+
+def _numbers(values: object, where: str) -> np.ndarray:
+    """fp32 [L, 1] of an array, or of a text of numbers with blanks between; nan where there is none."""
+    try:
+        return np.atleast_1d(np.array(values.split() if isinstance(values, str) else values, np.float32))[:, None]
+    except ValueError as error:
+        raise UserError(f"{where}: labels are numbers with blanks between, got {str(values)[:40]!r}") from error
+
+
+def _contacts(text: str, size: int, where: str) -> np.ndarray:
+    """int8 [L, L]: 1 for each pair of the text (0-based, as 3-17) and its mirror image; "-" stands for no pair."""
+    fits = re.fullmatch(r"-|\d+-\d+( \d+-\d+)*", text) is not None
+    require(fits, f"{where}: contacts are pairs such as 3-17 9-40, or - for none, got {text[:40]!r}")
+    pairs = np.array(re.findall(r"(\d+)-(\d+)", text), np.int64).reshape(-1, 2)
+    require(
+        bool((pairs < size).all()),
+        f"{where}: a contact with base {pairs.max(initial=0)}, but the last one is {size - 1}",
+    )
+    contacts_LL = np.zeros((size, size), np.int8)
+    contacts_LL[pairs[:, 0], pairs[:, 1]] = contacts_LL[pairs[:, 1], pairs[:, 0]] = 1
+    return contacts_LL
 
 
 def _class(text: str, target: Target, where: str) -> int:

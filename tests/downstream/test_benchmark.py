@@ -131,6 +131,7 @@ def test_leakage_of_the_pretraining_dataset_stands_in_the_table(tmp_path, toy_da
 
 def test_mistakes_end_in_one_line(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("adpat: frozen\n")
+    (tmp_path / "rate.yaml").write_text("learning_rate: fast\n")
     task = tmp_path / "tasks" / "a"
     task.mkdir(parents=True)
     (task / "train.csv").write_text("sequence,label\nACGT,1\nACCT,0\n")
@@ -139,6 +140,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
         (tmp_path / "tasks", ["--tasks", "b*"], "fits no task"),
         (tmp_path / "tasks", [], "no test table"),
         (tmp_path / "tasks", ["--recipe", str(tmp_path / "recipe.yaml")], "unknown key adpat"),
+        (tmp_path / "tasks", ["--recipe", str(tmp_path / "rate.yaml")], "learning_rate"),
         (tmp_path / "tasks", ["--recipe", str(tmp_path / "no.yaml")], "no such recipe"),
     ]
     for data, more, message in cases:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from megadna.cli import main
 from megadna.downstream import tables_out
 from megadna.downstream.encoder import runs_own_code
 from megadna.downstream.genome import reverse_complement
+from megadna.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
 REPOSITORY = Path(__file__).parents[2]
@@ -154,8 +156,9 @@ def test_a_ring_is_read_across_its_ends(folders, genome, tmp_path):
 def test_tables_regions_and_file_formats_agree(folders, genome, tmp_path):
     model = folders["nucleotide"]
     intervals = [(500, 560, "-"), (10, 50, "+"), (48_450, 48_502, "+")]
-    bed = tmp_path / "r.bed"
-    bed.write_text("track name=x\n" + "".join(f"{name(genome)}\t{a}\t{b}\tx\t0\t{s}\n" for a, b, s in intervals))
+    bed = tmp_path / "r.bed.gz"
+    with gzip.open(bed, "wt") as file:
+        file.write("track name=x\n" + "".join(f"{name(genome)}\t{a}\t{b}\tx\t0\t{s}\n" for a, b, s in intervals))
     texts = [reverse_complement(genome[a:b]) if s == "-" else genome[a:b] for a, b, s in intervals]
     regions = embed(model, DATA / "lambda.fa.gz", bed=bed)
     assert list(zip(regions.start, regions.end, regions.strand, strict=True)) == intervals
@@ -164,7 +167,7 @@ def test_tables_regions_and_file_formats_agree(folders, genome, tmp_path):
     np.testing.assert_allclose(matrix(regions), matrix(table), atol=2e-5)
     bases = embed(model, DATA / "lambda.fa.gz", bed=bed, pooling="nucleotide")
     assert bases.position.tolist() == [*range(559, 499, -1), *range(10, 50), *range(48_450, 48_502)]
-    for ending in ("parquet", "npy", "h5"):
+    for ending in ("parquet", "npy", "h5", "h5ad"):
         output = tmp_path / f"out.{ending}"
         main(
             [
@@ -186,6 +189,23 @@ def test_tables_regions_and_file_formats_agree(folders, genome, tmp_path):
     with h5py.File(tmp_path / "out.h5") as file:
         np.testing.assert_array_equal(file["embedding"][:], matrix(table))
         assert [text.decode() for text in file["name"][:]] == ["row_1", "row_2", "row_3"]
+    found = anndata.read_h5ad(tmp_path / "out.h5ad")
+    np.testing.assert_array_equal(found.X, matrix(table))
+    pd.testing.assert_frame_equal(
+        found.obs.reset_index(drop=True).astype(object), table.drop(columns="embedding").astype(object)
+    )
+
+
+def test_anndata_names_the_features_of_several_layers(folders, genome, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables_out, "MAX_STRETCHES", 2)  # several parts
+    path = fasta(tmp_path / "a.fa", *(genome[i : i + 30] for i in range(5)))
+    main(["embed", "--model", folders["nucleotide"], "--input", str(path), "--layers", "0", "-1", "--output",
+          str(tmp_path / "out.h5ad")])  # fmt: skip
+    table, found = embed(folders["nucleotide"], path, layers=[0, -1]), anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert found.obs.name.tolist() == ["s0", "s1", "s2", "s3", "s4"]
+    for column in ("layer_0", "layer_-1"):
+        names = [f"{column}_{place}" for place in range(32)]
+        np.testing.assert_allclose(found[:, names].X, matrix(table, column), atol=1e-6)
 
 
 def name(genome: str) -> str:
@@ -229,7 +249,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     (foreign / "modeling_megadna.py").write_text("raise SystemExit('ran')\n")
     torn = megadna_folder(tmp_path / "torn")
     (torn / "config.json").write_text("{")
-    beds = {"unknown": "chr7\t0\t10\n", "past": "s0\t10\t51\n", "text": "s0\tten\t20\n", "none": "# nothing\n"}
+    beds = {"unknown": "chr7\t0\t10\n", "past": "#x\ns0\t10\t51\n", "text": "s0\tten\t20\n", "none": "# nothing\n"}
     for key, text in beds.items():
         (tmp_path / f"{key}.bed").write_text(text)
     (tmp_path / "there.npy").touch()
@@ -237,19 +257,21 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (model, "empty.fa", "x.npy", [], "holds no sequence"),
         (model, "missing.fa", "x.npy", [], "no such file"),
         (model, "t.csv", "x.npy", [], "no column 'sequence'; it has dna"),
-        (model, "a.fa", "x.txt", [], "its ending must be one of .parquet, .npy, .h5"),
+        (model, "a.fa", "x.txt", [], "its ending must be one of .parquet, .npy, .h5, .h5ad"),
         (model, "a.fa", "there.npy", [], "exists; choose another --output"),
         (model, "a.fa", "x.npy", ["--layers", "3"], "hidden states 0 to 2"),
         (model, "a.fa", "x.npy", ["--circular", "chrM"], "--circular names chrM"),
+        (model, "a.fa", "x.npy", ["--max_tokens", "2"], "2 tokens leaves no room for a base"),
         (folders["kmer"], "short.fa", "x.npy", [], "b: 2 bases give no token"),
         (str(tmp_path / "nowhere"), "a.fa", "x.npy", [], "no such folder"),
         (str(tmp_path), "a.fa", "x.npy", [], "no config.json"),
         (str(torn), "a.fa", "x.npy", [], "AutoConfig cannot load it (Expecting property name"),
         (str(foreign), "a.fa", "x.npy", [], "say --trust_remote_code"),
         (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "unknown.bed")], "line 1: no contig chr7"),
-        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "line 1: 10-51 does not lie in s0 (0-50)"),
-        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "text.bed")], "line 1: not a BED interval"),
-        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "none.bed")], "holds no interval"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "line 2: 10-51 does not lie in s0 (0-50)"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "text.bed")], "line 1: no tab-separated bed line"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "none.bed")], "empty: holds no feature"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed"), "--circular", "s0"], "leave out --circular"),
         (model, "a.fa", "x.npy", ["--colum", "dna"], "did you mean column"),
     ]
     for folder, source, output, more, message in cases:
@@ -259,6 +281,8 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         error = capsys.readouterr().err.strip().splitlines()
         assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
     assert not list(tmp_path.glob("x.*")) and sequences.exists()
+    with pytest.raises(UserError, match="--pooling must be one of mean, cls, max, nucleotide, got 'average'"):
+        embed(model, sequences, pooling="average")
 
 
 def test_only_files_that_megadna_writes_run_unasked(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn import metrics as sk
+from transformers import AutoModel
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -22,11 +23,12 @@ from megadna.arguments import new_parser, parse
 from megadna.cli import main
 from megadna.commands.preprocess import add_options, options_from
 from megadna.downstream import metrics
-from megadna.downstream.finetune import FinetuneOptions, examples_of
+from megadna.downstream.finetune import FinetuneOptions
 from megadna.downstream.genome import reverse_complement
 from megadna.downstream.metrics import scores, splice_scores, with_intervals
-from megadna.downstream.modeling_dna_task import DnaForBaseTask, DnaTaskConfig, pool
-from megadna.downstream.tasks import Columns, Target, find_tasks, read_task
+from megadna.downstream.modeling_dna_task import PAIR_SIZE, DnaForBaseTask, DnaForPairTask, DnaTaskConfig, pool
+from megadna.downstream.task_batches import examples_of, pairs_of
+from megadna.downstream.tasks import Columns, Target, add_targets, find_tasks, read_task
 
 DATA = Path(__file__).parents[1] / "data"
 REPOSITORY = Path(__file__).parents[2]
@@ -147,6 +149,73 @@ def test_labels_of_nucleotides_are_learned_and_turned_with_the_strand(kind, fold
     assert [example["target"].tolist() for example in twice] == [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]
     alone = examples_of(given.assign(sequence=reverse_complement("ACGGT")), _tokenizer(folders["nucleotide"]), options)
     assert twice[1]["ids"] == alone[0]["ids"]
+
+
+def of_pairs(size: int) -> list[tuple[int, int]]:
+    return [(j, i) for j in range(size) for i in range(j)]
+
+
+@pytest.mark.parametrize("kind", [pytest.param("kmer", marks=pytest.mark.slow), "nucleotide"])
+def test_contacts_are_learned(kind, folders, tmp_path):
+    texts = [text[: 12 + number % 6] for number, text in enumerate(sequences(160, 18))]
+    pairs = [[(i, j) for j, i in of_pairs(len(text)) if text[i] == text[j] == "G"] for text in texts]
+    labels = [" ".join(f"{i}-{j}" for i, j in found) or "-" for found in pairs]
+    pd.DataFrame({"sequence": texts, "label": labels}).to_csv(tmp_path / "t.csv", index=False)
+    found = finetune(
+        folders[kind], tmp_path / "t.csv", tmp_path / "run", task="contact", max_steps=80, eval_steps=40,
+        learning_rate=3e-3, class_weights=True, head_activation="relu",
+    )  # fmt: skip
+    assert found[found.score == "auprc"].value.iloc[0] > {"nucleotide": 0.95, "kmer": 0.5}[kind]
+    table = pd.read_parquet(tmp_path / "run" / "seed-1" / "predictions-dev.parquet")
+    folder = str(tmp_path / "run" / "seed-1" / "model")
+    model, tokenizer = AutoModel.from_pretrained(folder, trust_remote_code=True).eval(), _tokenizer(folder)
+    for row in table[:4].itertuples():
+        order = of_pairs(len(row.sequence))
+        assert row.truth.tolist() == [float(row.sequence[i] == row.sequence[j] == "G") for j, i in order]
+        with torch.no_grad():
+            logits = model(torch.tensor([tokenizer([row.sequence])[0].ids])).logits[0, : len(order), 0]
+        np.testing.assert_allclose(row.contact, logits.sigmoid(), atol=1e-4)
+
+
+def test_logits_of_pairs_are_those_of_the_formula_and_do_not_depend_on_padding():
+    class Lookup(torch.nn.Embedding):
+        config = type("Config", (), {"hidden_size": 6})
+
+        def forward(self, input_ids, attention_mask):
+            return (super().forward(input_ids),)
+
+    torch.manual_seed(2)
+    model = DnaForPairTask(DnaTaskConfig(k=3, num_labels=1, problem_type="multi_label_classification"), Lookup(9, 6))
+    model.eval()
+    ids = torch.randint(9, (1, 8))
+    logits = model(ids).logits[0, :, 0]
+    outputs = model.per_base(model.head(model.encoder(ids, None)[0]), torch.ones(1, 8))[0]
+    query, key, bias = outputs[:, :PAIR_SIZE], outputs[:, PAIR_SIZE:-1], outputs[:, -1]
+    for (j, i), logit in zip(of_pairs(8), logits, strict=False):
+        products = (query[i] @ key[j] + query[j] @ key[i]) / PAIR_SIZE**0.5
+        torch.testing.assert_close(logit, products + bias[i] + bias[j])
+    longer, mask = torch.cat([ids, ids[:, :3]], dim=1), torch.tensor([[1] * 8 + [0] * 3])
+    torch.testing.assert_close(model(longer, mask).logits[0, :28, 0], logits[:28])
+    labels = torch.full((1, 28, 1), float("nan"))
+    labels[0, :3, 0] = torch.tensor([1.0, 0.0, 1.0])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[:3], labels[0, :3, 0])
+    torch.testing.assert_close(model(ids, labels=labels).loss, expected)
+
+
+def test_contacts_are_cut_and_turned_with_their_sequence(folders):
+    target = Target("contact", ["contact"])
+    given = add_targets(pd.DataFrame({"sequence": ["ACGGTA"], "label_0": ["0-2 5-3"]}), target, "t.csv")
+    options = FinetuneOptions(task="contact", crop=True)
+    tokenizer = _tokenizer(folders["nucleotide"])
+    both = [example["target"][:, 0] for example in examples_of(given, tokenizer, options, augment=True)]
+    for found, pairs in zip(both, ({(2, 0), (5, 3)}, {(5, 3), (2, 0)}), strict=True):  # i, j -> 5 - j, 5 - i
+        assert {pair for pair, one in zip(of_pairs(6), found, strict=True) if one} == pairs
+    one_sided = add_targets(pd.DataFrame({"sequence": ["ACGGTA"], "label_0": ["1-2"]}), target, "t.csv")
+    turned = examples_of(one_sided, tokenizer, options, augment=True)[1]["target"][:, 0]
+    assert [pair for pair, one in zip(of_pairs(6), turned, strict=True) if one] == [(4, 3)]
+    tokenizer.max_tokens = 6  # four bases: 1 to 4
+    cut = examples_of(one_sided, tokenizer, options)[0]["target"]
+    np.testing.assert_array_equal(cut, pairs_of(np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0] * 4, [0] * 4])))
 
 
 def _tokenizer(folder):
@@ -289,6 +358,8 @@ def test_mistakes_end_in_one_line(folders, tmp_path, capsys):
         "long.csv": "sequence,label\n" + "".join(f"{t},{n % 2}\n" for n, t in enumerate(sequences(20, 300))),
         "strand.csv": "sequence,label,strand\n" + rows.replace("\n", ",+\n"),
         "more.csv": "sequence,label\nACGT,7\n",
+        "words.csv": "sequence,label\nACGT,0 1 x 2\nACGT,0 0 0 0\n",
+        "pairs.csv": "sequence,label\n" + "ACGT,0-2 1-4\n" * 20,
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -306,8 +377,13 @@ def test_mistakes_end_in_one_line(folders, tmp_path, capsys):
         ("good.csv", ["--test", f"x={tmp_path / 'more.csv'}"], "label '7' is none of 0, 1"),
         ("good.csv", ["--folds", "1"], "--folds must be 0 or at least 2"),
         ("good.csv", ["--adapt", "lora", "--lora_targets", "quary"], "--lora_targets quary"),
+        ("good.csv", ["--folds", "11"], "20 train rows cannot give a dev part"),
+        ("more.csv", ["--task", "multilabel"], "labels of --task multilabel are 0 or 1"),
+        ("words.csv", ["--task", "base_regression"], "row 1: labels are numbers with blanks between, got '0 1 x 2'"),
         ("missing.csv", [], "no such file"),
         ("good.csv", ["--task", "base_classification"], "labels, 30 bases"),
+        ("good.csv", ["--task", "contact"], "row 1: contacts are pairs such as 3-17 9-40, or - for none, got '0'"),
+        ("pairs.csv", ["--task", "contact"], "row 1: a contact with base 4, but the last one is 3"),
     ]
     for name, more, message in cases:
         arguments = [

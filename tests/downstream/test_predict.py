@@ -14,13 +14,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy_models import kmer_folder, megadna_folder
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from megadna import predict
+from megadna import embed, predict
 from megadna.cli import main
 from megadna.downstream.encoder import load_config, load_tokenizer
 from megadna.downstream.finetune import FinetuneOptions
 from megadna.downstream.genome import reverse_complement
 from megadna.downstream.task_model import build_model, save_model
 from megadna.downstream.tasks import Target
+from megadna.errors import UserError
 
 
 def task_folder(encoder: Path, folder: Path, target: Target) -> str:
@@ -125,11 +126,32 @@ def test_a_window_slides_over_a_genome_as_table_bed_and_bigwig(folders, genome, 
         assert [interval[2] for interval in file.intervals("chr2")] == pytest.approx(two, abs=1e-6)
 
 
+def test_a_window_slides_round_a_ring(folders, genome):
+    path, contigs = genome
+    table = predict(folders["sequence"], path, window=60, step=40, circular=["chr2"], strand="apart")
+    rows = table[table.name == "chr2"]
+    assert rows[rows.strand == "+"].start.tolist() == [0, 40, 80]
+    assert rows[rows.strand == "+"].end.tolist() == [60, 95, 95]  # a row ends with its contig, the window goes on
+    letters = (contigs["chr2"] * 2)[80:140]
+    for strand, text in (("+", letters), ("-", reverse_complement(letters))):
+        row = rows[(rows.strand == strand) & (rows.start == 80)].iloc[0]
+        expected = softmax(by_hand(folders["sequence"], text))
+        np.testing.assert_allclose(row[["donor", "acceptor", "negative"]].to_list(), expected, atol=1e-5)
+    assert table[(table.name == "chr1") & (table.strand == "+")].start.tolist()[-1] == 250
+
+
+def test_a_fine_tuned_model_is_no_encoder(folders, genome):
+    with pytest.raises(UserError, match="is a fine-tuned model, which megadna predict runs"):
+        embed(folders["sequence"], genome[0])
+
+
 def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     path, _ = genome
     (tmp_path / "r.bed").write_text("chr1\t50\t90\nchr1\t10\t70\n")
     cases = [
         (folders["encoder"], "x.parquet", [], "no fine-tuned model"),
+        (folders["base"], "x.bw", ["--window", "10"], "--window is for models of sequences"),
+        (folders["sequence"], "x.bw", ["--window", "10", "--circular", "chrM"], "--circular names chrM"),
         (folders["base"], "x.bed", [], "a model of nucleotides writes .parquet or .bw"),
         (folders["sequence"], "x.tsv", [], "its ending must be one of .parquet, .bed, .bw"),
         (folders["sequence"], "x.bw", ["--bed", str(tmp_path / "r.bed")], "sorted and do not overlap"),
