@@ -4,11 +4,13 @@
 
 Writes a checkpoint of the preset with random bf16 weights (7 billion parameters: 14.6 GB), tensor by tensor, copies its
 weights with cp, exports it and imports the export, each in a process of its own, and prints one Markdown table. FOLDER
-needs room for four copies. Peak memory is the largest resident set of the process (and of its children: the gate). It
-loads the disk; without --gate nothing is computed.
+needs room for four copies. Each step reads from the disk (what it reads is put out of the page cache before) and its
+time ends when what it wrote is on the disk. Peak memory is the largest resident set of the process (and of its
+children: the gate). It loads the disk; without --gate nothing is computed.
 """
 
 import argparse
+import os
 import resource
 import shutil
 import subprocess
@@ -45,8 +47,14 @@ def random_checkpoint(folder: Path, preset: str, layers: int) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def run(*command: str | Path) -> tuple[float, float]:
-    """Seconds of a command by the clock, and its peak resident memory in GB (its children's included, each alone)."""
+def run(source: Path, *command: str | Path) -> tuple[float, float]:
+    """Seconds of a command that reads `source`, its output synced, and its peak resident memory in GB (its children's
+    included, each alone)."""
+    os.sync()
+    for path in source.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     watch = (
         "import resource, subprocess, sys\n"
         "status = subprocess.run(sys.argv[1:]).returncode\n"
@@ -56,6 +64,7 @@ def run(*command: str | Path) -> tuple[float, float]:
     start = time.perf_counter()
     words = [sys.executable, "-c", watch, *map(str, command)]
     result = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    os.sync()
     return time.perf_counter() - start, int(result.stdout.splitlines()[-1]) * 1024 / 1e9
 
 
@@ -76,21 +85,21 @@ def main() -> None:
         print(f"{options.preset}: {size / 1e9:.1f} GB; writing it took {own:.2f} GB of memory\n")
         print("| step | seconds | GB/s | against cp | peak memory, GB |\n|---|---|---|---|---|")
         megadna = [sys.executable, "-m", "megadna"]
-        copy, _ = run("cp", "-r", first, work / "copy")
+        copy, _ = run(first, "cp", "-r", first, work / "copy")
         print(f"| cp | {copy:.0f} | {size / 1e9 / copy:.2f} | 1 | |", flush=True)
         shutil.rmtree(work / "copy")
-        steps = {
+        steps: dict[str, list[str | Path]] = {
             "export": ["export", "--checkpoint", first, "--output", hf, "--dtype", "bf16"],
             "import": ["import", "--model", hf, "--output", back],
         }
         for name, command in steps.items():
-            seconds, peak = run(*megadna, *command, "--no_verify")
+            seconds, peak = run(Path(command[2]), *megadna, *command, "--no_verify")
             print(
                 f"| {name} | {seconds:.0f} | {size / 1e9 / seconds:.2f} | {copy / seconds:.2f} | {peak:.2f} |",
                 flush=True,
             )
         for name, command in steps.items() if options.gate else ():
-            seconds, peak = run(*megadna, *command, "--overwrite")
+            seconds, peak = run(Path(command[2]), *megadna, *command, "--overwrite")
             print(f"| {name} with the gate | {seconds:.0f} | | | {peak:.2f} |", flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -27,8 +27,10 @@ def main(arguments: list[str]) -> None:
     options = parse(parser, arguments)
     from megadna.hf.export import export
     from megadna.hf.publish import check_upload, upload
+    from megadna.hf.weights import keep_freed_memory
     from megadna.train.checkpoint import find_checkpoint
 
+    keep_freed_memory()
     check_upload(options.push_to_hub, options.license, public=options.public)
     found = export(
         find_checkpoint(options.checkpoint),

@@ -24,7 +24,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that the folder holds")
     options = parse(parser, arguments)
     from megadna.hf.importing import import_folder
+    from megadna.hf.weights import keep_freed_memory
 
+    keep_freed_memory()
     found = import_folder(
         options.model,
         options.output,

@@ -103,7 +103,8 @@ def write_tensors(
     """Write the weights of a checkpoint into the empty `folder`, asking `read` for one tensor after the other."""
     weights = folder / "weights"
     hollow = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
-    writer = _Nameless(weights, thread_count=1, sync_files=False)  # sealing syncs
+    # A file each: torch holds every tensor of a file until the file is finished. Sealing syncs.
+    writer = _Nameless(weights, single_file_per_rank=False, thread_count=1, sync_files=False)
     with _alone():
         dcp.save(hollow, storage_writer=writer, planner=_Streamed(read), no_dist=True)
     (weights / "metadata.json").write_text(json.dumps(BACKEND | COMMON))

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import random_checkpoint
@@ -12,7 +14,7 @@ from test_round_trips import BERT, kmers
 from megadna.config import Config, DataConfig, ModelConfig
 from megadna.errors import UserError
 from megadna.hf.card import Provenance
-from megadna.hf.checkpoints import CheckpointTensors
+from megadna.hf.checkpoints import CheckpointTensors, write_tensors
 from megadna.hf.export import export
 from megadna.hf.importing import import_folder
 from megadna.train.checkpoint import find_checkpoint, read_config, read_numbers
@@ -55,6 +57,23 @@ def test_the_published_shape_of_aido_dna_needs_no_tokenizer_files_and_no_index(f
     back = CheckpointTensors(find_checkpoint(tmp_path / "second"), master=True)
     assert all(torch.equal(back.read(name), weight) for name, weight in weights.items())
     assert read_config(tmp_path / "second").tokenizer == MODERN.tokenizer
+
+
+def test_a_checkpoint_is_written_with_few_tensors_in_memory(tmp_path):
+    """torch's writer keeps every tensor of a file; a 7B model would stand in memory whole."""
+    given, most = [], 0
+
+    def read(name):
+        nonlocal most
+        numbers = np.full(8, float(name), np.float32)  # lives as long as any tensor over it
+        given.append(weakref.ref(numbers))
+        most = max(most, sum(array() is not None for array in given))
+        return torch.from_numpy(numbers)
+
+    write_tensors(tmp_path, {str(number): (8,) for number in range(50)}, read, dtype=torch.float32)
+    assert most <= 3
+    back = CheckpointTensors(tmp_path, master=False)
+    assert all(bool((back.read(str(number)) == number).all()) for number in range(50))
 
 
 def test_a_pickled_bert_with_pooler_and_aliases_is_read(folder, tmp_path):
