@@ -86,7 +86,7 @@ def read_annotation(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def of_biotypes(transcripts: pd.DataFrame, biotypes: str, path: Path) -> pd.DataFrame:
     """The transcripts of genes of one of the comma-separated biotypes, or `all`; UserError where there is none."""
     chosen = transcripts[transcripts["biotype"].isin(biotypes.split(",")) | (biotypes == "all")]
-    present = ", ".join(sorted(set(transcripts["biotype"])))
+    present = ", ".join(sorted(set(transcripts["biotype"]))) or "genes that state none"
     require(len(chosen) > 0, f"{path}: no gene of --biotypes {biotypes}; it has {present}; `all` takes every one")
     return chosen
 

@@ -106,7 +106,6 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
         if not options.tasks or any(fnmatch(name, pattern) for pattern in options.tasks)
     }
     require(bool(tasks), f"--tasks {' '.join(options.tasks)}: fits no task of {options.data}")
-    options.output.mkdir(parents=True, exist_ok=True)
     table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in tasks.items()])
     mcc = table[table["score"] == "mcc"]
     if mcc["task"].nunique() > 1:
@@ -114,6 +113,7 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
         table = pd.concat([table, means.assign(task=MEAN, score="mcc", source="measured")])
     columns = ["task", "method", "score", "mean", "source"]
     table = pd.concat([table, pd.DataFrame(PUBLISHED[options.suite], columns=columns)], ignore_index=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.output / "results.csv", index=False)
     (options.output / "results.md").write_text(markdown(table))
     return table
@@ -143,6 +143,7 @@ def _one_task(
     log.info("task %s", name)
     tables = read_task(folder, recipe.columns)
     require("test" in tables, f"{folder}: no test table")
+    share = leakage(tables["test"]) if leakage is not None else np.nan
     shown = name + (" (comparison only)" if _random_split(folder) else "")
     recipe = replace(recipe, data=folder)
     found = []
@@ -166,7 +167,6 @@ def _one_task(
         seeds=("seed", "nunique"),
     )
     table = pd.concat([table.reset_index(), _difference(scores)])
-    share = leakage(tables["test"]) if leakage is not None else np.nan
     return table.assign(task=shown, leakage=share, source="measured")
 
 
@@ -192,7 +192,7 @@ def _difference(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _baseline(method: str, tables: dict[str, pd.DataFrame], recipe: FinetuneOptions, folder: Path) -> pd.DataFrame:
-    target = make_target(recipe.task, tables, recipe.columns, recipe.label_names)
+    target = make_target(recipe.task, tables, recipe.columns, recipe.label_names, folder)
     if recipe.task != "classification":
         raise UserError(f"{folder}: baselines are classifiers; say --baseline none for task {recipe.task}")
     train, test = (add_targets(tables[split], target, str(folder)) for split in ("train", "test"))

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from megadna.downstream.encoder import load_config, load_tokenizer
-from megadna.downstream.metrics import all_scores, probabilities, scores, with_intervals
+from megadna.downstream.metrics import CLASS_SCORES, NUMBER_SCORES, all_scores, probabilities, scores, with_intervals
 from megadna.downstream.options import ModelOptions
 from megadna.downstream.task_batches import NO_LABEL, Collator, examples_of
 from megadna.downstream.task_model import adapt, build_model, save_model
@@ -139,7 +139,9 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
     assert options.output is not None
     tables = read_task(options.data, options.columns)
     require("train" in tables, f"{options.data}: no train table (train.csv, .tsv, .parquet, .fna)")
-    target = make_target(options.task, tables, options.columns, options.label_names)
+    target = make_target(options.task, tables, options.columns, options.label_names, options.data)
+    known = NUMBER_SCORES if target.is_regression else CLASS_SCORES
+    require(options.best in ("", *known), f"--best {options.best}: must be one of {', '.join(known)}")
     for entry in options.test:
         name, _, path = entry.partition("=")
         require(bool(path) and name not in tables, f"--test {entry}: must be name=path, each name once")

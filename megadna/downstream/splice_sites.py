@@ -79,7 +79,8 @@ def splice_sites(**options: Any) -> pd.DataFrame:
     forbidden = {key: np.unique(positions) for key, positions in every}
     positives = positives.sample(frac=1, random_state=np.random.default_rng((chosen.seed, 3)))
     count = min(chosen.per_class, *(int((positives["kind"] == kind).sum()) for kind in ("donor", "acceptor")))
-    require(count > 0, f"{chosen.genome}: no donor and acceptor with a window of {chosen.length} bases: {counts}")
+    left_out = counts["positives left out"]
+    require(count > 0, f"{chosen.genome}: no donor and acceptor with a window of {chosen.length} bases: {left_out}")
     positives = positives.groupby("kind").head(count)
     places = _negatives(positives, taken, introns, forbidden, genome, chosen)
     negatives, counts["negatives left out"] = _windows(places, genome, chosen)

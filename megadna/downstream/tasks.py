@@ -128,7 +128,7 @@ class Target:
         return "pearson" if self.is_regression else "auprc" if self.task == "contact" else "mcc"
 
 
-def make_target(task: Task, tables: dict[str, pd.DataFrame], columns: Columns, names: list[str]) -> Target:
+def make_target(task: Task, tables: dict[str, pd.DataFrame], columns: Columns, names: list[str], where: Path) -> Target:
     """The classes of the train table (class i of an integer label is names[i] where `names` are given)."""
     train = tables["train"]
     if task == "contact":
@@ -137,6 +137,7 @@ def make_target(task: Task, tables: dict[str, pd.DataFrame], columns: Columns, n
         return Target(task, list(columns.labels) or ["value"])
     labels = train["label_0"].astype(str)
     found = {letter for text in labels for letter in text} if task == "base_classification" else set(labels)
+    present = len(found)
     if all(text.isdigit() for text in found):
         found = {str(number) for number in range(max(map(int, found)) + 1)} if found else found
         names = names or sorted(found, key=int)
@@ -144,7 +145,7 @@ def make_target(task: Task, tables: dict[str, pd.DataFrame], columns: Columns, n
     else:
         names = names or sorted(found)
         require(found <= set(names), f"--label_names lacks {', '.join(sorted(found - set(names)))}")
-    require(len(set(labels) if task == "classification" else found) > 1, f"the train table has one class only: {names}")
+    require(present > 1, f"{where}: the train table has one class only: every label is {labels.iloc[0][:40]}")
     return Target(task, names)
 
 

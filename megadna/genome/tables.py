@@ -68,7 +68,7 @@ def _sequences(path: Path, table: TableFormat) -> Iterator[str]:
                 if not isinstance(value, str):
                     raise UserError(f"{path}: column {table.column!r} holds {type(value).__name__}, not text")
                 yield value
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read as {'lines' if table.lines else 'a table'} ({what})") from error
 

@@ -244,6 +244,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     model, sequences = folders["nucleotide"], fasta(tmp_path / "a.fa", genome[:50])
     (tmp_path / "empty.fa").write_text("")
     (tmp_path / "t.csv").write_text("dna\nACGT\n")
+    (tmp_path / "t.parquet").write_bytes(b"\x8e\n")
     (tmp_path / "short.fa").write_text(">a\nACGT\n>b\nAC\n")
     foreign = megadna_folder(tmp_path / "foreign")
     (foreign / "modeling_megadna.py").write_text("raise SystemExit('ran')\n")
@@ -257,6 +258,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (model, "empty.fa", "x.npy", [], "holds no sequence"),
         (model, "missing.fa", "x.npy", [], "no such file"),
         (model, "t.csv", "x.npy", [], "no column 'sequence'; it has dna"),
+        (model, "t.parquet", "x.npy", [], "cannot be read as a table"),
         (model, "a.fa", "x.txt", [], "its ending must be one of .parquet, .npy, .h5, .h5ad"),
         (model, "a.fa", "there.npy", [], "exists; choose another --output"),
         (model, "a.fa", "x.npy", ["--layers", "3"], "hidden states 0 to 2"),

@@ -365,7 +365,7 @@ def test_mistakes_end_in_one_line(folders, tmp_path, capsys):
         (tmp_path / name).write_text(text)
     cases = [
         ("nolabel.csv", [], "no column 'label'; it has sequence, klass"),
-        ("one.csv", [], "one class only"),
+        ("one.csv", [], "one.csv: the train table has one class only: every label is 1"),
         ("empty.csv", [], "holds no row"),
         ("nothing.csv", [], "cannot be read as a table"),
         ("protein.csv", [], "row 1: no nucleotide sequence"),
@@ -375,6 +375,7 @@ def test_mistakes_end_in_one_line(folders, tmp_path, capsys):
         ("good.csv", ["--augment", "--stranded"], "--force_augment does it anyway"),
         ("good.csv", ["--test", str(tmp_path / "more.csv")], "must be name=path"),
         ("good.csv", ["--test", f"x={tmp_path / 'more.csv'}"], "label '7' is none of 0, 1"),
+        ("good.csv", ["--best", "speed"], "--best speed: must be one of accuracy, f1_macro, mcc, auroc, auprc"),
         ("good.csv", ["--folds", "1"], "--folds must be 0 or at least 2"),
         ("good.csv", ["--adapt", "lora", "--lora_targets", "quary"], "--lora_targets quary"),
         ("good.csv", ["--folds", "11"], "20 train rows cannot give a dev part"),
