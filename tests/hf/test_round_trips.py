@@ -1,9 +1,11 @@
 """Checkpoint -> Hugging Face folder -> checkpoint gives the same bits, for every preset and every format."""
 
+import gzip
 import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import random_checkpoint
@@ -15,8 +17,11 @@ from megadna.hf.checkpoints import CheckpointTensors
 from megadna.hf.export import NOT_COMPARED, export
 from megadna.hf.formats import choose_format, name_table
 from megadna.hf.importing import import_folder
+from megadna.tokenizer.alphabet import letters_of
+from megadna.tokenizer.bpe import train_bpe
 from megadna.train.checkpoint import find_checkpoint, read_config, read_numbers
 
+DATA = Path(__file__).parents[1] / "data"
 CONFIGS = Path(__file__).parents[2] / "configs"
 FORMATS = {
     "demo": "aido", "megadna-86m": "aido", "aido-dna-300m": "aido", "dnabert-3mer": "bert", "dnabert-4mer": "bert",
@@ -56,12 +61,12 @@ def same_model(one: Config, other: Config):
     assert one.tokenizer == other.tokenizer
 
 
-def round_trip(config, tmp_path, *, wanted="auto", check=False, dtype="fp32"):
+def round_trip(config, tmp_path, *, wanted="auto", check=False, dtype="fp32", pieces=""):
     """Export and import; the differences that the gates found."""
     stored = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     checkpoint, weights = random_checkpoint(tmp_path / "first", config, dtype=stored)
     found = [export(checkpoint, tmp_path / "hf", wanted=wanted, dtype=dtype, check=check)]
-    found.append(import_folder(tmp_path / "hf", tmp_path / "second", check=check))
+    found.append(import_folder(tmp_path / "hf", tmp_path / "second", check=check, pieces=pieces))
     back = CheckpointTensors(find_checkpoint(tmp_path / "second"), master=True)
     assert set(back.names()) == set(weights) and back.dtype == stored
     for name, weight in weights.items():
@@ -98,6 +103,19 @@ def test_formats_pass_the_gate_in_both_directions(target, model, tokenizer, tmp_
     config = Config(model=model, tokenizer=tokenizer, data=DataConfig(sequence_length=120))
     assert choose_format(config, "auto") == target
     round_trip(config, tmp_path, check=True)
+
+
+@pytest.mark.slow
+def test_byte_pair_pieces_pass_the_gate_in_both_directions(tmp_path):
+    """The pieces stand in the folder's tokenizer.json; back they come from the folder that trained them."""
+    genome = gzip.decompress((DATA / "mgenitalium_G37.fa.gz").read_bytes()).decode().splitlines()[1:]
+    letters = letters_of("".join(genome))
+    train_bpe(np.array_split(letters, 600), tmp_path / "pieces", vocab_size=300, max_piece_length=16, info={})
+    tokenizer = TokenizerConfig(kind="sentencepiece", model=str(tmp_path / "pieces"))
+    config = Config(model=NATIVE, tokenizer=tokenizer, data=DataConfig(sequence_length=120))
+    round_trip(config, tmp_path, check=True, pieces=str(tmp_path / "pieces"))
+    with pytest.raises(UserError, match="byte-pair pieces need --pieces"):
+        import_folder(tmp_path / "hf", tmp_path / "third", check=False)
 
 
 def test_bf16_weights_come_out_bit_for_bit(tmp_path):
