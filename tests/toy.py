@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megadna.config import (
     CheckpointConfig,
     Config,
@@ -52,3 +54,11 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def losses(run: Path) -> list[float]:
     """Training loss of every step."""
     return [line["loss"] for line in metrics(run) if "loss" in line]
+
+
+def master_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """fp32 master weights of a checkpoint of any layout, whole, by megatron name."""
+    from megadna.hf.checkpoints import CheckpointTensors
+
+    tensors = CheckpointTensors(checkpoint, master=True)
+    return {name: tensors.read(name) for name in tensors.names()}

@@ -21,7 +21,6 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from megadna.arguments import load_config
 from megadna.config import Config, ParallelConfig
@@ -167,23 +166,6 @@ def read_numbers(checkpoint: Path) -> dict[str, Any]:
 def optimizer_format(numbers: dict[str, Any]) -> str:
     """How the optimizer of a checkpoint with this state.json was saved: reshardable or fast."""
     return str(numbers.get("optimizer_format", "reshardable"))
-
-
-def master_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """fp32 master weights of a checkpoint of any layout, whole, by megatron name; one process, no process group.
-
-    Of a `fast` one the weights in the precision it trained with, as fp32.
-    """
-    prefix = _weights_prefix(checkpoint)
-    reader = FileSystemReader(checkpoint / "weights")
-    wanted = {
-        name: torch.empty(entry.size, dtype=torch.float32)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-        and (name.startswith(prefix) if prefix else not name.startswith("optimizer."))
-    }
-    load_shards(wanted, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
 
 
 def sharded_state(state: TrainState, optimizer_format: str, *, is_loading: bool) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class FaultGuard:
         """Note a skipped step and its samples."""
         self.num_skipped += 1
         self.ranges.append(samples)
-        log.warning("step %d skipped: %s (samples %d to %d)", step, reason, samples[0], samples[1] - 1)
+        place = (samples[0], samples[1] - 1, self.num_skipped)
+        log.warning("step %d skipped: %s (samples %d to %d; %d skipped so far)", step, reason, *place)
         if self.record is not None:
             with self.record.open("a", encoding="utf-8") as file:
                 line = {"step": step, "first_sample": samples[0], "end_sample": samples[1], "reason": reason}

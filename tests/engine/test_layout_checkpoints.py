@@ -11,7 +11,7 @@ from ranks import run_ranks
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
-from toy import metrics, run_training, toy_config
+from toy import master_weights, metrics, run_training, toy_config
 
 from megadna.config import Config
 
@@ -91,8 +91,6 @@ def test_an_interleaved_run_goes_on_under_another_layout(name: str, runs: dict[s
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_the_last_checkpoints_hold_the_same_weights_under_the_same_names(name: str, runs: dict[str, Path]) -> None:
-    from megadna.train.checkpoint import master_weights
-
     found, expected = (master_weights(runs[one] / "checkpoints" / "step-00000006") for one in (name, "interleaved"))
     assert found.keys() == expected.keys()
     for key, weight in expected.items():

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
-from toy import losses, metrics, run_training, toy_config
+from toy import losses, master_weights, metrics, run_training, toy_config
 
 from megadna.config import Config
 from megadna.errors import UserError
@@ -81,8 +81,6 @@ def folder(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_weights_alone_are_the_same_numbers_under_another_layout(folder: Path) -> None:
-    from megadna.train.checkpoint import master_weights
-
     expected = master_weights(folder / "source" / "checkpoints" / "step-00000006")
     found = master_weights(folder / "copied" / "checkpoints" / "step-00000000")
     assert found.keys() == expected.keys() and len(found) == 4 * 12 + 8
