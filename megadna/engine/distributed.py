@@ -104,13 +104,16 @@ def parallel_world(engine: EngineConfig, parallel: ParallelConfig) -> Iterator[W
 
 
 @contextmanager
-def imagined_world(parallel: ParallelConfig, *, rank: int, size: int) -> Iterator[World]:
-    """Rank `rank` of a job of `size` ranks in this process alone, on the `meta` device: collectives do nothing."""
+def imagined_world(parallel: ParallelConfig, *, rank: int, size: int, backend: str = "fake") -> Iterator[World]:
+    """Rank `rank` of a job of `size` ranks in this process alone, on the `meta` device: collectives do nothing.
+
+    backend: torch's `fake`, or RECORDING (megadna/engine/recording.py), which notes them.
+    """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     device = torch.device("meta")
     redirect_cuda(device)
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    torch.distributed.init_process_group(backend, store=FakeStore(), rank=rank, world_size=size)
     try:
         yield _split(rank, size, device, parallel)
     finally:

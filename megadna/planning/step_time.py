@@ -80,25 +80,29 @@ def step_time(
     elementwise = _elementwise_bytes(config, vocab_rows, rows, layers) / (gpu.bandwidth * 1e12 * BANDWIDTH_SHARE)
     launches = layers * KERNELS_PER_LAYER * LAUNCH_SECONDS
     elementwise += max(0.0, launches - matrices - attention - elementwise)
-    again = _recomputed_share(config) / (1 + BACKWARD)
-    recompute = again * (matrices + attention + elementwise)
+    again = _recomputed_share(config)
+    recompute = again / (1 + BACKWARD) * (matrices + attention + elementwise)
 
     link, network = gpu.link * 1e9 * LINK_SHARE, gpu.network * 1e9 * LINK_SHARE
     tensor_link = link if parallel.tensor <= GPUS_PER_NODE else network
     context_link = link if parallel.tensor * parallel.context <= GPUS_PER_NODE else network
     hidden_bytes = 2 * rows * model.hidden_size
-    tensor_bytes = layers * (4 + 2 * _recomputed_share(config)) * 2 * hidden_bytes * _others(parallel.tensor)
+    sum_bytes = layers * 2 * hidden_bytes * _others(parallel.tensor)  # one sum in each layer
+    tensor_bytes = sum_bytes * (4 + 2 * again)
+    # Sequence parallelism gathers two inputs once more, beside the products of the input gradients: no time, but bytes.
+    sent_bytes = tensor_bytes + sum_bytes * parallel.sequence
     tensor = (tensor_bytes / tensor_link + LATENCY_SECONDS * layers * 4 * (parallel.tensor > 1)) * TENSOR_EXPOSED
     keys = 2 * 2 * rows * model.query_groups * model.head_size / parallel.tensor
-    context_bytes = layers * 3 * keys * (parallel.context - 1)
+    context_bytes = layers * (2 + again) * keys * (parallel.context - 1)
     context = context_bytes / context_link
-    sends = 2 * parallel.virtual_pipeline * (parallel.pipeline > 1)
+    sends = (2 * parallel.virtual_pipeline - (parallel.pipeline == 2)) * (parallel.pipeline > 1)
     pipeline_bytes = sends * hidden_bytes / (parallel.tensor if parallel.sequence else 1)
     pipeline = pipeline_bytes / network / 2
 
     one = matrices + attention + elementwise + recompute + tensor + context + pipeline
     bubble = one * (parallel.pipeline - 1) / parallel.virtual_pipeline
-    state = state_bytes(config, vocab_rows, Place(0, 0, place.shards))
+    states = [state_bytes(config, vocab_rows, Place(stage, 0, place.shards)) for stage in range(parallel.pipeline)]
+    state = max(states, key=lambda one: one["gradients"])
     data_bytes = (state["gradients"] + state["weights"]) * _others(place.shards)
     in_node = parallel.model_size * (place.shards // parallel.context) <= GPUS_PER_NODE
     exposed = DATA_EXPOSED if parallel.overlap_grad_reduce else 1.0
@@ -116,7 +120,7 @@ def step_time(
         data=exposed * data_bytes / (link if in_node else network),
         optimizer=touched / (gpu.bandwidth * 1e12 * BANDWIDTH_SHARE),
         traffic={
-            "tensor": tensor_bytes * micro_batches,
+            "tensor": sent_bytes * micro_batches,
             "context": context_bytes * micro_batches,
             "pipeline": pipeline_bytes * micro_batches,
             "data": data_bytes,
