@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +223,8 @@ class Build:
         for source in self.sources:
             self._hasher.start(source.path)
         bins = Bins(self.work, [sum(part.totals.sizes[split] for part in parts[:finished]) for split in range(3)])
-        with Progress(self.sources, finished) as progress:
-            pieces = read_pieces(self.sources, finished, recipe, options.workers)
+        found = read_pieces(self.sources, finished, recipe, options.workers)
+        with Progress(self.sources, finished) as progress, closing(found) as pieces:
             self._write_pieces(pieces, policies, parts, bins, progress)
         self._bins = bins.close()
         return parts
@@ -234,12 +234,12 @@ class Build:
     ) -> None:
         chunker: Chunker | None = None
         for found in pieces:
-            part, scanner = parts[found.source], found.scanner
+            part = parts[found.source]
             if chunker is None:
                 chunker = Chunker(policies[found.source], part.totals)
                 part.open()
-            plan = chunker.plan(found.piece, scanner.buffer, scanner.headroom, final=found.last)
-            bins.write(plan.runs, scanner.buffer)
+            plan = chunker.plan(found.piece, found.buffer, policies[0].headroom, final=found.last)
+            bins.write(plan.runs, found.buffer)
             part.add(plan)
             progress.report(self.sources[found.source].name, found.piece.size)
             if found.last:

@@ -77,7 +77,7 @@ class PreprocessOptions:
     no_source_hash: bool = False
     """Leave out the SHA-256 of the input files."""
     workers: int = 1
-    """Threads that read; the dataset does not depend on it."""
+    """Processes that read; the dataset does not depend on it."""
     resume: bool = False
     """Go on from the finished source files of an interrupted build."""
     overwrite: bool = False

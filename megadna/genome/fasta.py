@@ -72,9 +72,8 @@ class Piece:
 class Scanner:
     """State of one pass over FASTA text. `buffer[headroom : headroom + size]` are the letters of the piece."""
 
-    def __init__(self, capacity: int, headroom: int, table: bytes, *, fold: bool) -> None:
-        self.headroom = headroom
-        self.buffer = np.empty(headroom + capacity, np.uint8)
+    def __init__(self, buffer: np.ndarray, headroom: int, table: bytes, *, fold: bool) -> None:
+        self.buffer, self.headroom = buffer, headroom
         self._table = table
         self._fold = fold
         self._mask = np.empty(0, bool)

@@ -163,7 +163,7 @@ def _bgzf_cuts(path: Path, size: int) -> Iterator[TextRange]:
     for place, length in _bgzf_index(path):
         if start >= least + size:
             text = b""
-            for block in _bgzf_blocks(path, place):
+            for block in _bgzf_blocks(path, place, least=1):
                 text += block
                 if _line_end(text) or len(text) > MAX_HEADER + 1:
                     break
@@ -209,8 +209,8 @@ def range_blocks(path: Path, kind: str, text_range: TextRange) -> Iterator[bytes
             break
 
 
-def _bgzf_blocks(path: Path, place: int) -> Iterator[bytes]:
-    """Text from the compressed block at `place` on, in blocks of at least BLOCK."""
+def _bgzf_blocks(path: Path, place: int, least: int = BLOCK) -> Iterator[bytes]:
+    """Text from the compressed block at `place` on, in blocks of at least `least`."""
     texts, held = [], 0
     try:
         with path.open("rb") as file:
@@ -224,7 +224,7 @@ def _bgzf_blocks(path: Path, place: int) -> Iterator[bytes]:
                     raise UserError(f"{path}: BGZF block at byte {file.tell() - size} is damaged; fetch it again")
                 texts.append(text)
                 held += length
-                if held >= BLOCK:
+                if held >= least:
                     yield b"".join(texts)
                     texts, held = [], 0
     except (struct.error, _IsalError) as error:

@@ -1,5 +1,8 @@
 """Killed at any moment the output is absent or whole; --resume goes on; a full disk is one line."""
 
+import contextlib
+import gzip
+import multiprocessing
 import os
 import random
 import resource
@@ -110,6 +113,69 @@ def test_old_dataset_stays_until_the_new_one_is_whole(tmp_path):
     with pytest.raises(UserError):
         build(tmp_path, *files, overwrite=True)
     assert _contents(tmp_path / "out") == before
+
+
+WORKERS = """
+import multiprocessing, os, sys
+from pathlib import Path
+import megadna.data.pieces as pieces
+from megadna.data.inputs import SourceFile
+from megadna.genome.tables import TableFormat
+pieces.PIECE = 1000
+path = Path(sys.argv[1])
+found = pieces.read_pieces([SourceFile(path, "g", "plain", 0)], 0, pieces.Recipe(TableFormat(), bytes(range(256))), 3)
+next(found), next(found)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_end_with_the_builder(tmp_path):
+    (file,) = _genomes(tmp_path, 1)
+    done = subprocess.run([sys.executable, "-c", WORKERS, str(file)], capture_output=True, text=True, check=False)
+    workers = [Path(f"/proc/{number}/stat") for number in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL and len(workers) == 3, done.stderr
+    until = time.monotonic() + 60
+    while any(stat.exists() and stat.read_text().split()[2] != "Z" for stat in workers):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(megadna.data.pieces, "PIECE", 1000)
+    real = megadna.data.pieces.stream_blocks
+
+    def stream(path, *rest):
+        os.kill(os.getpid(), signal.SIGKILL) if path.name == "g3.fa.gz" else None
+        return real(path, *rest)
+
+    monkeypatch.setattr(megadna.data.pieces, "stream_blocks", stream)
+    for file in _genomes(tmp_path):
+        (tmp_path / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    with pytest.raises(UserError, match="a worker process was ended from outside") as caught:
+        build(tmp_path, *sorted(tmp_path.glob("*.gz")), workers=2)
+    assert "\n" not in str(caught.value) and not multiprocessing.active_children()
+    monkeypatch.undo()
+    assert build(tmp_path, *sorted(tmp_path.glob("*.gz")), workers=2, resume=True).chunks["train"]
+    assert not multiprocessing.active_children()
+
+
+def test_interrupt_ends_the_workers(tmp_path):
+    (file,) = _genomes(tmp_path, 1, 9_000_000)
+    process = subprocess.Popen(
+        [*COMMAND, "--workers", "2", "--input", str(file), "--output", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.partial/*.bin")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):  # done already
+        os.killpg(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=60)[0].decode()
+    assert (process.returncode == 130 and not output) or (tmp_path / "out").is_dir(), output
+    assert not list(tmp_path.glob(".out.partial"))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "builder"))
@@ -23,7 +24,7 @@ TABLE = storage_table(ambiguous="keep", uracil="keep")
 
 
 def scan(text, sizes):
-    scanner = Scanner(len(text) + 100, 0, TABLE, fold=False)
+    scanner = Scanner(np.empty(len(text) + 100, np.uint8), 0, TABLE, fold=False)
     at = 0
     for size in sizes:
         scanner.feed(text[at : at + size])
