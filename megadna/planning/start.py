@@ -173,12 +173,13 @@ def _start(name: str, genomes: Genomes, num_ranks: int, hours: float, gpu: Gpu |
         tokens = steps * batch * length
     if steps < 1 or (layout and not layout.fits):
         return None
-    interval = max(1, min(1000, steps // 20))
+    interval, micro = max(1, min(1000, steps // 20)), config.train.micro_batch_size
+    samples = max(16, min(512, int(0.15 * interval * batch)))  # forward alone: a twentieth of the time
     config = replace(
         config,
         train=replace(config.train, steps=steps, warmup_steps=min(2000, steps // 50)),
         checkpoint=CheckpointConfig(interval=interval),
-        validation=ValidationConfig(interval=interval, samples=512, micro_batch_size=config.train.micro_batch_size),
+        validation=ValidationConfig(interval=interval, samples=samples, micro_batch_size=micro),
     )
     passes, ratio = tokens / genomes.train_bases, tokens / parameters
     return Start(name, config, parameters, batch * length, ratio, passes, seconds * steps / 3600, layout)
