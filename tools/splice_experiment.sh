@@ -5,7 +5,7 @@
 #
 #   tools/splice_experiment.sh OUTPUT       # from the repository's folder; the settings are in the environment:
 #     GENOMES="..."         genomes to pretrain on, Arabidopsis first (it is read twice as often as each of the others)
-#     PRETRAIN_STEPS=4000   PRETRAIN_MINUTES=25: stop there and take the model as it stands
+#     PRETRAIN_STEPS=2000   PRETRAIN_MINUTES=25: stop there and take the model as it stands
 #     TRAIN_WINDOWS="all"   or also smaller numbers of labelled windows, as "all 240"; ADAPT="full" or also "frozen":
 #                           a table each
 #     FINETUNE_STEPS=400    SEEDS="1 2 3 4 5"
@@ -44,7 +44,7 @@ data: {sequence_length: 162, num_workers: 0, reverse_complement: 0.5, blend: {by
 model: {num_layers: 3, hidden_size: 96, num_attention_heads: 4, ffn_hidden_size: 192}
 engine: {device: cpu, precision: fp32}
 train:
-  steps: ${PRETRAIN_STEPS:-4000}
+  steps: ${PRETRAIN_STEPS:-2000}
   exit_after_minutes: ${PRETRAIN_MINUTES:-0}
   micro_batch_size: 32
   global_batch_size: 32
@@ -77,7 +77,7 @@ head_sizes: [64]
 head_activation: relu
 label_names: [donor, acceptor, negative]
 stranded: true
-batch_size: 32
+batch_size: 16
 learning_rate: 1.0e-3
 RECIPE
         megadna benchmark --suite splice --recipe "$OUT/$adapt.yaml" --model "$OUT/model" --data "$task" \

@@ -176,19 +176,10 @@ def _difference(scores: pd.DataFrame) -> pd.DataFrame:
     if "random weights" not in by_seed:
         return pd.DataFrame()
     difference = by_seed["model"] - by_seed["random weights"]
-    found = difference.groupby("score").agg(["mean", "std", "count"])
-    half = t.ppf(0.975, found["count"] - 1) * found["std"] / np.sqrt(found["count"])
-    return pd.DataFrame(
-        {
-            "method": "model minus random weights",
-            "score": found.index,
-            "mean": found["mean"].to_numpy(),
-            "sd": found["std"].to_numpy(),
-            "low": (found["mean"] - half).to_numpy(),
-            "high": (found["mean"] + half).to_numpy(),
-            "seeds": found["count"].to_numpy(),
-        }
-    )
+    found = difference.groupby("score").agg(mean="mean", sd="std", seeds="count").reset_index()
+    half = t.ppf(0.975, found["seeds"] - 1) * found["sd"] / np.sqrt(found["seeds"])
+    limits = {"low": found["mean"] - half, "high": found["mean"] + half}
+    return found.assign(method="model minus random weights", **limits)
 
 
 def _baseline(method: str, tables: dict[str, pd.DataFrame], recipe: FinetuneOptions, folder: Path) -> pd.DataFrame:
