@@ -8,7 +8,7 @@
 #     PRETRAIN_STEPS=2000   PRETRAIN_MINUTES=25: stop there and take the model as it stands
 #     TRAIN_WINDOWS="all"   or also smaller numbers of labelled windows, as "all 240"; ADAPT="full" or also "frozen":
 #                           a table each
-#     FINETUNE_STEPS=400    SEEDS="1 2 3 4 5"
+#     FINETUNE_STEPS=240    SEEDS="1 2 3 4 5"
 # A run that was stopped, however hard, goes on where it stood when the same command is started again.
 # The splits were fixed before any training: gi|68711 and gi|68718 overlap, so both are test.
 set -euo pipefail
@@ -81,7 +81,7 @@ batch_size: 16
 learning_rate: 1.0e-3
 RECIPE
         megadna benchmark --suite splice --recipe "$OUT/$adapt.yaml" --model "$OUT/model" --data "$task" \
-            --output "$OUT/table-$windows-$adapt" --seeds "${SEEDS[@]}" --max_steps "${FINETUNE_STEPS:-400}" \
+            --output "$OUT/table-$windows-$adapt" --seeds "${SEEDS[@]}" --max_steps "${FINETUNE_STEPS:-240}" \
             --pretraining_data "$OUT/dataset"
     done
 done
