@@ -63,44 +63,28 @@ def step_time(
     config: Config, vocab_rows: int, sequence_length: int, num_ranks: int, gpu: Gpu, *, causal: bool = False
 ) -> StepTime:
     """Time of one step; causal: attention does half the work that is counted (published decoders, not ours)."""
-    model, parallel, train = config.model, config.parallel, config.train
+    parallel, train = config.parallel, config.train
     place = Place.of(config, num_ranks - 1, num_ranks)
     micro_batches = train.global_batch_size * parallel.context // (train.micro_batch_size * place.shards)
     rows = train.micro_batch_size * sequence_length // parallel.context  # tokens of a rank's micro-batch
     layers = max(chunk_layers(config, stage) for stage in range(parallel.pipeline)) * parallel.virtual_pipeline
+    bandwidth, again = gpu.bandwidth * 1e12 * BANDWIDTH_SHARE, _recomputed_share(config)
 
-    peak, width = gpu.tflops * 1e12, model.num_attention_heads * model.head_size
-    predicted = config.data.masking.fraction
-    sequence_flops = training_flops(model, vocab_rows, sequence_length, predicted=predicted)
-    all_flops = sequence_flops * train.micro_batch_size / parallel.context
-    attention_flops = 3 * 4 * rows * sequence_length * width * model.num_layers
-    share = layers / model.num_layers / parallel.tensor
-    matrices = (all_flops - attention_flops) * share / (peak * gpu.reached)
-    attention = attention_flops * share / (peak * ATTENTION_SHARE * head_share(model.head_size)) / (2 if causal else 1)
-    elementwise = _elementwise_bytes(config, vocab_rows, rows, layers) / (gpu.bandwidth * 1e12 * BANDWIDTH_SHARE)
+    matrices, attention = _products(config, vocab_rows, sequence_length, layers, gpu)
+    attention /= 2 if causal else 1
+    elementwise = _elementwise_bytes(config, vocab_rows, rows, layers) / bandwidth
     launches = layers * KERNELS_PER_LAYER * LAUNCH_SECONDS
     elementwise += max(0.0, launches - matrices - attention - elementwise)
-    again = _recomputed_share(config)
     recompute = again / (1 + BACKWARD) * (matrices + attention + elementwise)
 
     link, network = gpu.link * 1e9 * LINK_SHARE, gpu.network * 1e9 * LINK_SHARE
+    sums, sent = _messages(config, rows, layers)
     tensor_link = link if parallel.tensor <= GPUS_PER_NODE else network
     context_link = link if parallel.tensor * parallel.context <= GPUS_PER_NODE else network
-    hidden_bytes = 2 * rows * model.hidden_size
-    sum_bytes = layers * 2 * hidden_bytes * _others(parallel.tensor)  # one sum in each layer
-    tensor_bytes = sum_bytes * (4 + 2 * again)
-    # Sequence parallelism gathers two inputs once more, beside the products of the input gradients: no time, but bytes.
-    sent_bytes = tensor_bytes + sum_bytes * parallel.sequence
-    tensor = (tensor_bytes / tensor_link + LATENCY_SECONDS * layers * 4 * (parallel.tensor > 1)) * TENSOR_EXPOSED
-    keys = 2 * 2 * rows * model.query_groups * model.head_size / parallel.tensor
-    context_bytes = layers * (2 + again) * keys * (parallel.context - 1)
-    context = context_bytes / context_link
-    sends = (2 * parallel.virtual_pipeline - (parallel.pipeline == 2)) * (parallel.pipeline > 1)
-    pipeline_bytes = sends * hidden_bytes / (parallel.tensor if parallel.sequence else 1)
-    pipeline = pipeline_bytes / network / 2
+    tensor = (sums / tensor_link + LATENCY_SECONDS * layers * 4 * (parallel.tensor > 1)) * TENSOR_EXPOSED
+    context, pipeline = sent["context"] / context_link, sent["pipeline"] / network / 2
 
     one = matrices + attention + elementwise + recompute + tensor + context + pipeline
-    bubble = one * (parallel.pipeline - 1) / parallel.virtual_pipeline
     states = [state_bytes(config, vocab_rows, Place(stage, 0, place.shards)) for stage in range(parallel.pipeline)]
     state = max(states, key=lambda one: one["gradients"])
     data_bytes = (state["gradients"] + state["weights"]) * _others(place.shards)
@@ -116,16 +100,38 @@ def step_time(
         tensor=tensor * micro_batches,
         context=context * micro_batches,
         pipeline=pipeline * micro_batches,
-        bubble=bubble,
+        bubble=one * (parallel.pipeline - 1) / parallel.virtual_pipeline,
         data=exposed * data_bytes / (link if in_node else network),
-        optimizer=touched / (gpu.bandwidth * 1e12 * BANDWIDTH_SHARE),
-        traffic={
-            "tensor": sent_bytes * micro_batches,
-            "context": context_bytes * micro_batches,
-            "pipeline": pipeline_bytes * micro_batches,
-            "data": data_bytes,
-        },
+        optimizer=touched / bandwidth,
+        traffic={kind: count * micro_batches for kind, count in sent.items()} | {"data": data_bytes},
     )
+
+
+def _products(config: Config, vocab_rows: int, sequence_length: int, layers: int, gpu: Gpu) -> tuple[float, float]:
+    """Seconds of matrix products and of attention for a micro-batch in `layers` layers, forward and backward."""
+    model, parallel, batch = config.model, config.parallel, config.train.micro_batch_size / config.parallel.context
+    flops = training_flops(model, vocab_rows, sequence_length, predicted=config.data.masking.fraction) * batch
+    width = model.num_attention_heads * model.head_size
+    attention = 3 * 4 * batch * sequence_length**2 * width * model.num_layers
+    share = layers / model.num_layers / parallel.tensor / (gpu.tflops * 1e12)
+    products = (flops - attention) * share / gpu.reached
+    return products, attention * share / (ATTENTION_SHARE * head_share(model.head_size))
+
+
+def _messages(config: Config, rows: int, layers: int) -> tuple[float, dict[str, float]]:
+    """Bytes of a micro-batch that tensor parallelism waits for, and all that a rank sends, by kind."""
+    model, parallel, again = config.model, config.parallel, _recomputed_share(config)
+    hidden = 2 * rows * model.hidden_size
+    one = layers * 2 * hidden * _others(parallel.tensor)  # one sum in each layer
+    sums = one * (4 + 2 * again)
+    keys = 2 * 2 * rows * model.query_groups * model.head_size / parallel.tensor
+    stages = (2 * parallel.virtual_pipeline - (parallel.pipeline == 2)) * (parallel.pipeline > 1)
+    return sums, {
+        # Sequence parallelism gathers two inputs once more, beside the products of the input gradients.
+        "tensor": sums + one * parallel.sequence,
+        "context": layers * (2 + again) * keys * (parallel.context - 1),
+        "pipeline": stages * hidden / (parallel.tensor if parallel.sequence else 1),
+    }
 
 
 def head_share(head_size: int) -> float:
