@@ -30,10 +30,8 @@ def main(arguments: list[str]) -> None:
     add("--model", type=Path, required=True, help="run, step folder, or Hugging Face folder")
     add("--data.path", type=list[str] | str, default="", help="dataset; default: the one the run was trained on")
     add("--split", type=str, default="test", help="train, valid or test")
-    what = "as when training validates, or the same bases or blocks of six for every tokenizer"
-    add(
-        "--protocol", type=Literal["as_trained", "base", "block6"], default="as_trained", help=f"what is hidden: {what}"
-    )
+    what = "what is hidden: as when training validates, or the same bases or blocks of six for every tokenizer"
+    add("--protocol", type=Literal["as_trained", "base", "block6"], default="as_trained", help=what)
     add("--samples", type=int, default=1024, help="windows of the context (chunks under a protocol), spread evenly")
     add("--seed", type=int | None, default=None, help="of what is hidden; default: the run's, or 1234")
     add("--max_tokens", type=int, default=0, help="tokens a row; default: as trained")
@@ -50,10 +48,8 @@ def main(arguments: list[str]) -> None:
     measure, tokenizer, length, config, facts = (_hugging_face if is_export else _checkpoint)(options)
     path = options["data.path"] or config.data.path
     is_here = bool(path) and all(Path(one).exists() for one in ([path] if isinstance(path, str) else path))
-    if not options["data.path"]:
-        require(
-            is_here, f"{options.model}: the dataset it was trained on ({path}) is not here; give one with --data.path"
-        )
+    gone = f"{options.model}: the dataset it was trained on ({path}) is not here; give one with --data.path"
+    require(is_here or bool(options["data.path"]), gone)
     samples = EvaluationSamples(
         open_chunks(path, options.split),
         tokenizer,
