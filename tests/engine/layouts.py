@@ -1,8 +1,5 @@
-"""Ten steps of the toy run under one layout after another, on the ranks of one spawn, and what they computed by global
-names: the material of test_parity.py.
-"""
+"""Ten steps of the toy run under a layout, and what its ranks computed, by global names, for test_parity.py."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +17,6 @@ def parity_config(dataset: Path, changes: dict[str, dict[str, Any]]) -> Config:
     config = toy_config(dataset)
     config = replace(config, train=replace(config.train, steps=STEPS))
     return replace(config, **{name: replace(getattr(config, name), **keys) for name, keys in changes.items()})
-
-
-def run_cases(cases: dict[str, tuple[int, Config]]) -> dict[str, dict[str, Any]]:
-    """Run each case on the first of these ranks, each with a process group of its own."""
-    rank, store = int(os.environ["RANK"]), os.environ["MEGADNA_STORE"]
-    found = {}
-    for number, (name, (num_ranks, config)) in enumerate(cases.items()):
-        if rank < num_ranks:
-            os.environ.update(WORLD_SIZE=str(num_ranks), MEGADNA_STORE=f"{store}-{number}")
-            found[name] = train(config)
-    return found
 
 
 def train(config: Config) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Checkpoints under every kind of layout: saved by one, resumed by another, the same run."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from toy import master_weights, metrics, run_training, toy_config
 
-from megadna.config import Config
-
-Job = tuple[int, Config, Path, bool]
-
 RESUMED: dict[str, tuple[int, dict[str, Any]]] = {
     "one rank": (1, {}),
     "context 2, recompute full": (2, {"context": 2, "recompute": "full"}),
@@ -25,20 +20,11 @@ RESUMED: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def run_jobs(jobs: list[Job]) -> None:
-    """Train each job on the first of these ranks, each with a process group of its own."""
-    rank, store = int(os.environ["RANK"]), os.environ["MEGADNA_STORE"]
-    for number, (num_ranks, config, run, resume) in enumerate(jobs):
-        if rank < num_ranks:
-            os.environ.update(WORLD_SIZE=str(num_ranks), MEGADNA_STORE=f"{store}-{number}")
-            run_training(config, run, resume)
-
-
 @pytest.fixture(scope="module")
 def interleaved(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps on an interleaved pipeline, checkpoints at 3 and 6."""
     run = tmp_path_factory.mktemp("layouts") / "interleaved"
-    run_ranks(run_jobs, 2, [(2, toy_config(toy_dataset, pipeline=2, virtual_pipeline=2), run, False)])
+    run_ranks(run_training, 2, toy_config(toy_dataset, pipeline=2, virtual_pipeline=2), run)
     return run
 
 
@@ -46,13 +32,11 @@ def interleaved(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def runs(interleaved: Path, toy_dataset: Path) -> dict[str, Path]:
     """Its checkpoint of step 3 resumed on the other layouts."""
     found = {"interleaved": interleaved}
-    jobs: list[Job] = []
     for name, (num_ranks, parallel) in RESUMED.items():
         found[name] = interleaved.with_name(name)
         shutil.copytree(interleaved, found[name])
         shutil.rmtree(found[name] / "checkpoints" / "step-00000006")
-        jobs.append((num_ranks, toy_config(toy_dataset, **parallel), found[name], True))
-    run_ranks(run_jobs, 4, jobs)
+        run_ranks(run_training, num_ranks, toy_config(toy_dataset, **parallel), found[name], True)
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import parity_config, run_cases, whole
+from layouts import parity_config, train, whole
 from ranks import run_ranks
 
 PADDED = {"variable_length": 0.5}
@@ -154,10 +154,10 @@ SLOW: dict[str, tuple[int, dict[str, dict[str, Any]], str]] = {
 
 
 def runs(cases: dict[str, tuple[int, dict[str, dict[str, Any]], str]], dataset: Path) -> dict[str, list[dict]]:
-    """What every rank found, by case; one spawn for all."""
-    configs = {name: (ranks, parity_config(dataset, changes)) for name, (ranks, changes, _) in cases.items()}
-    found = run_ranks(run_cases, max(ranks for ranks, _ in configs.values()), configs)
-    return {name: [of_rank[name] for of_rank in found if name in of_rank] for name in cases}
+    """What every rank found, by case."""
+    return {
+        name: run_ranks(train, ranks, parity_config(dataset, changes)) for name, (ranks, changes, _) in cases.items()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ and nothing where a tensor is missing, foreign or of another shape.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -19,21 +18,14 @@ from toy import losses, master_weights, metrics, run_training, toy_config
 from megadna.config import Config
 from megadna.errors import UserError
 
-Job = tuple[int, Callable[..., Any], tuple]
 
-
-def run_jobs(jobs: list[Job]) -> list[Any]:
-    """Each job on the first of these ranks, with a process group of its own; the UserError's text where one ends so."""
-    rank, store = int(os.environ["RANK"]), os.environ["MEGADNA_STORE"]
-    found = []
-    for number, (num_ranks, work, arguments) in enumerate(jobs):
-        if rank < num_ranks:
-            os.environ.update(WORLD_SIZE=str(num_ranks), MEGADNA_STORE=f"{store}-{number}")
-            try:
-                found.append(work(*arguments))
-            except UserError as error:
-                found.append(str(error))
-    return found
+def refusal(work: Callable[..., Any], *arguments: Any) -> str:
+    """Text of the UserError that it ends with; empty where it does not."""
+    try:
+        work(*arguments)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def with_model(config: Config, **model: Any) -> Config:
@@ -72,10 +64,9 @@ def folder(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     new = with_model(replace(toy_config(toy_dataset, precision="bf16"), seed=99), rotary_interpolation=2.0)
     new = replace(new, checkpoint=replace(new.checkpoint, init_from=str(source)))
     other = toy_config(toy_dataset, precision="bf16", pipeline=2)
-    run_ranks(run_jobs, 2, [(2, run_training, (config, source))])
-    checkpoint = source / "checkpoints" / "step-00000006"
-    jobs = [(1, run_training, (new, folder / "started")), (2, copy_weights, (other, checkpoint, folder / "copied"))]
-    run_ranks(run_jobs, 2, jobs)
+    run_ranks(run_training, 2, config, source)
+    run_ranks(run_training, 1, new, folder / "started")
+    run_ranks(copy_weights, 2, other, source / "checkpoints" / "step-00000006", folder / "copied")
     return folder
 
 
@@ -134,11 +125,9 @@ def test_a_missing_or_foreign_tensor_is_named(folder: Path, toy_dataset: Path) -
             with_model(toy_config(toy_dataset), ffn_hidden_size=96),
         ),
     }
-    jobs = [(ranks, load_whole, (case, checkpoint)) for ranks, case in cases.values()]
-    found = run_ranks(run_jobs, 2, jobs)
-    for words, message in zip(cases, found[0], strict=True):
-        assert re.search(words, message) and "\n" not in message, message
-    assert found[1] == found[0][:2]  # the pipeline stage that has all it wants says so too
+    for words, (ranks, case) in cases.items():
+        for message in run_ranks(refusal, ranks, load_whole, case, checkpoint):  # a stage that has all it wants too
+            assert re.search(words, message) and "\n" not in message, message
 
 
 @pytest.mark.slow
@@ -149,7 +138,7 @@ def test_a_fast_optimizer_resumes_on_other_data_parallel_sizes(toy_dataset: Path
         return replace(toy, checkpoint=checkpoint, train=replace(toy.train, micro_batch_size=1))
 
     whole = tmp_path / "whole"
-    run_ranks(run_jobs, 4, [(4, run_training, (config(pipeline=2), whole))])
+    run_ranks(run_training, 4, config(pipeline=2), whole)
     formats = [
         json.loads((whole / "checkpoints" / f"step-0000000{step}" / "state.json").read_text())["optimizer_format"]
         for step in (3, 6)
@@ -161,12 +150,12 @@ def test_a_fast_optimizer_resumes_on_other_data_parallel_sizes(toy_dataset: Path
         "data 1": (2, {"pipeline": 2}),
         "tensor": (4, {"pipeline": 2, "tensor": 2}),
     }
-    jobs = []
+    found = {}
     for name, (ranks, parallel) in layouts.items():
         shutil.copytree(whole, tmp_path / name, symlinks=True)
-        jobs.append((ranks, run_training, (config(**parallel), tmp_path / name, True)))
-    found = run_ranks(run_jobs, 4, jobs)
+        found[name] = run_ranks(refusal, ranks, run_training, config(**parallel), tmp_path / name, True)
     assert metrics(tmp_path / "same") == metrics(whole)
     assert losses(tmp_path / "data 1") == pytest.approx(losses(whole), rel=1e-4)
-    refused = found[0][2]
+    refused = found["tensor"][0]
+    assert found["same"] == [""] * 4 and found["data 1"] == [""] * 2
     assert "fast under parallel.tensor 1, you gave 2" in refused and "SIGTERM" in refused
