@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import DistributedOptimizer, MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -121,7 +122,11 @@ def optimizer_shards(
         sharded: dict[str, Any] = optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
     for key in ("per_bucket_numel", "per_bucket_numel_unpadded"):  # pickles, of what the shapes say anyway
         sharded["param_state"].pop(key, None)
-    return sharded
+    # `fast`: a bucket of which a rank holds padding alone has no tensor, and lists of buckets would lose their places.
+    for buffer in (part for key, part in sharded["param_state"].items() if isinstance(key, int)):
+        buffer.update({dtype: dict(enumerate(buckets)) for dtype, buckets in buffer.items() if type(buckets) is list})
+    # And it would pickle the parameter groups of each stage, which differ in nothing that is loaded (load_optimizer).
+    return {key: part.data if isinstance(part, ShardedObject) else part for key, part in sharded.items()}
 
 
 def reload_master_weights(optimizer: MegatronOptimizer, weights: list[dict[str, Any]]) -> None:
@@ -148,9 +153,11 @@ def _set_states(part: DistributedOptimizer, original: Callable, parameter: Any, 
     """megatron's setter for a checkpoint's master weight and moments, around torch AdamW.
 
     torch keeps `step` per parameter, and megatron 0.16 looks for it among the loaded tensors, where its own save leaves
-    it out (it stands in the parameter group). The current value, already restored from there, is handed back.
+    it out or (`fast`) puts the one of before loading: it stands in the parameter group. The current value, already
+    restored from there, is handed back.
     """
-    original(parameter, {**part._get_main_param_and_optimizer_states(parameter), **tensors})
+    current = part._get_main_param_and_optimizer_states(parameter)
+    original(parameter, {**current, **tensors, **{key: current[key] for key in ("step",) if key in current}})
 
 
 def gradient_norm(optimizer: MegatronOptimizer) -> tuple[bool, float]:
