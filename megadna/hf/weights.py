@@ -30,7 +30,9 @@ OTHER_HEADS = (".pooler.", "cls.seq_relationship.")
 
 
 def keep_freed_memory() -> None:
-    """Let glibc use freed tensors again instead of asking the kernel for zeroed pages: a conversion is a third faster.
+    """Let glibc use freed tensors again instead of asking the kernel for zeroed pages.
+
+    A quarter to a third fewer CPU seconds for a conversion (docs/benchmarks.md).
 
     mallopt(3): M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1. Elsewhere it does nothing.
     """

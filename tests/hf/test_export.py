@@ -217,7 +217,6 @@ def test_an_export_that_does_not_compute_the_same_is_refused(trained, exported):
 
 
 GOOD = {"hidden": 1e-5, "hidden_scale": 2.0, "logits": 9e-5, "agreement": 1.0, "nll": 1.302, "nll_reference": 1.3}
-GOOD |= {"nll_error": 0.001}
 
 
 @pytest.mark.parametrize(
@@ -228,12 +227,10 @@ GOOD |= {"nll_error": 0.001}
         ({"hidden": 2.1e-4}, "hidden states"),
         ({"agreement": 0.98}, "most probable"),
         ({"nll": 1.307}, "negative log-likelihood"),
-        ({"nll": 1.33, "nll_error": 0.009}, "negative log-likelihood"),
     ],
 )
 def test_limits_of_the_gate(change, what):
     assert _judge(GOOD).startswith("logits (fp32) differ by 9e-05")
-    assert "(bf16, relative) differ by 0.01" in _judge(GOOD | {"nll": 1.313, "nll_error": 0.009})  # rounding
     with pytest.raises(UserError, match=what):
         _judge(GOOD | change)
 
