@@ -27,6 +27,8 @@ LONGEST_INTERVAL = 5.0
 """Seconds between two signs, at most; a tenth of the timeout where that is less."""
 PATIENCE = 5.0
 """Seconds for an answer of the store: torch waits for ever where the wire to its node is cut."""
+SIGNS_OF_GLOO = ("gloo", "pair closure")
+"""In what gloo raises: a path of its source, or "Application timeout caused pair closure" alone."""
 LEFT, HERE = "left", Path(__file__).name
 
 
@@ -113,4 +115,5 @@ def is_collective_failure(error: BaseException) -> bool:
     """True for what gloo and nccl raise when another rank is gone or too late."""
     if isinstance(error, RunEnded) or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+    said = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(sign in said for sign in SIGNS_OF_GLOO)
