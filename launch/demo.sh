@@ -13,10 +13,7 @@ megadna preprocess \
 megadna inspect "$OUT/dataset"
 
 # 2. Pretrain: megatron-core on two CPU ranks (data parallel), bf16 weights, fp32 master weights, distributed optimizer.
-#    A CPU without instructions for bf16 would take three times as long as in fp32; there it trains in fp32.
-PRECISION=fp32
-if grep -qE 'avx512_bf16|amx_bf16|\bbf16\b' /proc/cpuinfo 2>/dev/null; then PRECISION=bf16; fi
-megadna train --config configs/demo.yaml --engine.precision "$PRECISION" --data.path "$OUT/dataset" --output "$OUT/run"
+megadna train --config configs/demo.yaml --data.path "$OUT/dataset" --output "$OUT/run"
 
 # 3. Masked bits per base on the test regions, beside baselines that see exactly what the model sees.
 megadna evaluate --model "$OUT/run" --split valid --samples 512

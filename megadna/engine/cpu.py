@@ -11,8 +11,11 @@ full speed.
 
 import functools
 import logging
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,9 +84,27 @@ def _plain_where_local(original: Callable[..., torch.Tensor]) -> Callable[..., t
     ) -> torch.Tensor:
         if kwargs["allreduce_dgrad"] or kwargs["sequence_parallel"]:
             return original(input, weight, bias, *args, **kwargs)
-        return torch.nn.functional.linear(input, weight, bias)
+        return torch.nn.functional.linear(*widened(input, weight, bias)).to(input.dtype)
 
     return linear
+
+
+def widened(*tensors: torch.Tensor | None) -> list[Any]:
+    """`tensors`; those on a CPU in bf16 as fp32, where it has no instructions for bf16.
+
+    Without them torch's matrix products and attention take three to five times as long in bf16. They add up in fp32
+    either way, so a result rounded to bf16 is the same but for the order of its sums.
+    """
+    wide = (x is not None and x.is_cpu and x.dtype == torch.bfloat16 and not has_bf16_instructions() for x in tensors)
+    return [x.float() if is_wide and x is not None else x for x, is_wide in zip(tensors, wide, strict=True)]
+
+
+@functools.cache
+def has_bf16_instructions() -> bool:
+    """Whether Linux names those of AVX-512, AMX or Arm among the CPU's own."""
+    with suppress(OSError):
+        return bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", Path("/proc/cpuinfo").read_text()))
+    return False
 
 
 _type = torch.Tensor.type

@@ -26,6 +26,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from megadna.engine.cpu import widened
 from megadna.model.backends import HALF, load_backend, varlen_attn
 from megadna.model.cpu_dropout import dropout_attention
 
@@ -88,13 +89,14 @@ def sdpa(
 def _dense(inputs: Iterable[Tensor], dropout: float) -> Tensor:
     """Context [B, N, S, D] of rows that are one sequence each: query [B, N, S, D], key and value [B, G, S, D]."""
     query, key, value = inputs
+    dtype = query.dtype
     if query.is_cpu:
         if dropout:
             return dropout_attention(query, key, value, dropout)
         # The tokens of sequence-first rows lie a batch apart, which costs the kernel more than copies do.
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        query, key, value = widened(query.contiguous(), key.contiguous(), value.contiguous())
     grouped = query.shape[1] != key.shape[1]
-    return scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped)
+    return scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped).to(dtype)
 
 
 def flash(
