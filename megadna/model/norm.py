@@ -30,7 +30,7 @@ class LayerNorm(torch.nn.LayerNorm):
         """Normalised over the last dimension, same shape."""
         if self.kernel:
             return self.kernel(input, self.weight, self.bias, self.normalized_shape, self.eps)
-        if input.is_cpu and input.dtype != torch.float32:
+        if input.is_cpu and input.dtype != torch.float32 and torch.is_grad_enabled():
             # torch's CPU kernel adds up the gradients of weight and bias over all tokens in bf16, which stops growing;
             # a plain sum runs in fp32.
             plain = torch.nn.functional.layer_norm(input, self.normalized_shape, eps=self.eps)
