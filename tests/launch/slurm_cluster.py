@@ -38,8 +38,9 @@ SelectTypeParameters=CR_Core
 JobRequeue=1
 ReturnToService=2
 MpiDefault=none
+GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
+PartitionName=gpu Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -103,10 +104,13 @@ def _start_slurm(folder: Path) -> None:
     ports = _free_ports(1 + len(NODES))
     host = socket.gethostname().split(".")[0]
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=2000"
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=2000 Gres=gpu:8"
         for name, port in zip(NODES, ports[1:], strict=True)
     )
     (folder / "slurm.conf").write_text(CONFIG.format(host=host, folder=folder, controller=ports[0], nodes=nodes))
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-7]\n")  # in name only
+    for number in range(8):
+        (folder / f"gpu{number}").touch()
     (folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(NODES)}\n")
     (folder / "state").mkdir()
     private = ["unshare", "--mount", "sh", "-c", f'mount --bind {folder}/hosts /etc/hosts; exec "$@"', "sh"]

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster_page import command, commands
 
 from megadna.arguments import config_from, config_parser, parse
+from megadna.cli import main
 from megadna.commands import launch
 from megadna.errors import UserError
 from megadna.planning.hardware import GPUS
@@ -99,11 +101,21 @@ def test_the_documented_layouts_fit_80_gb(monkeypatch: pytest.MonkeyPatch) -> No
         assert layout.fits and layout.memory.total / 1e9 == pytest.approx(float(gigabytes), abs=0.5), path
 
 
-def test_slurm_gets_the_overlay_behind_the_config(
+def test_the_documented_dry_run_has_the_overlay_behind_the_config(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    overlay = ["--config", "configs/layouts/aido-dna-7b-256.yaml"]
-    launch.main([*COMMAND[: COMMAND.index("--dry_run")], "--dry_run", *overlay])
+    main(shlex.split(command("^megadna launch slurm .* --dry_run$"))[1:])
     script = capsys.readouterr().out
-    assert "CONFIG=configs/aido-dna-7b.yaml\n" in script and f"OPTIONS=({shlex.join(overlay)})" in script
+    overlay = "--config configs/layouts/aido-dna-7b-256.yaml"
+    assert "CONFIG=configs/aido-dna-7b.yaml\nRUN=runs/7b\n" in script and "#SBATCH --nodes=32\n" in script
+    assert f"OPTIONS=({overlay} --data.path DATASET)" in script
+
+
+def test_every_command_of_the_page_is_run_by_a_test_of_this_folder() -> None:
+    folder = Path(__file__).parent
+    sources = "".join(path.read_text(encoding="utf-8") for path in folder.glob("test_*.py"))
+    sources += (folder / "two_hosts.py").read_text(encoding="utf-8")
+    taken = {command(pattern) for pattern in re.findall(r'\bcommand\("([^"]+)"\)', sources)}
+    assert taken == set(commands())
+    assert folder.samefile(ROOT / command("pytest").split()[-1])

@@ -1,9 +1,10 @@
 """Two 'hosts' on this machine: network namespaces with an address each and one wire between them, for one `with`.
 
-Needs root and iproute2. The namespaces and the wire are gone at the end, whatever happened.
+Needs root, iproute2 and procps. The namespaces and the wire are gone at the end, whatever happened.
 """
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from cluster_page import command
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ def missing() -> str:
     """Why there can be no two hosts here; empty where there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if not shutil.which("ip"):
-        return "not installed: ip (apt-get install iproute2)"
+    if not (shutil.which("ip") and shutil.which("sysctl")):
+        return "not installed: ip or sysctl (apt-get install iproute2 procps)"
     name = f"md{os.getpid()}t"
     allowed = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
     subprocess.run(["ip", "netns", "del", name], capture_output=True)
@@ -47,12 +50,12 @@ def missing() -> str:
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
-    """Make the hosts and connect them; their file of names goes to `folder`."""
+    """Make the hosts (10.0.0.1 and 10.0.0.2) and connect them; their file of names goes to `folder`."""
     names = folder / "hosts"
-    lines = [f"{prefix}10.77.0.{side} host{side}\n" for side in (1, 2) for prefix in ("", "::ffff:")]
+    lines = [f"{prefix}10.0.0.{side} host{side}\n" for side in (1, 2) for prefix in ("", "::ffff:")]
     names.write_text(f"127.0.0.1 localhost {socket.gethostname()}\n{''.join(lines)}")
     prefix = f"md{os.getpid()}"
-    first, second = (Host(f"{prefix}{side}", f"{prefix}{side}", f"10.77.0.{side}", str(names)) for side in (1, 2))
+    first, second = (Host(f"{prefix}{side}", f"{prefix}{side}", f"10.0.0.{side}", str(names)) for side in (1, 2))
     hosts = (first, second)
     try:
         for host in hosts:
@@ -63,8 +66,8 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
             _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", host.card)
             _ip("-n", host.namespace, "link", "set", "lo", "up")
             host.plug("up")
-            # As docs/cluster.md advises, and lower still: torchrun on a host that is cut off waits for the kernel.
-            subprocess.run(host.command("sh", "-c", "echo 7 > /proc/sys/net/ipv4/tcp_retries2"), check=True)
+            # torchrun on a host that is cut off waits for the kernel.
+            subprocess.run(host.command(*shlex.split(command("^sysctl"))), check=True)
         yield hosts
     finally:
         for host in hosts:
