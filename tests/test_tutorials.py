@@ -1,7 +1,6 @@
 """The tutorials run as they stand: real genomes and commands, a toy model on the CPU, a stand-in for hub and weights.
 
-Commands go through wrappers of the same names that give training one more --config (toy sizes; the later wins) and
-leave out the comparison of export and import, which other tests run (tests/hf, tests/interop).
+Commands go through wrappers of the same names that give training one more --config (toy sizes; the later wins).
 """
 
 import importlib.util
@@ -34,7 +33,6 @@ WRAPPERS = {
 [[ " $* " != *" --resume "* ]] || toy=$TOY/longer.yaml
 case $1 in
 train) set -- "$@" --config "$toy" ;;
-import | export) set -- "$@" --no_verify ;;
 finetune) set -- "$@" --max_steps 2 ;;
 esac""",
     "torchrun": 'set -- "$@" --config "$TOY/toy.yaml"',
