@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megadna.config import Config, ModelConfig
 from megadna.model.attention import CoreAttention
-from megadna.model.layers import ColumnWithBias, PostNormLayer
+from megadna.model.layers import ColumnWithBias, PostNormLayer, swiglu
 from megadna.model.norm import norm_class
 
 
@@ -50,9 +50,10 @@ def to_transformer_config(config: Config, device: torch.device) -> TransformerCo
         perform_initialization=False,  # model/initial_weights.py fills them, the same under every layout
         gradient_accumulation_fusion=False,  # needs apex
         masked_softmax_fusion=False,
-        # On a CPU too, where nothing is compiled: the backward pass computes the activation again instead of keeping it
-        # (12 % of a 256-wide layer's time). megatron's fused GELU is the tanh approximation, BERT's is exact.
-        bias_activation_fusion=model.activation == "swiglu",
+        # megatron's fused SwiGLU is compiled on a GPU; a CPU takes ours. Its fused GELU is the tanh approximation, BERT's
+        # is exact.
+        bias_activation_fusion=model.activation == "swiglu" and device.type != "cpu",
+        use_te_activation_func=model.activation == "swiglu" and device.type == "cpu",  # `activation_func` below
         bias_dropout_fusion=device.type == "cuda",
         persist_layer_norm=False,
     )
@@ -116,6 +117,7 @@ def block_submodules(
                 module=MLP,
                 submodules=MLPSubmodules(
                     linear_fc1=ColumnParallelLinear if transformer_config.bias_activation_fusion else ColumnWithBias,
+                    activation_func=swiglu if transformer_config.use_te_activation_func else None,
                     linear_fc2=RowParallelLinear,
                 ),
             ),

@@ -1,11 +1,12 @@
 """What megatron's layers lack: the post-LN layer of the original BERT, and a linear layer that adds its bias itself.
 
 x = LN(x + attention(x)), then x = LN(x + feed-forward(x)) (arXiv:1706.03762, section 3.1); megatron has pre-LN.
-Shapes: S sequence, B batch, H hidden.
+Shapes: S sequence, B batch, H hidden, F feed-forward width.
 """
 
 from typing import Any
 
+import torch
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
@@ -19,6 +20,12 @@ class ColumnWithBias(ColumnParallelLinear):
 
     def __init__(self, *args: Any, skip_bias_add: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, skip_bias_add=False, **kwargs)
+
+
+def swiglu(gate_up_SB2F: Tensor) -> Tensor:
+    """silu(gate) * up [S, B, F] (arXiv:2002.05202): megatron's, without the passes that only a compiler takes out."""
+    gate_SBF, up_SBF = gate_up_SB2F.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate_SBF) * up_SBF
 
 
 class PostNormLayer(TransformerLayer):

@@ -6,7 +6,8 @@ What a layer keeps, in elements a token (h hidden, w query width, g key-value wi
     attention            3 w + 2 g      query, key and value; the output as the kernel lays it and as the next matrix
     rotation             w + g          rotated query and key (a CPU keeps those alone, not the others); the sines and
                                         cosines of each are small, and the same for all rows
-    feed-forward         3 f, 2 f       SwiGLU: gate, up and their product; GELU: its input and output
+    feed-forward         3 f, 2 f       SwiGLU: gate, up and their product (a CPU keeps the activated gate too); GELU:
+                                        its input and output
 
 Tensor parallelism divides all but the first row, which sequence parallelism divides; context parallelism divides the
 tokens. A recomputed layer keeps its input alone. Counted as in arXiv:2205.05198, with an attention kernel that keeps no
@@ -93,7 +94,7 @@ def layer_bytes(config: Config, tokens: int, *, on_gpu: bool = True) -> float:
     width, groups = model.num_attention_heads * model.head_size, model.query_groups * model.head_size
     split = 3 * width + 2 * groups + (width + groups) * (on_gpu and model.positions == "rotary")
     split += (width + groups) * model.qk_norm  # the inputs of the norms beside their outputs
-    split += (3 if model.activation == "swiglu" else 2) * model.ffn_hidden_size
+    split += (4 - on_gpu if model.activation == "swiglu" else 2) * model.ffn_hidden_size
     whole = 4 * model.hidden_size / _sequence_parts(config)
     drops = (2 * model.hidden_size / _sequence_parts(config)) if model.dropout else 0  # masks of a byte an element
     statistics = 2 * NORM_STATISTICS / _sequence_parts(config) + 4 * model.num_attention_heads / tensor
