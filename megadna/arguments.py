@@ -4,6 +4,7 @@ import difflib
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 
 def _options(arguments: list[str]) -> Iterable[tuple[str, str]]:
     """Each --key on the command line, and the value or word behind it."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         if word.startswith("--"):
             key, assigned, value = word.partition("=")
             yield key, value if assigned else following

@@ -153,3 +153,8 @@ def test_module_and_command_are_the_same(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert "bad.fa.gz" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])  # which needs no argument
+def test_a_command_alone_says_what_is_missing(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mistake(capsys, command)

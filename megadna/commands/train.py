@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from megadna.engine.distributed import launched_outside, parallel_world, select_
 from megadna.engine.launch import launched_here, run_ranks
 from megadna.errors import EXIT_REQUEUE, UserError
 from megadna.log import log_file, rank_from_environment
+from megadna.train.running import refuse_running, running
 
 
 def main(arguments: list[str]) -> None:
@@ -39,9 +41,10 @@ def main(arguments: list[str]) -> None:
     run = Path(options.output)
     num_ranks = world_size_from_environment() if launched_outside() else config.engine.num_processes
     _check(config, num_ranks)
-    if not launched_outside() or (rank_from_environment() == 0 and not launched_here()):
+    starts = not launched_outside() or (rank_from_environment() == 0 and not launched_here())
+    if starts:
         _prepare(run, config, resume=options.resume, overwrite=options.overwrite)
-    with log_file(run / "log.txt"):
+    with log_file(run / "log.txt"), running(run) if starts else nullcontext():
         if not launched_outside() and num_ranks > 1:
             sys.exit(run_ranks(num_ranks, ["train", *arguments]))
         if not _train(config, run, resume=options.resume):
@@ -84,6 +87,7 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool) -> None
 
     if resume != "never" and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
+    refuse_running(run)
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file; --output names the run folder")
     source = Path(config.checkpoint.init_from) if config.checkpoint.init_from else None

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from megadna.arguments import dump_config
 from megadna.config import Config
 from megadna.errors import UserError
+from megadna.hf.weights import ReadAhead
 from megadna.train.checkpoint import MASTER_PREFIX
 from megadna.train.integrity import refuse_foreign_pickles, seal
 from megadna.train.saving import versions
@@ -69,14 +70,14 @@ class CheckpointTensors:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Without torch's remark, at every tensor, that there is one process; a UserError comes out as it went in."""
+    """Without torch's remark, at every tensor, that there is one process; UserError and Ctrl-C come out as they went in."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             yield
         except CheckpointException as error:
             reason, _ = next(iter(error.failures.values()))
-            raise (reason if isinstance(reason, UserError) else error) from None
+            raise (reason if isinstance(reason, UserError | KeyboardInterrupt) else error) from None
 
 
 class _Streamed(DefaultSavePlanner):
@@ -106,7 +107,7 @@ def write_tensors(
     # A file each: torch holds every tensor of a file until the file is finished. Sealing syncs.
     writer = _Nameless(weights, single_file_per_rank=False, thread_count=1, sync_files=False)
     with _alone():
-        dcp.save(hollow, storage_writer=writer, planner=_Streamed(read), no_dist=True)
+        dcp.save(hollow, storage_writer=writer, planner=_Streamed(ReadAhead(read, shapes)), no_dist=True)
     (weights / "metadata.json").write_text(json.dumps(BACKEND | COMMON))
     torch.save({}, weights / "common.pt")
 

@@ -50,8 +50,8 @@ def to_transformer_config(config: Config, device: torch.device) -> TransformerCo
         perform_initialization=False,  # model/initial_weights.py fills them, the same under every layout
         gradient_accumulation_fusion=False,  # needs apex
         masked_softmax_fusion=False,
-        # megatron's fused SwiGLU is compiled on a GPU; a CPU takes ours. Its fused GELU is the tanh approximation, BERT's
-        # is exact.
+        # megatron's fused SwiGLU is compiled on a GPU; a CPU takes ours. Its fused GELU is the tanh approximation,
+        # BERT's is exact.
         bias_activation_fusion=model.activation == "swiglu" and device.type != "cpu",
         use_te_activation_func=model.activation == "swiglu" and device.type == "cpu",  # `activation_func` below
         bias_dropout_fusion=device.type == "cuda",
