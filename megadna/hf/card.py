@@ -245,18 +245,22 @@ def _data(provenance: Provenance) -> str:
     parts: list[str] = []
     for dataset in provenance.datasets:
         options = dataset.options
-        parts.append("| source | species | records | bases | contigs |\n|---|---|---|---|---|")
+        head = ("source", "species", "records", "bases", " / ".join(dataset.splits) + " chunks", "contigs")
+        rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for source in dataset.sources:
             names = provenance.contigs.get(source.name, [])
             more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-            parts[-1] += f"\n| {source.name} | {source.species} | {source.records:,} | {source.bases:,} |"
-            parts[-1] += f" {', '.join(names[:SHOWN])}{more} |"
+            split = " / ".join(f"{source.chunks[name]:,}" for name in dataset.splits)
+            contigs = ", ".join(names[:SHOWN]) + more
+            cells = (source.name, source.species, f"{source.records:,}", f"{source.bases:,}", split, contigs)
+            rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")  # NCBI's gi|9626243|ref|
+        parts.append("\n".join(rows))
         chosen = Path(str(options.get("contigs"))).name
         chunks = ", ".join(f"{split} {count:,}" for split, count in dataset.chunks.items())
         parts.append(
             f"Dataset {dataset.dataset_id}: chunks of {dataset.chunk_length:,} nucleotides ({chunks}); contig filter "
-            f"`{chosen}`; held out by `{options.get('split')}` (valid {options.get('valid_fraction')}, "
-            f"test {options.get('test_fraction')})."
+            f"`{chosen}`; held out by `{options.get('split')}` (asked for: valid "
+            f"{options.get('valid_fraction')}, test {options.get('test_fraction')})."
         )
         splits = dict(dataset.leakage.get("splits", {}))
         parts += [
