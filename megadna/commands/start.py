@@ -14,7 +14,7 @@ from megadna.arguments import new_parser, parse
 from megadna.config import Config
 from megadna.errors import require
 from megadna.planning.hardware import GPUS, GPUS_PER_NODE
-from megadna.planning.start import FEW_PASSES, SHAPE, TOKENS_PER_PARAMETER, Genomes, Start, choose, survey
+from megadna.planning.start import FEW_PASSES, MOST_PASSES, SHAPE, TOKENS_PER_PARAMETER, Genomes, Start, choose, survey
 
 
 def main(arguments: list[str]) -> None:
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
         f"predicted: {start.hours:.2g} of {options.hours:g} hours on {gpus} {options.gpu}",
     ]
     commands = _commands(shlex.quote(str(folder)), genomes, start, gpus)
-    _write(folder, genomes, start, [*lines, commands[1]])
+    _write(folder, genomes, start, [*lines, commands[2]])
     told = f"wrote {folder}/samples.tsv (see whether the species are right) and {folder}/config.yaml; next:"
     sys.stdout.write("\n".join([*lines, told, *(f"  {command}" for command in commands)]) + "\n")
 
@@ -57,7 +57,9 @@ def _lines(genomes: Genomes, start: Start) -> Iterator[str]:
     if layout:
         yield f"layout: {layout.name}, {layout.memory.total / 1e9:.1f} GB a GPU"
     if start.ratio < TOKENS_PER_PARAMETER:
-        yield f"warning: {TOKENS_PER_PARAMETER} tokens a parameter are wanted: this model needs more bases or hours"
+        next_step = (train.steps + 1) * start.step_tokens
+        wanted = "bases" if next_step > MOST_PASSES * genomes.train_bases else "hours"
+        yield f"warning: {TOKENS_PER_PARAMETER} tokens a parameter are wanted: this model needs more {wanted}"
     if start.passes > FEW_PASSES:
         yield f"warning: beyond {FEW_PASSES} passes repeats are worth less than new genomes: add related ones"
 
@@ -72,9 +74,11 @@ def _commands(folder: str, genomes: Genomes, start: Start, gpus: int) -> list[st
     return [
         f"megadna preprocess --sample_sheet {folder}/samples.tsv --output {folder}/dataset "
         f"--valid_fraction {share} --test_fraction {share} {related}",
+        f"megadna inspect {folder}/dataset",
         f"megadna {train} --config {folder}/config.yaml --data.path {folder}/dataset --output {folder}/run",
         f"megadna evaluate --model {folder}/run --split test",
         f"megadna export --checkpoint {folder}/run --output {folder}/model",
+        f"megadna report {folder}/run",
     ]
 
 

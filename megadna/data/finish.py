@@ -1,6 +1,7 @@
 """The manifest of a finished build, and what its user should be warned of."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -86,6 +87,7 @@ def warnings_of(parts: list[Part], sources: list[SourceFile], options: Preproces
     masked = [part.totals.counts.soft_masked > 0.001 * part.totals.counts.bases for part in parts]
     if any(masked) and not all(masked) and options.soft_mask == "keep":
         found.append(f"{sum(masked)} of {len(parts)} sources are soft-masked, the others are not; see --soft_mask fold")
+    found += _uneven(parts, sources, options)
     for split, name in enumerate(SPLITS[1:], start=1):
         chunks = sum(part.totals.chunks[split] for part in parts)
         if 0 < chunks < _FEW_CHUNKS:
@@ -95,3 +97,14 @@ def warnings_of(parts: list[Part], sources: list[SourceFile], options: Preproces
                 f"about {error:.3f}"
             )
     return found
+
+
+def _uneven(parts: list[Part], sources: list[SourceFile], options: PreprocessOptions) -> Iterator[str]:
+    """Splits with more than twice the share of the bases that was asked for: few blocks or contigs, so by chance."""
+    drawn = [part.totals.sizes for part, source in zip(parts, sources, strict=True) if source.split is None]
+    total = sum(map(sum, drawn))
+    remedy = "add genomes" + " or give --block_chunks 1" * (options.split == "region" and options.block_chunks > 1)
+    for split, asked in ((1, options.valid_fraction), (2, options.test_fraction)):
+        got = sum(sizes[split] for sizes in drawn)
+        if got > 2 * asked * total and not options.named_contigs:
+            yield f"{SPLITS[split]} got {got / total:.1%} of the bases, and {asked:.1%} were asked for; {remedy}"

@@ -95,6 +95,7 @@ class Genomes:
 
 def survey(folder: Path) -> Genomes:
     """Read every FASTA file of `folder` as `megadna preprocess` will; UserError where there is nothing to train on."""
+    require(not folder.is_file(), f"{folder}: is a file; name the folder that holds it")
     require(folder.is_dir(), f"{folder}: no such folder; name the one that holds the FASTA files")
     options = PreprocessOptions(input=[folder], output=folder)
     found, _ = find_sources(options)

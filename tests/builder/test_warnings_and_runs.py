@@ -31,6 +31,19 @@ def test_hard_masked_and_mixed_masking_are_named(tmp_path):
     assert "soft-masked" not in " | ".join(folded.notes)
 
 
+def test_a_split_far_larger_than_asked_for_is_named(tmp_path):
+    """Two genomes of 13 and 5 chunks have three blocks; one of 4,000 blocks gets what was asked for."""
+    data, few = ROOT / "tests" / "data", {"chunk_length": 4000, "block_chunks": 10}
+    manifest = build(tmp_path, data / "lambda.fa.gz", data / "human_mt.fa.gz", **few)
+    shares = {split: manifest.bases[split] / sum(manifest.bases.values()) for split in manifest.splits}
+    assert max(shares["valid"], shares["test"]) > 0.2
+    for split in ("valid", "test"):
+        told = f"{split} got {shares[split]:.1%} of the bases, and 10.0% were asked for; add genomes or give --block_"
+        assert any(told in note for note in manifest.notes) == (shares[split] > 0.2)
+    (tmp_path / "x.fa").write_bytes(fasta({"c": genome(200_000)}))
+    assert "asked for" not in " | ".join(build(tmp_path, tmp_path / "x.fa", block_chunks=1, output="even").notes)
+
+
 def test_more_files_than_workers_and_mixed_formats(tmp_path):
     import gzip
 

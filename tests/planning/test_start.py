@@ -1,6 +1,7 @@
 """`megadna start`: it finds what preprocess takes, chooses by its rules, and writes what train reads."""
 
 import gzip
+import re
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from megadna.arguments import load_config
 from megadna.commands import preprocess
-from megadna.commands.start import _yaml, main
+from megadna.commands.start import _lines, _yaml, main
 from megadna.data.manifest import load_manifest
 from megadna.errors import UserError
 from megadna.planning.hardware import GPUS
@@ -65,7 +66,7 @@ def test_the_sheet_builds_the_dataset_that_was_counted(tmp_path: Path, capsys: p
     text = capsys.readouterr().out
     assert "alternate contigs of 200" in text and "cdna" in text and "passes" in text
     commands = next_commands(text)
-    assert [words[0] for words in commands] == ["preprocess", "train", "evaluate", "export"]
+    assert [words[0] for words in commands] == ["preprocess", "inspect", "train", "evaluate", "export", "report"]
     preprocess.main(commands[0][1:])
     manifest = load_manifest(tmp_path / "first" / "dataset")
     assert {source.name: source.species for source in manifest.sources} == {
@@ -83,7 +84,7 @@ def test_the_sheet_builds_the_dataset_that_was_counted(tmp_path: Path, capsys: p
     assert found.train_bases == pytest.approx(manifest.bases["train"], rel=0.15)
     config = load_config(tmp_path / "first" / "config.yaml")
     assert config.data_parallel_size(2) == 2 and manifest.chunk_length % (int(config.data.sequence_length) - 2) == 0
-    assert all(word in commands[1] for word in (f"{tmp_path}/first/config.yaml", f"{tmp_path}/first/dataset"))
+    assert all(word in commands[2] for word in (f"{tmp_path}/first/config.yaml", f"{tmp_path}/first/dataset"))
 
 
 def test_genomes_of_one_species_do_not_leak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +119,13 @@ def test_the_choice_keeps_to_its_rules(num_ranks: int, gpu: str) -> None:
     assert chosen == sorted(chosen) and chosen[0] < chosen[-1]
 
 
+@pytest.mark.parametrize(("bases", "hours", "wanted"), [(1e5, 24, "bases"), (1e9, 0.01, "hours"), (1e9, 24, "")])
+def test_the_warning_names_what_is_short(bases: float, hours: float, wanted: str) -> None:
+    genomes = genomes_of(bases)
+    text = "\n".join(_lines(genomes, choose(genomes, 2, hours, None)))
+    assert re.findall(r"this model needs more (.*)", text) == [wanted] * bool(wanted)
+
+
 def test_what_the_genomes_are_like_decides_how_they_are_read(tmp_path: Path) -> None:
     plain = choose(genomes_of(1e8), 1, 1, GPUS["h100"]).config.data
     assert (plain.packing, plain.lower_case_weight, plain.reverse_complement) == (False, 1.0, 0.5)
@@ -134,7 +142,7 @@ def test_what_the_genomes_are_like_decides_how_they_are_read(tmp_path: Path) -> 
 def test_more_gpus_than_a_node_has_go_through_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = folder_of(tmp_path / "genomes", "lambda.fa.gz")
     main([str(folder), "--gpus", "12", "--output", str(tmp_path / "first")])
-    command = next_commands(capsys.readouterr().out)[1]
+    command = next_commands(capsys.readouterr().out)[2]
     assert command[:6] == ["launch", "slurm", "--nodes", "2", "--ranks_per_node", "6"]
 
 
@@ -142,6 +150,7 @@ def test_more_gpus_than_a_node_has_go_through_slurm(tmp_path: Path, capsys: pyte
     ("words", "message"),
     [
         (["{}/nowhere"], "nowhere: no such folder"),
+        (["{}/fine/a.fa"], "a.fa: is a file; name the folder that holds it"),
         (["{}/empty"], "empty: no FASTA file in this folder"),
         (["{}/protein"], "line 2: 'F' is no nucleotide code"),
         (["{}/transcripts"], "no genome, only transcripts by their names"),
