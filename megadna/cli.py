@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "megadna").startswith("megadna"):
             raise
-        _fail(f"{error.name} is not installed; get it with pip install 'megadna[downstream]'", 2)
+        remedy = "in a clone of megadna: pip install -c constraints.txt -e '.[downstream]'"
+        _fail(f"{error.name} is not installed; get it {remedy}", 2)
     except BrokenPipeError:  # `megadna inspect ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -61,7 +61,8 @@ class TrainConfig:
         )
         require(
             0 <= self.warmup_steps < decay_steps,
-            f"train.warmup_steps must lie in 0..steps - 1 (of the decay), got {self.warmup_steps} of {decay_steps}",
+            f"train.warmup_steps must lie in 0..steps - 1 (of the decay), got {self.warmup_steps} of {decay_steps}; "
+            f"add --train.warmup_steps {decay_steps // 10}",
         )
         self._check_rampup()
         samples = self.samples_after(decay_steps)

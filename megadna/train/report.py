@@ -23,7 +23,8 @@ from megadna.train import plots
 
 FIGURES = {
     "valid_bits.png": "Every chosen base hidden, p renormalised over A, C, G, T; the band is one standard error over "
-    "chunks, grey lines are the baselines of evaluation-valid.json, which may hold more chunks than the curve.",
+    "chunks. Grey: 2 bits, a uniform guess, and all baselines once <code>megadna evaluate --split valid</code> has "
+    "run, perhaps on more chunks than the curve.",
     "valid_extra.png": "The datasets of validation.extra, by the same definition; a rise is forgetting.",
     "baselines.png": "Bars are bits below the 2 bits of a uniform guess, with one standard error over chunks; the "
     "numbers are bits per base. Baselines see what the model sees.",

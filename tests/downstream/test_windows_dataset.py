@@ -205,4 +205,5 @@ def test_a_missing_library_names_the_extra() -> None:
     code = "import sys; sys.modules['bioframe'] = None; from megadna.cli import main; main(['windows', '--help'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr == "megadna: error: bioframe is not installed; get it with pip install 'megadna[downstream]'\n"
+    remedy = "get it in a clone of megadna: pip install -c constraints.txt -e '.[downstream]'"
+    assert result.stderr == f"megadna: error: bioframe is not installed; {remedy}\n"

@@ -144,7 +144,7 @@ def test_bionemo_holds_the_last_50000_steps_at_the_lowest_rate() -> None:
     ("keys", "words"),
     [
         ({"warmup_samples": 5}, "warmup_steps and train.warmup_samples exclude"),
-        ({"warmup_steps": 100}, r"warmup_steps must lie in 0..steps - 1 .*100 of 100"),
+        ({"warmup_steps": 100}, r"warmup_steps must lie in 0..steps - 1 .*100 of 100; add --train.warmup_steps 10"),
         ({"warmup_steps": 0, "warmup_samples": 800}, "below the 800 samples"),
         ({"decay_steps": 0}, "decay_steps must be positive"),
         ({"schedule": "wsd"}, "wsd_decay_steps .* got 0 under wsd"),
