@@ -3,6 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:-demo}
+if [ $# -gt 0 ] && [ -n "$(ls -A "$OUT" 2> /dev/null)" ]; then
+    echo "launch/demo.sh: $OUT exists and is not empty; name a new folder" >&2
+    exit 2
+fi
 rm -rf "$OUT"
 
 # 1. FASTA -> non-overlapping chunks of 4,000 nucleotides, in Megatron's indexed format. 10 % valid and 10 % test by region.
@@ -23,7 +27,7 @@ megadna evaluate --model "$OUT/run" --split test
 megadna export --checkpoint "$OUT/run" --output "$OUT/model"
 
 # 5. Fill the masked bases of a real sequence, with transformers alone; then the curves and the report.
-python tools/fill_mask.py "$OUT/model" --input tests/data/ecoli_K12_MG1655.fna.gz
+python tools/fill_mask.py "$OUT/model" --input tests/data/ecoli_K12_MG1655.fna.gz --length 240
 megadna report "$OUT/run"
 
 cat <<TEXT

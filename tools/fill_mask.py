@@ -6,6 +6,8 @@
 In:  a Hugging Face folder of a one-token-a-base masked language model, and a FASTA file (plain or gzip) or a sequence.
 Out: of the first window the hidden bases marked and p(A), p(C), p(G), p(T) of each; of all windows the share guessed
      right, which by chance alone is about 0.25, and bits a base, both with their standard error.
+The windows come from the whole file, most of it seen in training if the model was trained on it: no score of held-out
+regions, which `megadna evaluate --split test` gives.
 A fixed --seed picks the windows (A, C, G, T only) and the hidden positions; in each, all are hidden at once by [MASK].
 A window longer than what the model saw in training is warned about.
 """
@@ -171,7 +173,8 @@ def main() -> None:
             print(f"{place}, hidden bases in lower case:\n\n{marked(window, positions)}\n")
             print(table(window, positions, probabilities))
         scores += score(window, positions, probabilities)
-    print(f"\n{total(scores, len(windows))}")
+    seen = "" if arguments.sequence else "; from the whole file, so mostly seen if the model was trained on it"
+    print(f"\n{total(scores, len(windows))}{seen}")
 
 
 if __name__ == "__main__":
