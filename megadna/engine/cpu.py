@@ -54,6 +54,7 @@ def redirect_cuda(target: torch.device) -> None:
     torch.compiler.set_stance("force_eager")  # and megatron has decorated with it what was imported before
     name = "linear_with_grad_accumulation_and_async_allreduce"
     setattr(layers, name, _plain_where_local(getattr(layers, name)))
+    settle_kernels()
     with target:  # torch lists the functions that `with device:` acts on at its first use: let it list the true ones
         torch.empty(0)
     for name in _FACTORIES:
@@ -61,6 +62,16 @@ def redirect_cuda(target: torch.device) -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.Tensor.type = _type_as_on_cuda  # type: ignore[assignment, method-assign]
     _installed.append(target)
+
+
+def settle_kernels() -> None:
+    """Call MKL's vector functions once on this thread alone.
+
+    Where the first call of one comes from several threads, a thread may get a kernel with errors of 1e-4, for that call
+    (https://github.com/pytorch/pytorch/issues/188792): rotary angles of half of the positions were seen so.
+    """
+    for function in (torch.cos, torch.sin, torch.exp, torch.log, torch.sqrt, torch.tanh, torch.erf):
+        function(torch.ones(1, device="cpu"))
 
 
 def _on(target: torch.device, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -29,6 +29,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_megadna import MegaDnaConfig
 
+for _function in (torch.cos, torch.sin):
+    # The first call of either from several threads at once can have errors of 1e-4 on a CPU: this one comes from one.
+    # https://github.com/pytorch/pytorch/issues/188792
+    _function(torch.ones(1, device="cpu"))
+
 TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"}
 
 
