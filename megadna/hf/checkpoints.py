@@ -70,7 +70,7 @@ class CheckpointTensors:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Without torch's remark, at every tensor, that there is one process; UserError and Ctrl-C come out as they went in."""
+    """Without torch's remark, at every tensor, that there is one process; UserError and Ctrl-C pass as they are."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
