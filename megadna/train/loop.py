@@ -103,6 +103,8 @@ class TrainingRun:
                     self._step()
                     if stop.agreed() and self.state.step < self.config.train.steps:
                         self.writer.save(self.state, self.last_validation, wait=True)
+                        done = (self.state.step, self.config.train.steps)
+                        log.info("stopped at step %d of %d, saved; the same command with --resume goes on", *done)
                         return False
             log.info("step %d of %d is done: %s", self.state.step, self.config.train.steps, self.run)
             return True
