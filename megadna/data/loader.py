@@ -90,7 +90,7 @@ class TrainBatches(Iterator[Batch]):
         self._config = resolve_schedule(config)
         self._samples = samples
         self._pin = config.engine.device != "cpu" and torch.cuda.is_available()
-        self._rows = iter(loader)
+        self._rows: Iterator[Rows] = iter(loader)
         self._tokens = self._padding = self._pairs = 0
         self._wait = 0.0
 
@@ -103,6 +103,10 @@ class TrainBatches(Iterator[Batch]):
         batch = rows.batch(pin=self._pin)
         self._wait += time.perf_counter() - start
         return batch
+
+    def close(self) -> None:
+        """End the worker processes, which take no signal: a process that still has them at its end waits for ever."""
+        self._rows = iter(())
 
     def metrics(self, consumed_samples: int) -> dict[str, float]:
         """epoch and consumed_bases of all ranks, the last masking rate used; of this rank since the call before: the

@@ -94,9 +94,9 @@ class TrainingRun:
             self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
         self._announce()
         self.batches = self._batches()
-        if self.state.step == 0 and (source or self.config.validation.extra):
-            self._validate()  # what the model knows before it forgets
         try:
+            if self.state.step == 0 and (source or self.config.validation.extra):
+                self._validate()  # what the model knows before it forgets
             with self.heartbeat, StopRequest(self.world, self.config.train.exit_after_minutes) as stop:
                 while self.state.step < self.config.train.steps:
                     self.heartbeat.step = self.state.step
@@ -109,6 +109,7 @@ class TrainingRun:
             log.info("step %d of %d is done: %s", self.state.step, self.config.train.steps, self.run)
             return True
         finally:
+            self.batches.close()
             if self.metrics:
                 self.metrics.close()
 
