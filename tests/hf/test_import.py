@@ -166,8 +166,8 @@ def test_the_card_tells_data_recipe_and_validation(toy_dataset, tmp_path):
     export(checkpoint, tmp_path / "hf", check=False, license_name="apache-2.0")
     card = (tmp_path / "hf" / "README.md").read_text()
     for text in (
-        "| mgenitalium_G37 |  | 1 | 580,076 | L43967.2 |",
-        "contig filter `primary`; held out by `region` (valid 0.1, test 0.1)",
+        "| mgenitalium_G37 |  | 1 | 580,076 | 903 / 110 / 120 | L43967.2 |",
+        "contig filter `primary`; held out by `region` (asked for: valid 0.1, test 0.1)",
         "Leakage between the splits was not measured.",
         "| optimizer steps | 10 of 1,000 |",
         "| tokens read, padding included | 40,960 |",
