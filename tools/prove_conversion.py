@@ -24,6 +24,7 @@ import torch
 from megadna.arguments import load_config
 from megadna.hf.checkpoints import seal_checkpoint, write_tensors
 from megadna.hf.names import tensor_shapes
+from megadna.model.initial_weights import weight_std
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -39,10 +40,7 @@ def random_checkpoint(folder: Path, preset: str, layers: int) -> int:
         if name.endswith("bias") or len(shapes[name]) == 1:
             base = 1.0 if name.endswith("weight") else 0.0
             return (base + 0.02 * torch.randn(shapes[name], generator=generator)).bfloat16()
-        # as training begins: what adds to the residual stream is smaller (model/initial_weights.py)
-        residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-        std = 0.02 / (2 * config.model.num_layers) ** 0.5 if residual else 0.02
-        return (std * torch.randn(shapes[name], generator=generator)).bfloat16()
+        return (weight_std(name, config.model) * torch.randn(shapes[name], generator=generator)).bfloat16()
 
     folder.mkdir(parents=True)
     write_tensors(folder, shapes, draw, dtype=torch.bfloat16)

@@ -87,9 +87,9 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool) -> None
 
     if resume != "never" and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    refuse_running(run)
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file; --output names the run folder")
+    refuse_running(run)
     source = Path(config.checkpoint.init_from) if config.checkpoint.init_from else None
     if resume == "always" or (resume == "auto" and complete_checkpoints(run)):
         find_checkpoint(run)

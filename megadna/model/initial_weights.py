@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.module import MegatronModule
 
-from megadna.config import Config
+from megadna.config import Config, ModelConfig
 from megadna.model.layers import ColumnWithBias
 from megadna.model.sharding import shards
 
@@ -60,6 +60,10 @@ def initial_tensor(name: str, shape: tuple[int, ...], config: Config) -> np.ndar
         return np.ones(shape, np.float32)
     key = hashlib.blake2b(f"{config.seed}/{name}".encode(), digest_size=16).digest()
     rng = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
-    residual = config.model.norm_placement == "pre" and name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-    std = config.model.init_std / (math.sqrt(2 * config.model.num_layers) if residual else 1.0)
-    return rng.standard_normal(shape, np.float32) * np.float32(std)
+    return rng.standard_normal(shape, np.float32) * np.float32(weight_std(name, config.model))
+
+
+def weight_std(name: str, model: ModelConfig) -> float:
+    """Standard deviation of the matrix called `name`."""
+    residual = model.norm_placement == "pre" and name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+    return model.init_std / (math.sqrt(2 * model.num_layers) if residual else 1.0)

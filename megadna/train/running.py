@@ -22,17 +22,19 @@ def refuse_running(run: Path) -> None:
     node left on a network file system, so that is a warning.
     """
     try:
-        with (run / NAME).open("r+") as file:
-            holder = file.read().strip()
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = (run / NAME).open("r+")
     except FileNotFoundError:
         return
-    except OSError:
-        if holder.endswith(f" on {socket.gethostname()}"):
-            raise UserError(
-                f"{run}: another megadna train writes here ({holder}); stop it first, or give another --output"
-            ) from None
-        log.warning("%s: another megadna train may be writing here (%s)", run, holder)
+    with file:
+        holder = file.read().strip()
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:  # somebody has it, or the file system knows no locks
+            pass
+    if holder.endswith(f" on {socket.gethostname()}"):
+        raise UserError(f"{run}: another megadna train writes here ({holder}); stop it first, or give another --output")
+    log.warning("%s: another megadna train may be writing here (%s)", run, holder)
 
 
 @contextmanager

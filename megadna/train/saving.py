@@ -37,6 +37,7 @@ from megadna.engine.launch import STOP_SIGNALS
 from megadna.errors import SaveFailed
 from megadna.log import get_logger
 from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state
+from megadna.train.heartbeat import is_collective_failure
 from megadna.train.integrity import publish, seal
 from megadna.train.state import TrainState
 
@@ -276,6 +277,8 @@ def _die_with_parent() -> None:
 def _caught(function: Callable[[], None]) -> BaseException | None:
     try:
         function()
-    except (Exception, CheckpointException) as error:  # the save has failed, training has not
-        return error
+    except (Exception, CheckpointException) as error:
+        if is_collective_failure(error):  # a rank is gone; the heartbeat says which
+            raise
+        return error  # the save has failed, training has not
     return None

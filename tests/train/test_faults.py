@@ -181,6 +181,7 @@ def poisoned_training(config: Config, run: Path, bad: tuple[int, int], value: fl
         def __init__(self, **arguments: object) -> None:
             self.batches = original(**arguments)  # type: ignore[arg-type]
             self.metrics = self.batches.metrics
+            self.close = self.batches.close
 
         def __iter__(self) -> Iterator[Batch]:
             return self

@@ -57,6 +57,15 @@ def test_one_of_another_machine_is_a_warning(tmp_path: Path, caplog: pytest.LogC
     process.communicate("")
 
 
+def test_a_file_as_output_is_named_as_such(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run"
+    file.write_text("mine\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", str(CONFIG), "--output", str(file), "--data.path", str(toy_dataset)])
+    assert stop.value.code == 2 and f"{file}: is a file" in capsys.readouterr().err
+    assert file.read_text() == "mine\n"
+
+
 @pytest.mark.parametrize("option", ["--overwrite", "--resume"])
 def test_a_run_that_is_written_is_neither_deleted_nor_joined(
     option: str, toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
