@@ -9,12 +9,10 @@ Files are read and not mapped: pages of a mapped file would count as memory of t
 
 import ctypes
 import json
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +22,6 @@ from megadna.errors import UserError
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I64": torch.int64}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-Read = TypeVar("Read")
 METADATA = {"format": "pt"}
 ALIASES = ("decoder.weight", "decoder.bias", "position_ids")
 """Ends of names that repeat a tied weight, or hold no weight."""
@@ -43,25 +40,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)
         mallopt(-1, (1 << 31) - 1)
-
-
-class ReadAhead(Generic[Read]):
-    """`read` for names that are asked for in the order of `names`: the next is read while the caller writes the last.
-
-    Two results are in memory, then. The disk, which would else wait for one direction or the other, has both to do.
-    """
-
-    def __init__(self, read: Callable[[str], Read], names: Iterable[str]) -> None:
-        self._read, self._following = read, dict(pairwise(names))
-        self._begun: dict[str, Future[Read]] = {}
-        self._thread = ThreadPoolExecutor(1)
-
-    def __call__(self, name: str) -> Read:
-        """What `read(name)` returns or raises."""
-        result = self._begun.pop(name, None) or self._thread.submit(self._read, name)
-        if following := self._following.get(name):
-            self._begun[following] = self._thread.submit(self._read, following)
-        return result.result()
 
 
 class FolderWeights:
@@ -132,7 +110,6 @@ def write_weights(
         shards[-1].append(group)
         filled += size
     files: dict[str, str] = {}
-    read = ReadAhead(read, groups)
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         planned = {key: tensor for group in shard for key, tensor in groups[group].items()}

@@ -57,7 +57,7 @@ def test_one_of_another_machine_is_a_warning(tmp_path: Path, caplog: pytest.LogC
     process.communicate("")
 
 
-def test_a_file_as_output_is_named_as_such(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_as_output_is_named(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "run"
     file.write_text("mine\n")
     with pytest.raises(SystemExit) as stop:
