@@ -30,7 +30,7 @@ class InspectOptions:
     verify: bool = False
     """Read every file and compare checksums."""
     locate: str = ""
-    """`split:i`: print where chunk i of a split lies."""
+    """`split:i`: print where chunk i of a split lies, as `contig:first-last` counted from 1: what samtools faidx takes."""
     leakage: bool = False
     """Compare held-out chunks with train and store the result in the dataset."""
     max_containment: float = 0.2
@@ -112,7 +112,7 @@ def _locate(path: Path, text: str) -> str:
     if split not in SPLITS or not number.lstrip("-").isdigit():
         raise UserError(f"--locate {text}: say split and number, for instance valid:17")
     location = ChunkDataset(path, split).locate(int(number))
-    return f"{location.contig}:{location.start}-{location.end}\t{location.source}"
+    return f"{location.contig}:{location.start + 1}-{location.end}\t{location.source}"
 
 
 def check_files(path: Path, manifest: Manifest, *, checksums: bool) -> None:

@@ -122,7 +122,7 @@ def test_inspect_and_leakage_commands(tmp_path, capsys):
     dataset = ChunkDataset(out, "valid")
     place = dataset.locate(1)
     main(["inspect", out, "--locate", "valid:1"])
-    assert capsys.readouterr().out == f"chr1:{place.start}-{place.end}\tx\n"
+    assert capsys.readouterr().out == f"chr1:{place.start + 1}-{place.end}\tx\n"
     table = tmp_path / "bench.csv"
     train = ChunkDataset(out, "train")
     inside = [bytes(train[i][100:170]).decode() for i in range(0, 30, 3)]
