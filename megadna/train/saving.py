@@ -154,13 +154,13 @@ class CheckpointWriter:
     def _finalize(self, functions: list[Callable[[], None]], temporary: Path, final: Path, step: int) -> None:
         """megatron's own finalisation, then the commit; the ranks agree on success before the folder gets its name."""
         write_results, *rest = functions
-        problem = _caught(write_results)
+        problem = caught(write_results)
         if self._failed(problem, step):
             self._discard(temporary)
             return
         for function in rest:
             function()
-        if self._failed(_caught(partial(self._commit, temporary, final)) if self.world.is_main else None, step):
+        if self._failed(caught(partial(self._commit, temporary, final)) if self.world.is_main else None, step):
             self._discard(temporary)
         else:
             self.num_failed_in_a_row = 0
@@ -274,11 +274,12 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _caught(function: Callable[[], None]) -> BaseException | None:
+def caught(function: Callable[[], None]) -> BaseException | None:
+    """The error by which `function` fails, None where it does not; what a lost rank brings about is raised."""
     try:
         function()
     except (Exception, CheckpointException) as error:
-        if is_collective_failure(error):  # a rank is gone; the heartbeat says which
+        if is_collective_failure(error):  # the heartbeat says which rank
             raise
         return error  # the save has failed, training has not
     return None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from megadna.config import CheckpointConfig, Config
 from megadna.errors import SaveFailed, UserError
 from megadna.train.checkpoint import complete_checkpoints, find_checkpoint
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles, seal
-from megadna.train.saving import lasting, superfluous
+from megadna.train.saving import caught, lasting, superfluous
 
 
 def save_steps(
@@ -142,6 +143,17 @@ def test_a_run_ends_after_as_many_failed_saves_as_asked_for(tmp_path: Path) -> N
     config = replace(toy_config(Path("none")), checkpoint=CheckpointConfig(max_failed=2))
     (message,) = run_ranks(save_steps, 1, config, tmp_path / "run", 4, 100_000)
     assert "2 saves failed in a row" in message and "step 2" in message and "--resume" in message
+
+
+def test_a_rank_that_is_gone_is_not_a_failed_save() -> None:
+    def fails_with(error: Exception) -> None:
+        raise error
+
+    full = OSError("No space left on device")
+    assert caught(partial(fails_with, full)) is full
+    gone = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:26543")
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        caught(partial(fails_with, gone))
 
 
 @pytest.mark.slow
