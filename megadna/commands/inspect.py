@@ -30,7 +30,7 @@ class InspectOptions:
     verify: bool = False
     """Read every file and compare checksums."""
     locate: str = ""
-    """`split:i`: print where chunk i of a split lies, as `contig:first-last` counted from 1: what samtools faidx takes."""
+    """`split:i`: print where chunk i of a split lies, as `contig:first-last` counted from 1 (samtools faidx)."""
     leakage: bool = False
     """Compare held-out chunks with train and store the result in the dataset."""
     max_containment: float = 0.2
