@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
+from megadna.engine.cpu import widened
 from megadna.hf.weights import FolderWeights
 
 for absent in ("megadna", "megatron"):
@@ -31,6 +33,17 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer  # noqa
 
 TIE = 0.1
 """Positions whose best two logits lie closer than this share of the logits' spread: bf16 may pick either."""
+
+
+class Widened(TorchFunctionMode):
+    """bf16 products and attention as the engine computes them where a CPU has no instructions for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is F.linear or func is F.scaled_dot_product_attention:
+            wide = widened(*args)
+            if wide[0] is not args[0]:
+                return func(*wide, **(kwargs or {})).to(args[0].dtype)
+        return func(*args, **(kwargs or {}))
 
 
 class Streamed:
@@ -99,7 +112,8 @@ def compare(task: dict[str, Any], folder: Path) -> dict[str, float]:
             reference = torch.from_numpy(np.load(folder / f"fp32-{number}.npy"))
             result["hidden"] = max(result["hidden"], _difference(state, reference))
             result["hidden_scale"] = max(result["hidden_scale"], reference.abs().max().item())
-    *_, rough = streamed.states(ids_BS, torch.bfloat16)
+    with Widened():
+        *_, rough = streamed.states(ids_BS, torch.bfloat16)
     exact, rough = ((x + bias)[..., rows >= 0] for x in (state, rough))
     fp32, bf16 = (
         torch.from_numpy(np.load(folder / f"{kind}-logits.npy"))[..., rows[rows >= 0]] for kind in ("fp32", "bf16")

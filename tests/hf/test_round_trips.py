@@ -85,7 +85,7 @@ def test_presets_come_back_bit_for_bit(preset, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted({*FORMATS, *LARGE}))
-def test_presets_pass_the_gate_in_both_directions(preset, tmp_path):
+def test_presets_pass_the_gate_in_both_directions(preset, tmp_path, every_core):
     round_trip(shallow(preset), tmp_path, check=True, dtype="bf16" if preset in LARGE else "fp32")
 
 
