@@ -82,7 +82,7 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _without_crc32() -> Iterator[None]:
-    """Let torch.save leave out its sums, a fifth of an import: a sealed checkpoint has its own."""
+    """Let torch.save leave out its sums, a tenth of an import: a sealed checkpoint has its own."""
     before = get_crc32_options()
     set_crc32_options(False)
     try:
