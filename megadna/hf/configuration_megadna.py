@@ -9,6 +9,14 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+CHOICES = {
+    "classifier_pooling": ("mean", "cls"),
+    "hidden_act": ("swiglu", "gelu"),
+    "norm_placement": ("pre", "post"),
+    "normalization_type": ("LayerNorm", "RMSNorm"),
+    "position_embedding_type": ("rope", "learned"),
+}
+
 
 class MegaDnaConfig(PretrainedConfig):
     """Encoder of DNA; by default pre-LN with rotary positions and SwiGLU over single nucleotides (AIDO.DNA).
@@ -74,15 +82,6 @@ class MegaDnaConfig(PretrainedConfig):
             raise ValueError(
                 f"hidden_size ({hidden_size}) must be an even multiple of num_attention_heads ({num_attention_heads})"
             )
-        for key, value, known in (
-            ("classifier_pooling", classifier_pooling, ("mean", "cls")),
-            ("hidden_act", hidden_act, ("swiglu", "gelu")),
-            ("norm_placement", norm_placement, ("pre", "post")),
-            ("normalization_type", normalization_type, ("LayerNorm", "RMSNorm")),
-            ("position_embedding_type", position_embedding_type, ("rope", "learned")),
-        ):
-            if value not in known:
-                raise ValueError(f"{key} must be one of {known}, got {value!r}")
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
@@ -106,3 +105,6 @@ class MegaDnaConfig(PretrainedConfig):
         self.classifier_dropout = classifier_dropout
         self.classifier_pooling = classifier_pooling
         self.initializer_range = initializer_range
+        for key, known in CHOICES.items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key} must be one of {known}, got {getattr(self, key)!r}")
