@@ -4,15 +4,19 @@ import difflib
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable
+from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
+from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from megadna.config import Config
 from megadna.errors import UserError
+
+Options = TypeVar("Options")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -89,6 +93,26 @@ def _in_config(arguments: list[str]) -> str:
     """Where to look as well, where config files were given."""
     files = ", ".join(name for key, name in _options(arguments) if key == "--config")
     return f" (look in {files} and at the options)" if files else ""
+
+
+def add_options(parser: ArgumentParser, options: Any) -> None:
+    """The dataclass' fields as options; lists take several words (`--input a b`), booleans none (`--overwrite`)."""
+    types = get_type_hints(options)
+    documented = [entry for kind in options.__mro__[:-1] for entry in parse_from_object(kind).params]
+    help_texts = {entry.arg_name: entry.description for entry in documented}
+    special = {name for name, kind in types.items() if get_origin(kind) is list or kind is bool}
+    parser.add_class_arguments(options, skip=special)
+    for entry in fields(options):
+        flag, text = f"--{entry.name}", help_texts.get(entry.name)
+        if types[entry.name] is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+        elif entry.name in special:
+            parser.add_argument(flag, type=get_args(types[entry.name])[0], nargs="+", default=[], help=text)
+
+
+def options_from(namespace: Namespace, options: type[Options]) -> Options:
+    """The dataclass among the parsed arguments."""
+    return options(**{name: namespace[name] for name in options.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
 def config_parser(command: str, description: str) -> ArgumentParser:

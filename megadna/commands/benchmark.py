@@ -5,10 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from megadna.arguments import new_parser, parse
-from megadna.commands.preprocess import add_options, options_from
+from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.downstream.options import BenchmarkOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,11 +16,11 @@ MAX_CONTAINMENT = 0.2
 
 def main(arguments: list[str]) -> None:
     """Run the suite and print its table."""
-    from megadna.downstream.benchmark import BenchmarkOptions, benchmark_with, markdown
-
     parser = new_parser("benchmark", "A suite of tasks over seeds, beside baselines and published figures.")
     add_options(parser, BenchmarkOptions)
     options = options_from(parse(parser, arguments), BenchmarkOptions)
+    from megadna.downstream.benchmark import benchmark_with, markdown  # after the options are checked: slow to import
+
     dataset = options.pretraining_data
     table = benchmark_with(options, None if dataset is None else lambda test: leaked_share(dataset, test))
     sys.stdout.write(markdown(table) + f"written to {options.output}/results.md and results.csv\n")
@@ -30,6 +28,8 @@ def main(arguments: list[str]) -> None:
 
 def leaked_share(dataset: Path, test: "pd.DataFrame") -> float:
     """Share of the test sequences of which the dataset's training split contains more than MAX_CONTAINMENT."""
+    import numpy as np
+
     from megadna.data.benchmark_overlap import sequence_overlap
     from megadna.genome.tables import TableFormat
 

@@ -3,18 +3,18 @@
 from rich.console import Console
 from rich.table import Table
 
-from megadna.arguments import new_parser, parse
-from megadna.commands.preprocess import add_options, options_from
+from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.downstream.options import FinetuneOptions
 
 
 def main(arguments: list[str]) -> None:
     """Fine-tune; print the scores as means over the runs."""
-    from megadna.downstream.finetune import FinetuneOptions, finetune_with
-
     parser = new_parser("finetune", "Fine-tune a DNA encoder on labelled sequences.")
     parser.add_argument("--config", action="config", help="YAML file of options (configs/finetune/)")
     add_options(parser, FinetuneOptions)
     options = options_from(parse(parser, arguments), FinetuneOptions)
+    from megadna.downstream.finetune import finetune_with  # after the options are checked: it takes seconds to import
+
     scores = finetune_with(options)
     if scores.empty:
         return

@@ -8,8 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from megadna.arguments import load_config, new_parser, parse
-from megadna.commands.preprocess import add_options, options_from, sources_table
+from megadna.arguments import add_options, load_config, new_parser, options_from, parse
+from megadna.commands.preprocess import sources_table
 from megadna.config import Config
 from megadna.data.checksums import checksum
 from megadna.data.dataset import ChunkDataset

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megadna.arguments import new_parser, parse
-from megadna.commands.preprocess import add_options, options_from
+from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.benchmark_overlap import Overlap, interval_overlap, sequence_overlap
 from megadna.errors import UserError
 from megadna.genome.tables import TableFormat

@@ -2,16 +2,16 @@
 
 import sys
 
-from megadna.arguments import new_parser, parse
-from megadna.commands.preprocess import add_options, options_from
+from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.downstream.options import PredictOptions
 
 
 def main(arguments: list[str]) -> None:
     """Write the predictions."""
-    from megadna.downstream.predict import PredictOptions, predict_to_file
-
     parser = new_parser("predict", "Run a fine-tuned model over sequences, BED regions or a whole genome.")
     add_options(parser, PredictOptions)
     options = options_from(parse(parser, arguments), PredictOptions)
+    from megadna.downstream.predict import predict_to_file  # after the options are checked: it takes seconds to import
+
     for path in predict_to_file(options):
         sys.stdout.write(f"wrote {path}\n")

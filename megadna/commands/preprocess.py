@@ -1,20 +1,14 @@
 """`megadna preprocess`: FASTA files -> an indexed dataset of chunks."""
 
 import sys
-from dataclasses import fields
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from docstring_parser import parse_from_object
-from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from megadna.arguments import new_parser, parse
+from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.builder import build_dataset
 from megadna.data.manifest import SPLITS, Manifest
 from megadna.data.options import PreprocessOptions
-
-Options = TypeVar("Options")
 
 
 def main(arguments: list[str]) -> None:
@@ -30,26 +24,6 @@ def main(arguments: list[str]) -> None:
     for note in manifest.notes:
         sys.stdout.write(f"note: {note}\n")
     sys.stdout.write(f"wrote {options.output} (dataset {manifest.dataset_id})\n")
-
-
-def add_options(parser: ArgumentParser, options: Any) -> None:
-    """The dataclass' fields as options; lists take several words (`--input a b`), booleans none (`--overwrite`)."""
-    types = get_type_hints(options)
-    documented = [entry for kind in options.__mro__[:-1] for entry in parse_from_object(kind).params]
-    help_texts = {entry.arg_name: entry.description for entry in documented}
-    special = {name for name, kind in types.items() if get_origin(kind) is list or kind is bool}
-    parser.add_class_arguments(options, skip=special)
-    for entry in fields(options):
-        flag, text = f"--{entry.name}", help_texts.get(entry.name)
-        if types[entry.name] is bool:
-            parser.add_argument(flag, action="store_true", help=text)
-        elif entry.name in special:
-            parser.add_argument(flag, type=get_args(types[entry.name])[0], nargs="+", default=[], help=text)
-
-
-def options_from(namespace: Namespace, options: type[Options]) -> Options:
-    """The dataclass among the parsed arguments."""
-    return options(**{name: namespace[name] for name in options.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
 def sources_table(manifest: Manifest) -> Table:

@@ -1,8 +1,7 @@
 """`megadna splice-sites`: genome and annotation -> a splice-site dataset."""
 
-from megadna.arguments import new_parser, parse
-from megadna.commands.preprocess import add_options, options_from
-from megadna.downstream.splice_sites import SpliceOptions, splice_sites
+from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.downstream.dataset_options import SpliceOptions
 from megadna.errors import require
 
 
@@ -12,4 +11,8 @@ def main(arguments: list[str]) -> None:
     add_options(parser, SpliceOptions)
     options = options_from(parse(parser, arguments), SpliceOptions)
     require(options.output is not None, "megadna splice-sites: --output is missing: the folder to write")
+    from megadna.downstream.splice_sites import (
+        splice_sites,  # after the options are checked: it takes seconds to import
+    )
+
     splice_sites(**vars(options))

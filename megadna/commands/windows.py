@@ -1,8 +1,7 @@
 """`megadna windows`: peaks, start sites or bigWig values -> a dataset of labelled windows."""
 
-from megadna.arguments import new_parser, parse
-from megadna.commands.preprocess import add_options, options_from
-from megadna.downstream.windows import WindowOptions, windows
+from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.downstream.dataset_options import WindowOptions
 from megadna.errors import require
 
 
@@ -12,4 +11,6 @@ def main(arguments: list[str]) -> None:
     add_options(parser, WindowOptions)
     options = options_from(parse(parser, arguments), WindowOptions)
     require(options.output is not None, "megadna windows: --output is missing: the folder to write")
+    from megadna.downstream.windows import windows  # after the options are checked: it takes seconds to import
+
     windows(**vars(options))

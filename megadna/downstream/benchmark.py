@@ -10,10 +10,10 @@ A stopped benchmark goes on where it stood. Published figures are quoted, not me
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,9 @@ from scipy.stats import t
 import megadna
 from megadna.arguments import new_parser, parse
 from megadna.downstream.baselines import BASELINES
-from megadna.downstream.finetune import FinetuneOptions, finetune_with
+from megadna.downstream.finetune import finetune_with
 from megadna.downstream.metrics import all_scores, with_intervals
-from megadna.downstream.options import Options
+from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
 from megadna.downstream.tasks import add_targets, find_tasks, make_target, read_task
 from megadna.errors import UserError, require
 from megadna.log import get_logger
@@ -59,34 +59,6 @@ PUBLISHED: dict[str, list[tuple[str, str, str, float, str]]] = {
 
 Leakage = Callable[[pd.DataFrame], float]
 """Test table -> share of its sequences that the pretraining dataset contains."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(Options):
-    """`megadna benchmark`."""
-
-    suite: Literal["gue", "nt", "splice"]
-    """Which recipe, scores and published figures."""
-    model: str
-    """Hugging Face folder of the encoder."""
-    data: Path
-    """Folder of the tasks' folders, or of one task."""
-    output: Path
-    """Folder to write; a stopped benchmark goes on in it."""
-    recipe: Path | None = None
-    """YAML of fine-tuning options (default: configs/finetune/ of the suite)."""
-    tasks: list[str] = field(default_factory=list)
-    """Patterns of the tasks to run (default: all)."""
-    seeds: list[int] = field(default_factory=list)
-    """Seeds (default: 1 2 3)."""
-    baseline: list[str] = field(default_factory=list)
-    """Words in the names of the baselines to run (default: all): two-letter, weight, logistic, CNN, random; or none."""
-    max_steps: int = 0
-    """Fine-tuning steps, instead of the recipe's epochs."""
-    pretraining_data: Path | None = None
-    """Dataset that the model was pretrained on: the share of test sequences in it stands in the table."""
-    trust_remote_code: bool = False
-    """Run Python files of the model's folder that megadna did not write."""
 
 
 def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """Embeddings of DNA sequences by any Hugging Face encoder, as a DataFrame or a file."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megadna.downstream.encoder import load_model, load_tokenizer, pick_device
-from megadna.downstream.options import ModelOptions
+from megadna.downstream.options import EmbedOptions, InputOptions
 from megadna.downstream.sequences import Stretch, read_regions, read_stretches, record_lengths
 from megadna.downstream.tables_out import WRITERS, check_output, fixed_vectors, in_blocks, join_parts, write_parts
 from megadna.downstream.windows_run import Runner
@@ -21,42 +21,6 @@ from megadna.errors import UserError, require
 MAX_BLOCK_BYTES = 1 << 28  # of outputs per nucleotide that wait to be written
 MAX_BLOCK_LETTERS = 1 << 22
 LONGEST = 1 << 16  # bases of a record worked on at once where there is an output per nucleotide
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputOptions(ModelOptions):
-    """What to read and how to run, the same for embeddings and predictions."""
-
-    model: str
-    """Hugging Face folder (or hub name)."""
-    input: Path
-    """FASTA (also gz), or CSV, TSV, Parquet with a sequence column."""
-    output: Path | None = None
-    """File to write; its ending says the format."""
-    bed: Path | None = None
-    """BED file of regions of --input; minus-strand regions are read reverse-complemented."""
-    column: str = ""
-    """Column of a table that holds the sequences (default: sequence)."""
-    circular: list[str] = field(default_factory=list)
-    """Records that are circular, beside those whose header says circular=true: windows then run across the ends."""
-    batch_tokens: int = 16384
-    """Tokens that run at once, padding included."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedOptions(InputOptions):
-    """`megadna embed`."""
-
-    pooling: Literal["mean", "cls", "max", "nucleotide"] = "mean"
-    """One vector a sequence (mean or max over its tokens, or the first token), or one a nucleotide."""
-    layers: list[int] = field(default_factory=list)
-    """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give a column each."""
-    strand: Literal["forward", "reverse", "both"] = "forward"
-    """both: mean of the two strands; outputs per nucleotide of the reverse strand are turned round first."""
 
 
 def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:

@@ -7,58 +7,21 @@ and half-open, strand of the sequence) and what it is. The folder also holds man
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from megadna import __version__
+from megadna.downstream.dataset_options import DatasetOptions
 from megadna.downstream.genome import PLAIN, Genome, as_text
-from megadna.downstream.options import Options
 from megadna.downstream.splits import leakage, split_windows
-from megadna.errors import UserError, require
+from megadna.errors import UserError
 from megadna.log import get_logger
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetOptions(Options):
-    """What all datasets of windows share."""
-
-    genome: Path
-    """FASTA file of the genome (gz, BGZF, zstd and 2bit too)."""
-    output: Path | None = None
-    """Folder to write; must not hold anything yet."""
-    format: Literal["csv", "parquet"] = "csv"
-    """Kind of the tables."""
-    aliases: Path | None = None
-    """NCBI's assembly_report.txt, where the contig names of the files differ."""
-    length: int = 512
-    """Bases of a window; even."""
-    dev_fraction: float = 0.1
-    """Share of the windows for dev."""
-    test_fraction: float = 0.1
-    """Share of the windows for test."""
-    dev_contigs: list[str] = field(default_factory=list)
-    """Split chromosome: the contigs of dev, instead of a share."""
-    test_contigs: list[str] = field(default_factory=list)
-    """Split chromosome: the contigs of test, instead of a share."""
-    seed: int = 1234
-    """Of every random choice: the same seed gives the same dataset."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.length > 0 and self.length % 2 == 0, f"--length must be even and positive, got {self.length}")
-        shares = (self.dev_fraction, self.test_fraction)
-        require(
-            min(shares) >= 0 and sum(shares) < 1, f"--dev_fraction + --test_fraction must lie in [0, 1), got {shares}"
-        )
-        if self.output is not None and self.output.exists():
-            occupied = not self.output.is_dir() or any(self.output.iterdir())
-            require(not occupied, f"{self.output}: not empty; choose another --output")
 
 
 def cut(places: pd.DataFrame, genome: Genome, length: int) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -11,9 +11,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,107 +21,15 @@ import torch
 
 from megadna.downstream.encoder import load_config, load_tokenizer
 from megadna.downstream.metrics import CLASS_SCORES, NUMBER_SCORES, all_scores, probabilities, scores, with_intervals
-from megadna.downstream.options import ModelOptions
+from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.task_batches import NO_LABEL, Collator, examples_of
 from megadna.downstream.task_model import adapt, build_model, save_model
 from megadna.downstream.task_plots import write_plots
-from megadna.downstream.tasks import Columns, Target, Task, add_targets, make_target, read_task
-from megadna.errors import UserError, require, require_share
+from megadna.downstream.tasks import Target, add_targets, make_target, read_task
+from megadna.errors import UserError, require
 from megadna.log import get_logger, rank_from_environment
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(ModelOptions):
-    """A fine-tuning experiment: data, head, and how to train."""
-
-    model: str = ""
-    """Hugging Face folder of the encoder."""
-    data: Path = Path()
-    """Folder of train, dev and test tables, or one table."""
-    output: Path | None = None
-    """Folder to write."""
-    test: list[str] = field(default_factory=list)
-    """Further test sets, as name=path."""
-    task: Task = "classification"
-    """What a label is: a class, 0/1 in several columns, a number, (base_...) one for every nucleotide, or (contact)
-    pairs of nucleotides, as 3-17 9-40."""
-    sequence_column: str = ""
-    """Column of the sequences (default: sequence)."""
-    label_columns: list[str] = field(default_factory=list)
-    """Columns of the labels (default: label)."""
-    label_names: list[str] = field(default_factory=list)
-    """Names of the classes 0, 1, ..."""
-    subset: str = ""
-    """Task of a table that holds several (column task)."""
-    dev_fraction: float = 0.1
-    """Share of train that becomes dev, by seed, where there is no dev table."""
-    folds: int = 0
-    """Cross-validation: this many runs, each with another part of train as dev; 0: none."""
-    seeds: list[int] = field(default_factory=list)
-    """A run for each (default: 1)."""
-    adapt: Literal["full", "lora", "frozen"] = "full"
-    """What is trained beside the head."""
-    random_weights: bool = False
-    """Start from random weights instead of the model's (to see what pretraining gives)."""
-    lora_rank: int = 16
-    """LoRA: rank."""
-    lora_alpha: int = 32
-    """LoRA: scale."""
-    lora_targets: list[str] = field(default_factory=list)
-    """LoRA: names of the linear layers (default: query and value projections)."""
-    pooling: Literal["mean", "cls", "max", "centre"] = "mean"
-    """What a sequence head reads; centre: the middle token."""
-    head_sizes: list[int] = field(default_factory=list)
-    """Hidden layers of the head."""
-    head_activation: Literal["tanh", "relu"] = "tanh"
-    """Between layers of the head."""
-    dropout: float = 0.1
-    """Of the head and of LoRA."""
-    epochs: int = 5
-    """Passes over train."""
-    max_steps: int = 0
-    """Steps, instead of epochs."""
-    batch_size: int = 32
-    """Sequences a step and rank."""
-    learning_rate: float = 3e-5
-    """Peak."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """After the warm-up."""
-    warmup_fraction: float = 0.1
-    """Share of the steps."""
-    weight_decay: float = 0.01
-    """AdamW's."""
-    class_weights: bool = False
-    """Weigh classes by the inverse of their frequency."""
-    patience: int = 0
-    """Evaluations on dev without a better score before training stops; 0: no early stopping."""
-    eval_steps: int = 0
-    """Steps from evaluation to evaluation; 0: once an epoch."""
-    best: str = ""
-    """Score of dev by which the model is kept (default: mcc; pearson for numbers, auprc for contacts)."""
-    stranded: bool = False
-    """The label depends on the strand (also known from a column strand)."""
-    augment: bool = False
-    """Add the reverse complement of every train sequence; labels of nucleotides are reversed along."""
-    force_augment: bool = False
-    """--augment even where the task is stranded."""
-    crop: bool = False
-    """Cut sequences that are longer than the context to their middle."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("dev_fraction", "warmup_fraction", "dropout"):
-            require_share(f"--{key}", getattr(self, key))
-        for key in ("epochs", "batch_size", "learning_rate", "lora_rank"):
-            require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
-        require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
-
-    @property
-    def columns(self) -> Columns:
-        """Of the tables."""
-        return Columns(self.sequence_column, tuple(self.label_columns), self.subset)
 
 
 def finetune(model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:

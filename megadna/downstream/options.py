@@ -1,10 +1,15 @@
-"""What the options of every command here share."""
+"""The options of the verbs that take a finished model: embed, predict, finetune, benchmark.
 
-from dataclasses import dataclass, fields
+Nothing here is slow to import, so that `--help` and a mistaken option need neither torch nor pandas.
+"""
+
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from megadna.errors import require
+from megadna.errors import require, require_share
+
+Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +40,185 @@ class ModelOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.max_tokens >= 0, f"--max_tokens must not be negative, got {self.max_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(ModelOptions):
+    """What to read and how to run, the same for embeddings and predictions."""
+
+    model: str
+    """Hugging Face folder (or hub name)."""
+    input: Path
+    """FASTA (also gz), or CSV, TSV, Parquet with a sequence column."""
+    output: Path | None = None
+    """File to write; its ending says the format."""
+    bed: Path | None = None
+    """BED file of regions of --input; minus-strand regions are read reverse-complemented."""
+    column: str = ""
+    """Column of a table that holds the sequences (default: sequence)."""
+    circular: list[str] = field(default_factory=list)
+    """Records that are circular, beside those whose header says circular=true: windows then run across the ends."""
+    batch_tokens: int = 16384
+    """Tokens that run at once, padding included."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(InputOptions):
+    """`megadna embed`."""
+
+    pooling: Literal["mean", "cls", "max", "nucleotide"] = "mean"
+    """One vector a sequence (mean or max over its tokens, or the first token), or one a nucleotide."""
+    layers: list[int] = field(default_factory=list)
+    """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give a column each."""
+    strand: Literal["forward", "reverse", "both"] = "forward"
+    """both: mean of the two strands; outputs per nucleotide of the reverse strand are turned round first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(InputOptions):
+    """`megadna predict`."""
+
+    strand: Literal["forward", "reverse", "apart", "both"] = "forward"
+    """apart: each strand by itself; both: the mean of their logits."""
+    window: int = 0
+    """Bases of a sliding window over the genome in --input (models of sequences); 0: whole records."""
+    step: int = 0
+    """Bases from window to window (default: --window)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.window >= 0 and self.step >= 0, "--window and --step must not be negative")
+        require(self.step <= self.window, f"--step {self.step} is longer than --window {self.window}")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what, and which rows to take."""
+
+    sequence: str = ""
+    labels: tuple[str, ...] = ()
+    subset: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(ModelOptions):
+    """A fine-tuning experiment: data, head, and how to train."""
+
+    model: str = ""
+    """Hugging Face folder of the encoder."""
+    data: Path = Path()
+    """Folder of train, dev and test tables, or one table."""
+    output: Path | None = None
+    """Folder to write."""
+    test: list[str] = field(default_factory=list)
+    """Further test sets, as name=path."""
+    task: Task = "classification"
+    """What a label is: a class, 0/1 in several columns, a number, (base_...) one for every nucleotide, or (contact)
+    pairs of nucleotides, as 3-17 9-40."""
+    sequence_column: str = ""
+    """Column of the sequences (default: sequence)."""
+    label_columns: list[str] = field(default_factory=list)
+    """Columns of the labels (default: label)."""
+    label_names: list[str] = field(default_factory=list)
+    """Names of the classes 0, 1, ..."""
+    subset: str = ""
+    """Task of a table that holds several (column task)."""
+    dev_fraction: float = 0.1
+    """Share of train that becomes dev, by seed, where there is no dev table."""
+    folds: int = 0
+    """Cross-validation: this many runs, each with another part of train as dev; 0: none."""
+    seeds: list[int] = field(default_factory=list)
+    """A run for each (default: 1)."""
+    adapt: Literal["full", "lora", "frozen"] = "full"
+    """What is trained beside the head."""
+    random_weights: bool = False
+    """Start from random weights instead of the model's (to see what pretraining gives)."""
+    lora_rank: int = 16
+    """LoRA: rank."""
+    lora_alpha: int = 32
+    """LoRA: scale."""
+    lora_targets: list[str] = field(default_factory=list)
+    """LoRA: names of the linear layers (default: query and value projections)."""
+    pooling: Literal["mean", "cls", "max", "centre"] = "mean"
+    """What a sequence head reads; centre: the middle token."""
+    head_sizes: list[int] = field(default_factory=list)
+    """Hidden layers of the head."""
+    head_activation: Literal["tanh", "relu"] = "tanh"
+    """Between layers of the head."""
+    dropout: float = 0.1
+    """Of the head and of LoRA."""
+    epochs: int = 5
+    """Passes over train."""
+    max_steps: int = 0
+    """Steps, instead of epochs."""
+    batch_size: int = 32
+    """Sequences a step and rank."""
+    learning_rate: float = 3e-5
+    """Peak."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """After the warm-up."""
+    warmup_fraction: float = 0.1
+    """Share of the steps."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    class_weights: bool = False
+    """Weigh classes by the inverse of their frequency."""
+    patience: int = 0
+    """Evaluations on dev without a better score before training stops; 0: no early stopping."""
+    eval_steps: int = 0
+    """Steps from evaluation to evaluation; 0: once an epoch."""
+    best: str = ""
+    """Score of dev by which the model is kept (default: mcc; pearson for numbers, auprc for contacts)."""
+    stranded: bool = False
+    """The label depends on the strand (also known from a column strand)."""
+    augment: bool = False
+    """Add the reverse complement of every train sequence; labels of nucleotides are reversed along."""
+    force_augment: bool = False
+    """--augment even where the task is stranded."""
+    crop: bool = False
+    """Cut sequences that are longer than the context to their middle."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("dev_fraction", "warmup_fraction", "dropout"):
+            require_share(f"--{key}", getattr(self, key))
+        for key in ("epochs", "batch_size", "learning_rate", "lora_rank"):
+            require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
+        require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
+
+    @property
+    def columns(self) -> Columns:
+        """Of the tables."""
+        return Columns(self.sequence_column, tuple(self.label_columns), self.subset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(Options):
+    """`megadna benchmark`."""
+
+    suite: Literal["gue", "nt", "splice"]
+    """Which recipe, scores and published figures."""
+    model: str
+    """Hugging Face folder of the encoder."""
+    data: Path
+    """Folder of the tasks' folders, or of one task."""
+    output: Path
+    """Folder to write; a stopped benchmark goes on in it."""
+    recipe: Path | None = None
+    """YAML of fine-tuning options (default: configs/finetune/ of the suite)."""
+    tasks: list[str] = field(default_factory=list)
+    """Patterns of the tasks to run (default: all)."""
+    seeds: list[int] = field(default_factory=list)
+    """Seeds (default: 1 2 3)."""
+    baseline: list[str] = field(default_factory=list)
+    """Words in the names of the baselines to run (default: all): two-letter, weight, logistic, CNN, random; or none."""
+    max_steps: int = 0
+    """Fine-tuning steps, instead of the recipe's epochs."""
+    pretraining_data: Path | None = None
+    """Dataset that the model was pretrained on: the share of test sequences in it stands in the table."""
+    trust_remote_code: bool = False
+    """Run Python files of the model's folder that megadna did not write."""

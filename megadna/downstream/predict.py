@@ -9,9 +9,9 @@ middle.
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,6 @@ from megadna.downstream.embed import (
     LONGEST,
     MAX_BLOCK_BYTES,
     MAX_BLOCK_LETTERS,
-    InputOptions,
     base_columns,
     both_strands,
     in_precision,
@@ -32,29 +31,13 @@ from megadna.downstream.embed import (
     sequence_columns,
 )
 from megadna.downstream.encoder import load_config, load_model, load_tokenizer
+from megadna.downstream.options import PredictOptions
 from megadna.downstream.sequences import Stretch, record_lengths, sliding_stretches
 from megadna.downstream.tables_out import check_output, in_blocks, join_parts, write_parquet, write_parts
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError, require
 
 _STRANDS = {"+": "plus", "-": "minus", ".": "plus"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions(InputOptions):
-    """`megadna predict`."""
-
-    strand: Literal["forward", "reverse", "apart", "both"] = "forward"
-    """apart: each strand by itself; both: the mean of their logits."""
-    window: int = 0
-    """Bases of a sliding window over the genome in --input (models of sequences); 0: whole records."""
-    step: int = 0
-    """Bases from window to window (default: --window)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.window >= 0 and self.step >= 0, "--window and --step must not be negative")
-        require(self.step <= self.window, f"--step {self.step} is longer than --window {self.window}")
 
 
 def predict(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:

@@ -5,19 +5,18 @@ is at L/2 and an acceptor's AG ends at L/2 - 1. `centre: bionemo` puts the exon'
 BioNeMo's classifier reads it (token 255 of 512): for a donor the same window, for an acceptor one base further.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from megadna.downstream.annotation import of_biotypes, read_annotation
 from megadna.downstream.contig_names import on_genome
-from megadna.downstream.examples import DatasetOptions, cut, finish
+from megadna.downstream.dataset_options import SpliceOptions
+from megadna.downstream.examples import cut, finish
 from megadna.downstream.genome import Genome, read_genome
 from megadna.downstream.negatives import Sites, hard_negatives, midpoint_negatives, random_negatives
-from megadna.errors import require, require_share
+from megadna.errors import require
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -26,37 +25,6 @@ LABELS = {"donor": 0, "acceptor": 1, "negative": 2}
 _ENOUGH_INTRONS = 50
 _SPARE = 1.25  # negatives drawn for each one needed: some pass a contig's end or hold an N
 _SITE = ["contig", "strand", "position"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpliceOptions(DatasetOptions):
-    """What `megadna splice-sites` writes."""
-
-    annotation: Path
-    """GFF3 or GTF of the genome (gz too)."""
-    biotypes: str = "protein_coding"
-    """Biotypes of genes to take, comma-separated, or `all`."""
-    min_intron: int = 20
-    """Shortest intron in bases; shorter gaps are frameshifts and artefacts."""
-    min_gt_ag: float = 0.8
-    """Share of GT-AG introns under which 50 or more of them are an error; 0 accepts all."""
-    negatives: Literal["hard", "random", "midpoint"] = "hard"
-    """`hard`: GT and AG of the same genes that are a site of no isoform; `random`: anywhere in gene bodies; `midpoint`:
-    middles of introns."""
-    per_class: int = 10000
-    """Windows of each class; fewer where the smallest class holds fewer."""
-    centre: Literal["boundary", "bionemo"] = "boundary"
-    """What stands in the middle: the boundary, or the exon's edge base as in BioNeMo."""
-    minus_strand: Literal["reverse_complement", "forward"] = "reverse_complement"
-    """Windows of the minus strand: read along the transcript, or left on the forward strand as BioNeMo did."""
-    split: Literal["gene", "chromosome", "random"] = "gene"
-    """`gene`, `chromosome`: no window overlaps one of another split; `random`: the card's split, with its leakage."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.per_class > 0, f"--per_class must be positive, got {self.per_class}")
-        require(self.min_intron > 0, f"--min_intron must be positive, got {self.min_intron}")
-        require_share("--min_gt_ag", self.min_gt_ag)
 
 
 def splice_sites(**options: Any) -> pd.DataFrame:

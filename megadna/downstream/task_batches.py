@@ -12,7 +12,7 @@ from megadna.downstream.tasks import Target
 from megadna.errors import require
 
 if TYPE_CHECKING:
-    from megadna.downstream.finetune import FinetuneOptions
+    from megadna.downstream.options import FinetuneOptions
 
 NO_LABEL = -100
 

@@ -14,7 +14,7 @@ from megadna.downstream.tasks import Target
 from megadna.errors import require
 
 if TYPE_CHECKING:
-    from megadna.downstream.finetune import FinetuneOptions
+    from megadna.downstream.options import FinetuneOptions
 
 _IMPORT_HERE = "# A saved copy imports the encoder's class and configuration here.\n"
 _QUERY_VALUE = {"query", "value", "q_proj", "v_proj", "Wqkv", "query_key_value"}

@@ -10,28 +10,18 @@ Out: sequence (upper-case, U as T) and target: a class number, or numbers; per n
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from megadna.downstream.options import Columns, Task
 from megadna.downstream.sequences import read_records
 from megadna.errors import UserError, require
 from megadna.genome.tables import join_kmers
 
-Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
 _SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
 _FILE = re.compile(rf"^({'|'.join(_SPLITS)})\.(csv|tsv|txt|parquet|fna|fa|fasta)(\.gz)?$")
 _NUCLEOTIDES = re.compile("[ACGTUNRYKMSWBDHV]+")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns hold what, and which rows to take."""
-
-    sequence: str = ""
-    labels: tuple[str, ...] = ()
-    subset: str = ""
 
 
 def find_tasks(data: Path) -> dict[str, Path]:

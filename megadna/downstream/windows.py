@@ -4,9 +4,8 @@ Peaks (BED: their middle; narrowPeak: the summit) and start sites are positives 
 (label 0). With a bigWig file the label is its mean over the window, at the peaks or start sites, or everywhere.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,49 +13,14 @@ import pyBigWig
 
 from megadna.downstream.annotation import of_biotypes, read_annotation, read_table
 from megadna.downstream.contig_names import on_genome
-from megadna.downstream.examples import DatasetOptions, cut, finish
+from megadna.downstream.dataset_options import WindowOptions
+from megadna.downstream.examples import cut, finish
 from megadna.downstream.genome import Genome, read_genome
 from megadna.downstream.negatives import matched_windows, shuffle_dinucleotides
 from megadna.errors import UserError, require
 from megadna.log import get_logger
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowOptions(DatasetOptions):
-    """What `megadna windows` writes."""
-
-    positives: Path | None = None
-    """Peaks: BED or narrowPeak (gz too)."""
-    annotation: Path | None = None
-    """GFF3 or GTF whose transcription start sites are the positives, instead of peaks."""
-    bigwig: Path | None = None
-    """bigWig whose mean over a window is its label; alone, or with peaks or start sites."""
-    biotypes: str = "protein_coding"
-    """Gene biotypes whose start sites to take, comma-separated, or `all`."""
-    upstream: int | None = None
-    """Bases of a window before the summit, middle or start site; half the length by default."""
-    count: int = 0
-    """Places to draw at random from all peaks, start sites or tiles of the genome; 0 takes every one."""
-    negatives: Literal["matched", "shuffled", "none"] = "matched"
-    """`matched`: other places of the chromosome with the nearest GC and repeat share; `shuffled`: the positive with its
-    dinucleotides shuffled."""
-    split: Literal["chromosome", "region", "random"] = "chromosome"
-    """`chromosome`, `region`: no window overlaps one of another split; `random`: each by itself."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        sources = [self.positives, self.annotation]
-        require(None in sources, "--positives and --annotation exclude each other; make two datasets")
-        require(any([*sources, self.bigwig]), "say where the windows lie: --positives, --annotation or --bigwig")
-        require(self.before < self.length, f"--upstream ({self.before}) must be less than --length ({self.length})")
-        require(self.count >= 0 and self.before >= 0, "--count and --upstream must not be negative")
-
-    @property
-    def before(self) -> int:
-        """Bases of a window before its anchor."""
-        return self.length // 2 if self.upstream is None else self.upstream
 
 
 def windows(**keys: Any) -> pd.DataFrame:

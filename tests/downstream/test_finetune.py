@@ -19,16 +19,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy_models import dnabert_folder, kmer_folder, megadna_folder
 
 from megadna import finetune
-from megadna.arguments import new_parser, parse
+from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.cli import main
-from megadna.commands.preprocess import add_options, options_from
 from megadna.downstream import metrics
-from megadna.downstream.finetune import FinetuneOptions
 from megadna.downstream.genome import reverse_complement
 from megadna.downstream.metrics import scores, splice_scores, with_intervals
 from megadna.downstream.modeling_dna_task import PAIR_SIZE, DnaForBaseTask, DnaForPairTask, DnaTaskConfig, pool
+from megadna.downstream.options import Columns, FinetuneOptions
 from megadna.downstream.task_batches import examples_of, pairs_of
-from megadna.downstream.tasks import Columns, Target, add_targets, find_tasks, read_task
+from megadna.downstream.tasks import Target, add_targets, find_tasks, read_task
 
 DATA = Path(__file__).parents[1] / "data"
 REPOSITORY = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from megadna import embed, predict
 from megadna.cli import main
 from megadna.downstream.encoder import load_config, load_tokenizer
-from megadna.downstream.finetune import FinetuneOptions
 from megadna.downstream.genome import reverse_complement
+from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.task_model import build_model, save_model
 from megadna.downstream.tasks import Target
 from megadna.errors import UserError

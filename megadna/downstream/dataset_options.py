@@ -1,0 +1,112 @@
+"""The options of the verbs that make labelled datasets: windows and splice-sites. Quick to import, as options.py."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megadna.downstream.options import Options
+from megadna.errors import require, require_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions(Options):
+    """What all datasets of windows share."""
+
+    genome: Path
+    """FASTA file of the genome (gz, BGZF, zstd and 2bit too)."""
+    output: Path | None = None
+    """Folder to write; must not hold anything yet."""
+    format: Literal["csv", "parquet"] = "csv"
+    """Kind of the tables."""
+    aliases: Path | None = None
+    """NCBI's assembly_report.txt, where the contig names of the files differ."""
+    length: int = 512
+    """Bases of a window; even."""
+    dev_fraction: float = 0.1
+    """Share of the windows for dev."""
+    test_fraction: float = 0.1
+    """Share of the windows for test."""
+    dev_contigs: list[str] = field(default_factory=list)
+    """Split chromosome: the contigs of dev, instead of a share."""
+    test_contigs: list[str] = field(default_factory=list)
+    """Split chromosome: the contigs of test, instead of a share."""
+    seed: int = 1234
+    """Of every random choice: the same seed gives the same dataset."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.length > 0 and self.length % 2 == 0, f"--length must be even and positive, got {self.length}")
+        shares = (self.dev_fraction, self.test_fraction)
+        require(
+            min(shares) >= 0 and sum(shares) < 1, f"--dev_fraction + --test_fraction must lie in [0, 1), got {shares}"
+        )
+        if self.output is not None and self.output.exists():
+            occupied = not self.output.is_dir() or any(self.output.iterdir())
+            require(not occupied, f"{self.output}: not empty; choose another --output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions(DatasetOptions):
+    """What `megadna windows` writes."""
+
+    positives: Path | None = None
+    """Peaks: BED or narrowPeak (gz too)."""
+    annotation: Path | None = None
+    """GFF3 or GTF whose transcription start sites are the positives, instead of peaks."""
+    bigwig: Path | None = None
+    """bigWig whose mean over a window is its label; alone, or with peaks or start sites."""
+    biotypes: str = "protein_coding"
+    """Gene biotypes whose start sites to take, comma-separated, or `all`."""
+    upstream: int | None = None
+    """Bases of a window before the summit, middle or start site; half the length by default."""
+    count: int = 0
+    """Places to draw at random from all peaks, start sites or tiles of the genome; 0 takes every one."""
+    negatives: Literal["matched", "shuffled", "none"] = "matched"
+    """`matched`: other places of the chromosome with the nearest GC and repeat share; `shuffled`: the positive with its
+    dinucleotides shuffled."""
+    split: Literal["chromosome", "region", "random"] = "chromosome"
+    """`chromosome`, `region`: no window overlaps one of another split; `random`: each by itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sources = [self.positives, self.annotation]
+        require(None in sources, "--positives and --annotation exclude each other; make two datasets")
+        require(any([*sources, self.bigwig]), "say where the windows lie: --positives, --annotation or --bigwig")
+        require(self.before < self.length, f"--upstream ({self.before}) must be less than --length ({self.length})")
+        require(self.count >= 0 and self.before >= 0, "--count and --upstream must not be negative")
+
+    @property
+    def before(self) -> int:
+        """Bases of a window before its anchor."""
+        return self.length // 2 if self.upstream is None else self.upstream
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpliceOptions(DatasetOptions):
+    """What `megadna splice-sites` writes."""
+
+    annotation: Path
+    """GFF3 or GTF of the genome (gz too)."""
+    biotypes: str = "protein_coding"
+    """Biotypes of genes to take, comma-separated, or `all`."""
+    min_intron: int = 20
+    """Shortest intron in bases; shorter gaps are frameshifts and artefacts."""
+    min_gt_ag: float = 0.8
+    """Share of GT-AG introns under which 50 or more of them are an error; 0 accepts all."""
+    negatives: Literal["hard", "random", "midpoint"] = "hard"
+    """`hard`: GT and AG of the same genes that are a site of no isoform; `random`: anywhere in gene bodies; `midpoint`:
+    middles of introns."""
+    per_class: int = 10000
+    """Windows of each class; fewer where the smallest class holds fewer."""
+    centre: Literal["boundary", "bionemo"] = "boundary"
+    """What stands in the middle: the boundary, or the exon's edge base as in BioNeMo."""
+    minus_strand: Literal["reverse_complement", "forward"] = "reverse_complement"
+    """Windows of the minus strand: read along the transcript, or left on the forward strand as BioNeMo did."""
+    split: Literal["gene", "chromosome", "random"] = "gene"
+    """`gene`, `chromosome`: no window overlaps one of another split; `random`: the card's split, with its leakage."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.per_class > 0, f"--per_class must be positive, got {self.per_class}")
+        require(self.min_intron > 0, f"--min_intron must be positive, got {self.min_intron}")
+        require_share("--min_gt_ag", self.min_gt_ag)
