@@ -1,5 +1,7 @@
 """megadna pretrains DNA language models from FASTA files; megatron-core is the engine on CPU and GPU alike."""
 
+from megadna import upstream
+
 __version__ = "0.1.0"
 
 _VERBS = ("embed", "predict", "finetune", "benchmark", "splice_sites", "windows")
@@ -12,3 +14,6 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     return getattr(import_module(f"megadna.downstream.{name}"), name)
+
+
+upstream.install()

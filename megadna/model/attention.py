@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from megadna.engine.cpu import widened
-from megadna.model.backends import HALF, load_backend, varlen_attn
+from megadna.model.backends import HALF, load_backend, load_varlen_attn
 from megadna.model.cpu_dropout import dropout_attention
 
 
@@ -75,7 +75,8 @@ def sdpa(
         return _dense(rows, dropout).permute(2, 0, 1, 3)
     query_TND, key_TGD, value_TGD = (end_to_end(x) for x in (query_SBND, key_SBGD, value_SBGD))
     bounds = segment_bounds(segments)
-    if varlen_attn is not None and query_TND.is_cuda and query_TND.dtype in HALF and not dropout:
+    varlen_attn = load_varlen_attn() if query_TND.is_cuda and query_TND.dtype in HALF and not dropout else None
+    if varlen_attn is not None:
         grouped = query_TND.shape[1] != key_TGD.shape[1]
         context_TND = varlen_attn(query_TND, key_TGD, value_TGD, *bounds, enable_gqa=grouped)
     else:

@@ -3,6 +3,7 @@
 flash-attn and Transformer Engine are used where installed and never required.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from types import ModuleType
@@ -11,12 +12,6 @@ from typing import Any
 import torch
 
 from megadna.errors import UserError
-
-varlen_attn: Callable[..., Any] | None
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None
 
 HALF = (torch.bfloat16, torch.float16)
 MODULES = {"flash_attn": "flash_attn", "transformer_engine": "transformer_engine.pytorch"}
@@ -36,6 +31,16 @@ def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, head_s
 def load_backend(module: str) -> ModuleType:
     """The package of a backend; ImportError where it is not installed."""
     return importlib.import_module(module)
+
+
+@functools.cache
+def load_varlen_attn() -> Callable[..., Any] | None:
+    """torch's variable-length kernel; None before torch 2.10. Imported on a GPU alone: it loads torch's compiler."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:

@@ -1,0 +1,81 @@
+"""megatron-core imported without what a run does not use: half of the CPU seconds of a start.
+
+`import megatron.core` imports wandb where it is installed (2 s, for its inference engine) and TensorBoard; on a machine
+without a GPU its decorators load torch's compiler (1.6 s), which engine/cpu.py then switches off. `install` waits for
+that import, whichever module asks for it first, and leaves them out. On a machine with a GPU the compiler is loaded.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+UNUSED = ("wandb", "torch.utils.tensorboard")
+"""Imported by megatron for its inference engine and its timers."""
+
+
+def install() -> None:
+    """Watch for the first import of megatron.core in this process; costs nothing until then."""
+    if "megatron.core" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "megatron.core":
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        with _without(*UNUSED), _without_compiler():
+            self._loader.exec_module(module)
+
+
+@contextmanager
+def _without(*packages: str) -> Iterator[None]:
+    """megatron takes these optional packages for not installed; whoever needs them later imports them as ever."""
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """torch.compile leaves functions as they are, where there is no GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        yield
+        return
+    compiler = torch.compile
+    torch.compile = _as_it_is  # type: ignore[assignment]
+    try:
+        yield
+        from megatron.core import jit
+
+        jit.disable_jit_fuser()  # for what megatron imports later
+    finally:
+        torch.compile = compiler
+
+
+def _as_it_is(function: Callable | None = None, **_options: Any) -> Callable:
+    return (lambda decorated: decorated) if function is None else function
