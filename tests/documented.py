@@ -3,8 +3,9 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
+
+import preloaded
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(bash|sh|python)\n(.*?)^```", re.M | re.S)
@@ -16,13 +17,14 @@ def blocks_of(name: str) -> list[tuple[str, str]]:
 
 
 def run_blocks(blocks: list[tuple[str, str]], folder: Path, **variables: str) -> str:
-    """Run them with this environment's commands on the path (behind those of `PATH` in variables); what they print."""
-    here = str(Path(sys.executable).parent)
+    """What they print, with the commands of tests/preloaded.py on the path (after those of `PATH` in variables)."""
+    python = preloaded.python()
+    here = str(Path(python).parent)
     path = [*filter(None, [variables.pop("PATH", "")]), here, os.environ["PATH"]]
-    own = {"PATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": f"{folder}/hf_home"}
+    own = {"PATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     printed = ""
     for language, text in blocks:
-        command = [sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text]
+        command = [python, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text]
         result = subprocess.run(
             command, cwd=folder, env={**os.environ, **own, **variables}, capture_output=True, text=True
         )

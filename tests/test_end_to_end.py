@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 from toy import losses, metrics
 
@@ -44,7 +45,7 @@ def run(*command: Any, **environment: str) -> str:
 
 
 def megadna(*arguments: Any, **environment: str) -> str:
-    return run(sys.executable, "-m", "megadna", *arguments, **environment)
+    return run(preloaded.python(), "-m", "megadna", *arguments, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,14 @@ def test_resume_by_torchrun_and_by_srun_variables(demo: Path) -> None:
     """Both launchers continue the finished run of 8 steps to 10, each with its own way of naming ranks."""
     toy = " ".join(TOY).replace("--train.steps 8 ", "").split()
     train = ["train", "--config", CONFIG, "--data.path", demo / "dataset", "--output", demo / "run", *toy, "--resume"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "megadna"]
+    torchrun = [
+        Path(preloaded.python()).with_name("torchrun"),
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "megadna",
+    ]
     run(*torchrun, *train, "--train.steps", "9")
     slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}
     megadna(*train, "--train.steps", "10", **slurm)

@@ -6,11 +6,11 @@ Commands go through wrappers of the same names that give training one more --con
 import importlib.util
 import json
 import re
-import sys
 import threading
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import preloaded
 import pytest
 import yaml
 from documented import ROOT, blocks_of, run_blocks
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     wrappers = tmp_path / "wrappers"
     wrappers.mkdir()
     for command, text in WRAPPERS.items():
-        real = Path(sys.executable).with_name(command)
+        real = Path(preloaded.python()).with_name(command)
         (wrappers / command).write_text(f'#!/usr/bin/env bash\n{text}\nexec {real} "$@"\n')
         (wrappers / command).chmod(0o755)
     return tmp_path

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import preloaded
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,7 +67,7 @@ def history(file: Path) -> list[dict[str, Any]]:
 def train(config: Config, run: Path, *options: str) -> None:
     yaml = run.with_suffix(".yaml")
     yaml.write_text(dump_config(config))
-    command = [sys.executable, "-m", "megadna", "train", "--config", str(yaml), "--output", str(run), *options]
+    command = [preloaded.python(), "-m", "megadna", "train", "--config", str(yaml), "--output", str(run), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0 and "WARNING" not in result.stderr, result.stderr
@@ -111,7 +112,8 @@ def test_a_training_line_holds_these_keys_and_they_fit_each_other(whole: Path, c
         assert 0 < line["data_wait_seconds"] < 8 * 128 / line["tokens_per_second"]
         assert 100 < line["memory_mib"] < 10_000
     assert any(line["padded_fraction"] > 0 for line in lines)  # the last window of a chunk of 512 has 10 tokens
-    assert [line["save_stall_seconds"] for line in lines].index(max(line["save_stall_seconds"] for line in lines)) == 3
+    stalls = [line["save_stall_seconds"] for line in lines]
+    assert stalls.index(max(stalls)) in (3, 4)  # step 3 is copied, and sealed when its writer is done: a step later
 
 
 def test_a_resumed_run_repeats_all_but_the_timing_keys(whole: Path, resumed: Path) -> None:
