@@ -5,8 +5,6 @@ and half-open, strand of the sequence) and what it is. The folder also holds man
 """
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +16,10 @@ from megadna import __version__
 from megadna.downstream.genome import PLAIN, Genome, as_text
 from megadna.downstream.options import Options
 from megadna.downstream.splits import leakage, split_windows
-from megadna.errors import UserError, require
+from megadna.errors import require
+from megadna.files import atomic_folder
 from megadna.log import get_logger
+from megadna.ownership import check_folder
 
 log = get_logger(__name__)
 
@@ -56,9 +56,8 @@ class DatasetOptions(Options):
         require(
             min(shares) >= 0 and sum(shares) < 1, f"--dev_fraction + --test_fraction must lie in [0, 1), got {shares}"
         )
-        if self.output is not None and self.output.exists():
-            occupied = not self.output.is_dir() or any(self.output.iterdir())
-            require(not occupied, f"{self.output}: not empty; choose another --output")
+        if self.output is not None:
+            check_folder(self.output, None)
 
 
 def cut(places: pd.DataFrame, genome: Genome, length: int) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -102,11 +101,8 @@ def finish(
 
 
 def _write(table: pd.DataFrame, output: Path, kind: str) -> None:
-    """The folder under a hidden name, then under its own."""
-    work = output.absolute().parent / f".{output.absolute().name}.partial"
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    """The folder, whole or not at all."""
+    with atomic_folder(output) as work:
         for split, rows in table.groupby("split"):  # none for a split of share 0
             rows = rows.drop(columns="split")
             if kind == "csv":
@@ -114,9 +110,4 @@ def _write(table: pd.DataFrame, output: Path, kind: str) -> None:
             else:
                 rows.to_parquet(work / f"{split}.parquet", index=False)
         (work / "manifest.json").write_text(json.dumps(table.attrs["manifest"], indent=1) + "\n", encoding="utf-8")
-        os.sync()  # before the folder has its name
-        work.replace(output)
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     log.info("wrote %s", output)

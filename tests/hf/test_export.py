@@ -19,7 +19,7 @@ from megadna.errors import UserError
 from megadna.hf import weights as weights_module
 from megadna.hf.checkpoints import CheckpointTensors
 from megadna.hf.configuration_megadna import MegaDnaConfig
-from megadna.hf.export import compared, export, replaced_folder
+from megadna.hf.export import compared, export
 from megadna.hf.formats import name_table
 from megadna.hf.gate import _judge, real_sequence, verify
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
@@ -250,26 +250,6 @@ def export_formats():
     from megadna.hf import formats
 
     return formats
-
-
-def test_a_folder_that_holds_something_is_kept_unless_it_is_an_export_to_overwrite(tmp_path):
-    def fill(folder, text, **options):
-        with replaced_folder(folder, overwrite=bool(options)) as temporary:
-            (temporary / "config.json").write_text(text)
-
-    fill(tmp_path / "deep" / "model", "first")
-    with pytest.raises(UserError, match="not empty"):
-        fill(tmp_path / "deep" / "model", "second")
-    with pytest.raises(KeyError), replaced_folder(tmp_path / "deep" / "model", overwrite=True):
-        raise KeyError
-    assert (tmp_path / "deep" / "model" / "config.json").read_text() == "first"
-    fill(tmp_path / "deep" / "model", "second", overwrite=True)
-    assert (tmp_path / "deep" / "model" / "config.json").read_text() == "second"
-    assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "model"]
-    with pytest.raises(UserError, match=r"without config\.json"):
-        fill(tmp_path, "third", overwrite=True)
-    with pytest.raises(UserError, match="is a file"):
-        fill(tmp_path / "deep" / "model" / "config.json", "third", overwrite=True)
 
 
 def test_the_sequence_of_the_gate_is_phage_lambda(lambda_genome):
