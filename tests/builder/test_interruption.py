@@ -97,7 +97,9 @@ def test_a_second_builder_leaves_the_first_ones_work_alone(tmp_path):
     with claimed(tmp_path / "out") as claim:
         (claim.fresh() / "train.bin").write_bytes(b"ACGT")
         for more in ({}, {"overwrite": True}, {"resume": True}):
-            with pytest.raises(UserError, match=rf"another process is writing it \(process {os.getpid()}, since .*wait"):
+            with pytest.raises(
+                UserError, match=rf"another process is writing it \(process {os.getpid()}, since .*wait"
+            ):
                 build(tmp_path, *files, **more)
         assert (claim.new / "train.bin").read_bytes() == b"ACGT"
     assert build(tmp_path, *files).chunks["train"]
