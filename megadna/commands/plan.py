@@ -154,8 +154,8 @@ def _write(folder: Path, layouts: list[Layout], gpu: Gpu, costs: dict[str, dict[
     from megadna.planning.chart import draw
 
     folder.mkdir(parents=True, exist_ok=True)
+    plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": costs}
+    write_json(folder / "plan.json", plan)  # first: it says whose the picture is
     with atomic_file(folder / "plan.png") as temporary:
         draw(layouts, gpu, temporary)
-    plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": costs}
-    write_json(folder / "plan.json", plan)
     sys.stdout.write(f"{folder / 'plan.json'}, {folder / 'plan.png'}\n")
