@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -250,6 +251,27 @@ def export_formats():
     from megadna.hf import formats
 
     return formats
+
+
+def test_overwrite_replaces_exports_and_nothing_else(trained, exported, tmp_path):
+    folder, checkpoint = tmp_path / "model", trained[0]
+    shutil.copytree(exported, folder)
+    with pytest.raises(UserError, match="model: not empty; choose another --output, or add --overwrite"):
+        export(checkpoint, folder, check=False)
+    (folder / "evaluation-test.json").write_text("{}")
+    (folder / "slides.pdf").write_text("mine")
+    with pytest.raises(UserError, match=r"model: contains 1 file that megadna did not write \(slides\.pdf\)"):
+        export(checkpoint, folder, check=False, overwrite=True)
+    (folder / "slides.pdf").unlink()
+    (folder / "megadna.json").rename(tmp_path / "megadna.json")
+    with pytest.raises(UserError, match="model: is no export that megadna wrote"):  # a folder with a config.json
+        export(checkpoint, folder, check=False, overwrite=True)
+    (tmp_path / "megadna.json").rename(folder / "megadna.json")
+    export(checkpoint, folder, check=False, overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in exported.iterdir()}
+    with pytest.raises(UserError, match="is the output"):
+        export(checkpoint, checkpoint, check=False, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_sequence_of_the_gate_is_phage_lambda(lambda_genome):
