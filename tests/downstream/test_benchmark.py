@@ -176,7 +176,7 @@ def test_results_of_others_stay(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     run = {"model": tmp_path / "none", "data": tmp_path / "tasks", "output": output}
-    with pytest.raises(UserError, match="o: not empty; .* no benchmark of this suite, model and data"):
+    with pytest.raises(UserError, match=r"o: not empty; .* no benchmark of this suite, model and data"):
         benchmark("gue", **run)
     assert (output / "results.csv").read_text() == "mine" and len(list(output.iterdir())) == 2
     with pytest.raises(UserError, match="no such folder"):  # the model

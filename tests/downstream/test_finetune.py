@@ -408,7 +408,7 @@ def test_runs_of_others_stay(folders, tmp_path):
     run, options = tmp_path / "run", {"max_steps": 1, "seeds": [1, 2]}
     run.mkdir()
     (run / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="run: not empty; .* no stopped run of these options"):
+    with pytest.raises(UserError, match=r"run: not empty; .* no stopped run of these options"):
         finetune(folders["nucleotide"], GUE, run, **options)
     (run / "thesis.txt").rename(tmp_path / "thesis.txt")
     with claimed(run / "seed-2") as claim:  # as another finetune that is there already
