@@ -276,6 +276,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ncbi", default=NCBI, help="another mirror")
     parser.add_argument("--ensembl", default=ENSEMBL, help="another mirror")
     options = parser.parse_args(arguments)
+    for name, header in (("sheet.tsv", "path\tgenome"), ("missing.tsv", "accession\tused\tproblem")):
+        file = options.output / name
+        if file.exists() and not file.read_text(encoding="utf-8", errors="replace").startswith(header):
+            raise SystemExit(f"{file}: exists and was not written by this script; choose another --output, or move it")
     wanted = read_sheet(options.sheet) if options.sheet else read_urls(options.nt_urls)
     options.output.mkdir(parents=True, exist_ok=True)
     extra = [name for name in wanted[0].columns if name not in ("genome", "path")]

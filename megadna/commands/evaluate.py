@@ -16,8 +16,10 @@ from megadna.config import Config
 from megadna.data.chunks import open_chunks
 from megadna.data.evaluation import WIDTHS, EvaluationSamples
 from megadna.errors import require
+from megadna.files import write_json
+from megadna.ownership import refuse_foreign
 from megadna.tokenizer.base import Tokenizer
-from megadna.train.baselines import HiddenSamples, baselines, write_json
+from megadna.train.baselines import HiddenSamples, baselines
 from megadna.train.scoring import Evaluation, evaluate, names_bases
 
 MICRO_BATCH_SIZE = 8
@@ -44,6 +46,7 @@ def main(arguments: list[str]) -> None:
     protocol = options.protocol if options.protocol in WIDTHS else ""
     output = options.output or options.model / f"evaluation-{options.split}{protocol and f'-{protocol}'}.json"
     require(output.parent.is_dir(), f"{output.parent}: no such folder; --output names the JSON file to write")
+    refuse_foreign(output, "evaluation", "split", "samples", "hidden_bases", "model", "baselines")
     is_export = (options.model / "config.json").is_file()
     measure, tokenizer, length, config, facts = (_hugging_face if is_export else _checkpoint)(options)
     path = options["data.path"] or config.data.path

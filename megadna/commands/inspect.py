@@ -18,6 +18,7 @@ from megadna.data.leakage import measure_leakage
 from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, load_manifest
 from megadna.data.show import show_batch
 from megadna.errors import UserError
+from megadna.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def _what_it_seems(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
     inside = [name for name in names if any((path / name / known).exists() for known in (MANIFEST_NAME, "checkpoints"))]
     sequences = [name for name in names if SEQUENCE_FILE.search(name)]
-    if (path / "parts").is_dir() and "options.json" in names:
+    if any((path / inner / "parts").is_dir() for inner in ("", "new")):
         return "an interrupted build: give megadna preprocess the same options and --resume"
     if inside:
         return f"did you mean {path / inside[0]}?"
@@ -99,9 +100,7 @@ def inspect_dataset(path: Path, options: InspectOptions) -> None:
     manifest = load_manifest(path)
     if options.leakage:
         manifest = replace(manifest, leakage=measure_leakage(path, options.max_containment))
-        temporary = path / f".{MANIFEST_NAME}"
-        temporary.write_text(dump_manifest(manifest), encoding="utf-8")
-        temporary.replace(path / MANIFEST_NAME)
+        write_text(path / MANIFEST_NAME, dump_manifest(manifest))
     check_files(path, manifest, checksums=options.verify)
     print_dataset(path, manifest)
     sys.stdout.write("every checksum fits\n" if options.verify else "every file has its size (--verify: checksums)\n")

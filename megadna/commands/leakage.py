@@ -8,8 +8,9 @@ import numpy as np
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.benchmark_overlap import Overlap, interval_overlap, sequence_overlap
-from megadna.errors import UserError
+from megadna.files import atomic_file
 from megadna.genome.tables import TableFormat
+from megadna.ownership import refuse_occupied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,8 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("leakage", "How much of a benchmark's sequences a pretraining dataset contains.")
     add_options(parser, LeakageOptions)
     options = options_from(parse(parser, arguments), LeakageOptions)
-    if options.output is not None and options.output.exists():
-        raise UserError(f"{options.output}: exists; choose another --output")
+    if options.output is not None:
+        refuse_occupied(options.output, is_file=True)
     if options.input.name.removesuffix(".gz").endswith(".bed"):
         overlap = interval_overlap(options.data, options.split, options.input)
     else:
@@ -61,4 +62,6 @@ def _report(overlap: Overlap, options: LeakageOptions) -> None:
         sys.stdout.write(f"{len(overlap.shares) - len(known):,} sequences are too short or too ambiguous to tell\n")
     if options.output is not None:
         rows = zip(overlap.names, overlap.shares.tolist(), strict=True)
-        options.output.write_text("name\tcontained\n" + "".join(f"{name}\t{share:.6g}\n" for name, share in rows))
+        text = "name\tcontained\n" + "".join(f"{name}\t{share:.6g}\n" for name, share in rows)
+        with atomic_file(options.output, replace=False) as temporary:
+            temporary.write_text(text, encoding="utf-8")

@@ -1,6 +1,5 @@
 """`megadna plan`: does the job fit, how long does it take, and which layout is best; before anything is queued."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,8 @@ from rich.table import Table
 from megadna.arguments import config_from, config_parser, parse
 from megadna.config import Config
 from megadna.errors import UserError, require
+from megadna.files import atomic_file, atomic_folder, write_json
+from megadna.ownership import refuse_foreign, refuse_occupied
 from megadna.planning.hardware import GPUS, Gpu
 from megadna.planning.layouts import Layout, checkpoint_costs, evaluate_layout, rank_layouts, why_worse
 
@@ -39,6 +40,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=1, help="ranks that are dry-run at a time")
     options = parse(parser, arguments)
     config, gpu = config_from(options), _gpu(options)
+    if options.output:
+        _refuse_foreign(Path(options.output))
     require(options.gpus > 0, f"--gpus must be positive, got {options.gpus}")
     rows, sequence_length = _shape(config)
     config = replace(config, data=replace(config.data, sequence_length=sequence_length))
@@ -91,12 +94,10 @@ def _check_communications(config: Config, rows: int, options: Any, gpu: Gpu) -> 
     from megadna.planning.replay import Replay
 
     folder = Path(options.check_communications)
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    require(is_free, f"--check_communications {folder}: not empty; name a new folder")
     require(options.workers > 0, f"--workers must be positive, got {options.workers}")
     own = evaluate_layout(config, rows, int(config.data.sequence_length), options.gpus, gpu)
-    folder.mkdir(parents=True, exist_ok=True)
-    programs = list(record_ranks(config, options.gpus, folder, workers=options.workers))
+    with atomic_folder(folder) as work:
+        programs = list(record_ranks(config, options.gpus, work, workers=options.workers))
     found = [traffic(program) for program in programs]
     for kind in sorted({kind for one in found for kind in one}):
         calls, sent = (max(values) for values in zip(*(one.get(kind, (0, 0.0)) for one in found), strict=True))
@@ -141,13 +142,20 @@ def _best_lines(best: Layout, costs: dict[str, dict[str, float]], options: Any) 
     return [*lines, f"  keys: {keys}"]
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """UserError where files of others have the names of the plan's."""
+    require(folder.is_dir() or not folder.exists(), f"{folder}: is a file; --output names a folder")
+    refuse_foreign(folder / "plan.json", "plan", "gpu", "layouts", "checkpoint")
+    if not (folder / "plan.json").exists():
+        refuse_occupied(folder / "plan.png", is_file=True)
+
+
 def _write(folder: Path, layouts: list[Layout], gpu: Gpu, costs: dict[str, dict[str, float]]) -> None:
     from megadna.planning.chart import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": costs}
-    temporary = folder / "plan.json.partial"
-    temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "plan.json")
-    draw(layouts, gpu, folder / "plan.png")
+    write_json(folder / "plan.json", plan)  # first: it says whose the picture is
+    with atomic_file(folder / "plan.png") as temporary:
+        draw(layouts, gpu, temporary)
     sys.stdout.write(f"{folder / 'plan.json'}, {folder / 'plan.png'}\n")

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -13,6 +12,8 @@ from docstring_parser import parse_from_object
 from megadna.arguments import new_parser, parse
 from megadna.config import Config
 from megadna.errors import require
+from megadna.files import atomic_folder
+from megadna.ownership import check_folder
 from megadna.planning.hardware import GPUS, GPUS_PER_NODE
 from megadna.planning.start import FEW_PASSES, MOST_PASSES, SHAPE, TOKENS_PER_PARAMETER, Genomes, Start, choose, survey
 
@@ -29,8 +30,7 @@ def main(arguments: list[str]) -> None:
     folder, gpus = options.output, options.gpus
     require(options.gpu in (*GPUS, "cpu"), f"--gpu {options.gpu}: not one of {', '.join(GPUS)}, cpu")
     require(gpus > 0 and options.hours > 0, "--gpus and --hours must be positive")
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    require(is_free, f"{folder}: exists and is no empty folder; choose another --output")
+    check_folder(folder, None)
     genomes = survey(options.genomes)
     start = choose(genomes, gpus, options.hours, GPUS.get(options.gpu))
     lines = [
@@ -83,15 +83,12 @@ def _commands(folder: str, genomes: Genomes, start: Start, gpus: int) -> list[st
 
 
 def _write(folder: Path, genomes: Genomes, start: Start, comments: list[str]) -> None:
-    """Sample sheet and config, under a temporary name first."""
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """Sample sheet and config, both or none."""
     rows = [("path", "genome", "species"), *genomes.rows]
-    (temporary / "samples.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
     text = [*(f"# {comment}" for comment in comments), *_yaml(start.config)]
-    (temporary / "config.yaml").write_text("\n".join(text) + "\n", encoding="utf-8")
-    temporary.replace(folder)
+    with atomic_folder(folder) as work:
+        (work / "samples.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+        (work / "config.yaml").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def _yaml(config: Config) -> Iterator[str]:

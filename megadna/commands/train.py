@@ -1,7 +1,7 @@
 """`megadna train`: pretrain an encoder on a dataset."""
 
-import shutil
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from megadna.config import Config
 from megadna.engine.distributed import launched_outside, parallel_world, select_device, world_size_from_environment
 from megadna.engine.launch import launched_here, run_ranks
 from megadna.errors import EXIT_REQUEUE, UserError
+from megadna.files import mark
 from megadna.log import log_file, rank_from_environment
-from megadna.train.running import refuse_running, running
+from megadna.ownership import MARKER, check_replaceable, clear_folder, refuse_occupied, refuse_replacing
+from megadna.train.running import NAME, refuse_running, running
 
 
 def main(arguments: list[str]) -> None:
@@ -28,7 +30,7 @@ def main(arguments: list[str]) -> None:
         choices=["always", "auto", "never"],
         help="continue the newest checkpoint of the run folder; `--resume auto`: or start, where there is none yet",
     )
-    parser.add_argument("--overwrite", action="store_true", help="delete what the run folder holds")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in the run folder first")
     options = parse(parser, arguments)
     config = config_from(options)
     if config.engine.dry_run:
@@ -43,7 +45,8 @@ def main(arguments: list[str]) -> None:
     _check(config, num_ranks)
     starts = not launched_outside() or (rank_from_environment() == 0 and not launched_here())
     if starts:
-        _prepare(run, config, resume=options.resume, overwrite=options.overwrite)
+        configs = [str(path) for path in options.config or []]
+        _prepare(run, config, resume=options.resume, overwrite=options.overwrite, configs=configs)
     with log_file(run / "log.txt"), running(run) if starts else nullcontext():
         if not launched_outside() and num_ranks > 1:
             sys.exit(run_ranks(num_ranks, ["train", *arguments]))
@@ -80,10 +83,14 @@ def _check(config: Config, num_ranks: int) -> None:
     resolve_sequence_length(config, pools[0].chunk_length, build_tokenizer(config.tokenizer))
 
 
-def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool) -> None:
-    """Refuse what must not be written over or cannot be gone on from; leave the run folder there."""
+def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool, configs: Iterable[Path | str] = ()) -> None:
+    """Refuse what must not be replaced or cannot be continued; leave the run folder there, marked as one.
+
+    configs: the YAML files of `config`, which every rank reads again.
+    """
     from megadna.train.checkpoint import complete_checkpoints, find_checkpoint
     from megadna.train.resume import check_weights
+    from megadna.train.run_folder import RUN, is_run, is_unused
 
     if resume != "never" and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
@@ -91,19 +98,19 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool) -> None
         raise UserError(f"{run}: is a file; --output names the run folder")
     refuse_running(run)
     source = Path(config.checkpoint.init_from) if config.checkpoint.init_from else None
+    if overwrite:
+        data = [config.data.path] if isinstance(config.data.path, str) else config.data.path
+        extra = config.validation.extra.values()
+        refuse_replacing(run, [source, config.tokenizer.model, *data, *extra, *configs])
     if resume == "always" or (resume == "auto" and complete_checkpoints(run)):
         find_checkpoint(run)
     elif source is not None:
-        if overwrite and run.resolve() in (source.resolve(), *source.resolve().parents):
-            raise UserError(
-                f"checkpoint.init_from {source} lies in {run}, which --overwrite deletes; give another --output"
-            )
         check_weights(find_checkpoint(source), config)
-    is_run = any((run / name).is_file() for name in ("config.yaml", "log.txt"))
-    if resume != "always" and run.exists() and any(run.iterdir()) and not (resume == "auto" and is_run):
-        if not overwrite:
-            raise UserError(f"{run}: not empty; say --resume to continue the run in it, or --overwrite to delete it")
-        if not is_run:
-            raise UserError(f"{run}: holds something that is no run, so it is not overwritten; remove it yourself")
-        shutil.rmtree(run)
+    if overwrite and not is_unused(run):
+        check_replaceable(run, RUN)
+        mark(run, "run")  # first: a run half deleted is one still
+        clear_folder(run, keep=[MARKER, NAME])
+    elif not is_unused(run) and (resume == "never" or (resume == "auto" and not is_run(run))):
+        refuse_occupied(run, ", or say --resume to continue the run in it, or --overwrite to delete it")
     run.mkdir(parents=True, exist_ok=True)
+    mark(run, "run")

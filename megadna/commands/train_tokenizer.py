@@ -6,7 +6,8 @@ from pathlib import Path
 from megadna.arguments import new_parser, parse
 from megadna.data.chunks import open_chunks
 from megadna.data.evaluation import evaluation_chunks
-from megadna.errors import UserError
+from megadna.files import atomic_folder
+from megadna.ownership import check_folder
 from megadna.tokenizer.bpe import BpeTokenizer, train_bpe
 
 
@@ -19,18 +20,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sample_bases", type=int, default=20_000_000, help="bases to train on, about")
     parser.add_argument("--max_piece_length", type=int, default=16, help="bases of the longest token")
     options = parse(parser, arguments)
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        raise UserError(f"{options.output}: not an empty folder; choose another --output")
+    check_folder(options.output, None)
     pool = open_chunks(options.data.path, "train")
     numbers = evaluation_chunks(len(pool), max(1, options.sample_bases // pool.chunk_length))
     info = {"datasets": [dataset.manifest.dataset_id for dataset in pool.datasets], "chunks": len(numbers)}
-    train_bpe(
-        (pool[number] for number in numbers.tolist()),
-        options.output,
-        vocab_size=options.vocab_size,
-        max_piece_length=options.max_piece_length,
-        info=info,
-    )
+    with atomic_folder(options.output) as work:
+        train_bpe(
+            (pool[number] for number in numbers.tolist()),
+            work,
+            vocab_size=options.vocab_size,
+            max_piece_length=options.max_piece_length,
+            info=info,
+        )
     tokenizer = BpeTokenizer(options.output)
     longest = max(tokenizer.tokens()[tokenizer.n_id :], key=len)
     sys.stdout.write(

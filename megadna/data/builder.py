@@ -1,13 +1,12 @@
 """FASTA files -> dataset folder.
 
-Everything is written in a hidden folder beside the output (`.NAME.partial`), which takes the output's name when all
-of it is on disk. Sources go one after the other, piece by piece, into one .bin file per split; with several workers,
+Everything is written in a hidden folder beside the output (megadna/files.py), which takes the output's name when all of
+it is on disk. Sources go one after the other, piece by piece, into one .bin file per split; with several workers,
 pieces are read ahead. So the bytes do not depend on the number of workers, and every base is written once.
 """
 
-import fcntl
 import json
-import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -25,9 +24,11 @@ from megadna.data.pieces import Found, Recipe, read_pieces
 from megadna.data.plan import Policy
 from megadna.data.progress import Progress
 from megadna.errors import UserError, require
+from megadna.files import Claim, claimed, write_json
 from megadna.genome.contigs import KeptIntervals, contig_filter, read_bed
 from megadna.genome.letters import storage_table
 from megadna.log import get_logger
+from megadna.ownership import Kind, check_folder, refuse_replacing
 
 log = get_logger(__name__)
 
@@ -41,27 +42,46 @@ def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
     output = options.output
     sources, notes = find_sources(options)
     require(output.is_dir() or not output.exists(), f"{output}: is a file; --output names a folder")
-    if output.is_dir() and any(output.iterdir()):
+    kind = DATASET if options.overwrite else None
+    remedy = ", or say --overwrite: it is not this dataset (options and input files)"
+    if kind is None:
         finished = _same_dataset(options, sources)
-        if finished is not None and not options.overwrite:
+        if finished is not None:
             return finished, False
-        taken = f"{output}: not empty and not this dataset; choose another --output, or say --overwrite"
-        require(options.overwrite, taken)
-        foreign = f"{output}: holds something that is no dataset, so it is not overwritten; remove it yourself"
-        require((output / MANIFEST_NAME).is_file(), foreign)
-    work = output.absolute().parent / f".{output.absolute().name}.partial"
-    with _work_folder(work, options):
-        manifest = Build(options, sources, notes, work).run()
-        (work / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
-        (work / "options.json").unlink()  # first: without it nothing of what follows is taken up by --resume
-        shutil.rmtree(work / "parts")
-        _publish(work, output)
+    else:
+        inputs = (options.sample_sheet, options.include_bed, options.exclude_bed)
+        refuse_replacing(output, [*(source.path for source in sources), *inputs])
+    check_folder(output, kind, remedy)
+    with claimed(output) as claim:
+        finished = _same_dataset(options, sources) if kind is None else None
+        if finished is not None:  # made by another process meanwhile, or put back
+            return finished, False
+        check_folder(output, kind, remedy)
+        with _kept_for_resume(claim):
+            _prepare(claim, options)
+            manifest = Build(options, sources, notes, claim.new).run()
+            (claim.new / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
+            (claim.new / "options.json").unlink()  # first: without it nothing of what follows is taken up by --resume
+            shutil.rmtree(claim.new / "parts")
+            claim.publish(kind)
     return manifest, True
+
+
+def _dataset_files(folder: Path) -> str | None:
+    """What a dataset folder may contain (Kind)."""
+    try:
+        names = [MANIFEST_NAME, *load_manifest(folder).files]
+    except UserError:
+        return None
+    return "|".join([*map(re.escape, names), r"(valid|test)\.containment\.npy", r"baselines\.json"])
+
+
+DATASET = Kind(name="dataset", files=_dataset_files)
 
 
 def _same_dataset(options: PreprocessOptions, sources: list[SourceFile]) -> Manifest | None:
     """The manifest of the output folder if it is finished and a new build would write the same; else None."""
-    if not (options.output / MANIFEST_NAME).is_file():
+    if DATASET.files(options.output) is None:
         return None
     manifest = load_manifest(options.output)
     if dict(manifest.options) != recorded_options(options) or len(manifest.sources) != len(sources):
@@ -76,66 +96,30 @@ def _same_dataset(options: PreprocessOptions, sources: list[SourceFile]) -> Mani
 
 
 @contextmanager
-def _work_folder(work: Path, options: PreprocessOptions) -> Iterator[None]:
-    """The hidden folder, locked; kept after a failure if a finished source in it is worth a --resume."""
+def _kept_for_resume(claim: Claim) -> Iterator[None]:
+    """Keep the work folder after a failure if a finished source in it is worth a --resume."""
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        handle = os.open(work, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{options.output}: cannot be made ({error.strerror}); choose another --output") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{options.output}: another megadna preprocess is writing it; wait for it") from error
-        _prepare(work, options)
         yield
     except BaseException as error:
-        if not any(work.glob("parts/*.json")):
-            shutil.rmtree(work, ignore_errors=True)
-        else:
-            log.warning("the finished sources are kept in %s; go on with --resume", work)
+        claim.is_kept = any(claim.new.glob("parts/*.json"))
+        if claim.is_kept:
+            log.warning("the finished sources are kept in %s; go on with --resume", claim.folder)
         if isinstance(error, OSError):
-            raise UserError(f"{error.filename or work}: {error.strerror}; free some space, or mend it") from error
+            where = error.filename or claim.output
+            raise UserError(f"{where}: {error.strerror}; free some space, or check that path") from error
         raise
-    finally:
-        os.close(handle)
 
 
-def _prepare(work: Path, options: PreprocessOptions) -> None:
+def _prepare(claim: Claim, options: PreprocessOptions) -> None:
     """Start afresh, or check that what is there belongs to the same options."""
-    record = work / "options.json"
+    record = claim.new / "options.json"
     wanted = recorded_options(options)
     if options.resume and record.is_file():
         if json.loads(record.read_text()) != json.loads(json.dumps(wanted)):
-            raise UserError(f"{work}: was begun with other options; leave out --resume to start afresh")
+            raise UserError(f"{claim.folder}: was begun with other options; leave out --resume to start afresh")
         return
-    record.unlink(missing_ok=True)  # first, as when publishing
-    for entry in list(work.iterdir()):
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    (work / "parts").mkdir()
-    temporary = work / "options.tmp"
-    temporary.write_text(json.dumps(wanted))
-    temporary.replace(record)
-
-
-def _publish(work: Path, output: Path) -> None:
-    """Flush every file and give the folder its final name."""
-    for path in [*work.iterdir(), work]:
-        _flush(path)
-    old = output.absolute().parent / f".{output.absolute().name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    work.rename(output)
-    _flush(old.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    (claim.fresh() / "parts").mkdir()
+    write_json(record, wanted)
 
 
 class Build:

@@ -15,6 +15,7 @@ from megadna.data.contigs import ContigTable
 from megadna.data.options import PreprocessOptions
 from megadna.data.parts import Part
 from megadna.data.sketch import SCALE, sketch_places
+from megadna.files import atomic_file
 
 HELD_OUT = ("valid", "test")
 _STRETCH = 1 << 17  # letters sketched at a time: the arrays stay in the cache
@@ -111,9 +112,8 @@ def measure_leakage(folder: Path, max_containment: float) -> dict[str, Any]:
             containment.mark(hashes)
     for split, containment in held.items():
         shares = containment.shares()
-        temporary = folder / f".{split}.containment.npy"
-        np.save(temporary, shares)
-        temporary.replace(folder / f"{split}.containment.npy")
+        with atomic_file(folder / f"{split}.containment.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, shares)
         known = shares[~np.isnan(shares)]
         flagged = int((known > max_containment).sum())
         summary["splits"][split] = {

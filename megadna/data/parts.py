@@ -17,6 +17,7 @@ from megadna.data.contigs import HEADER
 from megadna.data.indexed import write_index
 from megadna.data.manifest import SPLITS
 from megadna.data.plan import Plan, Totals
+from megadna.files import write_text
 from megadna.genome.fasta import Counts
 
 _BLOCK = 1 << 16  # rows read at a time
@@ -57,9 +58,7 @@ class Part:
 
     def mark_finished(self, fingerprint: dict[str, object]) -> None:
         """Write the .json that says so; `fingerprint` tells whether the source has changed since."""
-        temporary = self.file("tmp")
-        temporary.write_text(json.dumps({"source": fingerprint, "totals": asdict(self.totals)}))
-        temporary.replace(self.file("json"))
+        write_text(self.file("json"), json.dumps({"source": fingerprint, "totals": asdict(self.totals)}))
 
     def load(self, fingerprint: dict[str, object]) -> bool:
         """Totals of a finished source; False if it is not finished or has changed."""

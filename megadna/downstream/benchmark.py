@@ -9,6 +9,7 @@ A stopped benchmark goes on where it stood. Published figures are quoted, not me
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from fnmatch import fnmatch
@@ -27,11 +28,14 @@ from megadna.downstream.metrics import all_scores, with_intervals
 from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
 from megadna.downstream.tasks import add_targets, find_tasks, make_target, read_task
 from megadna.errors import UserError, require
+from megadna.files import atomic_file, mark, write_text
 from megadna.log import get_logger
+from megadna.ownership import MARKER, read_mark, refuse_occupied
 
 log = get_logger(__name__)
 RECIPES = {"gue": "gue.yaml", "nt": "nt_tasks.yaml", "splice": "splice_bionemo.yaml"}
 MEAN = "mean of tasks"
+_FILES = {"results.csv", "results.md", "runs"}
 _CARD = [
     f"class_vs_negative.{site}.{score}" for site in ("donor", "acceptor", "mean") for score in ("accuracy", "f1", "mcc")
 ]
@@ -78,17 +82,39 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
         if not options.tasks or any(fnmatch(name, pattern) for pattern in options.tasks)
     }
     require(bool(tasks), f"--tasks {' '.join(options.tasks)}: fits no task of {options.data}")
-    table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in tasks.items()])
+    _begin(options)
+    try:
+        table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in tasks.items()])
+    except UserError:
+        if all(path.is_dir() or path.name == MARKER for path in options.output.rglob("*")):
+            shutil.rmtree(options.output)
+        raise
     mcc = table[table["score"] == "mcc"]
     if mcc["task"].nunique() > 1:
         means = mcc.groupby("method", sort=False)[["mean", "sd"]].mean().reset_index()
         table = pd.concat([table, means.assign(task=MEAN, score="mcc", source="measured")])
     columns = ["task", "method", "score", "mean", "source"]
     table = pd.concat([table, pd.DataFrame(PUBLISHED[options.suite], columns=columns)], ignore_index=True)
-    options.output.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.output / "results.csv", index=False)
-    (options.output / "results.md").write_text(markdown(table))
+    with atomic_file(options.output / "results.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    write_text(options.output / "results.md", markdown(table))
     return table
+
+
+def _begin(options: BenchmarkOptions) -> None:
+    """Mark the output folder; UserError where it contains something else than this suite, model and tasks' results."""
+    output = options.output
+    stated = {"suite": options.suite, "model": options.model, "data": str(options.data)}
+    before = read_mark(output)
+    is_same = {key: before.get(key) for key in stated} == stated
+    if before.get("kind") != "benchmark" or not is_same:
+        is_older = (
+            not before and output.is_dir() and {entry.name for entry in output.iterdir()} <= _FILES
+        )  # no mark yet
+        if not is_older:
+            refuse_occupied(output, " (it contains no benchmark of this suite, model and data)")
+    output.mkdir(parents=True, exist_ok=True)
+    mark(output, "benchmark", **stated)
 
 
 def _recipe(options: BenchmarkOptions) -> FinetuneOptions:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from megadna.downstream.options import Options
 from megadna.errors import require, require_share
+from megadna.ownership import check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,8 @@ class DatasetOptions(Options):
         require(
             min(shares) >= 0 and sum(shares) < 1, f"--dev_fraction + --test_fraction must lie in [0, 1), got {shares}"
         )
-        if self.output is not None and self.output.exists():
-            occupied = not self.output.is_dir() or any(self.output.iterdir())
-            require(not occupied, f"{self.output}: not empty; choose another --output")
+        if self.output is not None:
+            check_folder(self.output, None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,15 @@ from torch import Tensor
 from megadna.downstream.encoder import load_model, load_tokenizer, pick_device
 from megadna.downstream.options import EmbedOptions, InputOptions
 from megadna.downstream.sequences import Stretch, read_regions, read_stretches, record_lengths
-from megadna.downstream.tables_out import WRITERS, check_output, fixed_vectors, in_blocks, join_parts, write_parts
+from megadna.downstream.tables_out import (
+    WRITERS,
+    check_output,
+    fixed_vectors,
+    held_parts,
+    in_blocks,
+    index_of,
+    write_output,
+)
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError, require
 
@@ -39,8 +47,10 @@ def embed_to_file(options: EmbedOptions) -> None:
         raise UserError(f"say where to write with --output ({', '.join(WRITERS)})")
     check_output(options.output, tuple(WRITERS))
     embedder = Embedder(options)
-    parts = write_parts(embedder.blocks(), embedder.table, options.output, asdict(replace(options, batch_tokens=1)))
-    join_parts(parts, options.output, WRITERS[options.output.suffix])
+    name, write = options.output.name, WRITERS[options.output.suffix]
+    files = [options.output, index_of(options.output)][: 2 if options.output.suffix == ".npy" else 1]
+    with held_parts(options.output, asdict(replace(options, batch_tokens=1)), files) as parts:
+        write_output(embedder.blocks, embedder.table, parts, lambda paths, folder: write(paths, folder / name))
 
 
 def input_stretches(options: InputOptions, *, context: int, longest: int) -> Iterator[Stretch]:

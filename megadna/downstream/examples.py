@@ -5,8 +5,6 @@ and half-open, strand of the sequence) and what it is. The folder also holds man
 """
 
 import json
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from megadna import __version__
 from megadna.downstream.dataset_options import DatasetOptions
 from megadna.downstream.genome import PLAIN, Genome, as_text
 from megadna.downstream.splits import leakage, split_windows
-from megadna.errors import UserError
+from megadna.files import atomic_folder
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -65,11 +63,8 @@ def finish(
 
 
 def _write(table: pd.DataFrame, output: Path, kind: str) -> None:
-    """The folder under a hidden name, then under its own."""
-    work = output.absolute().parent / f".{output.absolute().name}.partial"
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    """The folder, whole or not at all."""
+    with atomic_folder(output) as work:
         for split, rows in table.groupby("split"):  # none for a split of share 0
             rows = rows.drop(columns="split")
             if kind == "csv":
@@ -77,9 +72,4 @@ def _write(table: pd.DataFrame, output: Path, kind: str) -> None:
             else:
                 rows.to_parquet(work / f"{split}.parquet", index=False)
         (work / "manifest.json").write_text(json.dumps(table.attrs["manifest"], indent=1) + "\n", encoding="utf-8")
-        os.sync()  # before the folder has its name
-        work.replace(output)
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     log.info("wrote %s", output)

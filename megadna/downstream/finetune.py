@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from megadna.downstream.task_model import adapt, build_model, save_model
 from megadna.downstream.task_plots import write_plots
 from megadna.downstream.tasks import Target, add_targets, make_target, read_task
 from megadna.errors import UserError, require
+from megadna.files import atomic_file, atomic_folder, work_folder
 from megadna.log import get_logger, rank_from_environment
+from megadna.ownership import clear_folder, refuse_occupied
 
 log = get_logger(__name__)
 
@@ -59,12 +61,19 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
     if options.augment and not options.force_augment:
         stranded = options.stranded or "strand" in tables["train"]
         require(not stranded, "--augment: the label of this task depends on the strand; --force_augment does it anyway")
-    if rank_from_environment() == 0:
-        _check_folder(options)
-    found = [_one_run(options, tables, target, seed, fold) for seed, fold in _runs(options)]
+    is_main = rank_from_environment() == 0
+    is_new = is_main and _begin(options)
+    try:
+        found = [_one_run(options, tables, target, seed, fold) for seed, fold in _runs(options)]
+    except UserError:
+        if is_new and [entry.name for entry in options.output.iterdir()] == ["options.json"]:
+            clear_folder(options.output)
+            options.output.rmdir()
+        raise
     frame = pd.concat(found, ignore_index=True)
-    if rank_from_environment() == 0:
-        frame.to_csv(options.output / "metrics.csv", index=False)
+    if is_main:
+        with atomic_file(options.output / "metrics.csv") as temporary:
+            frame.to_csv(temporary, index=False)
     return frame
 
 
@@ -76,16 +85,18 @@ def _stated(options: FinetuneOptions) -> str:
     return json.dumps(asdict(replace(options, seeds=[0])), default=str, indent=1)
 
 
-def _check_folder(options: FinetuneOptions) -> None:
-    """UserError where the output holds something else than runs of these very options."""
+def _begin(options: FinetuneOptions) -> bool:
+    """Note the options in the output folder; False where a stopped run of these very options has. UserError where the
+    folder contains something else."""
     assert options.output is not None
     output, note = options.output, options.output / "options.json"
-    if output.is_dir() and any(output.iterdir()):
-        same = note.is_file() and note.read_text() == _stated(options)
-        require(same, f"{output}: not empty, and no stopped run of these options; choose another --output")
-    require(not output.is_file(), f"{output}: is a file; name a folder")
+    if note.is_file() and note.read_text(encoding="utf-8") == _stated(options):
+        return False
+    refuse_occupied(output, " (it contains no stopped run of these options)")
     output.mkdir(parents=True, exist_ok=True)
-    note.write_text(_stated(options))
+    with atomic_file(note, replace=False) as temporary:
+        temporary.write_text(_stated(options), encoding="utf-8")
+    return True
 
 
 def _one_run(
@@ -93,21 +104,11 @@ def _one_run(
 ) -> pd.DataFrame:
     """Train, score and write one run, or read it back where it is whole already."""
     assert options.output is not None
-    name = f"seed-{seed}" + (f"-fold-{fold}" if options.folds else "")
-    folder, work = options.output / name, options.output / f".{name}.partial"
+    folder = options.output / (f"seed-{seed}" + (f"-fold-{fold}" if options.folds else ""))
     if not (folder / "metrics.json").is_file():
-        if rank_from_environment() == 0:
-            shutil.rmtree(work, ignore_errors=True)
-        try:
+        is_main = rank_from_environment() == 0
+        with atomic_folder(folder) if is_main else nullcontext(work_folder(folder)) as work:
             _train_and_score(options, _with_dev(tables, options, target, seed, fold), target, seed, work)
-            if rank_from_environment() == 0:
-                work.rename(folder)
-        except UserError:
-            shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):
-                (options.output / "options.json").unlink()
-                options.output.rmdir()
-            raise
     if rank_from_environment() > 0:
         return pd.DataFrame()
     rows = [

@@ -7,7 +7,6 @@ bigWig: a file for each name and strand, OUTPUT.NAME.plus.bw; where windows over
 middle.
 """
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from megadna.downstream.embed import (
 from megadna.downstream.encoder import load_config, load_model, load_tokenizer
 from megadna.downstream.options import PredictOptions
 from megadna.downstream.sequences import Stretch, record_lengths, sliding_stretches
-from megadna.downstream.tables_out import check_output, in_blocks, join_parts, write_parquet, write_parts
+from megadna.downstream.tables_out import check_output, held_parts, in_blocks, write_output, write_parquet
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError, require
 
@@ -56,11 +55,21 @@ def predict_to_file(options: PredictOptions) -> list[Path]:
         options.output.suffix != ".bed" or not predictor.per_base,
         f"{options.output}: a model of nucleotides writes .parquet or .bw",
     )
-    parts = write_parts(predictor.blocks(), predictor.table, options.output, asdict(replace(options, batch_tokens=1)))
-    if parts and options.output.suffix == ".bw":
-        return _write_bigwigs(parts, predictor, options.output)
-    join_parts(parts, options.output, write_parquet if options.output.suffix == ".parquet" else predictor.write_bed)
-    return [options.output]
+    output, files = options.output, [options.output]
+    if output.suffix == ".bw":
+        names = ((name, sign) for name in predictor.names for sign in ("plus", "minus"))
+        files = [output.with_name(_bigwig_name(output, name, sign)) for name, sign in names]
+
+    def write(paths: list[Path], folder: Path) -> None:
+        if output.suffix == ".bw":
+            _write_bigwigs(paths, predictor, folder)
+        elif output.suffix == ".bed":
+            predictor.write_bed(paths, folder / output.name)
+        else:
+            write_parquet(paths, folder / output.name)
+
+    with held_parts(output, asdict(replace(options, batch_tokens=1)), files) as parts:
+        return write_output(predictor.blocks, predictor.table, parts, write)
 
 
 class Predictor:
@@ -140,10 +149,16 @@ class Predictor:
                 rows.assign(strand=table["strand"]).to_csv(file, sep="\t", header=False, index=False)
 
 
-def _write_bigwigs(parts: list[Path], predictor: Predictor, output: Path) -> list[Path]:
-    """A file for each name and strand, written part by part; all of them get their names at the end."""
+def _bigwig_name(output: Path, name: str, sign: str) -> str:
+    return f"{output.stem}.{name}.{sign}.bw"
+
+
+def _write_bigwigs(parts: list[Path], predictor: Predictor, folder: Path) -> None:
+    """A file for each name and strand, written part by part."""
     import pyBigWig
 
+    output = predictor.options.output
+    assert output is not None
     sizes = record_lengths(predictor.options.input, predictor.options.column)
     order = {name: number for number, name in enumerate(sizes)}
     files: dict[Path, Any] = {}
@@ -161,7 +176,7 @@ def _write_bigwigs(parts: list[Path], predictor: Predictor, output: Path) -> lis
             last[sign] = int(orders[-1]), int(ends[-1])
             rows = rows.assign(start=np.maximum(starts, behind))
             for name in predictor.names:
-                place = output.with_name(f".{output.stem}.{name}.{sign}.bw")
+                place = folder / _bigwig_name(output, name, sign)
                 if place not in files:
                     files[place] = pyBigWig.open(str(place), "w")
                     files[place].addHeader(list(sizes.items()))
@@ -169,11 +184,8 @@ def _write_bigwigs(parts: list[Path], predictor: Predictor, output: Path) -> lis
                 columns = [known[key].tolist() for key in ("name", "start", "end")]
                 values = known[name].astype(float).tolist()
                 files[place].addEntries(columns[0], columns[1], ends=columns[2], values=values)
-    for place, file in files.items():
+    for file in files.values():
         file.close()
-        place.rename(place.with_name(place.name.removeprefix(".")))
-    shutil.rmtree(parts[0].parent)
-    return [place.with_name(place.name.removeprefix(".")) for place in files]
 
 
 def _places(table: pd.DataFrame, predictor: Predictor) -> pd.DataFrame:

@@ -1,16 +1,19 @@
 """Tables written in parts: several ranks, resumable, in constant memory, and whole or absent under the final name.
 
-OUTPUT.parts/ holds the finished parts and settings.json; a stopped command that is started again goes on there. When
-all ranks are done, the first joins the parts in order and removes the folder.
+OUTPUT.parts/ contains the finished parts and settings.json; a stopped command that is started again goes on there. When
+all ranks are done, the first joins the parts in order (ready/), gives the files their names and removes the folder.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,12 +23,15 @@ from rich.progress import Progress
 
 from megadna.downstream.sequences import Stretch
 from megadna.errors import UserError
+from megadna.files import Claim, atomic_file, claimed, publish_files, sync_tree, write_text
 from megadna.log import console, rank_from_environment
+from megadna.ownership import refuse_occupied, resolved
 
 MAX_STRETCHES = 4096
 _LIBRARIES = {".h5": "h5py", ".h5ad": "anndata", ".bw": "pyBigWig"}
 
 Compute = Callable[[list[Stretch]], pa.Table]
+Answer = TypeVar("Answer")
 
 
 def in_blocks(stretches: Iterable[Stretch], max_letters: int) -> Iterator[list[Stretch]]:
@@ -43,58 +49,141 @@ def in_blocks(stretches: Iterable[Stretch], max_letters: int) -> Iterator[list[S
 
 
 def check_output(output: Path, endings: tuple[str, ...]) -> None:
-    """UserError where the output exists already or its ending is unknown; ModuleNotFoundError for a missing library."""
+    """UserError where the ending is unknown or `output` is no name of a file; ModuleNotFoundError for a missing
+    library."""
     if output.suffix not in endings:
         raise UserError(f"{output}: its ending must be one of {', '.join(endings)}")
-    if output.exists():
-        raise UserError(f"{output}: exists; choose another --output or remove it")
+    if not _folder(output).exists():  # else a stopped command may have begun to give its files their names
+        refuse_occupied(output, " or remove it", is_file=True)
     if output.suffix in _LIBRARIES:
         import_module(_LIBRARIES[output.suffix])  # what is missing is to be said now, not when all is computed
 
 
-def write_parts(
-    blocks: Iterator[list[Stretch]], compute: Compute, output: Path, settings: dict[str, Any]
-) -> list[Path]:
-    """Compute every block on one of the ranks; the files of all parts, in order, on rank 0 ([] elsewhere)."""
-    folder = output.with_name(output.name + ".parts")
+def _folder(output: Path) -> Path:
+    return output.with_name(output.name + ".parts")
+
+
+@dataclass
+class Parts:
+    """The folder OUTPUT.parts, which all ranks of one command fill."""
+
+    folder: Path
+    ready: Path
+    """Folder in it with the finished output files; it exists as a whole or not at all."""
+    claim: Claim | None
+    """On rank 0, which holds the folder's lock."""
+
+
+@contextmanager
+def held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[Parts]:
+    """Hold OUTPUT.parts while the block lasts; it stays afterwards where a stopped command can be continued.
+
+    files: all that may be written; UserError on all ranks where one exists, where the folder was left by a command with
+    other settings, or where another command fills it.
+    """
     rank, num_ranks = rank_from_environment(), int(os.environ.get("WORLD_SIZE", "1"))
     stated = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
-    note = folder / "settings.json"
-    if note.is_file() and note.read_text() != stated:
-        raise UserError(f"{folder}: left by a command with other options; remove it, or repeat that command to resume")
-    parts = []
+    with ExitStack() as stack:
+        if num_ranks > 1:
+            stack.enter_context(_process_group())
+        problem, claim = "", None
+        if rank == 0:
+            try:
+                claim = stack.enter_context(claimed(output, _folder(output)))
+                _begin(claim, stated, files)
+            except UserError as error:
+                problem = str(error)
+        problem = _from_rank_0(problem, num_ranks)
+        if problem:
+            raise UserError(problem)
+        folder = _folder(resolved(output))
+        try:
+            yield Parts(folder, folder / "ready", claim)
+        except BaseException as error:
+            if claim is not None and not isinstance(error, UserError):  # of which the next start would come to the same
+                claim.is_kept = any(folder.glob("part-*.parquet")) or (folder / "ready").is_dir()
+            raise
+
+
+def _begin(claim: Claim, stated: str, files: list[Path]) -> None:
+    note = claim.folder / "settings.json"
+    if note.is_file() and note.read_text(encoding="utf-8") != stated:
+        claim.is_kept = True
+        raise UserError(
+            f"{claim.folder}: left by a command with other options; remove it, or repeat that command to resume"
+        )
+    if not (claim.folder / "ready").is_dir():
+        claim.is_kept = note.is_file()
+        for file in files:
+            refuse_occupied(file, " or remove it", is_file=True)
+        claim.is_kept = False
+        write_text(note, stated)
+
+
+def write_parts(blocks: Iterator[list[Stretch]], compute: Compute, parts: Parts) -> list[Path]:
+    """Compute every block on one of the ranks; the files of all parts, in order, on rank 0 ([] elsewhere)."""
+    rank, num_ranks = rank_from_environment(), int(os.environ.get("WORLD_SIZE", "1"))
+    paths = []
     with Progress(console=console, disable=rank > 0 or not console.is_terminal, transient=True) as progress:
         task = progress.add_task("sequences", total=None)
         for number, block in enumerate(blocks):
-            part = folder / f"part-{number:06d}.parquet"
-            parts.append(part)
+            part = parts.folder / f"part-{number:06d}.parquet"
+            paths.append(part)
             if number % num_ranks == rank and not part.exists():
                 table = compute(block)
-                folder.mkdir(parents=True, exist_ok=True)
-                note.write_text(stated)
-                parquet.write_table(table, part.with_suffix(".new"))
-                part.with_suffix(".new").rename(part)
+                with atomic_file(part) as temporary:
+                    parquet.write_table(table, temporary)
             progress.update(task, advance=len(block))
-    _wait_for_all(num_ranks)
-    return parts if rank == 0 else []
+    _from_rank_0("", num_ranks)  # when all are done
+    return paths if rank == 0 else []
 
 
-def _wait_for_all(num_ranks: int) -> None:
-    if num_ranks > 1:
-        from torch import distributed
+def write_output(
+    blocks: Callable[[], Iterator[list[Stretch]]],
+    compute: Compute,
+    parts: Parts,
+    write: Callable[[list[Path], Path], None],
+) -> list[Path]:
+    """Compute the parts, `write` the output files of them into a folder, and give these their names; on rank 0, what
+    was written ([] elsewhere).
 
-        distributed.init_process_group("gloo")
-        distributed.barrier()
+    A command that is stopped between two names goes on there: the files are complete before the first gets its own.
+    """
+    is_ready = _from_rank_0(parts.ready.is_dir(), int(os.environ.get("WORLD_SIZE", "1")))
+    paths = [] if is_ready else write_parts(blocks(), compute, parts)
+    if parts.claim is None:
+        return []
+    if paths:
+        work = parts.folder / "joined"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        write(paths, work)
+        sync_tree(work)
+        work.rename(parts.ready)
+    return publish_files(parts.ready, parts.folder.parent) if parts.ready.is_dir() else []
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=timedelta(days=30))  # a rank may be hours ahead of another
+    try:
+        yield
+    finally:
         distributed.destroy_process_group()
 
 
-def join_parts(parts: list[Path], output: Path, write: Callable[[list[Path], Path], None]) -> None:
-    """`write` the parts under a temporary name, rename, and remove them."""
-    if parts:
-        temporary = output.with_name(f".{output.name}.partial{output.suffix}")
-        write(parts, temporary)
-        temporary.rename(output)
-        shutil.rmtree(parts[0].parent)
+def _from_rank_0(value: Answer, num_ranks: int) -> Answer:
+    """What rank 0 says, on all ranks, once all have asked."""
+    if num_ranks == 1:
+        return value
+    from torch import distributed
+
+    said = [value]
+    distributed.broadcast_object_list(said, src=0)
+    distributed.barrier()
+    return said[0]
 
 
 def write_parquet(parts: list[Path], path: Path) -> None:
@@ -123,10 +212,15 @@ def _shape(parts: list[Path]) -> tuple[int, int]:
 def write_npy(parts: list[Path], path: Path) -> None:
     """The vectors as one fp32 array [rows, features]; ids go to OUTPUT.index.tsv."""
     array = np.lib.format.open_memmap(path, "w+", np.float32, _shape(parts))
-    index = path.with_name(path.name.removeprefix(".").split(".partial")[0] + ".index.tsv")
+    index = index_of(path)
     for number, ids in enumerate(_fill(array, parts)):
         ids.to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
     array.flush()
+
+
+def index_of(path: Path) -> Path:
+    """The table of ids beside an array."""
+    return path.with_name(path.name + ".index.tsv")
 
 
 def write_anndata(parts: list[Path], path: Path) -> None:

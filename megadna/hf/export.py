@@ -3,12 +3,12 @@
 In:  a sealed checkpoint of any layout, read tensor by tensor.
 Out: FOLDER/ config.json, model.safetensors (shards of 5 GB with an index), tokenizer files, README.md, for our own
      formats configuration_megadna.py and modeling_megadna.py, and megadna.json: how and from what it was made.
-The folder is written under a temporary name beside it, compared there with the megatron model (gate.py), and renamed
+The folder is written beside its name (megadna/files.py), compared there with the megatron model (gate.py), and renamed
 last: under the asked name there is a whole, checked export or what was there before.
 """
 
 import json
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,21 +20,23 @@ from torch import Tensor
 
 from megadna import __version__
 from megadna.config import Config
-from megadna.errors import UserError
+from megadna.files import atomic_folder
 from megadna.hf.card import Provenance, model_card
 from megadna.hf.checkpoints import CheckpointTensors
-from megadna.hf.formats import AUTO_MAP, REMOTE, choose_format, config_json, name_table, target_tokenizer
+from megadna.hf.formats import AUTO_MAP, MODEL_TYPES, REMOTE, choose_format, config_json, name_table, target_tokenizer
 from megadna.hf.gate import Other, verify
 from megadna.hf.names import NameTable, check_names
 from megadna.hf.tokenizers import write_tokenizer
 from megadna.hf.weights import write_weights
 from megadna.log import get_logger
+from megadna.ownership import Kind, refuse_replacing
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import read_config
 
 log = get_logger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+RECORD = "megadna.json"
 REMOTE_CODE = ("configuration_megadna.py", "modeling_megadna.py")
 NOT_COMPARED = "not compared (--no_verify)"
 AS_BERT = [("model.", "bert."), ("lm_head.", "cls.predictions."), ("layer_norm", "LayerNorm")]
@@ -64,7 +66,9 @@ def export(
         log.warning("%s has no master weights by name: exporting its %s weights as fp32", checkpoint, tensors.dtype)
     if dtype == "bf16" and tensors.dtype != torch.bfloat16:
         log.warning("%s has no bf16 weights: rounding its %s weights to bf16", checkpoint, tensors.dtype)
-    with replaced_folder(folder, overwrite=overwrite) as temporary:
+    if overwrite:
+        refuse_replacing(folder, [checkpoint])
+    with atomic_folder(folder, EXPORT if overwrite else None, ", or add --overwrite") as temporary:
         parameters = _write_tensors(temporary, table, tensors, DTYPES[dtype])
         provenance = Provenance.of(checkpoint)
         _write_texts(temporary, target, config, dtype, provenance, license_name, parameters)
@@ -76,7 +80,7 @@ def export(
                     lambda name: tensors.read(name).to(DTYPES[dtype]).float(), config, tokenizer, table, other
                 )
         record = {"program": f"megadna {__version__}", "format": target, "dtype": dtype, "gate": found}
-        _write_json(temporary / "megadna.json", record | provenance.extract())
+        _write_json(temporary / RECORD, record | provenance.extract())
         return found
 
 
@@ -158,29 +162,19 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def replaced_folder(folder: Path, *, overwrite: bool, sign: str = "config.json") -> Iterator[Path]:
-    """A temporary folder that takes the name `folder` when the block ends well, and vanishes otherwise.
-
-    UserError where `folder` holds something, unless it is ours (it has the file `sign`) and `overwrite` is set.
-    """
-    folder = folder.absolute()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --output names a folder")
-    if folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            raise UserError(f"{folder} is not empty; choose another folder or add --overwrite")
-        if not (folder / sign).is_file():
-            raise UserError(f"{folder} holds something without {sign}, so it is not overwritten; remove it first")
-    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+def _export_files(folder: Path) -> str | None:
+    """What an export may contain (Kind): its files, and what `megadna evaluate` puts there."""
     try:
-        yield temporary
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if not record["program"].startswith("megadna ") or record["format"] not in MODEL_TYPES:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return (
+        rf"README\.md|{re.escape(RECORD)}|(config|tokenizer|tokenizer_config|baselines|evaluation-[^/]+)\.json|vocab\.txt|"
+        r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|"
+        r"(configuration|modeling|tokenization)_megadna\.py"
+    )
+
+
+EXPORT = Kind(name="export", files=_export_files)

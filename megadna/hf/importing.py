@@ -7,6 +7,7 @@ Out: CHECKPOINT/ weights/, config.yaml, state.json, the marker `complete`: what 
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ import torch
 from torch import Tensor
 
 from megadna.errors import UserError, require
+from megadna.files import atomic_folder
 from megadna.hf.checkpoints import CheckpointTensors, seal_checkpoint, write_tensors
-from megadna.hf.export import NOT_COMPARED, compared, replaced_folder
+from megadna.hf.export import NOT_COMPARED, compared
 from megadna.hf.formats import config_of, name_table, recognise
 from megadna.hf.gate import verify
 from megadna.hf.names import check_names
 from megadna.hf.tokenizers import recognise_tokenizer
 from megadna.hf.weights import FolderWeights
 from megadna.log import get_logger
+from megadna.ownership import Kind, refuse_replacing
 from megadna.tokenizer.build import build_tokenizer
+from megadna.train.integrity import MARKER
 
 log = get_logger(__name__)
 
@@ -70,7 +74,9 @@ def import_folder(
         return tensor * factor if name == "output_layer.bias" else tensor
 
     imported = {"name": folder.absolute().name, "format": target, "license": license_name or _license(folder)}
-    with replaced_folder(checkpoint, overwrite=overwrite, sign="config.yaml") as temporary:
+    if overwrite:
+        refuse_replacing(checkpoint, [folder, pieces])
+    with atomic_folder(checkpoint, CHECKPOINT if overwrite else None, ", or add --overwrite") as temporary:
         write_tensors(temporary, table.shapes, read, dtype=dtype)
         found = NOT_COMPARED
         if check:
@@ -80,6 +86,20 @@ def import_folder(
         facts = {"tokenizer": tokenizer_config.kind, "imported": imported | {"gate": found}}
         seal_checkpoint(temporary, config, facts)
     return found
+
+
+def _checkpoint_files(folder: Path) -> str | None:
+    """What a checkpoint folder may contain (Kind): what its commit marker names."""
+    try:
+        entries = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        if not all(entry.keys() == {"bytes", "crc32"} for entry in entries.values()):
+            return None
+    except (OSError, ValueError, AttributeError):
+        return None
+    return "|".join(map(re.escape, [MARKER, *entries])) if "state.json" in entries else None
+
+
+CHECKPOINT = Kind(name="checkpoint", files=_checkpoint_files)
 
 
 def _common_dtype(weights: FolderWeights, names: set[str]) -> torch.dtype:

@@ -39,10 +39,7 @@ def _record(config: Config, num_ranks: int, folder: Path, rank: int) -> list[Eve
 
     events = record_step(replace(config, engine=replace(config.engine, dry_run=f"{rank}/{num_ranks}")))
     lines = (json.dumps(asdict(event) if isinstance(event, Call) else {"wait": event}) for event in events)
-    path = folder / f"rank-{rank:05d}.jsonl"
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    temporary.replace(path)
+    (folder / f"rank-{rank:05d}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return events
 
 

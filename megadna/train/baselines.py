@@ -14,7 +14,6 @@ k and the strength s are chosen on valid.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megadna.files import write_json
 from megadna.log import get_logger
 from megadna.tokenizer.alphabet import OTHER, Letters, base_codes
 from megadna.train.bits import ChunkSums, UnitScores
@@ -242,7 +242,7 @@ def baselines(
         "smoothings": SMOOTHINGS,
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    cache = _read_cache(cache_file)
+    cache, is_ours = _read_cache(cache_file)
     if key not in cache:
         table = fit(_spread(train, MAX_FIT_LETTERS), both_strands=both_strands)
         k, smoothing = table.choose(valid)
@@ -254,25 +254,24 @@ def baselines(
         }
         log.info("baselines of %s: Markov with k = %d, smoothing %g", dataset_id, k, smoothing)
         cache[key] = {"dataset": dataset_id, "baselines": scores}
-        if cache_file is not None:
+        if cache_file is not None and is_ours:
             write_json(cache_file, cache)
     scored: dict[str, dict[str, Any]] = cache[key]["baselines"]
     return scored
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def _read_cache(cache_file: Path | None) -> dict[str, Any]:
+def _read_cache(cache_file: Path | None) -> tuple[dict[str, Any], bool]:
+    """(what the cache holds, whether it may be written): a file of that name that is no cache is left as it is."""
+    if cache_file is None or not cache_file.exists():
+        return {}, True
     try:
-        return dict(json.loads(cache_file.read_bytes())) if cache_file is not None and cache_file.is_file() else {}
-    except ValueError:
-        log.warning("%s is not JSON; computing the baselines anew", cache_file)
-        return {}
+        content = json.loads(cache_file.read_bytes())
+        if all("baselines" in entry for entry in content.values()):
+            return content, True
+    except (OSError, ValueError, AttributeError, TypeError):
+        pass
+    log.warning("%s is no cache of baselines and is left as it is; computing them anew", cache_file)
+    return {}, False
 
 
 def _spread(chunks: Chunks, max_letters: int) -> Iterator[Letters]:

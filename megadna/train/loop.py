@@ -24,6 +24,7 @@ from megadna.data.order import skip_more
 from megadna.data.samples import resolve_schedule
 from megadna.engine.distributed import World
 from megadna.errors import Diverged
+from megadna.files import write_text
 from megadna.log import get_logger
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
@@ -89,7 +90,7 @@ class TrainingRun:
             self.writer.facts["init_from"] = str(checkpoint)
             log.info("starting from the weights of %s", checkpoint)
         if self.world.is_main:
-            (self.run / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
+            write_text(self.run / "config.yaml", dump_config(self.config))
             self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
             self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
         self._announce()

@@ -19,6 +19,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from megadna.config import Config, LogConfig
 from megadna.errors import UserError, require
+from megadna.files import write_text
 from megadna.log import console, get_logger
 
 log = get_logger(__name__)
@@ -143,9 +144,7 @@ def cut_after(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             break
-    temporary = path.with_suffix(".jsonl.partial")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _tensorboard(run: Path, first_step: int) -> Any:
@@ -161,7 +160,7 @@ def _wandb(run: Path, config: Config) -> Any:
     identity = run / "wandb" / "id"
     identity.parent.mkdir(exist_ok=True)
     if not identity.exists():
-        identity.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+        write_text(identity, uuid.uuid4().hex[:8])
     offline = wandb.setup().settings.mode == "offline"
     try:
         sink = wandb.init(

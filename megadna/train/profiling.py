@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from megadna.config import LogConfig
+from megadna.files import atomic_file
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -46,6 +47,6 @@ def build_profiler(run: Path, config: LogConfig, *, first_step: int) -> profile 
 
 def _write(path: Path, write: Callable[[str], None]) -> None:
     path.parent.mkdir(exist_ok=True)
-    write(str(path.with_suffix(".partial")))
-    path.with_suffix(".partial").replace(path)
+    with atomic_file(path) as temporary:
+        write(str(temporary))
     log.info("profile: %s", path)

@@ -8,7 +8,6 @@ A run may still be going on: a half-written last line of metrics.jsonl is left o
 import base64
 import html
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ import yaml
 from numpy.typing import NDArray
 
 from megadna.errors import UserError, require
+from megadna.files import atomic_file, write_text
+from megadna.ownership import refuse_occupied
 from megadna.train import plots
 
 FIGURES = {
@@ -114,14 +115,18 @@ def write_report(runs: Sequence[Run], html_file: Path, *, figures_beside: bool) 
         raise UserError(f"{html_file}: is a folder; name the file to write, such as {html_file / 'report.html'}")
     if html_file.exists() and GENERATOR.encode() not in html_file.read_bytes()[:2000]:
         raise UserError(f"{html_file}: exists and is no report of megadna; choose another --output or move it away")
+    if figures_beside and not html_file.exists():  # without a report there, figures of these names are somebody's
+        for name in FIGURES:
+            refuse_occupied(html_file.with_name(name), is_file=True)
     figures = draw_figures(runs)
     html_file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(html_file, render_page(runs, figures))  # first: it says whose the figures are
     for name in FIGURES if figures_beside else ():
         if name in figures:
-            _write(html_file.with_name(name), figures[name])
+            with atomic_file(html_file.with_name(name)) as temporary:
+                temporary.write_bytes(figures[name])
         else:  # an older report may have had it
             html_file.with_name(name).unlink(missing_ok=True)
-    _write(html_file, render_page(runs, figures).encode())
 
 
 def draw_figures(runs: Sequence[Run]) -> dict[str, bytes]:
@@ -330,9 +335,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
-
-
-def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(file)

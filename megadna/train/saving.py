@@ -9,6 +9,7 @@ import atexit
 import ctypes
 import json
 import multiprocessing
+import re
 import shutil
 import signal
 import sys
@@ -46,6 +47,8 @@ log = get_logger(__name__)
 BEST_METRICS = ("valid_bits_per_base_macro_unique", "valid_bits_per_base_macro", "valid_bits_per_base")
 """What the best checkpoint is chosen by: the first of these that the run has."""
 PARTIAL = ".partial"
+_STEP = re.compile(r"step-\d{8,}")
+_LEFTOVER = re.compile(rf"\.step-\d+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 RESERVE_BYTES = 64 << 20
 """Free disk space that a save leaves untouched."""
@@ -65,7 +68,8 @@ class CheckpointWriter:
         self.num_failed_in_a_row = 0
         if world.is_main:
             for leftover in run.glob(f"checkpoints/.step-*{PARTIAL}"):
-                shutil.rmtree(leftover, ignore_errors=True)
+                if _LEFTOVER.fullmatch(leftover.name):
+                    shutil.rmtree(leftover, ignore_errors=True)
         self.stall_seconds = 0.0
         """How long the last save held up training."""
         self.stall_bytes = 0
@@ -93,7 +97,7 @@ class CheckpointWriter:
             "versions": versions(),
         }
         problem = self._prepare(temporary, state, content) if self.world.is_main else None
-        if not self._failed(problem, state.step):
+        if not self._failed(problem, state.step, temporary):
             request = dist_checkpointing.save(
                 sharded, str(temporary / "weights"), async_sharded_save=True, validate_access_integrity=False
             )
@@ -133,8 +137,11 @@ class CheckpointWriter:
 
     def _stays(self, final: Path, numbers: dict[str, Any]) -> bool:
         """True where the checkpoint would be kept for its step or its validation, however old it gets."""
-        found = {folder: read_numbers(folder) for folder in complete_checkpoints(self.run)}
-        return final in lasting({**found, final: numbers}, self.config.checkpoint)
+        return final in lasting({**self._whole(), final: numbers}, self.config.checkpoint)
+
+    def _whole(self) -> dict[Path, dict[str, Any]]:
+        """The run's whole checkpoints and their numbers; a copy that a user made under another name is not one."""
+        return {path: read_numbers(path) for path in complete_checkpoints(self.run) if _STEP.fullmatch(path.name)}
 
     def _prepare(self, temporary: Path, state: TrainState, content: dict[str, Any]) -> Exception | None:
         """Folder, state.json and config.yaml, on the main rank; the problem where the disk has no room."""
@@ -155,38 +162,34 @@ class CheckpointWriter:
         """megatron's own finalisation, then the commit; the ranks agree on success before the folder gets its name."""
         write_results, *rest = functions
         problem = caught(write_results)
-        if self._failed(problem, step):
-            self._discard(temporary)
+        if self._failed(problem, step, temporary):
             return
         for function in rest:
             function()
-        if self._failed(caught(partial(self._commit, temporary, final)) if self.world.is_main else None, step):
-            self._discard(temporary)
-        else:
+        problem = caught(partial(self._commit, temporary, final)) if self.world.is_main else None
+        if not self._failed(problem, step, temporary):
             self.num_failed_in_a_row = 0
-
-    def _discard(self, temporary: Path) -> None:
-        if self.world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _commit(self, temporary: Path, final: Path) -> None:
         seal(temporary)
-        if final.exists():  # the same step once more, after a resume
-            _remove(final)
+        former = _aside(final) if final.exists() else None  # the same step once more, after a resume
         publish(temporary, final)
         _point_to(final)
-        found = {folder: read_numbers(folder) for folder in complete_checkpoints(self.run)}
-        for folder in superfluous(found, self.config.checkpoint):
+        if former is not None:
+            shutil.rmtree(former, ignore_errors=True)
+        for folder in superfluous(self._whole(), self.config.checkpoint):
             _remove(folder)
 
-    def _failed(self, problem: BaseException | None, step: int) -> bool:
-        """True on all ranks where any has a problem; logged and counted once."""
+    def _failed(self, problem: BaseException | None, step: int, temporary: Path) -> bool:
+        """True on all ranks where any has a problem; logged and counted once, and nothing is left of the save."""
         if problem is not None:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
             log.error("checkpoint of step %d failed: %s; those before it stand", step, reason)
         flag = torch.tensor([float(problem is not None)], device=self.world.device)
         torch.distributed.all_reduce(flag)
         failed = bool(flag.item())
+        if failed and self.world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
         self.num_failed += failed
         self.num_failed_in_a_row += failed
         if failed and self.num_failed_in_a_row == self.config.checkpoint.max_failed:
@@ -222,10 +225,15 @@ def versions() -> dict[str, str]:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint that a kill half-way must not leave under its name: rename first."""
+    """Delete a checkpoint that a kill half-way must not leave under its name."""
+    shutil.rmtree(_aside(checkpoint), ignore_errors=True)
+
+
+def _aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint to what the next start deletes."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    return doomed
 
 
 def _point_to(final: Path) -> None:

@@ -22,6 +22,7 @@ import megadna.data.pieces
 from megadna.data.dataset import ChunkDataset
 from megadna.data.manifest import load_manifest
 from megadna.errors import UserError
+from megadna.files import claimed
 
 COMMAND = [sys.executable, "-m", "megadna", "preprocess", "--chunk_length", "50", "--block_chunks", "2"]
 
@@ -46,9 +47,9 @@ def test_resume_goes_on_from_finished_sources(tmp_path, monkeypatch, workers):
     with pytest.raises(UserError, match=r"g3.fa: line \d+: '!'"):
         build(tmp_path, *files, workers=workers)
     assert not (tmp_path / "out").exists()
-    marks = sorted(file.name for file in (tmp_path / ".out.partial" / "parts").glob("*.json"))
+    marks = sorted(file.name for file in (tmp_path / ".out.partial" / "new" / "parts").glob("*.json"))
     assert marks[:2] == ["000000.json", "000001.json"]
-    stamp = (tmp_path / ".out.partial" / "parts" / "000000.names").stat().st_mtime_ns
+    stamp = (tmp_path / ".out.partial" / "new" / "parts" / "000000.names").stat().st_mtime_ns
     files[3].write_bytes(good)
     opened = []
     real = megadna.data.pieces.stream_blocks
@@ -57,7 +58,7 @@ def test_resume_goes_on_from_finished_sources(tmp_path, monkeypatch, workers):
     )
     with pytest.raises(UserError, match="begun with other options"):
         build(tmp_path, *files, resume=True, seed=9)
-    assert (tmp_path / ".out.partial" / "parts" / "000000.names").stat().st_mtime_ns == stamp
+    assert (tmp_path / ".out.partial" / "new" / "parts" / "000000.names").stat().st_mtime_ns == stamp
     resumed = build(tmp_path, *files, resume=True, workers=1)
     assert opened == files[len(marks) :]
     assert resumed.dataset_id == whole.dataset_id
@@ -91,18 +92,18 @@ def test_full_disk_is_one_line(tmp_path, limit):
     assert [path.name for path in tmp_path.iterdir()] == ["g0.fa"]
 
 
-def test_two_builders_do_not_mix(tmp_path):
-    import fcntl
-
+def test_a_second_builder_leaves_the_first_ones_work_alone(tmp_path):
     files = _genomes(tmp_path, 1)
-    work = tmp_path / ".out.partial"
-    work.mkdir()
-    handle = os.open(work, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another megadna preprocess"):
-        build(tmp_path, *files)
-    os.close(handle)
+    with claimed(tmp_path / "out") as claim:
+        (claim.fresh() / "train.bin").write_bytes(b"ACGT")
+        for more in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(
+                UserError, match=rf"another process is writing it \(process {os.getpid()}, since .*wait"
+            ):
+                build(tmp_path, *files, **more)
+        assert (claim.new / "train.bin").read_bytes() == b"ACGT"
     assert build(tmp_path, *files).chunks["train"]
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_old_dataset_stays_until_the_new_one_is_whole(tmp_path):
@@ -169,7 +170,7 @@ def test_interrupt_ends_the_workers(tmp_path):
         start_new_session=True,
     )
     until = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.partial/*.bin")) and process.poll() is None and time.monotonic() < until:
+    while not list(tmp_path.glob(".out.partial/new/*.bin")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.001)
     with contextlib.suppress(ProcessLookupError):  # done already
         os.killpg(process.pid, signal.SIGINT)

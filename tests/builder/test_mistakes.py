@@ -118,10 +118,10 @@ def test_second_run_does_nothing_and_overwrite_replaces(tmp_path):
     again, built_again = run(tmp_path, None)
     assert built and not built_again and again == first
     assert (tmp_path / "out" / "train.bin").stat().st_mtime_ns == stamp
-    with pytest.raises(UserError, match="not empty and not this dataset"):
+    with pytest.raises(UserError, match=r"not empty; .* say --overwrite: it is not this dataset"):
         run(tmp_path, None, seed=5)
     (tmp_path / "x.fa").write_bytes(GOOD.replace(b"GATTACA", b"GATTACC"))  # same size, other bases
-    with pytest.raises(UserError, match="not empty and not this dataset"):
+    with pytest.raises(UserError, match=r"not empty; .* say --overwrite: it is not this dataset"):
         run(tmp_path, None)
     changed, built = run(tmp_path, None, overwrite=True)
     assert built and changed.dataset_id != first.dataset_id

@@ -11,10 +11,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy_models import megadna_folder
 
+from megadna import benchmark
 from megadna.cli import main
 from megadna.downstream import metrics
 from megadna.downstream.baselines import BASELINES
 from megadna.downstream.tasks import Target
+from megadna.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
 TARGET = Target("classification", ["donor", "acceptor", "negative"])
@@ -161,3 +163,22 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
             )
         error = capsys.readouterr().err.strip().splitlines()
         assert stopped.value.code == 2 and message in error[-1], (message, error)
+
+
+def test_results_of_others_stay(tmp_path):
+    task, output = tmp_path / "tasks" / "a", tmp_path / "o"
+    for folder, name, text in (
+        (task, "train.csv", "sequence,label\nACGT,1\nACCT,0\n"),
+        (task, "test.csv", "sequence,label\nACGT,1\nACCT,0\n"),
+        (output, "results.csv", "mine"),
+        (output, "thesis.txt", "mine"),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    run = {"model": tmp_path / "none", "data": tmp_path / "tasks", "output": output}
+    with pytest.raises(UserError, match=r"o: not empty; .* no benchmark of this suite, model and data"):
+        benchmark("gue", **run)
+    assert (output / "results.csv").read_text() == "mine" and len(list(output.iterdir())) == 2
+    with pytest.raises(UserError, match="no such folder"):  # the model
+        benchmark("gue", **{**run, "output": tmp_path / "new"})
+    assert not (tmp_path / "new").exists()

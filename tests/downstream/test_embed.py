@@ -24,6 +24,7 @@ from megadna.downstream import tables_out
 from megadna.downstream.encoder import runs_own_code
 from megadna.downstream.genome import reverse_complement
 from megadna.errors import UserError
+from megadna.files import claimed
 
 DATA = Path(__file__).parents[1] / "data"
 REPOSITORY = Path(__file__).parents[2]
@@ -238,6 +239,23 @@ def test_a_stopped_command_goes_on_where_it_stood(folders, genome, tmp_path, mon
     main([*run, str(output)])
     assert len(computed) == 3 + 3 and computed[2] == computed[3]
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_files_and_parts_of_others_stay(folders, genome, tmp_path):
+    run = ["embed", "--model", folders["nucleotide"], "--input", str(fasta(tmp_path / "a.fa", genome[:50])), "--output"]
+    output, index = tmp_path / "x.npy", tmp_path / "x.npy.index.tsv"
+    index.write_text("mine")
+    with pytest.raises(SystemExit):
+        main([*run, str(output)])
+    assert index.read_text() == "mine" and sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", index.name]
+    index.unlink()
+    with claimed(output, tmp_path / "x.npy.parts") as claim:  # as another embed of the same output
+        (claim.folder / "part-000000.parquet").write_bytes(b"theirs")
+        with pytest.raises(SystemExit):
+            main([*run, str(output)])
+        assert (claim.folder / "part-000000.parquet").read_bytes() == b"theirs"
+    main([*run, str(output)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", output.name, index.name]
 
 
 def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):

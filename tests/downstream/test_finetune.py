@@ -28,6 +28,8 @@ from megadna.downstream.modeling_dna_task import PAIR_SIZE, DnaForBaseTask, DnaF
 from megadna.downstream.options import Columns, FinetuneOptions
 from megadna.downstream.task_batches import examples_of, pairs_of
 from megadna.downstream.tasks import Target, add_targets, find_tasks, read_task
+from megadna.errors import UserError
+from megadna.files import claimed
 
 DATA = Path(__file__).parents[1] / "data"
 REPOSITORY = Path(__file__).parents[2]
@@ -399,6 +401,24 @@ def test_mistakes_end_in_one_line(folders, tmp_path, capsys):
         error = capsys.readouterr().err.strip().splitlines()
         assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
         assert not (tmp_path / "run").exists(), message
+
+
+def test_runs_of_others_stay(folders, tmp_path):
+    run, options = tmp_path / "run", {"max_steps": 1, "seeds": [1, 2]}
+    run.mkdir()
+    (run / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"run: not empty; .* no stopped run of these options"):
+        finetune(folders["nucleotide"], GUE, run, **options)
+    (run / "thesis.txt").rename(tmp_path / "thesis.txt")
+    with claimed(run / "seed-2") as claim:  # as another finetune that is there already
+        (claim.fresh() / "model").mkdir()
+        with pytest.raises(UserError, match="seed-2: another process is writing it"):
+            finetune(folders["nucleotide"], GUE, run, **options)
+        assert (claim.new / "model").is_dir()
+    stamp = (run / "seed-1" / "metrics.json").stat().st_mtime_ns
+    finetune(folders["nucleotide"], GUE, run, **options)  # goes on behind the run that is whole
+    assert (run / "seed-1" / "metrics.json").stat().st_mtime_ns == stamp
+    assert {path.name for path in run.iterdir()} == {"options.json", "metrics.csv", "seed-1", "seed-2"}
 
 
 @pytest.mark.slow

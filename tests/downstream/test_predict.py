@@ -145,6 +145,15 @@ def test_a_fine_tuned_model_is_no_encoder(folders, genome):
         embed(folders["sequence"], genome[0])
 
 
+def test_a_track_of_others_is_not_replaced(folders, genome, tmp_path, capsys):
+    track = tmp_path / "x.in.minus.bw"
+    track.write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["predict", "--model", folders["base"], "--input", str(genome[0]), "--output", str(tmp_path / "x.bw")])
+    assert f"{track}: is a file that exists" in capsys.readouterr().err and track.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [track]
+
+
 def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     path, _ = genome
     (tmp_path / "r.bed").write_text("chr1\t50\t90\nchr1\t10\t70\n")

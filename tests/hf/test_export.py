@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from megadna.errors import UserError
 from megadna.hf import weights as weights_module
 from megadna.hf.checkpoints import CheckpointTensors
 from megadna.hf.configuration_megadna import MegaDnaConfig
-from megadna.hf.export import compared, export, replaced_folder
+from megadna.hf.export import compared, export
 from megadna.hf.formats import name_table
 from megadna.hf.gate import _judge, real_sequence, verify
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
@@ -252,24 +253,25 @@ def export_formats():
     return formats
 
 
-def test_a_folder_that_holds_something_is_kept_unless_it_is_an_export_to_overwrite(tmp_path):
-    def fill(folder, text, **options):
-        with replaced_folder(folder, overwrite=bool(options)) as temporary:
-            (temporary / "config.json").write_text(text)
-
-    fill(tmp_path / "deep" / "model", "first")
-    with pytest.raises(UserError, match="not empty"):
-        fill(tmp_path / "deep" / "model", "second")
-    with pytest.raises(KeyError), replaced_folder(tmp_path / "deep" / "model", overwrite=True):
-        raise KeyError
-    assert (tmp_path / "deep" / "model" / "config.json").read_text() == "first"
-    fill(tmp_path / "deep" / "model", "second", overwrite=True)
-    assert (tmp_path / "deep" / "model" / "config.json").read_text() == "second"
-    assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "model"]
-    with pytest.raises(UserError, match=r"without config\.json"):
-        fill(tmp_path, "third", overwrite=True)
-    with pytest.raises(UserError, match="is a file"):
-        fill(tmp_path / "deep" / "model" / "config.json", "third", overwrite=True)
+def test_overwrite_replaces_exports_and_nothing_else(trained, exported, tmp_path):
+    folder, checkpoint = tmp_path / "model", trained[0]
+    shutil.copytree(exported, folder)
+    with pytest.raises(UserError, match="model: not empty; choose another --output, or add --overwrite"):
+        export(checkpoint, folder, check=False)
+    (folder / "evaluation-test.json").write_text("{}")
+    (folder / "slides.pdf").write_text("mine")
+    with pytest.raises(UserError, match=r"model: contains 1 file that megadna did not write \(slides\.pdf\)"):
+        export(checkpoint, folder, check=False, overwrite=True)
+    (folder / "slides.pdf").unlink()
+    (folder / "megadna.json").rename(tmp_path / "megadna.json")
+    with pytest.raises(UserError, match="model: is no export that megadna wrote"):  # a folder with a config.json
+        export(checkpoint, folder, check=False, overwrite=True)
+    (tmp_path / "megadna.json").rename(folder / "megadna.json")
+    export(checkpoint, folder, check=False, overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in exported.iterdir()}
+    with pytest.raises(UserError, match="is the output"):
+        export(checkpoint, checkpoint, check=False, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_sequence_of_the_gate_is_phage_lambda(lambda_genome):

@@ -182,3 +182,22 @@ def test_the_card_tells_data_recipe_and_validation(toy_dataset, tmp_path):
     assert not [word for word in (str(tmp_path), str(toy_dataset), "tests/data") if word in card + record]
     shutil.rmtree(run / "checkpoints" / "step-00000010" / "weights")
     assert Provenance.of(checkpoint).extract()["step"] == 10
+
+
+def test_overwrite_replaces_checkpoints_and_nothing_else(folder, tmp_path):
+    hf, _ = folder(MODERN)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.yaml").write_text("mine")  # once taken for a proof
+    with pytest.raises(UserError, match="checkpoint: is no checkpoint that megadna wrote"):
+        import_folder(hf, checkpoint, check=False, overwrite=True)
+    (checkpoint / "config.yaml").unlink()
+    import_folder(hf, checkpoint, check=False)
+    (checkpoint / "weights" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"contains 1 file that megadna did not write \(weights/notes\.txt\)"):
+        import_folder(hf, checkpoint, check=False, overwrite=True)
+    (checkpoint / "weights" / "notes.txt").unlink()
+    import_folder(hf, checkpoint, check=False, overwrite=True)
+    find_checkpoint(checkpoint)
+    with pytest.raises(UserError, match="is the output"):
+        import_folder(hf, hf, check=False, overwrite=True)

@@ -158,7 +158,7 @@ def test_more_gpus_than_a_node_has_go_through_slurm(tmp_path: Path, capsys: pyte
         (["{}/fine", "--gpu", "v100"], "--gpu v100: not one of a100-40, .*, cpu"),
         (["{}/fine", "--gpus", "0"], "must be positive"),
         (["{}/fine", "--hours", "1e-6", *CPU[:2]], "too little for one step"),
-        (["{}/fine", "--output", "{}/empty/.."], "exists and is no empty folder"),
+        (["{}/fine", "--output", "{}/empty/.."], "not empty; choose another --output"),
     ],
 )
 def test_mistakes_leave_nothing_behind(tmp_path: Path, words: list[str], message: str) -> None:

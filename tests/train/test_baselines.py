@@ -224,3 +224,7 @@ def test_results_are_cached_by_dataset_samples_and_strands(tmp_path, monkeypatch
 
     file.write_text(file.read_text()[:50])
     assert baselines(chunks[:40], valid, test, cache_file=file, **options) == first and len(fits) == 5
+    for text in (file.read_text(), '{"mine": 1}', "[[1, 2]]"):  # damaged, or of others: left as it is
+        file.write_text(text)
+        assert baselines(chunks[:40], valid, test, cache_file=file, **options) == first
+        assert file.read_text() == text

@@ -103,8 +103,8 @@ def test_a_run_that_is_going_on_is_reported(tmp_path):
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 6, "lo')
     assert len(read_run(run).training) == 5
-    (run / "report").mkdir()
-    (run / "report" / "baselines.png").write_bytes(PNG)
+    main([str(run)])
+    (run / "report" / "baselines.png").write_bytes(PNG)  # of an older report
     main([str(run)])
     names = {file.name for file in (run / "report").iterdir()}
     assert names == {"report.html", "loss.png", "learning_rate.png", "throughput.png"}  # the old figure is gone

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -69,8 +70,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkpoint(saved: Path, tmp_path: Path) -> Path:
     """A copy of the newest checkpoint that a test may damage."""
-    import shutil
-
     folder = tmp_path / "checkpoints" / "step-00000003"
     shutil.copytree(saved / "checkpoints" / "step-00000003", folder)
     return folder
@@ -139,10 +138,27 @@ def test_a_full_disk_fails_the_save_and_keeps_what_was_there(tmp_path: Path) -> 
     assert not list((run / "checkpoints").glob(".*partial"))
 
 
-def test_a_run_ends_after_as_many_failed_saves_as_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("disk_bytes", "reserve"), [(100_000, None), (None, 1 << 60)])
+def test_a_run_ends_after_as_many_failed_saves_as_asked_for(
+    tmp_path: Path, disk_bytes: int | None, reserve: int | None
+) -> None:
+    """Whether the disk fills up or has no room from the first, nothing is left of the saves."""
     config = replace(toy_config(Path("none")), checkpoint=CheckpointConfig(max_failed=2))
-    (message,) = run_ranks(save_steps, 1, config, tmp_path / "run", 4, 100_000)
+    (message,) = run_ranks(save_steps, 1, config, tmp_path / "run", 4, disk_bytes, reserve)
     assert "2 saves failed in a row" in message and "step 2" in message and "--resume" in message
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_the_next_start_clears_its_own_leftovers_and_retention_leaves_copies_alone(tmp_path: Path) -> None:
+    config = replace(toy_config(Path("none")), checkpoint=CheckpointConfig(keep_last=1, keep_every=2))
+    assert run_ranks(save_steps, 1, config, tmp_path, 1) == [0]
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000001", folder / "step-00000001-paper")
+    for name in (".step-00000009.0a1b2c3d.partial", ".step-mine.partial"):
+        (folder / name).mkdir()
+    assert run_ranks(save_steps, 1, config, tmp_path, 3) == [0]
+    kept = {"step-00000002", "step-00000003", "step-00000001-paper", ".step-mine.partial", "latest"}
+    assert {entry.name for entry in folder.iterdir()} == kept
 
 
 def test_a_rank_that_is_gone_is_not_a_failed_save() -> None:

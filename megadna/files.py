@@ -1,0 +1,348 @@
+"""The one home of every writer: outputs are whole or absent under their names, and nothing of others is lost.
+
+A file is written as .NAME.megadna-partial beside its name, a folder as .NAME.partial/new; both reach the disk and are
+renamed last. The process that writes holds a lock of the kernel's (flock), which ends with it however it ends, and only
+the holder cleans up. A folder that is replaced waits as .NAME.partial/old until the new one has its name; the next
+command puts it back where a kill came in between. Replaced or deleted is only what megadna wrote
+(megadna/ownership.py).
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from megadna.errors import UserError, require
+from megadna.ownership import (
+    MARKER,
+    Kind,
+    check_folder,
+    check_replaceable,
+    clear_folder,
+    read_mark,
+    refuse_occupied,
+    resolved,
+)
+
+log = logging.getLogger(__name__)
+
+LOCK = ".megadna.lock"
+"""File in a work folder; whoever has locked it owns the folder."""
+NEW = "new"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+@contextmanager
+def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A temporary file that takes the name `path`, on disk, when the block ends well, and vanishes otherwise.
+
+    Another process that writes the same file waits. Without `replace`, UserError where `path` exists.
+    """
+    path = resolved(path)
+    if not replace or path.is_dir():
+        refuse_occupied(path, is_file=True)
+    require(not path.exists() or path.is_file(), f"{path}: is a device or a pipe; name a file")
+    temporary = path.with_name(f".{path.name}.megadna-partial")
+    with _one_line(path):
+        descriptor = _first(lambda: _locked(temporary, path, wait=True), path)
+        done = False
+        try:
+            os.ftruncate(descriptor, 0)
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path) if replace else _move_new(temporary, path)
+            done = True
+            _sync(path.parent)
+        finally:
+            if not done:
+                temporary.unlink(missing_ok=True)
+            _release(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is there as a whole or as it was before."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that is there as a whole or as it was before."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def mark(folder: Path, kind: str, **facts: Any) -> None:
+    """State in `folder` what it is: the proof that megadna may delete it, and may go on in it."""
+    content = {"program": "megadna", "kind": kind, **facts}
+    if read_mark(folder) != content:
+        write_json(folder / MARKER, content)
+
+
+class Claim:
+    """An output that this process alone writes, and the work folder beside it."""
+
+    def __init__(self, output: Path, folder: Path) -> None:
+        self.output, self.folder, self.new, self._old = output, folder, folder / NEW, folder / "old"
+        self.is_kept = False
+        """Whether the work folder stays when the block ends, for a later command to go on with."""
+        self._recover()
+        self._before = _identity(output)
+
+    def fresh(self) -> Path:
+        """The folder to write into, empty; leftovers are gone."""
+        clear_folder(self.folder, keep=[LOCK])
+        self.new.mkdir()
+        return self.new
+
+    def publish(self, kind: Kind | None = None) -> None:
+        """Bring `new` to disk and give it the output's name; with `kind`, the output that was there before goes.
+
+        UserError where the output has changed meanwhile; then what was written stays under another name.
+        """
+        sync_tree(self.new)
+        if _identity(self.output) != self._before:
+            _set_aside(self.new, self.output)
+        if self._before is not None:
+            assert kind is not None
+            try:
+                check_replaceable(self.output, kind)
+            except UserError:
+                _set_aside(self.new, self.output)
+            self.output.rename(self._old)
+        try:
+            self.new.rename(self.output)
+        except OSError:
+            self.is_kept = True  # nothing is deleted until it is clear which is which
+            if self._old.exists():
+                self._recover()
+            _set_aside(self.new, self.output)
+        _sync(self.output.parent)
+
+    def _recover(self) -> None:
+        """Put back a former output that a kill left set aside; delete one whose successor has its name."""
+        if not os.path.lexists(self._old):
+            return
+        if not os.path.lexists(self.new):
+            shutil.rmtree(self._old)
+            return
+        try:
+            self._old.rename(self.output)
+        except OSError as error:
+            raise UserError(
+                f"{self._old}: is what {self.output} was before a command that replaced it was stopped, and "
+                f"{self.output} exists again; move one of them away"
+            ) from error
+        log.warning("%s: put back; a command that replaced it was stopped half-way", self.output)
+
+    def close(self) -> None:
+        """Delete the work folder, the lock last."""
+        if not self.is_kept:
+            with suppress(OSError):
+                clear_folder(self.folder, keep=[LOCK])
+                (self.folder / LOCK).unlink()
+                self.folder.rmdir()
+
+
+@contextmanager
+def claimed(output: Path, folder: Path | None = None) -> Iterator[Claim]:
+    """Hold `output` and its work folder (.NAME.partial beside it) while the block lasts; then the folder goes.
+
+    UserError where another process holds it, or where something else than a work folder has its name. A former output
+    that a kill left set aside is put back.
+    """
+    output = resolved(output)
+    folder = work_folder(output).parent if folder is None else resolved(folder)
+    made = [parent for parent in folder.parents if not parent.exists()]
+    descriptor = None
+    try:
+        with _one_line(output):
+            descriptor = _first(lambda: _enter(folder, output), output)
+            claim = Claim(output, folder)
+            try:
+                yield claim
+            finally:
+                claim.close()
+    finally:
+        if descriptor is not None:
+            _release(descriptor)
+        for parent in made:  # those that a failed command leaves empty
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def work_folder(output: Path) -> Path:
+    """The folder that takes the name `output` when it is whole; other ranks write there too."""
+    output = resolved(output)
+    return output.with_name(f".{output.name}.partial") / NEW
+
+
+@contextmanager
+def atomic_folder(output: Path, kind: Kind | None = None, remedy: str = "") -> Iterator[Path]:
+    """An empty folder that takes the name `output`, on disk, when the block ends well, and vanishes otherwise.
+
+    UserError where `output` is occupied, unless it is of `kind` (--overwrite): that stays until the new one is whole.
+    """
+    check_folder(output, kind, remedy)
+    with claimed(output) as claim:
+        check_folder(claim.output, kind, remedy)  # a former output may be back
+        yield claim.fresh()
+        claim.publish(kind)
+
+
+def publish_files(folder: Path, target: Path) -> list[Path]:
+    """Give the finished files of `folder` their names in the folder `target`, replacing none; what a kill has
+    interrupted goes on when called again. UserError where a name is taken; the file stays under another."""
+    sync_tree(folder)
+    files = sorted(folder.iterdir())
+    for file in files:
+        _move_new(file, target / file.name)
+    _sync(target)
+    return [target / file.name for file in files]
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file of `folder` and its names to disk."""
+    for parent, _, files in os.walk(folder):
+        for name in [*(name for name in files if not Path(parent, name).is_symlink()), ""]:
+            _sync(Path(parent, name))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(output: Path) -> tuple[int, int] | None:
+    """What tells one output from another under the same name; None where it is free: absent or an empty folder."""
+    try:
+        status = output.stat()
+    except FileNotFoundError:
+        return None
+    is_free = output.is_dir() and not any(output.iterdir())
+    return None if is_free else (status.st_dev, status.st_ino)
+
+
+def _move_new(source: Path, target: Path) -> None:
+    """Rename the file `source`, unless `target` exists: by a hard link, which is one step, where there are any."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        if not source.samefile(target):  # the same: a kill came before the next line
+            _set_aside(source, target)
+    except OSError:
+        if os.path.lexists(target):
+            _set_aside(source, target)
+        source.rename(target)
+        return
+    source.unlink()
+
+
+def _set_aside(source: Path, target: Path) -> None:
+    """Keep what was written under another name, and say so: UserError, always."""
+    spare = next(path for number in count(2) if not os.path.lexists(path := Path(f"{target}.{number}")))
+    source.rename(spare)
+    raise UserError(
+        f"{target}: was made or changed by another process meanwhile and is left as it is; what this command wrote is "
+        f"{spare}"
+    )
+
+
+def _enter(folder: Path, output: Path) -> int | None:
+    """Make and lock a work folder; None where it vanished meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {entry.name for entry in folder.iterdir()}
+        foreign = f"{folder}: is in the way of {output} and megadna did not make it; move it away"
+        require(not names or LOCK in names, foreign)
+        return _locked(folder / LOCK, output)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        where = f"{error.filename or folder}: {error.strerror}"
+        raise UserError(f"{output}: cannot be made ({where}); choose another --output") from error
+
+
+def _first(attempt: Callable[[], int | None], output: Path) -> int:
+    """What `attempt` gives once it gives something: others may remove a lock's file as it is opened."""
+    for _ in range(1000):
+        found = attempt()
+        if found is not None:
+            return found
+    raise UserError(f"{output}: cannot be locked, as other processes keep replacing it; stop them first")
+
+
+def _release(descriptor: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for what this process has forked
+    os.close(descriptor)
+
+
+def _locked(path: Path, output: Path, *, wait: bool = False) -> int | None:
+    """Descriptor of the locked file `path`, made where it is absent; None where it was removed meanwhile."""
+    is_new = not path.exists()
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:  # the folder
+        if wait:
+            raise
+        return None
+    try:
+        _lock(descriptor, path, output, wait=wait, is_new=is_new)
+        if not _is_at(descriptor, path):
+            os.close(descriptor)
+            return None
+        if not wait:
+            holder = f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}, on {socket.gethostname()}\n"
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, holder.encode(), 0)
+    except BaseException:
+        with suppress(OSError):
+            os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(descriptor: int, path: Path, output: Path, *, wait: bool, is_new: bool) -> None:
+    holder = "" if wait else os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        who = f" ({holder})" if holder else ""
+        raise UserError(f"{output}: another process is writing it{who}; wait for it, or stop it") from error
+    except OSError as error:  # NFS without its lock service, Lustre without -o flock
+        if not (is_new or wait):
+            raise UserError(
+                f"{path.parent}: whether {holder or 'another process'} still writes there cannot be told on this file "
+                f"system ({error.strerror}); if none does, remove that folder"
+            ) from error
+        log.warning("%s: cannot be locked (%s); see to it that no other process writes it", output, error.strerror)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` is still the open file."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+    return False
+
+
+@contextmanager
+def _one_line(output: Path) -> Iterator[None]:
+    """A full disk as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = error.filename or output
+        raise UserError(f"{where}: {error.strerror}; free some space, or choose another --output") from error
