@@ -1,8 +1,7 @@
 """`megadna train`: pretrain an encoder on a dataset."""
 
-import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from megadna.engine.distributed import launched_outside, parallel_world, select_
 from megadna.engine.launch import launched_here, run_ranks
 from megadna.errors import EXIT_REQUEUE, UserError
 from megadna.log import log_file, rank_from_environment
-from megadna.train.running import refuse_running, running
+from megadna.train.running import SIGNS, empty, is_unused, running
 
 
 def main(arguments: list[str]) -> None:
@@ -42,13 +41,17 @@ def main(arguments: list[str]) -> None:
     num_ranks = world_size_from_environment() if launched_outside() else config.engine.num_processes
     _check(config, num_ranks)
     starts = not launched_outside() or (rank_from_environment() == 0 and not launched_here())
-    if starts:
-        _prepare(run, config, resume=options.resume, overwrite=options.overwrite)
-    with log_file(run / "log.txt"), running(run) if starts else nullcontext():
-        if not launched_outside() and num_ranks > 1:
-            sys.exit(run_ranks(num_ranks, ["train", *arguments]))
-        if not _train(config, run, resume=options.resume):
-            sys.exit(EXIT_REQUEUE)
+    if options.resume == "always" and not run.exists():
+        raise UserError(f"{run}: no such run folder; leave out --resume to start there")
+    holding: AbstractContextManager[list[int]] = running(run) if starts else nullcontext([])
+    with holding as lock:
+        if starts:
+            _prepare(run, config, resume=options.resume, overwrite=options.overwrite)
+        with log_file(run / "log.txt"):
+            if not launched_outside() and num_ranks > 1:
+                sys.exit(run_ranks(num_ranks, ["train", *arguments], inherited=lock))
+            if not _train(config, run, resume=options.resume):
+                sys.exit(EXIT_REQUEUE)
 
 
 def _train(config: Config, run: Path, *, resume: str) -> bool:
@@ -81,29 +84,25 @@ def _check(config: Config, num_ranks: int) -> None:
 
 
 def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool) -> None:
-    """Refuse what must not be written over or cannot be gone on from; leave the run folder there."""
-    from megadna.train.checkpoint import complete_checkpoints, find_checkpoint
+    """Refuse what must not be written over or cannot be gone on from; empty the run folder where that is asked for."""
+    from megadna.train.checkpoint import find_checkpoint, has_checkpoints
     from megadna.train.resume import check_weights
 
     if resume != "never" and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run}: is a file; --output names the run folder")
-    refuse_running(run)
     source = Path(config.checkpoint.init_from) if config.checkpoint.init_from else None
-    if resume == "always" or (resume == "auto" and complete_checkpoints(run)):
-        find_checkpoint(run)
+    if resume == "always" or (resume == "auto" and has_checkpoints(run)):
+        find_checkpoint(run, warn=False)  # the run itself says which it takes, in log.txt as well
     elif source is not None:
         if overwrite and run.resolve() in (source.resolve(), *source.resolve().parents):
             raise UserError(
                 f"checkpoint.init_from {source} lies in {run}, which --overwrite deletes; give another --output"
             )
-        check_weights(find_checkpoint(source), config)
-    is_run = any((run / name).is_file() for name in ("config.yaml", "log.txt"))
-    if resume != "always" and run.exists() and any(run.iterdir()) and not (resume == "auto" and is_run):
+        check_weights(find_checkpoint(source, warn=False), config)
+    is_run = any((run / name).is_file() for name in SIGNS)
+    if resume != "always" and not is_unused(run) and not (resume == "auto" and is_run):
         if not overwrite:
             raise UserError(f"{run}: not empty; say --resume to continue the run in it, or --overwrite to delete it")
         if not is_run:
             raise UserError(f"{run}: holds something that is no run, so it is not overwritten; remove it yourself")
-        shutil.rmtree(run)
-    run.mkdir(parents=True, exist_ok=True)
+        empty(run)

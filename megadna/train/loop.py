@@ -23,13 +23,14 @@ from megadna.data.loader import TrainBatches, resolve_sequence_length, train_bat
 from megadna.data.order import skip_more
 from megadna.data.samples import resolve_schedule
 from megadna.engine.distributed import World
-from megadna.errors import Diverged
+from megadna.errors import Diverged, UserError
 from megadna.log import get_logger
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import (
     complete_checkpoints,
     find_checkpoint,
+    has_checkpoints,
     load_checkpoint,
     load_weights,
     read_numbers,
@@ -80,7 +81,7 @@ class TrainingRun:
         run before, with everything saved. RunEnded where it cannot go on.
         """
         source = self.config.checkpoint.init_from
-        if resume == "always" or (resume == "auto" and self._agreed(lambda: bool(complete_checkpoints(self.run)))):
+        if resume == "always" or (resume == "auto" and self._agreed(lambda: has_checkpoints(self.run))):
             self._resume()
         elif source:
             checkpoint = self._agreed(lambda: find_checkpoint(Path(source)))
@@ -88,10 +89,7 @@ class TrainingRun:
             load_weights(self.state, checkpoint)
             self.writer.facts["init_from"] = str(checkpoint)
             log.info("starting from the weights of %s", checkpoint)
-        if self.world.is_main:
-            (self.run / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
-            self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
-            self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
+        self._agreed(self._open_files)
         self._announce()
         self.batches = self._batches()
         try:
@@ -113,17 +111,34 @@ class TrainingRun:
             if self.metrics:
                 self.metrics.close()
 
+    def _open_files(self) -> None:
+        """What the main rank writes into the run folder."""
+        _write_whole(self.run / "config.yaml", dump_config(self.config))
+        self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
+        self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
+
     def _resume(self) -> None:
         checkpoint = self._agreed(lambda: find_checkpoint(self.run))
         check_resume(checkpoint, self.config, self.writer.facts)
+        self.writer.set_aside_after(checkpoint)
         load_checkpoint(self.state, checkpoint)
         self.writer.facts |= {key: value for key, value in read_numbers(checkpoint).items() if key == "init_from"}
         log.info("resuming %s at step %d", checkpoint, self.state.step)
 
     def _agreed(self, find: Callable[[], Any]) -> Any:
-        """What the main rank alone finds, on all ranks: a checkpoint is large, and file systems may disagree."""
-        found = [find() if self.world.is_main else None]
+        """What the main rank alone finds, on all ranks: a checkpoint is large, and file systems may disagree.
+
+        So is the error it ends with, or the other ranks would wait for a main rank that has ended.
+        """
+        found: list[Any] = [None]
+        if self.world.is_main:
+            try:
+                found = [find()]
+            except (UserError, OSError) as error:
+                found = [error]
         torch.distributed.broadcast_object_list(found, src=0)
+        if isinstance(found[0], UserError | OSError):
+            raise found[0]
         return found[0]
 
     def _batches(self) -> TrainBatches:
@@ -196,6 +211,7 @@ class TrainingRun:
         self.writer.finish()
         skipped = skip_more(self.state.skipped, ranges)
         checkpoint = self._agreed(lambda: find_checkpoint(self.run))
+        self.writer.set_aside_after(checkpoint)
         load_checkpoint(self.state, checkpoint)
         self.state.skipped = skipped
         self.batches = self._batches()
@@ -224,3 +240,9 @@ class TrainingRun:
             *(world.size, world.device.type, parallel.tensor, parallel.pipeline, world.data_size),
             *(self.config.engine.precision, self.sequence_length, self.config.train.global_batch_size),
         )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
