@@ -158,7 +158,7 @@ def test_a_killed_launcher_leaves_nothing_and_its_run_goes_on(ranks: int, toy_da
     steps = str(last + 4)
     third = subprocess.run([*resume[:-1], steps], capture_output=True, text=True, check=False)
     assert third.returncode == 0, third.stderr
-    assert [line["step"] for line in metrics(run)] == list(range(1, last + 5))
+    assert [line["step"] for line in metrics(run) if "loss" in line] == list(range(1, last + 5))
 
 
 @pytest.mark.slow
@@ -199,20 +199,17 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_the_gate_s_process_ends_with_the_export(tmp_path: Path) -> None:
+    pipes: list[int] = []
+
+    def reads_its_task() -> bool:
+        with suppress(OSError):  # no FIFO yet, or nobody reads it
+            pipes.append(os.open(tmp_path / "task.json", os.O_WRONLY | os.O_NONBLOCK))
+        return bool(pipes)
+
     with family([sys.executable, "-c", GATE, str(tmp_path)]) as (process, children):
-
-        def waits_for_its_task() -> bool:
-            return any(child.status() == psutil.STATUS_SLEEPING and _opens(child, "task.json") for child in children())
-
-        wait_until(waits_for_its_task, process)
+        wait_until(reads_its_task, process)
         assert all_end_with(process, children())
-
-
-def _opens(process: psutil.Process, name: str) -> bool:
-    """Whether it waits in open(2) of a FIFO without a writer."""
-    with suppress(OSError, psutil.NoSuchProcess):
-        return name in " ".join(process.cmdline()) and "fifo" in Path(f"/proc/{process.pid}/wchan").read_text()
-    return False
+    os.close(pipes[0])
 
 
 @pytest.mark.slow
