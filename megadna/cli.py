@@ -8,6 +8,7 @@ import os
 import sys
 
 from megadna import __version__
+from megadna.engine.launch import end_with_launcher
 from megadna.errors import RunEnded, UserError
 from megadna.log import rank_from_environment, setup_logging
 
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[0] == "--version":
         sys.stdout.write(f"megadna {__version__}\n")
         return
+    end_with_launcher()
     setup_logging()
     try:
         if arguments[0] not in COMMANDS:
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 2)
     except RunEnded as error:
         _fail(str(error), error.status)
-    except (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         _fail(f"{error}; check the path and its permissions", 2)
     except ModuleNotFoundError as error:
         if (error.name or "megadna").startswith("megadna"):

@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
+from megadna.errors import UserError
+
 # megatron-core warns at import about every optional accelerator that is absent; the log names the choice instead.
 warnings.filterwarnings("ignore", module=r"megatron\.core.*")
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
@@ -57,7 +59,10 @@ def log_file(path: Path) -> Iterator[None]:
     """On rank 0, also append what is logged to `path`: plain, dated lines, debug lines and a fatal error among them."""
     root = logging.getLogger("megadna")
     is_main = rank_from_environment() == 0
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True) if is_main else logging.NullHandler()
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8") if is_main else logging.NullHandler()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); move away what is there") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     root.addHandler(handler)
     try:

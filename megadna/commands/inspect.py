@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     namespace = parse(parser, arguments)
     options = options_from(namespace, InspectOptions)
     path = namespace.path
-    if any((path / name).is_dir() for name in ("weights", "checkpoints")):
+    if any((path / name).exists() for name in ("weights", "complete", "state.json", "checkpoints")):
         inspect_training(path, options)
     elif (path / MANIFEST_NAME).is_file():
         inspect_dataset(path, options)
@@ -83,7 +83,9 @@ def inspect_training(path: Path, options: InspectOptions) -> None:
     """What a checkpoint or a run holds."""
     from megadna.train.describe import describe_checkpoint, describe_run  # the engine takes seconds to import
 
-    lines = describe_checkpoint(path, tensors=options.tensors) if (path / "weights").is_dir() else describe_run(path)
+    lines = (
+        describe_run(path) if (path / "checkpoints").is_dir() else describe_checkpoint(path, tensors=options.tensors)
+    )
     for line in lines:
         sys.stdout.write(line + "\n")
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from megadna.errors import EXIT_REQUEUE, UserError
 from megadna.files import mark
 from megadna.log import log_file, rank_from_environment
 from megadna.ownership import MARKER, check_replaceable, clear_folder, refuse_occupied, refuse_replacing
-from megadna.train.running import NAME, refuse_running, running
+from megadna.train.running import NAME, running
 
 
 def main(arguments: list[str]) -> None:
@@ -44,14 +44,18 @@ def main(arguments: list[str]) -> None:
     num_ranks = world_size_from_environment() if launched_outside() else config.engine.num_processes
     _check(config, num_ranks)
     starts = not launched_outside() or (rank_from_environment() == 0 and not launched_here())
-    if starts:
-        configs = [str(path) for path in options.config or []]
-        _prepare(run, config, resume=options.resume, overwrite=options.overwrite, configs=configs)
-    with log_file(run / "log.txt"), running(run) if starts else nullcontext():
-        if not launched_outside() and num_ranks > 1:
-            sys.exit(run_ranks(num_ranks, ["train", *arguments]))
-        if not _train(config, run, resume=options.resume):
-            sys.exit(EXIT_REQUEUE)
+    if options.resume == "always" and not run.exists():
+        raise UserError(f"{run}: no such run folder; leave out --resume to start there")
+    holding: AbstractContextManager[list[int]] = running(run) if starts else nullcontext([])
+    with holding as lock:
+        if starts:
+            configs = [str(path) for path in options.config or []]
+            _prepare(run, config, resume=options.resume, overwrite=options.overwrite, configs=configs)
+        with log_file(run / "log.txt"):
+            if not launched_outside() and num_ranks > 1:
+                sys.exit(run_ranks(num_ranks, ["train", *arguments], inherited=lock))
+            if not _train(config, run, resume=options.resume):
+                sys.exit(EXIT_REQUEUE)
 
 
 def _train(config: Config, run: Path, *, resume: str) -> bool:
@@ -88,29 +92,25 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool, configs
 
     configs: the YAML files of `config`, which every rank reads again.
     """
-    from megadna.train.checkpoint import complete_checkpoints, find_checkpoint
+    from megadna.train.checkpoint import find_checkpoint, has_checkpoints
     from megadna.train.resume import check_weights
     from megadna.train.run_folder import RUN, is_run, is_unused
 
     if resume != "never" and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run}: is a file; --output names the run folder")
-    refuse_running(run)
     source = Path(config.checkpoint.init_from) if config.checkpoint.init_from else None
     if overwrite:
         data = [config.data.path] if isinstance(config.data.path, str) else config.data.path
         extra = config.validation.extra.values()
         refuse_replacing(run, [source, config.tokenizer.model, *data, *extra, *configs])
-    if resume == "always" or (resume == "auto" and complete_checkpoints(run)):
-        find_checkpoint(run)
+    if resume == "always" or (resume == "auto" and has_checkpoints(run)):
+        find_checkpoint(run, warn=False)  # the run itself says which it takes, in log.txt as well
     elif source is not None:
-        check_weights(find_checkpoint(source), config)
+        check_weights(find_checkpoint(source, warn=False), config)
     if overwrite and not is_unused(run):
         check_replaceable(run, RUN)
         mark(run, "run")  # first: a run half deleted is one still
         clear_folder(run, keep=[MARKER, NAME])
     elif not is_unused(run) and (resume == "never" or (resume == "auto" and not is_run(run))):
         refuse_occupied(run, ", or say --resume to continue the run in it, or --overwrite to delete it")
-    run.mkdir(parents=True, exist_ok=True)
     mark(run, "run")

@@ -6,9 +6,12 @@ Out: an endless iterator of Batch. Micro-batch m since the start holds the sampl
 """
 
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -19,7 +22,7 @@ from megadna.config import Config
 from megadna.data.batch import Batch, Rows
 from megadna.data.chunks import open_chunks
 from megadna.data.samples import Samples, masking_fraction, resolve_schedule
-from megadna.engine.launch import STOP_SIGNALS
+from megadna.engine.launch import STOP_SIGNALS, die_with_parent
 from megadna.errors import UserError, require
 from megadna.log import get_logger
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
@@ -150,15 +153,18 @@ def train_batches(
         sampler=count(consumed_samples + rank * rows, size * rows),
         batch_size=None,
         num_workers=num_workers,
+        # The default could be a fork server, which would be the workers' parent in place of this process.
+        multiprocessing_context=("fork" if sys.platform == "linux" else "spawn") if num_workers else None,
         prefetch_factor=PREFETCH if num_workers else None,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_signals_to_training,
+        worker_init_fn=partial(_start_worker, os.getpid()),
     )
     return TrainBatches(config, samples, loader)
 
 
-def _leave_signals_to_training(_worker: int) -> None:
+def _start_worker(training: int, _worker: int) -> None:
     """A signal to the whole process group asks for a save, and for batches until the step is done."""
+    die_with_parent(training)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -6,6 +6,7 @@ through memory that both processes share, the rest of a piece through a pipe. Wh
 """
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from mmap import mmap
 import numpy as np
 
 from megadna.data.inputs import SourceFile
+from megadna.engine.launch import die_with_parent
 from megadna.errors import UserError
 from megadna.genome.fasta import MAX_HEADER, FastaError, Piece, Scanner, count_lines
 from megadna.genome.sources import BLOCK, TextRange, range_blocks, split_ranges, stream_blocks
@@ -85,7 +87,7 @@ class _Worker:
         self._buffers = cycle([recipe.buffer(), recipe.buffer()])
         self._here, self._there = multiprocessing.Pipe()
         context = multiprocessing.get_context("fork")  # a fresh interpreter would need half a second for its imports
-        self._process = context.Process(target=self._run, daemon=True)
+        self._process = context.Process(target=self._run, args=(os.getpid(),), daemon=True)
         usual = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C goes to all; this process acts
         self._process.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, usual)
@@ -110,8 +112,9 @@ class _Worker:
         self._process.join()
         self._here.close()
 
-    def _run(self) -> None:
+    def _run(self, builder: int) -> None:
         """The process: (source, piece, last) for each piece, None after each task, or an exception."""
+        die_with_parent(builder)
         self._here.close()
         with suppress(EOFError, ConnectionError):  # the other process is gone
             try:

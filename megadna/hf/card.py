@@ -6,7 +6,6 @@ Out: text that names no path, user or machine: of paths the last part at most, o
 """
 
 import csv
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,11 @@ from megadna.config import Config
 from megadna.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from megadna.errors import UserError
 from megadna.hf.formats import REMOTE
+from megadna.log import get_logger
 from megadna.train.checkpoint import read_config, read_numbers
+from megadna.train.run_files import read_evaluation
+
+log = get_logger(__name__)
 
 SHOWN = 5
 """Contigs named of each source."""
@@ -111,7 +114,12 @@ class Provenance:
                 datasets.append(load_manifest(path))
                 contigs |= _contigs(path / "contigs.tsv")
         run = checkpoint.absolute().parent.parent
-        evaluations = [json.loads(path.read_text()) for path in sorted(run.glob("evaluation-*.json"))]
+        evaluations = []
+        for path in sorted(run.glob("evaluation-*.json")):
+            try:
+                evaluations.append(read_evaluation(path))
+            except UserError as error:
+                log.warning("%s; left out of the model card", error)
         return cls(
             numbers=numbers,
             datasets=datasets,

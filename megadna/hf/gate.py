@@ -29,6 +29,7 @@ from torch.func import functional_call
 
 from megadna.config import Config
 from megadna.engine.distributed import parallel_world
+from megadna.engine.launch import LAUNCHER
 from megadna.errors import UserError
 from megadna.hf.names import NameTable
 from megadna.model.encoder import build_encoder
@@ -93,6 +94,7 @@ def _run(work: Path) -> dict[str, float]:
     environment = os.environ | {
         "HF_MODULES_CACHE": f"{work}/modules",
         "HF_HUB_OFFLINE": "1",
+        LAUNCHER: str(os.getpid()),
         "PYTHONPATH": os.pathsep.join(paths),
     }
     command = [sys.executable, "-m", "megadna.hf.load_check", str(work / "task.json")]

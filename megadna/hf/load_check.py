@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from megadna.engine.cpu import widened
+from megadna.engine.launch import end_with_launcher
 from megadna.hf.weights import FolderWeights
 
 for absent in ("megadna", "megatron"):
@@ -138,6 +139,7 @@ def _difference(ours: Tensor, reference: Tensor) -> float:
 
 
 if __name__ == "__main__":
+    end_with_launcher()
     with torch.no_grad():
         path = Path(sys.argv[1])
         sys.stdout.write(json.dumps(compare(json.loads(path.read_text()), path.parent)) + "\n")

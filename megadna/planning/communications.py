@@ -6,6 +6,7 @@ for the replay (megadna/planning/replay.py); calls and bytes by kind.
 """
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 from megadna.config import Config
+from megadna.engine.launch import die_with_parent
 from megadna.engine.recording import Call, Event
 
 KINDS = {
@@ -30,7 +32,8 @@ KINDS = {
 
 def record_ranks(config: Config, num_ranks: int, folder: Path, *, workers: int = 1) -> Iterator[list[Event]]:
     """The events of every rank in turn, by so many processes; each list stands in `folder` as well."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
         yield from pool.map(partial(_record, config, num_ranks, folder), range(num_ranks))
 
 

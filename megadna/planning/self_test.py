@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from megadna.config import Config, DataConfig, EngineConfig, ModelConfig, ParallelConfig, TrainConfig
+from megadna.engine.launch import die_with_parent
 
 STEPS, LENGTH = 8, 256
 MESSAGE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
@@ -41,7 +42,7 @@ def run_self_test() -> SelfTest:
     """Start the ranks and wait for them; raises what a rank raised."""
     num_ranks = torch.cuda.device_count() if torch.cuda.is_available() else 2
     with tempfile.TemporaryDirectory(prefix="megadna-") as folder:
-        torch.multiprocessing.spawn(_rank, args=(num_ranks, folder), nprocs=num_ranks)
+        torch.multiprocessing.spawn(_rank, args=(num_ranks, folder, os.getpid()), nprocs=num_ranks)
         return SelfTest(**json.loads((Path(folder) / "result.json").read_text(encoding="utf-8")))
 
 
@@ -57,7 +58,8 @@ def _config(num_ranks: int) -> Config:
     )
 
 
-def _rank(rank: int, num_ranks: int, folder: str) -> None:
+def _rank(rank: int, num_ranks: int, folder: str, parent: int) -> None:
+    die_with_parent(parent)  # torch sends SIGINT, which a rank within a collective does not heed
     from megadna.data.batch import IGNORE_INDEX, Batch
     from megadna.engine.distributed import parallel_world
     from megadna.log import setup_logging

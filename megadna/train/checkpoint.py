@@ -11,6 +11,8 @@ A folder without the marker does not count (integrity.py); saving.py writes them
 
 import gc
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,8 @@ from megadna.train.state import TrainState
 
 log = get_logger(__name__)
 
+STEP = re.compile(r"step-[0-9]+")
+"""Name of a checkpoint folder."""
 MASTER_PREFIX = "optimizer.state.param."
 """Name prefix of the fp32 master weights among the tensors of a checkpoint."""
 
@@ -130,26 +134,50 @@ def _load(sharded: dict[str, Any], folder: Path, *, whole: bool) -> dict[str, An
     return loaded
 
 
+def step_folders(run: Path) -> list[Path]:
+    """Checkpoints of a run folder, oldest first, whole or damaged: what a writer has not finished has another name."""
+    return sorted(path for path in run.glob("checkpoints/step-*") if STEP.fullmatch(path.name))
+
+
+def has_checkpoints(run: Path) -> bool:
+    """True where there is a checkpoint to go on from, or what damage has left of one."""
+    return bool(step_folders(run))
+
+
 def complete_checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints of a run folder, oldest first."""
-    return sorted(marker.parent for marker in run.glob(f"checkpoints/step-*/{MARKER}"))
+    """Finished checkpoints of a run folder, oldest first; their files are not read."""
+    return [folder for folder in step_folders(run) if any(folder.glob(MARKER))]
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder meant by a run folder (its newest) or a step folder; UserError where there is none."""
+def find_checkpoint(path: Path, *, warn: bool = True) -> Path:
+    """The checkpoint folder meant by a run folder (its newest that is whole) or a step folder.
+
+    Damaged ones that are passed over are named, with the file and what is wrong with it, unless `warn` is False.
+    UserError where there is none, or the step folder is damaged.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such run or checkpoint folder")
-    if (path / MARKER).is_file():
-        check(path)
+    if any(os.path.lexists(path / name) for name in (MARKER, "state.json", "weights")):
+        _check_whole(path)
         return path
-    for folder in reversed(complete_checkpoints(path)):
+    problems: list[str] = []
+    for folder in reversed(step_folders(path)):
         try:
-            check(folder)
+            _check_whole(folder)
         except UserError as error:
-            log.warning("%s; taking the one before it", error)
+            problems.append(str(error))
             continue
+        for problem in problems if warn else ():
+            log.warning("%s; taking the one before it", problem)
         return folder
+    if problems:
+        raise UserError(f"{path}: none of its {len(problems)} checkpoints is whole; the newest: {problems[0]}")
     raise UserError(f"{path}: no whole checkpoint here (looked for {MARKER} in checkpoints/step-*)")
+
+
+def _check_whole(folder: Path) -> None:
+    check(folder)
+    read_numbers(folder)
 
 
 def read_config(checkpoint: Path) -> Config:
@@ -158,9 +186,43 @@ def read_config(checkpoint: Path) -> Config:
 
 
 def read_numbers(checkpoint: Path) -> dict[str, Any]:
-    """state.json: step, consumed samples, the last validation, what the run must agree with."""
-    numbers: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-    return numbers
+    """state.json: step, consumed samples, the last validation, what the run must agree with.
+
+    UserError where it is damaged, or holds other than what saving.py writes.
+    """
+    path = checkpoint / "state.json"
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); the checkpoint is damaged") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); the checkpoint is damaged") from error
+    problem = _problem_of(numbers)
+    if problem:
+        raise UserError(f"{path}: {problem}; the checkpoint is damaged")
+    return dict(numbers)
+
+
+def _problem_of(numbers: Any) -> str:
+    """What is wrong with the content of state.json; empty where nothing is."""
+    if not isinstance(numbers, dict):
+        return "not an object of names and values"
+    for name in ("step", "consumed_samples"):
+        if type(numbers.get(name)) is not int or numbers[name] < 0:
+            return f"{name} is {numbers.get(name)!r}, not a count"
+    skipped = numbers.get("skipped")
+    if not isinstance(skipped, list) or not all(_is_range(one) for one in skipped):
+        return f"skipped is {skipped!r}, not a list of ranges of samples"
+    if not isinstance(numbers.get("versions"), dict):
+        return f"versions is {numbers.get('versions')!r}, not versions by program"
+    for name, value in numbers.items():
+        if name.startswith("valid_") and name != "valid_protocol" and not isinstance(value, int | float | None):
+            return f"{name} is {value!r}, not a number"
+    return ""
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(end) is int for end in value)
 
 
 def optimizer_format(numbers: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """What a run folder or a checkpoint holds, as lines of text; reads no weights beyond their checksums."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +9,13 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.config import Config
 from megadna.errors import UserError
-from megadna.train.checkpoint import complete_checkpoints, optimizer_format, read_config, read_numbers
-from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
+from megadna.train.checkpoint import optimizer_format, read_config, read_numbers, step_folders
+from megadna.train.integrity import check, read_marker, refuse_foreign_pickles
+from megadna.train.run_files import read_metrics
 
 
 def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
     """Step, config, shards, integrity; one line a tensor where `tensors` asks for it. UserError where it is damaged."""
-    if not (folder / MARKER).is_file():
-        raise UserError(
-            f"{folder}: no marker '{MARKER}', so it was never finished; the run goes on from the one before"
-        )
     check(folder)
     refuse_foreign_pickles(folder / "weights")
     numbers, config = read_numbers(folder), read_config(folder)
@@ -42,17 +38,32 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
 
 
 def describe_run(run: Path) -> Iterator[str]:
-    """Progress and checkpoints of a run."""
+    """Progress and checkpoints of a run; damage that can be seen without reading the weights is told line by line."""
     metrics = run / "metrics.jsonl"
-    last = metrics.read_text(encoding="utf-8").splitlines()[-1:] if metrics.is_file() else []
-    if last:
-        yield f"run at step {json.loads(last[0])['step']:,}: {metrics}"
-    folders = complete_checkpoints(run)
-    yield f"{len(folders)} whole checkpoints" + (":" if folders else "")
-    for folder in folders:
-        numbers = read_numbers(folder)
-        bits = numbers.get("valid_bits_per_base")
-        yield f"  {folder.name}" + ("" if bits is None else f"  valid {bits:.4f} bits per base")
+    lines, problems = read_metrics(metrics) if metrics.exists() else ([], [])
+    if lines:
+        yield f"run at step {lines[-1]['step']:,}: {metrics}"
+    yield from problems
+    folders = step_folders(run)
+    told = [_told(folder) for folder in folders]
+    whole = sum(is_whole for is_whole, _ in told)
+    yield (
+        f"{whole} whole checkpoints"
+        + (f", {len(told) - whole} damaged" if whole < len(told) else "")
+        + ":" * bool(told)
+    )
+    for folder, (_, text) in zip(folders, told, strict=True):
+        yield f"  {folder.name}" + text
+
+
+def _told(folder: Path) -> tuple[bool, str]:
+    """Whether the marker names its files and state.json can be read; the validation, or what is wrong."""
+    try:
+        read_marker(folder)
+        bits = read_numbers(folder).get("valid_bits_per_base")
+    except UserError as error:
+        return False, f"  {error}"
+    return True, "" if bits is None else f"  valid {bits:.4f} bits per base"
 
 
 def _model_line(config: Config) -> str:

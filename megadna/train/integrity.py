@@ -18,6 +18,8 @@ from isal import isal_zlib
 from megadna.errors import UserError
 
 MARKER = "complete"
+ALWAYS = ("state.json", "config.yaml", "weights/.metadata", "weights/common.pt", "weights/metadata.json")
+"""Files that every checkpoint has, beside its shards."""
 BLOCK = 1 << 20
 THREADS = 4
 
@@ -54,21 +56,42 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """UserError that names the file which is missing, cut short or changed since `seal`."""
-    try:
-        entries: dict[str, dict[str, int]] = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / MARKER}: not readable ({error}); the checkpoint was never finished") from error
+    """UserError that names the file which is missing, cut short or changed since `seal`, the marker among them."""
+    entries = read_marker(folder)
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(_entry_or_none, (folder / name for name in entries))
+        found = pool.map(_entry_or_problem, (folder / name for name in entries))
         for (name, expected), entry in zip(entries.items(), found, strict=True):
-            if entry is None:
-                raise UserError(f"{folder / name}: missing; the checkpoint is damaged")
+            if isinstance(entry, str):
+                raise UserError(f"{folder / name}: {entry}; the checkpoint is damaged")
             if entry["bytes"] != expected["bytes"]:
                 sizes = f"{entry['bytes']} bytes, {expected['bytes']} were written"
                 raise UserError(f"{folder / name}: {sizes}; the checkpoint is damaged")
             if entry != expected:
                 raise UserError(f"{folder / name}: its checksum is not the one written; the checkpoint is damaged")
+
+
+def read_marker(folder: Path) -> dict[str, dict[str, int]]:
+    """Size and checksum by file; UserError where the marker is not what `seal` writes for the files that are there."""
+    marker = folder / MARKER
+    try:
+        entries = json.loads(marker.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{marker}: missing, so the checkpoint was never finished or is damaged") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{marker}: cannot be read ({_reason(error)}); the checkpoint is damaged") from error
+    if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
+        raise UserError(f"{marker}: does not give size and checksum of each file; the checkpoint is damaged")
+    shards = (path.relative_to(folder).as_posix() for path in (folder / "weights").glob("*.distcp"))
+    for name in (*ALWAYS, *shards):
+        if name not in entries:
+            raise UserError(f"{marker}: does not name {name}; the checkpoint is damaged")
+    return entries
+
+
+def _is_entry(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and value.keys() == {"bytes", "crc32"} and all(type(n) is int for n in value.values())
+    )
 
 
 def refuse_foreign_pickles(weights: Path) -> None:
@@ -79,10 +102,16 @@ def refuse_foreign_pickles(weights: Path) -> None:
         for name, entry in metadata.state_dict_metadata.items():
             if type(entry).__name__ != "TensorStorageMetadata":
                 raise pickle.UnpicklingError(f"{name} is no tensor")
-    except (pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{weights / '.metadata'}: refused, not a description of tensors ({error})") from error
+    except OSError as error:
+        raise UserError(f"{weights / '.metadata'}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # whatever a damaged pickle leads to
+        raise UserError(
+            f"{weights / '.metadata'}: refused, not a description of tensors ({_first_line(error)})"
+        ) from error
     try:
         torch.load(weights / "common.pt", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{weights / 'common.pt'}: cannot be read ({error.strerror})") from error
     except Exception as error:
         raise UserError(
             f"{weights / 'common.pt'}: refused, holds more than plain values ({_first_line(error)})"
@@ -100,8 +129,11 @@ def _entry(path: Path) -> dict[str, int]:
     return {"bytes": path.stat().st_size, "crc32": _checksum(path)}
 
 
-def _entry_or_none(path: Path) -> dict[str, int] | None:
-    return _entry(path) if path.is_file() else None
+def _entry_or_problem(path: Path) -> dict[str, int] | str:
+    try:
+        return _entry(path) if path.is_file() else "not a file" if path.exists() else "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _checksum(path: Path) -> int:
@@ -123,6 +155,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    """Without number and path, which the message has already."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

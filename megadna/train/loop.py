@@ -23,7 +23,7 @@ from megadna.data.loader import TrainBatches, resolve_sequence_length, train_bat
 from megadna.data.order import skip_more
 from megadna.data.samples import resolve_schedule
 from megadna.engine.distributed import World
-from megadna.errors import Diverged
+from megadna.errors import Diverged, UserError
 from megadna.files import write_text
 from megadna.log import get_logger
 from megadna.model.vocabulary import padded_vocab_size
@@ -31,6 +31,7 @@ from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import (
     complete_checkpoints,
     find_checkpoint,
+    has_checkpoints,
     load_checkpoint,
     load_weights,
     read_numbers,
@@ -81,7 +82,7 @@ class TrainingRun:
         run before, with everything saved. RunEnded where it cannot go on.
         """
         source = self.config.checkpoint.init_from
-        if resume == "always" or (resume == "auto" and self._agreed(lambda: bool(complete_checkpoints(self.run)))):
+        if resume == "always" or (resume == "auto" and self._agreed(lambda: has_checkpoints(self.run))):
             self._resume()
         elif source:
             checkpoint = self._agreed(lambda: find_checkpoint(Path(source)))
@@ -89,10 +90,7 @@ class TrainingRun:
             load_weights(self.state, checkpoint)
             self.writer.facts["init_from"] = str(checkpoint)
             log.info("starting from the weights of %s", checkpoint)
-        if self.world.is_main:
-            write_text(self.run / "config.yaml", dump_config(self.config))
-            self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
-            self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
+        self._agreed(self._open_files)
         self._announce()
         self.batches = self._batches()
         try:
@@ -114,17 +112,34 @@ class TrainingRun:
             if self.metrics:
                 self.metrics.close()
 
+    def _open_files(self) -> None:
+        """What the main rank writes into the run folder."""
+        write_text(self.run / "config.yaml", dump_config(self.config))
+        self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
+        self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
+
     def _resume(self) -> None:
         checkpoint = self._agreed(lambda: find_checkpoint(self.run))
         check_resume(checkpoint, self.config, self.writer.facts)
+        self.writer.set_aside_after(checkpoint)
         load_checkpoint(self.state, checkpoint)
         self.writer.facts |= {key: value for key, value in read_numbers(checkpoint).items() if key == "init_from"}
         log.info("resuming %s at step %d", checkpoint, self.state.step)
 
     def _agreed(self, find: Callable[[], Any]) -> Any:
-        """What the main rank alone finds, on all ranks: a checkpoint is large, and file systems may disagree."""
-        found = [find() if self.world.is_main else None]
+        """What the main rank alone finds, on all ranks: a checkpoint is large, and file systems may disagree.
+
+        So is the error it ends with, or the other ranks would wait for a main rank that has ended.
+        """
+        found: list[Any] = [None]
+        if self.world.is_main:
+            try:
+                found = [find()]
+            except (UserError, OSError) as error:
+                found = [error]
         torch.distributed.broadcast_object_list(found, src=0)
+        if isinstance(found[0], UserError | OSError):
+            raise found[0]
         return found[0]
 
     def _batches(self) -> TrainBatches:
@@ -197,6 +212,7 @@ class TrainingRun:
         self.writer.finish()
         skipped = skip_more(self.state.skipped, ranges)
         checkpoint = self._agreed(lambda: find_checkpoint(self.run))
+        self.writer.set_aside_after(checkpoint)
         load_checkpoint(self.state, checkpoint)
         self.state.skipped = skipped
         self.batches = self._batches()

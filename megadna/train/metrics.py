@@ -7,6 +7,7 @@ cannot forget: there the steps that were done again stand twice.
 import importlib.util
 import json
 import math
+import re
 import sys
 import time
 import uuid
@@ -21,6 +22,7 @@ from megadna.config import Config, LogConfig
 from megadna.errors import UserError, require
 from megadna.files import write_text
 from megadna.log import console, get_logger
+from megadna.train.run_files import cut_after
 
 log = get_logger(__name__)
 
@@ -133,20 +135,6 @@ def check_log(config: LogConfig, device: torch.device) -> None:
     )
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl behind `step`, and a half-written last one, so that no step stands twice."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            break
-    write_text(path, "".join(line + "\n" for line in kept))
-
-
 def _tensorboard(run: Path, first_step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -157,16 +145,13 @@ def _wandb(run: Path, config: Config) -> Any:
     """The Weights & Biases run of this folder, the same one when it resumes."""
     import wandb
 
-    identity = run / "wandb" / "id"
-    identity.parent.mkdir(exist_ok=True)
-    if not identity.exists():
-        write_text(identity, uuid.uuid4().hex[:8])
+    identity = _identity(run / "wandb" / "id")
     offline = wandb.setup().settings.mode == "offline"
     try:
         sink = wandb.init(
             project="megadna",
             name=run.resolve().name,
-            id=identity.read_text(encoding="utf-8"),
+            id=identity,
             resume=None if offline else "allow",
             dir=str(run),
             config=asdict(config),
@@ -177,3 +162,14 @@ def _wandb(run: Path, config: Config) -> Any:
     sink.define_metric("*", step_metric="step")  # not wandb's own counter: it refuses a step that is done again
     log.info("Weights & Biases: %s", sink.dir if offline else sink.url)
     return sink
+
+
+def _identity(file: Path) -> str:
+    """The id that `file` holds, a new one where there is no file; UserError where it holds something else."""
+    file.parent.mkdir(exist_ok=True)
+    if not file.exists():
+        write_text(file, uuid.uuid4().hex[:8])
+    identity = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    remedy = "remove it, and the run becomes a new one of Weights & Biases"
+    require(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity) is not None, f"{file}: is no id of a run; {remedy}")
+    return identity

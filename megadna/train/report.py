@@ -21,6 +21,7 @@ from megadna.errors import UserError, require
 from megadna.files import atomic_file, write_text
 from megadna.ownership import refuse_occupied
 from megadna.train import plots
+from megadna.train.run_files import read_evaluation, read_metrics
 
 FIGURES = {
     "valid_bits.png": "Every chosen base hidden, p renormalised over A, C, G, T; the band is one standard error over "
@@ -85,18 +86,19 @@ def read_run(folder: Path, name: str = "", number: int = 0) -> Run:
     for file in (metrics, config):
         remedy = "give the --output folder of a `megadna train` that has started"
         require(file.is_file(), f"{file}: no such file; {remedy}")
-    lines = _read_lines(metrics)
+    lines, problems = read_metrics(metrics)
+    require(not problems, f"{problems[0] if problems else ''}; remove this line")
     require(bool(lines), f"{metrics}: no step is logged yet; report again when the run has made one")
-    config_text = config.read_text(encoding="utf-8")
+    settings, config_text = _read_settings(config)
     return Run(
         name=name or folder.resolve().name,
         number=number,
-        config=_flat(yaml.safe_load(config_text) or {}),
+        config=_flat(settings),
         config_text=config_text,
         training=[line for line in lines if "loss" in line],
         validation=[line for line in lines if any(key.startswith("valid_") for key in line)],
         evaluations={
-            file.stem.removeprefix("evaluation-"): _read_evaluation(file)
+            file.stem.removeprefix("evaluation-"): read_evaluation(file)
             for file in sorted(folder.glob("evaluation-*.json"))
         },
     )
@@ -298,30 +300,16 @@ def _bits(value: float, error: float | None) -> str:
     return f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    texts = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    lines = []
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            continue
-        try:
-            lines.append(json.loads(text))
-        except ValueError as error:
-            if number == len(texts):  # no newline ends it: the run is writing it, or was killed doing so
-                break
-            raise UserError(f"{file}:{number}: not a JSON object ({error}); remove this line") from error
-    return lines
-
-
-def _read_evaluation(file: Path) -> dict[str, Any]:
-    remedy = "delete it and run `megadna evaluate` again"
+def _read_settings(file: Path) -> tuple[dict[str, Any], str]:
+    """Content of config.yaml, and its text."""
+    remedy = "take the one of a checkpoint (checkpoints/step-*/config.yaml)"
     try:
-        evaluation: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); {remedy}") from error
-    missing = {"step", "samples", "hidden_bases", "model", "baselines"} - evaluation.keys()
-    require(not missing, f"{file}: lacks {', '.join(sorted(missing))}; {remedy}")
-    return evaluation
+        text = file.read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: not YAML ({' '.join(str(error).split())}); {remedy}") from error
+    require(isinstance(settings, dict), f"{file}: not a mapping of keys; {remedy}")
+    return settings, text
 
 
 def _numbers(lines: list[dict[str, Any]], key: str) -> NDArray[np.float64]:

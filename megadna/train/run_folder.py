@@ -14,6 +14,7 @@ _FILES = "|".join(
         r"(baselines|evaluation-[^/]+)\.json",
         r"checkpoints/(latest|\.latest\.partial)",
         rf"checkpoints/step-\d+/{_CHECKPOINT}",
+        r"checkpoints/damaged-step-\d+-[0-9a-f]{8}/.+",
         r"checkpoints/\.step-\d+\.[0-9a-f]{8}\.partial/.+",
         r"tensorboard/events\.out\.tfevents\.[^/]+",
         r"wandb/.+",

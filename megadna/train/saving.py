@@ -6,13 +6,12 @@ say) is logged and counted; training goes on, and the checkpoints before it stan
 """
 
 import atexit
-import ctypes
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -34,10 +33,10 @@ from megadna import __version__
 from megadna.arguments import dump_config
 from megadna.config import CheckpointConfig, Config
 from megadna.engine.distributed import World
-from megadna.engine.launch import STOP_SIGNALS
-from megadna.errors import SaveFailed
+from megadna.engine.launch import STOP_SIGNALS, die_with_parent
+from megadna.errors import SaveFailed, UserError
 from megadna.log import get_logger
-from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state
+from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state, step_folders
 from megadna.train.heartbeat import is_collective_failure
 from megadna.train.integrity import publish, seal
 from megadna.train.state import TrainState
@@ -49,7 +48,6 @@ BEST_METRICS = ("valid_bits_per_base_macro_unique", "valid_bits_per_base_macro",
 PARTIAL = ".partial"
 _STEP = re.compile(r"step-\d{8,}")
 _LEFTOVER = re.compile(rf"\.step-\d+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 RESERVE_BYTES = 64 << 20
 """Free disk space that a save leaves untouched."""
 
@@ -65,6 +63,8 @@ class CheckpointWriter:
         _use_forked_results_queue()
         self.num_failed = 0
         """Saves that failed since the start."""
+        self.damaged: set[Path] = set()
+        """Checkpoints whose state.json cannot be read."""
         self.num_failed_in_a_row = 0
         if world.is_main:
             for leftover in run.glob(f"checkpoints/.step-*{PARTIAL}"):
@@ -102,7 +102,8 @@ class CheckpointWriter:
                 sharded, str(temporary / "weights"), async_sharded_save=True, validate_access_integrity=False
             )
             finalize = partial(self._finalize, list(request.finalize_fns), temporary, final, state.step)
-            self.queue.schedule_async_request(request._replace(finalize_fns=[finalize]))
+            write = partial(_write, os.getpid(), request.async_fn) if request.async_fn else None
+            self.queue.schedule_async_request(request._replace(async_fn=write, finalize_fns=[finalize]))
             if wait or not self.config.checkpoint.asynchronous:
                 self.finish()
             del request
@@ -137,11 +138,42 @@ class CheckpointWriter:
 
     def _stays(self, final: Path, numbers: dict[str, Any]) -> bool:
         """True where the checkpoint would be kept for its step or its validation, however old it gets."""
-        return final in lasting({**self._whole(), final: numbers}, self.config.checkpoint)
+        return final in lasting({**self._found(), final: numbers}, self.config.checkpoint)
 
-    def _whole(self) -> dict[Path, dict[str, Any]]:
-        """The run's whole checkpoints and their numbers; a copy that a user made under another name is not one."""
-        return {path: read_numbers(path) for path in complete_checkpoints(self.run) if _STEP.fullmatch(path.name)}
+    def _found(self) -> dict[Path, dict[str, Any]]:
+        """The run's checkpoints and their state.json, oldest first; a copy that a user made under another name is none.
+
+        Of a damaged one nothing is known, which is said once.
+        """
+        found: dict[Path, dict[str, Any]] = {}
+        for folder in complete_checkpoints(self.run):
+            if not _STEP.fullmatch(folder.name):
+                continue
+            try:
+                found[folder] = read_numbers(folder)
+            except UserError as error:
+                found[folder] = {}
+                if folder not in self.damaged:
+                    log.warning("%s", error)
+                    self.damaged.add(folder)
+        return found
+
+    def set_aside_after(self, checkpoint: Path) -> None:
+        """Rename what damage has left of the checkpoints after the one that the run goes on from.
+
+        Their steps are done and saved again, and until then none of them may count among the last that are kept.
+        """
+        if not self.world.is_main:
+            return
+        for folder in step_folders(self.run):
+            if step_of(folder) > step_of(checkpoint):
+                aside = folder.with_name(f"damaged-{folder.name}-{uuid.uuid4().hex[:8]}")
+                try:
+                    folder.rename(aside)
+                except OSError as error:
+                    log.warning("%s is damaged and cannot be renamed (%s)", folder, error.strerror)
+                else:
+                    log.info("%s is damaged, and now named %s", folder, aside.name)
 
     def _prepare(self, temporary: Path, state: TrainState, content: dict[str, Any]) -> Exception | None:
         """Folder, state.json and config.yaml, on the main rank; the problem where the disk has no room."""
@@ -177,7 +209,7 @@ class CheckpointWriter:
         _point_to(final)
         if former is not None:
             shutil.rmtree(former, ignore_errors=True)
-        for folder in superfluous(self._whole(), self.config.checkpoint):
+        for folder in superfluous(self._found(), self.config.checkpoint):
             _remove(folder)
 
     def _failed(self, problem: BaseException | None, step: int, temporary: Path) -> bool:
@@ -270,16 +302,22 @@ def _use_forked_results_queue() -> None:
     """
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=multiprocessing.get_context("fork"))
-        manager.start(initializer=_die_with_parent)
+        manager.start(initializer=_start_server, initargs=(os.getpid(),))
         filesystem_async._results_queue = manager.Queue()
         atexit.register(manager.shutdown)
 
 
-def _die_with_parent() -> None:
+def _start_server(training: int) -> None:
     for number in STOP_SIGNALS:  # they reach a whole process group; what the training process does about them needs us
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(training)
+
+
+def _write(training: int, write: Callable[..., None], *arguments: Any, **more: Any) -> None:
+    """The writer process: megatron's function, which forks one more process for each file."""
+    die_with_parent(training)
+    os.register_at_fork(after_in_child=partial(die_with_parent, os.getpid()))
+    write(*arguments, **more)
 
 
 def caught(function: Callable[[], None]) -> BaseException | None:

@@ -54,6 +54,9 @@ def test_a_checkpoint_without_marker_or_with_a_short_file_does_not_count(whole_r
     shard.write_bytes(shard.read_bytes()[:-1])
     assert find_checkpoint(run).name == "step-00000003"
     (run / "checkpoints" / "step-00000003" / "complete").unlink()
+    with pytest.raises(UserError, match=r"none of its 2 checkpoints is whole; the newest: .*distcp: \d+ bytes"):
+        find_checkpoint(run)
+    shutil.rmtree(run / "checkpoints")
     with pytest.raises(UserError, match="no whole checkpoint"):
         find_checkpoint(run)
     with pytest.raises(UserError, match="no such run"):
