@@ -56,7 +56,7 @@ MISTAKES = [
     ("x.fa.gz", gzip.compress(GOOD + b">p\nACGTJ\n"), "line 6: 'J' is no nucleotide code"),
     ("x.fa.bgz", bgzf(GOOD)[:-60], "cut short"),
     ("x.fa.zst", zstandard.compress(GOOD)[:-9], "cut short"),
-    ("x.fa.xz", b"\xfd7zXZ\x00" + b"\x00" * 20, "a xz archive"),
+    ("x.fa.xz", b"\xfd7zXZ\x00" + b"\x00" * 20, "packed as xz; unpack it"),
     ("x.2bit", b"\x43\x27\x41\x1a" + b"\x00" * 7, "2bit file is cut short"),
     ("x.csv", b"id,seq\n1,ACGT\n", "say which column"),
     ("x.parquet", b"PAR1garbage", "say which column"),
