@@ -20,6 +20,15 @@ from megadna.genome.packed import as_file, file_blocks, open_bytes
 
 _COLUMNS = ["contig", "source", "feature", "start", "end", "score", "strand", "phase", "attributes", "beyond"]
 _USED = ["contig", "feature", "start", "end", "strand", "attributes", "beyond"]
+_ACCESSIONS = {  # of the Sequence Ontology, which may stand for the names of GFF3 types
+    "SO:0000147": "exon",
+    "SO:0000316": "CDS",
+    "SO:0000704": "gene",
+    "SO:0000336": "pseudogene",
+    "SO:0000234": "mRNA",
+    "SO:0000204": "five_prime_UTR",
+    "SO:0000205": "three_prime_UTR",
+}
 _LONGEST_LINE = 1 << 24
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _COMMENT = re.compile(r"(?:^|[\s;])#")
@@ -49,6 +58,8 @@ def read_features(path: Path) -> tuple[pd.DataFrame, bool]:
         )
     table = table.drop(columns="beyond").assign(start=starts - 1, end=ends)
     gff3 = _is_gff3(table["attributes"])
+    if gff3 and table["feature"].str.startswith("SO:").any():
+        table["feature"] = table["feature"].replace(_ACCESSIONS)
     if gff3 and table["contig"].str.contains("%", regex=False).any():
         table["contig"] = table["contig"].map({name: unquote(name) for name in table["contig"].unique()})
     return table, gff3

@@ -146,7 +146,11 @@ def _line_end(text: bytes) -> int:
 def range_blocks(path: Path, kind: str, text_range: TextRange) -> Iterator[bytes | bytearray]:
     """The text of a range, block by block."""
     start, end, at = text_range.start, text_range.end, text_range.start - text_range.skip
-    for block in _plain_blocks(path, text_range.place) if kind == "plain" else bgzf_blocks(path, text_range.place):
+    if kind == "plain":
+        blocks = _plain_blocks(path, text_range.place)
+    else:
+        blocks = bgzf_blocks(path, text_range.place) if text_range.place else unpacked_blocks(path, kind)
+    for block in blocks:
         whole = start <= at and at + len(block) <= end
         yield block if whole else block[max(0, start - at) : end - at]
         at += len(block)
