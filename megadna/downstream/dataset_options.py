@@ -55,6 +55,9 @@ class WindowOptions(DatasetOptions):
     """GFF3 or GTF whose transcription start sites are the positives, instead of peaks."""
     bigwig: Path | None = None
     """bigWig whose mean over a window is its label; alone, or with peaks or start sites."""
+    uncovered: Literal["auto", "zero", "missing"] = "auto"
+    """Bases without a value in the bigWig: `zero` counts them as 0 (coverage), `missing` not at all (methylation);
+    `auto`: zero where it stores values above 0 alone, on less than half of the bases."""
     biotypes: str = "protein_coding"
     """Gene biotypes whose start sites to take, comma-separated, or `all`."""
     upstream: int | None = None
@@ -72,6 +75,9 @@ class WindowOptions(DatasetOptions):
         sources = [self.positives, self.annotation]
         require(None in sources, "--positives and --annotation exclude each other; make two datasets")
         require(any([*sources, self.bigwig]), "say where the windows lie: --positives, --annotation or --bigwig")
+        require(
+            self.bigwig is not None or self.uncovered == "auto", f"--uncovered {self.uncovered} is said of a --bigwig"
+        )
         require(self.before < self.length, f"--upstream ({self.before}) must be less than --length ({self.length})")
         require(self.count >= 0 and self.before >= 0, "--count and --upstream must not be negative")
 

@@ -4,20 +4,19 @@ Peaks (BED: their middle; narrowPeak: the summit) and start sites are positives 
 (label 0). With a bigWig file the label is its mean over the window, at the peaks or start sites, or everywhere.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyBigWig
 
 from megadna.downstream.annotation import of_biotypes, read_annotation, read_table
+from megadna.downstream.bigwig import with_values
 from megadna.downstream.contig_names import on_genome
 from megadna.downstream.dataset_options import WindowOptions
 from megadna.downstream.examples import cut, finish
 from megadna.downstream.genome import Genome, read_genome
 from megadna.downstream.negatives import matched_windows, shuffle_dinucleotides
-from megadna.errors import UserError, require
+from megadna.errors import require
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -29,27 +28,31 @@ def windows(**keys: Any) -> pd.DataFrame:
     options = WindowOptions(**keys)
     rng = np.random.default_rng(options.seed)
     genome = read_genome(options.genome)
-    found = _everywhere if options.positives is None and options.annotation is None else _anchors
-    taken = found(options, genome)
+    places_of = _everywhere if options.positives is None and options.annotation is None else _anchors
+    taken = places_of(options, genome)
     minus = taken["strand"] == "-"
     before = np.where(minus, options.length - 1 - options.before, options.before)
     places = taken.assign(start=taken["anchor"] - before, reverse=minus)
-    places = places.drop_duplicates(["contig", "start", "strand"], ignore_index=True)
+    every, places = len(places), places.drop_duplicates(["contig", "start", "strand"], ignore_index=True)
+    twice = every - len(places)
     if 0 < options.count < len(places):
         places = places.sample(options.count, random_state=rng)
     examples, left_out = cut(places, genome, options.length)
+    left_out = {"the same place as another": twice, **left_out}
     counts: dict[str, Any] = {"places": len(taken), "left out": left_out}
     require(len(examples) > 0, f"no window of {options.length} bases is left: {left_out}")
     if options.bigwig is not None:
-        examples = _with_values(examples, options.bigwig, genome, options.aliases)
-        require(len(examples) > 0, f"{options.bigwig}: holds no value in any window")
-        counts["with a bigWig value"] = len(examples)
+        examples, found = with_values(examples, options.bigwig, genome, options.aliases, options.uncovered)
+        counts |= found
     else:
         intervals = pd.concat([taken, places.assign(end=places["start"] + options.length)])
         negatives = _negatives(examples, intervals, genome, options.negatives, rng)
         traits = {trait: negatives[trait].mean() for trait in ("gc", "repeats") if trait in negatives}
         counts |= {"negatives": len(negatives), "mean difference to the matched positive": traits}
         examples = pd.concat([examples.assign(label=1), negatives.assign(label=0)], ignore_index=True)
+    for what in ("left out", "left out for the bigWig"):
+        if any(counts.get(what, {}).values()):
+            log.info("windows %s: %s", what, counts[what])
     return finish(examples, options, options.split, ["name"], counts)
 
 
@@ -80,23 +83,6 @@ def _everywhere(options: WindowOptions, genome: Genome) -> pd.DataFrame:
     starts = {name: range(0, size - options.length + 1, options.length) for name, size in genome.lengths.items()}
     found = pd.DataFrame([(name, start) for name in starts for start in starts[name]], columns=["contig", "start"])
     return found.assign(strand="+", anchor=found["start"] + options.before, kind="signal", name="")
-
-
-def _with_values(examples: pd.DataFrame, path: Path, genome: Genome, aliases: Path | None) -> pd.DataFrame:
-    """The windows with the mean of the bigWig's values there as label; those without any value go."""
-    require(path.is_file(), f"{path}: no such bigWig file")
-    try:
-        signal = pyBigWig.open(str(path))
-        chromosomes = signal.chroms()
-    except (RuntimeError, AttributeError) as error:
-        raise UserError(f"{path}: not a bigWig file") from error
-    sizes = pd.DataFrame({"contig": chromosomes.keys(), "theirs": chromosomes.keys(), "end": chromosomes.values()})
-    sizes = on_genome(sizes.assign(start=0), genome, path, aliases, min_share=0)
-    theirs = dict(zip(sizes["contig"], sizes["theirs"], strict=True))
-    known = examples[examples["contig"].isin(theirs.keys())]
-    places = zip(known["contig"].map(theirs), known["start"].tolist(), known["end"].tolist(), strict=True)
-    values = [signal.stats(*place, type="mean", exact=True)[0] for place in places]
-    return known.assign(label=pd.Series(values, index=known.index, dtype=float)).dropna(subset="label")
 
 
 def _negatives(

@@ -21,6 +21,14 @@ MAX_HEADER = 1 << 20
 _LONG_HEADER = f"a header line is longer than {MAX_HEADER:,} bytes"
 MANY_RECORDS = 16  # headers in a block from which on splitting it at once is quicker than searching header by header
 _NO_RUNS = np.zeros(0, np.int64)
+_MARK = b"\xef\xbb\xbf"  # what some editors put before UTF-8 text
+_OTHER_TEXT = {
+    b"@": "a FASTQ or SAM file",
+    b"LOCUS": "a GenBank file",
+    b"ID ": "an EMBL file",
+    b"##": "a GFF or VCF file",
+}
+_OTHER_TEXT |= {b"<": "a web page"}
 
 
 class FastaError(Exception):
@@ -105,6 +113,8 @@ class Scanner:
     def feed(self, block: bytes | bytearray) -> None:
         """Read one block; at most len(block) letters are added to the buffer. FastaError where it is no FASTA."""
         raw = block
+        if self._offset == 0 and block.startswith(_MARK):
+            block = block[len(_MARK) :]
         if block.find(b"\r") >= 0:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         try:
@@ -177,7 +187,7 @@ class Scanner:
     def _sequence(self, text: bytes | bytearray) -> None:
         """Letters of sequence lines (no header in them) into the buffer, checked and counted."""
         if not self._in_record:
-            if text.translate(None, SPACES + b"\n\xef\xbb\xbf"):
+            if text.translate(None, SPACES + b"\n"):
                 raise _Illegal("text before the first header line (a line that begins with '>')")
             return
         view = self._letters(text)
@@ -262,14 +272,22 @@ class Scanner:
         """The error at the first offending byte of the block."""
         text = bytes(raw)
         if message and message != ">":
-            blank = len(text) - len(text.lstrip(b"\r\n \t\v\f\xef\xbb\xbf"))
+            blank = len(text) - len(text.removeprefix(_MARK).lstrip(b"\r\n" + SPACES))
+            hints = (
+                []
+                if self._in_record
+                else [what for begin, what in _OTHER_TEXT.items() if text[blank:].startswith(begin)]
+            )
+            message += "".join(f"; is it {what}?" for what in hints)
             return FastaError(message, self._offset, text, 0 if self._in_record else blank)
-        at = first_illegal(text, in_header=self._header is not None, line_start=self._line_start)
+        begin = len(_MARK) if self._offset == 0 and text.startswith(_MARK) else 0
+        at = begin + first_illegal(text[begin:], in_header=self._header is not None, line_start=self._line_start)
         letter = text[at : at + 1]
         if letter == b">":
             return FastaError("'>' inside a sequence line", self._offset, text, at)
         what = repr(letter.decode("ascii")) if 32 < letter[0] < 127 else f"byte 0x{letter[0]:02x}"
         hint = "; is it a protein FASTA?" if letter.upper() in [bytes([c]) for c in PROTEIN_ONLY] else ""
+        hint = "; is it UTF-16 text, or a binary file?" if letter == b"\0" else hint
         return FastaError(f"{what} is no nucleotide code{hint}", self._offset, text, at)
 
 

@@ -87,6 +87,7 @@ def test_every_format_gives_the_same_dataset(tmp_path, monkeypatch, workers):
         "x.2bit": twobit(records),
         "x.fas": text.replace(b"\n", b"\r\n"),
         "x.ffn": fasta(records, 100_000),
+        "x.seq": b"\xef\xbb\xbf" + text.replace(b"\n", b"\r"),  # the mark before UTF-8 text, lone CR
     }
     identities = {}
     for name, data in files.items():

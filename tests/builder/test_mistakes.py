@@ -45,6 +45,8 @@ MISTAKES = [
     ("x.fa", b"", "is empty"),
     ("x.fa", b"\n\n  \n", "is empty"),
     ("x.fa", b"ACGT\nACGT\n", "line 1: text before the first header"),
+    ("x.fa", b"@r1\nACGT\n+\nIIII\n", "begins with '>'); is it a FASTQ or SAM file?"),
+    ("x.fa", GOOD.decode().encode("utf-16-le"), "line 2: byte 0x00 is no nucleotide code; is it UTF-16"),
     ("x.fa", b"\n\nACGT\n", "line 3: text before the first header"),
     ("x.fa", b">p\nMKVLAAGE\n", "line 2: 'L' is no nucleotide code; is it a protein FASTA?"),
     ("x.fa", b">a\r\nACGT\r\n>b\r\nAC!T\r\n", "line 4: '!' is no nucleotide code"),
@@ -56,7 +58,7 @@ MISTAKES = [
     ("x.fa.gz", gzip.compress(GOOD + b">p\nACGTJ\n"), "line 6: 'J' is no nucleotide code"),
     ("x.fa.bgz", bgzf(GOOD)[:-60], "cut short"),
     ("x.fa.zst", zstandard.compress(GOOD)[:-9], "cut short"),
-    ("x.fa.xz", b"\xfd7zXZ\x00" + b"\x00" * 20, "a xz archive"),
+    ("x.fa.xz", b"\xfd7zXZ\x00" + b"\x00" * 20, "packed as xz; unpack it"),
     ("x.2bit", b"\x43\x27\x41\x1a" + b"\x00" * 7, "2bit file is cut short"),
     ("x.csv", b"id,seq\n1,ACGT\n", "say which column"),
     ("x.parquet", b"PAR1garbage", "say which column"),
@@ -135,7 +137,7 @@ def test_harmless_oddities_are_counted(tmp_path):
     assert manifest.sources[0].records == 5
 
 
-def _mutate(rng, data):
+def mutate(rng, data):
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 8])):
         kind, at = rng.randrange(6), rng.randrange(len(data) + 1)
@@ -171,7 +173,7 @@ def _fuzz(folder, count, seed):
         for old in folder.glob("x.*"):
             old.unlink()
         try:
-            manifest, _ = run(folder, _mutate(rng, data), name, overwrite=True, max_n_run=rng.choice([None, 10]))
+            manifest, _ = run(folder, mutate(rng, data), name, overwrite=True, max_n_run=rng.choice([None, 10]))
         except UserError as error:
             failed += 1
             assert "\n" not in str(error) and not (folder / "out").exists(), number
