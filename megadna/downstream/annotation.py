@@ -26,9 +26,9 @@ _PARTS = {"exon", "CDS", "start_codon", "stop_codon", "Selenocysteine", "UTR", "
 _PARTS |= {f"{end}_prime_{utr}" for end in ("five", "three") for utr in ("utr", "UTR")}
 
 
-def read_table(path: Path, schema: str, columns: list[str]) -> pd.DataFrame:
-    """The columns of a GFF, GTF, BED or narrowPeak file; start and end int64, the rest text ("" where it is missing).
-    The index is the line number. UserError with the line where the coordinates are none."""
+def _read_features(path: Path) -> pd.DataFrame:
+    """contig, feature, start, end, strand and attributes of a GFF or GTF file; start and end int64, the rest text (""
+    where it is missing). The index is the line number. UserError with the line where the coordinates are none."""
     require(path.is_file(), f"{path}: no such file")
     with path.open("rb") as file:
         packed = "gzip" if file.read(2) == b"\x1f\x8b" else None
@@ -36,8 +36,8 @@ def read_table(path: Path, schema: str, columns: list[str]) -> pd.DataFrame:
     options |= {"encoding_errors": "replace"}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a BED line may have more columns, or fewer
-            table = bioframe.read_table(str(path), schema=schema, compression=packed, **options)[columns]
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)  # a line may have more columns, or fewer
+            table = bioframe.read_table(str(path), schema="gff", compression=packed, **options)[_COLUMNS]
     except pd.errors.EmptyDataError as error:
         raise UserError(f"{path}: empty: holds no line") from error
     except (ValueError, EOFError, OSError, zlib.error) as error:  # pandas' ParserError is a ValueError
@@ -46,17 +46,17 @@ def read_table(path: Path, schema: str, columns: list[str]) -> pd.DataFrame:
     table = table.fillna("")
     fasta = np.flatnonzero(table["chrom"].str.startswith("##FASTA"))
     table = table.iloc[: fasta[0]] if len(fasta) else table
-    table = table[~table["chrom"].str.match(r"#|track\b|browser\b|\s*$")]
+    table = table[~table["chrom"].str.match(r"#|\s*$")]
     numbers = table[["start", "end"]].apply(pd.to_numeric, errors="coerce")
-    first = 1 if schema == "gff" else 0
-    bad = ~((numbers["start"] >= first) & (numbers["end"] >= numbers["start"]))
+    bad = ~((numbers["start"] >= 1) & (numbers["end"] >= numbers["start"]))
     if bad.any():
         words = " ".join(value for value in table[bad].iloc[0].tolist() if value)[:80]
         raise UserError(
-            f"{path}: line {table.index[bad][0]}: no tab-separated {schema} line with a start and an end: {words!r}"
+            f"{path}: line {table.index[bad][0]}: no tab-separated gff line with a start and an end: {words!r}"
         )
     require(len(table) > 0, f"{path}: empty: holds no feature")
-    return table.assign(start=numbers["start"].astype(np.int64) - first, end=numbers["end"].astype(np.int64))
+    table = table.assign(start=numbers["start"].astype(np.int64) - 1, end=numbers["end"].astype(np.int64))
+    return table.rename(columns={"chrom": "contig"})
 
 
 def read_annotation(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -65,7 +65,7 @@ def read_annotation(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     transcripts: gene, biotype (of the gene), contig, strand (+ or -), start, end. exons, sorted: transcript (index of
     its row there), start, end. Trans-spliced and unstranded transcripts are left out.
     """
-    features = read_table(path, "gff", _COLUMNS).rename(columns={"chrom": "contig"})
+    features = _read_features(path)
     gff3 = bool(features["attributes"].iloc[:1000].str.match(r"\s*\w+=").any())
     exons = _parts(features, "exon" if (features["feature"] == "exon").any() else "CDS", gff3)
     require(len(exons) > 0, f"{path}: no exon or CDS feature that names its transcript")
@@ -84,11 +84,14 @@ def read_annotation(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def of_biotypes(transcripts: pd.DataFrame, biotypes: str, path: Path) -> pd.DataFrame:
-    """The transcripts of genes of one of the comma-separated biotypes, or `all`; UserError where there is none."""
-    chosen = transcripts[transcripts["biotype"].isin(biotypes.split(",")) | (biotypes == "all")]
-    present = ", ".join(sorted(set(transcripts["biotype"]))) or "genes that state none"
-    require(len(chosen) > 0, f"{path}: no gene of --biotypes {biotypes}; it has {present}; `all` takes every one")
-    return chosen
+    """The transcripts of genes of one of the comma-separated biotypes, or `all`; UserError where one has none."""
+    if biotypes == "all":
+        return transcripts
+    names, present = biotypes.split(","), sorted(set(transcripts["biotype"]))
+    for name in names:
+        known = ", ".join(present) or "genes that state none"
+        require(name in present, f"{path}: no gene of --biotypes {name}; it has {known}; `all` takes every one")
+    return transcripts[transcripts["biotype"].isin(names)]
 
 
 def _attribute(texts: pd.Series, *names: str) -> pd.Series:

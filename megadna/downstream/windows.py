@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pyBigWig
 
-from megadna.downstream.annotation import of_biotypes, read_annotation, read_table
+from megadna.downstream.annotation import of_biotypes, read_annotation
 from megadna.downstream.contig_names import on_genome
 from megadna.downstream.examples import DatasetOptions, cut, finish
 from megadna.downstream.genome import Genome, read_genome
 from megadna.downstream.negatives import matched_windows, shuffle_dinucleotides
 from megadna.errors import UserError, require
+from megadna.genome.bed import BedLine, read_bed
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -28,7 +29,7 @@ class WindowOptions(DatasetOptions):
     """What `megadna windows` writes."""
 
     positives: Path | None = None
-    """Peaks: BED or narrowPeak (gz too)."""
+    """Peaks: BED or narrowPeak (gzip, BGZF and zstd too)."""
     annotation: Path | None = None
     """GFF3 or GTF whose transcription start sites are the positives, instead of peaks."""
     bigwig: Path | None = None
@@ -99,16 +100,15 @@ def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
         return found.assign(anchor=anchor, start=anchor, end=anchor + 1, kind="tss", name=found["gene"])
     assert options.positives is not None
     summits = ".narrowPeak" in options.positives.name
-    columns = ["chrom", "start", "end", "strand", *(["relSummit"] if summits else [])]
-    found = read_table(options.positives, "narrowPeak" if summits else "bed", columns)
-    found = on_genome(found.rename(columns={"chrom": "contig"}), genome, options.positives, options.aliases)
+    lines = list(read_bed(options.positives, stranded=True, summits=summits))
+    found = pd.DataFrame(lines, columns=BedLine._fields).drop(columns=["name", "score"])
+    found = on_genome(found, genome, options.positives, options.aliases)
     anchor = (found["start"] + found["end"] - (found["strand"] == "-")) // 2
     if summits:  # -1: the caller of the peaks gave none
-        summit = pd.to_numeric(found["relSummit"], errors="coerce").fillna(-1).astype(np.int64)
-        anchor = anchor.where(summit < 0, found["start"] + summit)
+        anchor = anchor.where(found["summit"] < 0, found["start"] + found["summit"])
     name = found["contig"] + ":" + found["start"].astype(str) + "-" + found["end"].astype(str)
     strand = found["strand"].where(found["strand"] == "-", "+")
-    return found.assign(anchor=anchor, strand=strand, kind="peak", name=name)
+    return found.assign(anchor=anchor, strand=strand, kind="peak", name=name).drop(columns=["line", "summit"])
 
 
 def _everywhere(options: WindowOptions, genome: Genome) -> pd.DataFrame:
@@ -128,8 +128,17 @@ def _with_values(examples: pd.DataFrame, path: Path, genome: Genome, aliases: Pa
         raise UserError(f"{path}: not a bigWig file") from error
     sizes = pd.DataFrame({"contig": chromosomes.keys(), "theirs": chromosomes.keys(), "end": chromosomes.values()})
     sizes = on_genome(sizes.assign(start=0), genome, path, aliases, min_share=0)
+    for contig, theirs, size in sizes[["contig", "theirs", "end"]].itertuples(index=False):
+        ours = genome.lengths[contig]
+        same = (
+            f"{path}: {theirs} has {size:,} bases, {contig} of {genome.path} has {ours:,}; it belongs to another build"
+        )
+        require(size == ours, same)
     theirs = dict(zip(sizes["contig"], sizes["theirs"], strict=True))
     known = examples[examples["contig"].isin(theirs.keys())]
+    if len(known) < len(examples):
+        without = ", ".join(sorted(set(examples["contig"]) - theirs.keys())[:20])
+        log.warning("%d windows left out: %s has no values of %s", len(examples) - len(known), path, without)
     places = zip(known["contig"].map(theirs), known["start"].tolist(), known["end"].tolist(), strict=True)
     values = [signal.stats(*place, type="mean", exact=True)[0] for place in places]
     return known.assign(label=pd.Series(values, index=known.index, dtype=float)).dropna(subset="label")
