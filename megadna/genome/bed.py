@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from megadna.errors import UserError, require
 from megadna.genome.contig_names import match_contigs, nearest
-from megadna.genome.sources import detect_format, stream_blocks
+from megadna.genome.sources import detect_packing, stream_blocks
 from megadna.genome.tables import TableFormat
 
 _MOST_DIGITS = 15  # of a coordinate
@@ -55,9 +55,8 @@ def read_bed(path: Path, *, stranded: bool = False, summits: bool = False) -> It
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    kind = detect_format(path, TableFormat())
     rest = b""
-    for block in stream_blocks(path, "plain" if kind == "table" else kind, TableFormat()):  # a BED file named .tsv
+    for block in stream_blocks(path, detect_packing(path), TableFormat()):
         text = rest + block
         cut = text.rfind(b"\n") + 1
         yield from text[:cut].splitlines()

@@ -57,13 +57,27 @@ def detect_format(path: Path, table: TableFormat) -> str:
         raise UserError(f"{path}: is a folder, not a FASTA file")
     if not path.exists():
         raise UserError(f"{path}: no such file")
-    try:
-        with path.open("rb") as file:
-            head = file.read(18)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    head = _head(path)
     if table.lines or table.column or path.suffix in _SUFFIX_FORMATS or head[:4] == b"PAR1":
         return "table"
+    return _kind_of(path, head)
+
+
+def detect_packing(path: Path) -> str:
+    """plain, gzip, bgzf or zstd of a text file, whatever its name; UserError for other archives."""
+    kind = _kind_of(path, _head(path))
+    return "plain" if kind == "2bit" else kind
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(18)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _kind_of(path: Path, head: bytes) -> str:
     if head[:2] == b"\x1f\x8b":
         bgzf = len(head) == 18 and head[3] & 4 and head[12:14] == b"BC"
         return "bgzf" if bgzf else "gzip"

@@ -270,9 +270,15 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (str(torn), "a.fa", "x.npy", [], "AutoConfig cannot load it (Expecting property name"),
         (str(foreign), "a.fa", "x.npy", [], "say --trust_remote_code"),
         (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "unknown.bed")], "line 1: no contig chr7"),
-        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "line 2: 10-51 does not lie in s0 (0-50)"),
-        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "text.bed")], "line 1: no tab-separated bed line"),
-        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "none.bed")], "empty: holds no feature"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "line 2: s0 ends at 50, the interval at 51"),
+        (
+            model,
+            "a.fa",
+            "x.npy",
+            ["--bed", str(tmp_path / "text.bed")],
+            "line 1: not a BED interval (contig, start, end): 's0 ten 20'",
+        ),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "none.bed")], "empty: holds no interval"),
         (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed"), "--circular", "s0"], "leave out --circular"),
         (model, "a.fa", "x.npy", ["--colum", "dna"], "did you mean column"),
     ]

@@ -185,9 +185,10 @@ def test_the_command_writes_and_refuses(
     for text, words in (
         ("", "bad.bed: empty"),
         ("9\t100\t50\n", "line 1"),
-        ("9\t100\t200\n9 100 200\n", "line 2"),
-        ("7\t100\t200\n", "unknown: 7; the genome has 9"),
-        ("9\t999900\t1000100\n", "9:999,900-1,000,100 passes the contig's end (1,000,000 bases"),
+        ("9\t100\t200\nchr9 100 x\n", "line 2: not a BED interval"),
+        ("9\t100\t200\n" * 20 + "7\t100\t200\n", f"line 21: no contig 7 in {HUMAN}; there is 9"),
+        ("9\t999900\t1000100\n", "line 1: 9 ends at 1,000,000, the interval at 1,000,100"),
+        ("9\t100\t200\tp\t0\t?\n", "line 1: strand '?' (column 6) is none of + - ."),
     ):
         bad.write_text(text)
         assert words in mistake(capsys, *base, "--positives", bad), text
