@@ -128,11 +128,10 @@ def leakage_line(manifest: Manifest, split: str) -> str:
     found = manifest.leakage.get("splits", {}).get(split)
     if found is None:
         return ""
-    line = (
-        f"leakage: {found['flagged']:,} of {found['chunks']:,} {split} chunks share more than "
-        f"{manifest.leakage['max_containment']:g} of their sketch with train (mean {found['mean']}, highest "
-        f"{found['highest']})"
-    )
+    line = f"leakage: {found['flagged']:,} of {found['chunks']:,} {split} chunks share more than "
+    line += f"{manifest.leakage['max_containment']:g} of their sketch with train"
+    if found["mean"] is not None:
+        line += f" (mean {found['mean']}, highest {found['highest']})"
     if found["without_sketch"]:
         line += f"; {found['without_sketch']:,} are too short or too ambiguous to tell"
     if found["flagged"]:

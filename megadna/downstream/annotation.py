@@ -24,6 +24,7 @@ log = get_logger(__name__)
 _COLUMNS = ["chrom", "feature", "start", "end", "strand", "attributes"]
 _PARTS = {"exon", "CDS", "start_codon", "stop_codon", "Selenocysteine", "UTR", "intron"}
 _PARTS |= {f"{end}_prime_{utr}" for end in ("five", "three") for utr in ("utr", "UTR")}
+_COORDINATE = "[0-9]{1,15}"  # more digits would overflow
 
 
 def _read_features(path: Path) -> pd.DataFrame:
@@ -47,7 +48,9 @@ def _read_features(path: Path) -> pd.DataFrame:
     fasta = np.flatnonzero(table["chrom"].str.startswith("##FASTA"))
     table = table.iloc[: fasta[0]] if len(fasta) else table
     table = table[~table["chrom"].str.match(r"#|\s*$")]
-    numbers = table[["start", "end"]].apply(pd.to_numeric, errors="coerce")
+    texts = table[["start", "end"]]
+    good = texts.apply(lambda column: column.str.fullmatch(_COORDINATE)).all(axis=1)
+    numbers = texts.where(good, "0").astype(np.int64)
     bad = ~((numbers["start"] >= 1) & (numbers["end"] >= numbers["start"]))
     if bad.any():
         words = " ".join(value for value in table[bad].iloc[0].tolist() if value)[:80]
@@ -55,7 +58,7 @@ def _read_features(path: Path) -> pd.DataFrame:
             f"{path}: line {table.index[bad][0]}: no tab-separated gff line with a start and an end: {words!r}"
         )
     require(len(table) > 0, f"{path}: empty: holds no feature")
-    table = table.assign(start=numbers["start"].astype(np.int64) - 1, end=numbers["end"].astype(np.int64))
+    table = table.assign(start=numbers["start"] - 1, end=numbers["end"])
     return table.rename(columns={"chrom": "contig"})
 
 

@@ -17,6 +17,7 @@ from megadna.genome.sources import detect_packing, stream_blocks
 from megadna.genome.tables import TableFormat
 
 _MOST_DIGITS = 15  # of a coordinate
+_MAY_BEGIN_A_HEADER = (b"#", b"t", b"b", b"", b" ", b"\t")
 
 
 class BedLine(NamedTuple):
@@ -43,8 +44,10 @@ def read_bed(path: Path, *, stranded: bool = False, summits: bool = False) -> It
     require(path.is_file(), f"{path}: no such BED file")
     empty = True
     for number, text in enumerate(_lines(path), start=1):
-        columns = [column.strip() for column in text.split(b"\t")] if b"\t" in text else text.split()
-        if _is_header(columns):
+        columns = text.split(b"\t") if b"\t" in text else text.split()
+        if b" " in text:
+            columns = [column.strip() for column in columns]
+        if text[:1] in _MAY_BEGIN_A_HEADER and _is_header(columns):
             continue
         try:
             yield _interval(number, columns, stranded=stranded, summits=summits)
@@ -81,9 +84,7 @@ def _interval(number: int, columns: list[bytes], *, stranded: bool, summits: boo
     start, end = int(columns[1]), int(columns[2])
     if start >= end:
         raise ValueError(f"the interval {start}-{end} holds no base; its end must be above its start")
-    contig, name, score, strand = (
-        columns[place].decode(errors="replace") if place < len(columns) else "" for place in (0, 3, 4, 5)
-    )
+    name, score, strand = [column.decode(errors="replace") for column in (*columns[3:6], b"", b"", b"")[:3]]
     summit = -1
     if stranded and strand not in ("+", "-", ".", ""):
         raise ValueError(f"strand {strand[:20]!r} (column 6) is none of + - .")
@@ -92,6 +93,7 @@ def _interval(number: int, columns: list[bytes], *, stranded: bool, summits: boo
         if value != b"-1" and not (value.isdigit() and len(value) <= _MOST_DIGITS and start + int(value) < end):
             raise ValueError(f"summit {value[:20].decode(errors='replace')!r} (column 10) is no base of {start}-{end}")
         summit = int(value)
+    contig = columns[0].decode(errors="replace")
     return BedLine(number, contig, start, end, "" if name == "." else name, score, strand or ".", summit)
 
 
