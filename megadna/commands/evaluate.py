@@ -15,6 +15,7 @@ from megadna.arguments import new_parser, parse
 from megadna.config import Config
 from megadna.data.chunks import open_chunks
 from megadna.data.evaluation import WIDTHS, EvaluationSamples
+from megadna.data.manifest import leakage_line
 from megadna.errors import require
 from megadna.files import write_json
 from megadna.ownership import refuse_foreign
@@ -66,6 +67,8 @@ def main(arguments: list[str]) -> None:
     beside: dict[str, Any] = {}
     if protocol or names_bases(tokenizer):
         beside = _baselines(samples, path, both_strands=config.data.reverse_complement > 0, folder=output.parent)
+    datasets = samples.dataset.datasets
+    leakage = [line for dataset in datasets if (line := leakage_line(dataset.manifest, options.split))]
     result = {
         "split": options.split,
         "protocol": score.protocol,
@@ -77,6 +80,7 @@ def main(arguments: list[str]) -> None:
         "model": {**score.to_dict(), **evaluation.more},
         "groups": {name: one.to_dict() for name, one in evaluation.groups.items()},
         "baselines": beside,
+        "leakage": leakage,
     }
     _print(result)
     write_json(output, result)
@@ -162,6 +166,8 @@ def _print(result: dict[str, Any]) -> None:
         sys.stdout.write(
             f"the strands disagree by {model['reverse_complement_divergence']:.4f} bits (Jensen-Shannon)\n"
         )
+    for line in result["leakage"]:
+        sys.stdout.write(line + "\n")
 
 
 def _shown(error: float | None) -> str:

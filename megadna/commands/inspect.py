@@ -15,7 +15,7 @@ from megadna.data.checksums import checksum
 from megadna.data.dataset import ChunkDataset
 from megadna.data.inputs import SEQUENCE_FILE
 from megadna.data.leakage import measure_leakage
-from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, load_manifest
+from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, leakage_line, load_manifest
 from megadna.data.show import show_batch
 from megadna.errors import UserError
 from megadna.files import write_text
@@ -146,9 +146,6 @@ def print_dataset(path: Path, manifest: Manifest) -> None:
     console.print(sources_table(manifest))
     for note in manifest.notes:
         console.print(f"note: {note}")
-    for split, row in dict(manifest.leakage.get("splits", {})).items():
-        console.print(
-            f"leakage: {row['flagged']:,} of {row['chunks']:,} {split} chunks share more than "
-            f"{manifest.leakage['max_containment']:g} of their sketch with train "
-            f"(mean {row['mean']}, highest {row['highest']})"
-        )
+    for split in SPLITS:
+        if line := leakage_line(manifest, split):
+            console.print(line)

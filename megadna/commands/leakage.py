@@ -1,5 +1,6 @@
 """`megadna leakage`: how much of a benchmark's sequences a pretraining dataset contains."""
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from megadna.files import atomic_file
 from megadna.genome.tables import TableFormat
 from megadna.ownership import refuse_occupied
 
+_BED_FILE = re.compile(r"\.(bed|narrowPeak|broadPeak|bedGraph)(\.(gz|bgz|bgzf|zst|zstd))?$", re.I)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LeakageOptions:
@@ -20,7 +23,7 @@ class LeakageOptions:
     data: Path
     """Dataset folder."""
     input: Path
-    """Benchmark: FASTA, CSV, TSV or Parquet with --column, or BED in the dataset's coordinates."""
+    """Benchmark: FASTA, CSV, TSV or Parquet with --column, or BED (narrowPeak) in the dataset's coordinates."""
     split: str = "train"
     """Split of the dataset to look in."""
     column: str = ""
@@ -40,7 +43,7 @@ def main(arguments: list[str]) -> None:
     options = options_from(parse(parser, arguments), LeakageOptions)
     if options.output is not None:
         refuse_occupied(options.output, is_file=True)
-    if options.input.name.removesuffix(".gz").endswith(".bed"):
+    if _BED_FILE.search(options.input.name):
         overlap = interval_overlap(options.data, options.split, options.input)
     else:
         is_table = options.input.name.removesuffix(".gz").endswith((".csv", ".tsv", ".parquet"))

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.builder import build_dataset
-from megadna.data.manifest import SPLITS, Manifest
+from megadna.data.manifest import SPLITS, Manifest, leakage_line
 from megadna.data.options import PreprocessOptions
 
 
@@ -23,6 +23,9 @@ def main(arguments: list[str]) -> None:
     Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160).print(sources_table(manifest))
     for note in manifest.notes:
         sys.stdout.write(f"note: {note}\n")
+    for split in SPLITS:
+        if line := leakage_line(manifest, split):
+            sys.stdout.write(line + "\n")
     sys.stdout.write(f"wrote {options.output} (dataset {manifest.dataset_id})\n")
 
 

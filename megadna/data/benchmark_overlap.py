@@ -12,10 +12,15 @@ from megadna.data.leakage import Bin, Containment, batches
 from megadna.data.pieces import Recipe, stream_pieces
 from megadna.data.sketch import SCALE, K
 from megadna.errors import UserError
-from megadna.genome.contigs import names_of, read_bed
+from megadna.genome.bed import locate, read_regions
+from megadna.genome.contig_names import renamed
+from megadna.genome.contigs import names_of
 from megadna.genome.letters import storage_table
 from megadna.genome.sources import detect_format
 from megadna.genome.tables import TableFormat
+from megadna.log import get_logger
+
+log = get_logger(__name__)
 
 _WANTED_HASHES = 20  # per sequence of the benchmark, on average
 
@@ -56,22 +61,23 @@ def _read(path: Path, table: TableFormat) -> tuple[list[str], np.ndarray, np.nda
 
 
 def interval_overlap(dataset: Path, split: str, bed: Path) -> Overlap:
-    """By coordinates: the share of each (merged) BED interval that chunks of the split cover."""
+    """By coordinates: the share of each (merged) BED interval that chunks of the split cover. UserError where a contig
+    of the BED file is not in the dataset, or an interval passes its end."""
     reader = ChunkDataset(dataset, split)
-    table = reader.contigs
+    table, regions = reader.contigs, read_regions(bed)
     rows: dict[str, list[int]] = {}
     for row, record in enumerate(table.records):
         rows.setdefault(record, []).append(row)
+    contigs = locate(bed, regions.first_lines, rows, str(dataset))
+    if said := renamed(contigs):
+        log.info("contig names matched: %s", said)
     names, shares = [], []
-    for contig, intervals in read_bed(bed).items():
-        spans = [_spans(reader, row) for row in rows.get(contig.decode(errors="replace"), [])]
+    for name, intervals in regions.merged.items():
+        regions.check_ends(name, max(int(table.lengths[row]) for row in rows[contigs[name]]))
+        spans = [_spans(reader, row) for row in rows[contigs[name]]]
         for start, end in intervals:
-            names.append(f"{contig.decode(errors='replace')}:{start}-{end}")
-            shares.append(max((_covered(span, start, end) for span in spans), default=0.0))
-    if not names:
-        raise UserError(f"{bed}: holds no interval")
-    if not any(contig.decode(errors="replace") in rows for contig in read_bed(bed)):
-        raise UserError(f"{bed}: no contig of it is in {dataset}; are the names alike (chr1, 1, NC_000001.11)?")
+            names.append(f"{name}:{start}-{end}")
+            shares.append(max(_covered(span, start, end) for span in spans))
     return Overlap(names, np.array(shares, np.float32))
 
 

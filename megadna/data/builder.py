@@ -8,6 +8,7 @@ pieces are read ahead. So the bytes do not depend on the number of workers, and 
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from megadna.data.chunker import Chunker
 from megadna.data.finish import make_manifest, warnings_of
 from megadna.data.inputs import SourceFile, find_sources, split_rule, table_format
 from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, load_manifest
+from megadna.data.named import NameCheck, SideFiles, left_out
 from megadna.data.options import PreprocessOptions, recorded_options
 from megadna.data.parts import Part, assemble
 from megadna.data.pieces import Found, Recipe, read_pieces
@@ -25,7 +27,7 @@ from megadna.data.plan import Policy
 from megadna.data.progress import Progress
 from megadna.errors import UserError, require
 from megadna.files import Claim, claimed, write_json
-from megadna.genome.contigs import KeptIntervals, contig_filter, read_bed
+from megadna.genome.contigs import contig_filter
 from megadna.genome.letters import storage_table
 from megadna.log import get_logger
 from megadna.ownership import Kind, check_folder, refuse_replacing
@@ -41,11 +43,12 @@ def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
     user."""
     output = options.output
     sources, notes = find_sources(options)
+    side = SideFiles.read(options, sources)
     require(output.is_dir() or not output.exists(), f"{output}: is a file; --output names a folder")
     kind = DATASET if options.overwrite else None
     remedy = ", or say --overwrite: it is not this dataset (options and input files)"
     if kind is None:
-        finished = _same_dataset(options, sources)
+        finished = _same_dataset(options, sources, side)
         if finished is not None:
             return finished, False
     else:
@@ -53,13 +56,13 @@ def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
         refuse_replacing(output, [*(source.path for source in sources), *inputs])
     check_folder(output, kind, remedy)
     with claimed(output) as claim:
-        finished = _same_dataset(options, sources) if kind is None else None
+        finished = _same_dataset(options, sources, side) if kind is None else None
         if finished is not None:  # made by another process meanwhile, or put back
             return finished, False
         check_folder(output, kind, remedy)
         with _kept_for_resume(claim):
             _prepare(claim, options)
-            manifest = Build(options, sources, notes, claim.new).run()
+            manifest = Build(options, sources, side, notes, claim.new).run()
             (claim.new / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
             (claim.new / "options.json").unlink()  # first: without it nothing of what follows is taken up by --resume
             shutil.rmtree(claim.new / "parts")
@@ -79,18 +82,24 @@ def _dataset_files(folder: Path) -> str | None:
 DATASET = Kind(name="dataset", files=_dataset_files)
 
 
-def _same_dataset(options: PreprocessOptions, sources: list[SourceFile]) -> Manifest | None:
+def _same_dataset(options: PreprocessOptions, sources: list[SourceFile], side: SideFiles) -> Manifest | None:
     """The manifest of the output folder if it is finished and a new build would write the same; else None."""
     if DATASET.files(options.output) is None:
         return None
     manifest = load_manifest(options.output)
-    if dict(manifest.options) != recorded_options(options) or len(manifest.sources) != len(sources):
+    if dict(manifest.options) != recorded_options(options) or dict(manifest.side_files) != side.sha256:
         return None
-    hasher = SourceHasher(enabled=not options.no_source_hash)
-    for old, new in zip(manifest.sources, sources, strict=True):
-        if (old.path, old.name, old.size) != (str(new.path.absolute()), new.name, new.size) or new.kind == "stdin":
-            return None
-        hasher.start(new.path)
+    hashed = not options.no_source_hash
+    old = [(s.path, s.name, s.size, s.species, dict(s.taxa), s.split, s.modified) for s in manifest.sources]
+    new = [
+        (str(s.path.absolute()), s.name, s.size, s.species, s.taxa, s.split_name, 0 if hashed else s.modified)
+        for s in sources
+    ]
+    if old != new or any(source.kind == "stdin" for source in sources):
+        return None
+    hasher = SourceHasher(enabled=hashed)
+    for source in sources:
+        hasher.start(source.path)
     same = all(old.sha256 == hasher.result(new.path) for old, new in zip(manifest.sources, sources, strict=True))
     return manifest if same else None
 
@@ -125,8 +134,10 @@ def _prepare(claim: Claim, options: PreprocessOptions) -> None:
 class Build:
     """One build in its work folder."""
 
-    def __init__(self, options: PreprocessOptions, sources: list[SourceFile], notes: list[str], work: Path) -> None:
-        self.options, self.sources, self.notes, self.work = options, sources, list(notes), work
+    def __init__(
+        self, options: PreprocessOptions, sources: list[SourceFile], side: SideFiles, notes: list[str], work: Path
+    ) -> None:
+        self.options, self.sources, self.side, self.notes, self.work = options, sources, side, list(notes), work
         self._hasher = SourceHasher(enabled=not options.no_source_hash)
         self._left_out: dict[int, frozenset[tuple[int, int]]] = {}
         self._leakage: dict[str, Any] = {}
@@ -134,27 +145,49 @@ class Build:
     def run(self) -> Manifest:
         """All sources, the empty splits, leakage, and the final files but the manifest."""
         options, forced = self.options, Forced()
-        parts = self._write(forced)
+        parts = self._check_names(self._write(forced))
         missing = self._missing_splits(parts)
         if missing:
             forced = self._steal_blocks(parts, missing)
             parts = self._write(forced, again=True)
             if self._missing_splits(parts):
-                raise self._too_small("too few chunks to fill train, valid and test")
+                raise self._too_small("too few chunks to fill train, valid and test", parts)
         if not sum(part.totals.chunks[0] for part in parts):
-            raise self._too_small("no chunk is left for train")
+            raise self._too_small("no chunk is left for train", parts)
         repeated = assemble(self.work, parts, [source.name for source in self.sources])
         parts = self._check_leakage(parts, forced)
         warnings = warnings_of(parts, self.sources, options, repeated)
         files = checksum_files(self.work, self._bins)
         sha256 = [self._hasher.result(source.path) for source in self.sources]
-        return make_manifest(options, self.sources, parts, sha256, files, self.notes + warnings, self._leakage)
+        more: Any = {"side_files": self.side.sha256, "notes": self.notes + warnings, "leakage": self._leakage}
+        return make_manifest(options, self.sources, parts, sha256, files, **more)
 
-    def _too_small(self, problem: str) -> UserError:
+    def _check_names(self, parts: list[Part]) -> list[Part]:
+        """UserError where a name or an interval of the user fits no record; the parts, cut again where contigs have
+        other names in a BED file."""
+        check = NameCheck(self.options, self.sources, parts)
+        try:
+            check.patterns()
+            notes, again = check.beds(self.side)
+            self.notes += check.reports() + notes
+            parts = self._write({}, again=True) if again else parts
+            NameCheck(self.options, self.sources, parts).splits()
+        except UserError:
+            self._forget()
+            raise
+        return parts
+
+    def _forget(self) -> None:
+        """No source counts as finished any more: not worth a --resume."""
+        for mark in (self.work / "parts").glob("*.json"):
+            mark.unlink()
+
+    def _too_small(self, problem: str, parts: list[Part]) -> UserError:
         what = self.sources[0].path if len(self.sources) == 1 else f"{len(self.sources)} sources"
-        return UserError(f"{what}: {problem}; lower --chunk_length, or set --valid_fraction 0 or --test_fraction 0")
+        remedy = "lower --chunk_length, or set --valid_fraction 0 or --test_fraction 0"
+        return UserError(f"{what}: {problem} ({left_out(parts)}); {remedy}")
 
-    def _policy(self, number: int, forced: Forced, keep: KeptIntervals) -> Policy:
+    def _policy(self, number: int, forced: Forced) -> Policy:
         options, source = self.options, self.sources[number]
         return Policy(
             chunk_length=options.chunk_length,
@@ -165,7 +198,7 @@ class Build:
             block_chunks=options.block_chunks,
             rule=split_rule(source, options, forced.get(number, ())),
             select=contig_filter(options.contigs, source.path),
-            keep=keep,
+            keep=self.side.kept(number),
             rank_blocks=self._may_be_empty(),
             left_out=self._left_out.get(number, frozenset()),
         )
@@ -194,15 +227,13 @@ class Build:
                 "or raise --valid_fraction and --test_fraction"
             )
         if again:
-            for mark in (self.work / "parts").glob("*.json"):
-                mark.unlink()
-        include = read_bed(options.include_bed) if options.include_bed else None
-        keep = KeptIntervals(include, read_bed(options.exclude_bed) if options.exclude_bed else {})
-        policies = [self._policy(number, forced, keep) for number in range(len(self.sources))]
+            self._forget()
+        policies = [self._policy(number, forced) for number in range(len(self.sources))]
         fold = options.soft_mask == "fold"
         letters = storage_table(ambiguous=options.ambiguous, uracil=options.uracil)
         recipe = Recipe(table_format(options), letters, fold, policies[0].headroom)
         parts = [Part(self.work, number) for number in range(len(self.sources))]
+        self._fingerprints = [_fingerprint(source, self.side) for source in self.sources]
         finished = 0 if again else self._resume(parts)
         for source in self.sources:
             self._hasher.start(source.path)
@@ -233,16 +264,18 @@ class Build:
     def _finish_source(self, number: int, part: Part) -> None:
         """Remember for --resume that a source is finished (nothing to resume to with a single one)."""
         part.close()
-        source = self.sources[number]
+        source, fingerprint = self.sources[number], self._fingerprints[number]
+        if _stamp(source)[:2] != fingerprint["stamp"][:2]:
+            raise UserError(f"{source.path}: was changed while it was read; give the same command again")
         if part.totals.records == 0:
             raise UserError(f"{source.path}: the FASTA file is empty (no header line that begins with '>')")
         if len(self.sources) > 1 and self._resumable:
-            part.mark_finished(_fingerprint(source))
+            part.mark_finished(fingerprint)
 
     def _resume(self, parts: list[Part]) -> int:
         """How many sources, from the first on, an interrupted run has finished."""
         for number, part in enumerate(parts):
-            if not part.load(_fingerprint(self.sources[number])) or not self._on_disk(parts[: number + 1]):
+            if not part.load(self._fingerprints[number]) or not self._on_disk(parts[: number + 1]):
                 parts[number] = Part(self.work, number)
                 break
         else:
@@ -297,7 +330,15 @@ class Build:
         return parts
 
 
-def _fingerprint(source: SourceFile) -> dict[str, object]:
-    status = source.path.stat() if source.kind != "stdin" else None
-    stamp = [status.st_size, status.st_mtime_ns] if status else [0, 0]
-    return {"path": str(source.path.absolute()), "stamp": stamp}
+def _stamp(source: SourceFile) -> list[int]:
+    """Size, time of the last change, and that of the inode: copying a file's time to another does not hide it."""
+    if source.kind == "stdin":
+        return [0, 0, time.time_ns()]  # what was read from it cannot be read again
+    status = source.path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _fingerprint(source: SourceFile, side: SideFiles) -> dict[str, Any]:
+    """What decides about a source's chunks; a finished source of an interrupted build is taken up if it is the same."""
+    path = str(source.path.absolute())
+    return {"path": path, "stamp": _stamp(source), "split": source.split_name, "side": side.sha256}

@@ -30,6 +30,11 @@ class SourceHasher:
         return self._results[path].result() if path in self._results else ""
 
 
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return _hashed(path, hashlib.sha256())
+
+
 def _hashed(path: Path, digest: Any) -> str:
     """Hexadecimal digest of a file's bytes."""
     view = memoryview(bytearray(_BLOCK))

@@ -8,6 +8,7 @@ from typing import Any
 from megadna import __version__
 from megadna.data.inputs import SourceFile
 from megadna.data.manifest import FORMAT_VERSION, SPLITS, FileEntry, Manifest, Source, dataset_identity
+from megadna.data.named import left_out
 from megadna.data.options import PreprocessOptions, recorded_options
 from megadna.data.parts import Part
 
@@ -23,6 +24,8 @@ def make_manifest(
     parts: list[Part],
     sha256: list[str],
     files: dict[str, FileEntry],
+    *,
+    side_files: dict[str, str],
     notes: list[str],
     leakage: dict[str, Any],
 ) -> Manifest:
@@ -32,7 +35,7 @@ def make_manifest(
     for source, part, digest in zip(sources, parts, sha256, strict=True):
         last = [a + b for a, b in zip(first, part.totals.chunks, strict=True)]
         ranges = {name: (first[split], last[split]) for split, name in enumerate(SPLITS)}
-        entries.append(_source(source, part, ranges, digest))
+        entries.append(_source(source, part, ranges, digest, modified=options.no_source_hash))
         first = last
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -44,20 +47,25 @@ def make_manifest(
         sources=tuple(entries),
         files=files,
         options=recorded_options(options),
+        side_files=side_files,
         notes=tuple(notes),
         leakage=leakage,
     )
 
 
-def _source(source: SourceFile, part: Part, ranges: dict[str, tuple[int, int]], sha256: str) -> Source:
+def _source(
+    source: SourceFile, part: Part, ranges: dict[str, tuple[int, int]], sha256: str, *, modified: bool
+) -> Source:
     totals = part.totals
     return Source(
         name=source.name,
         path=str(source.path.absolute()),
         species=source.species,
         taxa=source.taxa,
+        split=source.split_name,
         size=source.size,
         sha256=sha256,
+        modified=source.modified if modified else 0,
         records=totals.records,
         **{**asdict(totals.counts), "other": dict(sorted(totals.counts.other.items()))},
         chunks=dict(zip(SPLITS, totals.chunks, strict=True)),
@@ -84,6 +92,8 @@ def warnings_of(parts: list[Part], sources: list[SourceFile], options: Preproces
         if totals.counts.bases and totals.short_run_n > 0.1 * totals.counts.bases:
             share = 100 * totals.short_run_n / totals.counts.bases
             found.append(f"{source.name} looks hard-masked: {share:.0f} % of it is N in runs under 50 kb")
+        if not sum(totals.chunks):
+            found.append(f"{source.name} gave no chunk; {left_out([part])}")
     masked = [part.totals.counts.soft_masked > 0.001 * part.totals.counts.bases for part in parts]
     if any(masked) and not all(masked) and options.soft_mask == "keep":
         found.append(f"{sum(masked)} of {len(parts)} sources are soft-masked, the others are not; see --soft_mask fold")

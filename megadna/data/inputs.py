@@ -7,17 +7,21 @@ import io
 import re
 import zlib
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 
+from megadna.data.manifest import SPLITS
 from megadna.data.options import PreprocessOptions
 from megadna.data.splits import TEST, TRAIN, VALID, SplitRule, by_share, mix, unit
-from megadna.errors import UserError
+from megadna.errors import UserError, require
+from megadna.genome.contig_names import nearest
 from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
 
 SEQUENCE_FILE = re.compile(r"\.(fa|fna|fasta|fas|ffn|frn|seq)(\.(gz|bgz|bgzf|zst|zstd))?$|\.2bit$", re.I)
 _ENDINGS = re.compile(r"(\.(fa|fna|fasta|fas|ffn|frn|seq|txt|csv|tsv|parquet|2bit))?(\.(gz|bgz|bgzf|zst|zstd))?$", re.I)
 _SHEET_COLUMNS = ("path", "genome", "species", "split", "circular")
+_CIRCULAR = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 _SPLIT_NAMES = {"train": TRAIN, "valid": VALID, "validation": VALID, "test": TEST}
 NT_HELD_OUT = 50
 
@@ -35,8 +39,13 @@ class SourceFile:
     taxa: dict[str, str] = field(default_factory=dict)
     split: int | None = None
     """Split of the whole source, where the sample sheet or an option says so."""
-    row: int = 0
-    """Line among the sample sheet's rows."""
+    modified: int = 0
+    """Time of the file's last change, in ns since 1970."""
+
+    @property
+    def split_name(self) -> str:
+        """train, valid or test; "" where the chunks are drawn one by one."""
+        return "" if self.split is None else SPLITS[self.split]
 
     def column(self, name: str) -> str:
         """Value of a sample-sheet column; the genome's name for no column."""
@@ -64,7 +73,9 @@ def _source(path: Path, table: TableFormat) -> SourceFile:
     kind = detect_format(path, table)
     if path == STDIN:
         return SourceFile(path, "stdin", kind, 0)
-    return SourceFile(path, _ENDINGS.sub("", path.name) or path.name, kind, path.stat().st_size)
+    status = path.stat()
+    name = _ENDINGS.sub("", path.name) or path.name
+    return SourceFile(path, name, kind, status.st_size, modified=status.st_mtime_ns)
 
 
 def _expand(inputs: list[Path], table: TableFormat) -> list[Path]:
@@ -82,49 +93,70 @@ def _expand(inputs: list[Path], table: TableFormat) -> list[Path]:
             found += _expand(matches, table)
         else:
             found.append(path)
-    seen: dict[Path, Path] = {}
+    seen: set[Path] = set()
     for path in found:
         if path.resolve() in seen:
             raise UserError(f"{path}: given twice; name every file once")
-        seen[path.resolve()] = path
+        seen.add(path.resolve())
     return found
 
 
 def _read_sheet(sheet: Path, table: TableFormat, options: PreprocessOptions) -> list[SourceFile]:
     """Rows of a sample sheet, sorted by genome and path so that the order of its lines does not matter."""
-    if not sheet.is_file():
-        raise UserError(f"{sheet}: no such sample sheet")
-    rows = list(csv.DictReader(io.StringIO(sheet.read_text(encoding="utf-8-sig")), delimiter="\t"))
-    if not rows or "path" not in rows[0]:
-        raise UserError(f"{sheet}: a sample sheet is a TSV with a header line and a column path")
-    if options.split_by and options.split_by not in rows[0]:
-        raise UserError(f"{sheet}: no column {options.split_by!r} for --split_by; it has {', '.join(rows[0])}")
-    sources = []
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise UserError(f"{sheet}: line {number + 2}: not as many columns as the header line")
-        if not row["path"].strip():
+    rows = _sheet_rows(sheet, options)
+    sources: list[SourceFile] = []
+    lines: dict[Path, int] = {}
+    for number, (line, row) in enumerate(rows):
+        path = Path(row["path"])
+        if not row["path"]:
             continue  # removed from the list, yet counted by the Nucleotide Transformer rule
-        path = Path(row["path"].strip())
-        source = _source(path if path.is_absolute() else sheet.parent / path, table)
-        split = row.get("split", "").strip().lower()
-        if split and split not in _SPLIT_NAMES:
-            raise UserError(f"{sheet}: line {number + 2}: split {split!r} is none of train, valid, test")
-        circular = row.get("circular", "").strip().lower() in ("1", "yes", "true")
+        try:
+            source = _source(path if path.is_absolute() else sheet.parent / path, table)
+        except UserError as error:
+            raise UserError(f"{sheet}: line {line}: {error}") from error
+        before = lines.setdefault(source.path.resolve(), line)
+        require(before == line, f"{sheet}: line {line}: {path} is in line {before} too; name every file once")
+        split, circular = row.get("split", "").lower(), row.get("circular", "").lower()
+        for key, value, known in (("split", split, _SPLIT_NAMES), ("circular", circular, _CIRCULAR)):
+            require(not value or value in known, f"{sheet}: line {line}: {key} {value!r} is none of {', '.join(known)}")
+        missing = options.split_by and not split and not row[options.split_by]
+        require(not missing, f"{sheet}: line {line}: no {options.split_by}, which --split_by names")
+        taxa = {key: value for key, value in row.items() if key not in _SHEET_COLUMNS}
         sources.append(
             replace(
                 source,
-                name=row.get("genome", "").strip() or source.name,
-                species=row.get("species", "").strip(),
-                taxa={key: value for key, value in row.items() if key not in _SHEET_COLUMNS}
-                | ({"circular": "yes"} if circular else {}),
+                name=row.get("genome") or source.name,
+                species=row.get("species", ""),
+                taxa=taxa | ({"circular": "yes"} if _CIRCULAR.get(circular) else {}),
                 split=_SPLIT_NAMES[split] if split else _nt_split(number, len(rows), options),
-                row=number,
             )
         )
-    if not sources:
-        raise UserError(f"{sheet}: no row names a path")
+    require(bool(sources), f"{sheet}: no row names a path")
     return sorted(sources, key=lambda source: (source.name, str(source.path)))
+
+
+def _sheet_rows(sheet: Path, options: PreprocessOptions) -> list[tuple[int, dict[str, str]]]:
+    """(line, row by column) of a sample sheet."""
+    require(sheet.is_file(), f"{sheet}: no such sample sheet")
+    try:
+        reader = csv.DictReader(io.StringIO(sheet.read_text(encoding="utf-8-sig")), delimiter="\t")
+        columns = [column.strip() for column in reader.fieldnames or []]
+        reader.fieldnames = columns
+        rows = [(reader.line_num, row) for row in reader]
+    except (csv.Error, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{sheet}: cannot be read as a TSV ({error})") from error
+    for place, column in enumerate(columns):
+        require(column not in columns[:place], f"{sheet}: two columns are named {column!r}; rename one")
+        meant = get_close_matches(column.lower(), _SHEET_COLUMNS, 1, 0.85)
+        if meant and column not in _SHEET_COLUMNS:
+            raise UserError(f"{sheet}: column {column!r}; did you mean {meant[0]}? (else give it another name)")
+    require(bool(rows) and "path" in columns, f"{sheet}: a sample sheet is a TSV with a header line and a column path")
+    if options.split_by and options.split_by not in columns:
+        raise UserError(f"{sheet}: no column {options.split_by!r} for --split_by; it has {', '.join(columns)}")
+    for line, row in rows:
+        if None in row or None in row.values():
+            raise UserError(f"{sheet}: line {line}: not as many columns as the header line")
+    return [(line, {key: value.strip() for key, value in row.items()}) for line, row in rows]
 
 
 def _nt_split(row: int, rows: int, options: PreprocessOptions) -> int | None:
@@ -153,25 +185,20 @@ def _check_related(sources: list[SourceFile], options: PreprocessOptions) -> Non
         return
     seen: dict[str, str] = {}
     for source in sources:
-        if source.species and source.split is None:
-            if source.species in seen:
+        species = source.species.lower()
+        if species and source.split is None:
+            if species in seen:
                 raise UserError(
-                    f"{seen[source.species]} and {source.name} are both {source.species}: a region split would leak; "
+                    f"{seen[species]} and {source.name} are both {source.species}: a region split would leak; "
                     "use --split genome, contig or column, or say --allow_related"
                 )
-            seen[source.species] = source.name
+            seen[species] = source.name
 
 
 def _assign_wholes(sources: list[SourceFile], options: PreprocessOptions) -> tuple[list[SourceFile], list[str]]:
-    """Splits of whole sources for the modes genome and column."""
+    """Splits of whole sources for the modes genome and column; those of the sample sheet stay."""
     if options.split == "genome" and (options.valid or options.test):
-        for key in ("valid", "test"):
-            for pattern in getattr(options, key):
-                if not any(_fits(source, pattern) for source in sources):
-                    raise UserError(
-                        f"--{key} {pattern}: fits no genome; there are {', '.join(s.name for s in sources)}"
-                    )
-        return [replace(source, split=_by_globs(source, options)) for source in sources], []
+        return _by_globs(sources, options), []
     if options.split not in ("genome", "column"):
         return sources, []
     open_ones = [source for source in sources if source.split is None]
@@ -180,14 +207,26 @@ def _assign_wholes(sources: list[SourceFile], options: PreprocessOptions) -> tup
     return [s if s.split is not None else replace(s, split=chosen[groups[s.name]]) for s in sources], notes
 
 
-def _fits(source: SourceFile, pattern: str) -> bool:
-    return fnmatch.fnmatch(source.name, pattern) or fnmatch.fnmatch(source.path.name, pattern)
+def _by_globs(sources: list[SourceFile], options: PreprocessOptions) -> list[SourceFile]:
+    """Sources with the splits that --valid and --test name; UserError for a glob that fits none, and where a genome is
+    to be in two splits."""
+    splits: dict[str, int] = {source.name: source.split for source in sources if source.split is not None}
+    for key, split in (("valid", VALID), ("test", TEST)):
+        for pattern in getattr(options, key):
+            named = [source for source in sources if _fits(pattern, source)]
+            if not named:
+                hint = nearest(pattern, (source.name for source in sources))
+                raise UserError(f"--{key} {pattern}: fits no genome{hint}")
+            for source in named:
+                if splits.setdefault(source.name, split) != split:
+                    other = SPLITS[splits[source.name]]
+                    raise UserError(f"--{key} {pattern}: {source.name} is in {other} already; name it once")
+    return [replace(source, split=splits.get(source.name, TRAIN)) for source in sources]
 
 
-def _by_globs(source: SourceFile, options: PreprocessOptions) -> int:
-    if any(_fits(source, pattern) for pattern in options.valid):
-        return VALID
-    return TEST if any(_fits(source, pattern) for pattern in options.test) else TRAIN
+def _fits(pattern: str, source: SourceFile) -> bool:
+    names = source.name, source.path.name
+    return pattern in names or any(fnmatch.fnmatch(name, pattern) for name in names)
 
 
 def _draw_groups(groups: list[str], options: PreprocessOptions) -> tuple[dict[str, int], list[str]]:

@@ -31,10 +31,14 @@ class Source:
     """From the sample sheet; empty if unknown."""
     taxa: Mapping[str, str] = field(default_factory=dict)
     """Further columns of the sample sheet."""
+    split: str = ""
+    """Split of the whole file, where the sample sheet or an option decides; empty where its chunks are drawn."""
     size: int
     """Bytes of the file on disk."""
     sha256: str
     """Of the file on disk; empty with --no_source_hash."""
+    modified: int = 0
+    """With --no_source_hash: time of the file's last change, in ns since 1970."""
     records: int
     """FASTA records."""
     bases: int
@@ -106,6 +110,8 @@ class Manifest:
     """Size and checksum of the data files, by file name."""
     options: Mapping[str, Any]
     """Every option of the build."""
+    side_files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of what else decides the content (BED files, assembly reports), by absolute path."""
     notes: tuple[str, ...] = ()
     """What a reader of results must know, e.g. a split that got one block so as not to be empty."""
     leakage: Mapping[str, Any] = field(default_factory=dict)
@@ -115,6 +121,22 @@ class Manifest:
     def splits(self) -> tuple[str, ...]:
         """The splits that hold chunks, in the order train, valid, test."""
         return tuple(split for split in SPLITS if self.chunks[split])
+
+
+def leakage_line(manifest: Manifest, split: str) -> str:
+    """What was measured of a held-out split, with the remedy; "" where nothing was."""
+    found = manifest.leakage.get("splits", {}).get(split)
+    if found is None:
+        return ""
+    line = f"leakage: {found['flagged']:,} of {found['chunks']:,} {split} chunks share more than "
+    line += f"{manifest.leakage['max_containment']:g} of their sketch with train"
+    if found["mean"] is not None:
+        line += f" (mean {found['mean']}, highest {found['highest']})"
+    if found["without_sketch"]:
+        line += f"; {found['without_sketch']:,} are too short or too ambiguous to tell"
+    if found["flagged"]:
+        line += "; megadna preprocess with --leakage drop_from_train leaves what they share out of train"
+    return line
 
 
 def dataset_identity(files: Mapping[str, FileEntry]) -> str:

@@ -37,7 +37,7 @@ class PreprocessOptions:
     soft_mask: Literal["keep", "fold"] = "keep"
     """Lower case: keep it on disk, or fold it to upper case."""
     contigs: str = "primary"
-    """primary (no alternates, patches, decoys), all, or a regular expression that whole names must fit."""
+    """primary (no alternates, patches, decoys), all, a name, or a regular expression that whole names must fit."""
     include_bed: Path | None = None
     """Take only these regions."""
     exclude_bed: Path | None = None
@@ -51,9 +51,9 @@ class PreprocessOptions:
     test: list[str] = field(default_factory=list)
     """Globs of genome names or file names for testing, with --split genome."""
     valid_contigs: str = ""
-    """Regular expression of contig names for validation, with --split contig."""
+    """Name, or regular expression of contig names, for validation, with --split contig."""
     test_contigs: str = ""
-    """Regular expression of contig names for testing, with --split contig."""
+    """Name, or regular expression of contig names, for testing, with --split contig."""
     valid_fraction: float = 0.01
     """Share held out for validation; 0 makes no such split."""
     test_fraction: float = 0.01
@@ -75,7 +75,7 @@ class PreprocessOptions:
     max_containment: float = 0.2
     """Share of a held-out chunk's sketch that train may contain."""
     no_source_hash: bool = False
-    """Leave out the SHA-256 of the input files."""
+    """Leave out the SHA-256 of the sequence files; whether one has changed is then told by its size and time."""
     workers: int = 1
     """Processes that read; the dataset does not depend on it."""
     resume: bool = False
@@ -114,7 +114,7 @@ class PreprocessOptions:
         require((self.split == "column") == bool(self.split_by), "--split column and --split_by go together")
         by_sheet = self.split in ("column", "nucleotide_transformer")
         require(not by_sheet or self.sample_sheet is not None, f"--split {self.split} needs --sample_sheet")
-        for key in ("valid_contigs", "test_contigs"):
+        for key in ("contigs", "valid_contigs", "test_contigs"):
             try:
                 re.compile(getattr(self, key))
             except re.error as error:

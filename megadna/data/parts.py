@@ -71,6 +71,14 @@ class Part:
         self.totals.lowest = [(a, b, c) for a, b, c in self.totals.lowest]
         return True
 
+    def records(self) -> Iterator[tuple[str, int]]:
+        """(name, length) of every record, once the raw files are closed."""
+        with self.file("names").open("rb") as names:
+            for block in _raw([self], "records", np.int64, 4):
+                lengths = block.reshape(-1, 4)[:, 0].tolist()
+                for name, length in zip(islice(names, len(lengths)), lengths, strict=True):
+                    yield name[:-1].decode(errors="replace"), length
+
 
 def _raw(parts: list[Part], kind: str, dtype: type, width: int = 1) -> Iterator[np.ndarray]:
     for part in parts:

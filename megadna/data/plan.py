@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from megadna.data.splits import SplitRule
-from megadna.genome.contigs import ContigFilter, KeptIntervals
+from megadna.genome.bed import KeptIntervals
+from megadna.genome.contigs import ContigFilter
 from megadna.genome.fasta import Counts
 
 

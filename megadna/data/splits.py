@@ -7,11 +7,12 @@ its share (floor or ceiling where 100 v is no integer), its held-out blocks are 
 with the same share. Nothing depends on other records: adding a genome moves no chunk of another.
 """
 
-import re
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
+
+from megadna.genome.contigs import fits
 
 RUN_BLOCKS = 100
 _STEP = 37
@@ -61,7 +62,7 @@ class SplitRule:
     test: float = 0.0
     whole: int = TRAIN
     valid_names: str = ""
-    """Regular expression of contig names, mode names."""
+    """Pattern of contig names (megadna.genome.contigs.fits), mode names."""
     test_names: str = ""
     forced: tuple[tuple[int, int, int], ...] = ()
     """(record number, block, split): blocks given to a split that would otherwise be empty."""
@@ -73,9 +74,9 @@ class SplitRule:
         return np.fromiter(map(zlib.crc32, names), np.uint64, len(names))
 
     def _by_name(self, name: str) -> int:
-        if self.valid_names and re.fullmatch(self.valid_names, name):
+        if self.valid_names and fits(self.valid_names, name):
             return VALID
-        return TEST if self.test_names and re.fullmatch(self.test_names, name) else TRAIN
+        return TEST if self.test_names and fits(self.test_names, name) else TRAIN
 
     def assign(self, numbers: np.ndarray, keys: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """Split (uint8) of chunks from their record numbers, record keys and block numbers."""

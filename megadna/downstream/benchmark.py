@@ -29,6 +29,7 @@ from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
 from megadna.downstream.tasks import add_targets, find_tasks, make_target, read_task
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, mark, write_text
+from megadna.genome.contig_names import nearest
 from megadna.log import get_logger
 from megadna.ownership import MARKER, read_mark, refuse_occupied
 
@@ -76,12 +77,7 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
     require(os.environ.get("WORLD_SIZE", "1") == "1", "benchmark runs as one process; several ranks: megadna finetune")
     require(options.data.is_dir(), f"{options.data}: no such folder of tasks")
     recipe = _recipe(options)
-    tasks = {
-        name: folder
-        for name, folder in find_tasks(options.data).items()
-        if not options.tasks or any(fnmatch(name, pattern) for pattern in options.tasks)
-    }
-    require(bool(tasks), f"--tasks {' '.join(options.tasks)}: fits no task of {options.data}")
+    tasks = _chosen(find_tasks(options.data), options)
     _begin(options)
     try:
         table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in tasks.items()])
@@ -115,6 +111,22 @@ def _begin(options: BenchmarkOptions) -> None:
             refuse_occupied(output, " (it contains no benchmark of this suite, model and data)")
     output.mkdir(parents=True, exist_ok=True)
     mark(output, "benchmark", **stated)
+
+
+def _chosen(tasks: dict[str, Path], options: BenchmarkOptions) -> dict[str, Path]:
+    """The tasks that --tasks names; UserError for one of its patterns, or a word of --baseline, that fits none."""
+    methods = [*BASELINES, "random weights"]
+    for word in options.baseline:
+        known = word == "none" or any(word.lower() in method.lower() for method in methods)
+        require(known, f"--baseline {word}: is in no baseline's name; there are {', '.join(methods)}, or none")
+    for pattern in options.tasks:
+        known = any(fnmatch(name, pattern) for name in tasks)
+        require(known, f"--tasks {pattern}: fits no task of {options.data}{nearest(pattern, tasks)}")
+    return {
+        name: folder
+        for name, folder in tasks.items()
+        if not options.tasks or any(fnmatch(name, pattern) for pattern in options.tasks)
+    }
 
 
 def _recipe(options: BenchmarkOptions) -> FinetuneOptions:

@@ -1,7 +1,6 @@
 """Names of contigs in an annotation, peak or signal file -> the names that the genome file uses.
 
-In this order: the same name; another name of the same line of NCBI's assembly_report.txt; with or without `chr`; one of
-the usual names of the mitochondrion.
+The rule is that of megadna.genome.contig_names; what was matched is logged.
 """
 
 from pathlib import Path
@@ -11,51 +10,56 @@ import pandas as pd
 
 from megadna.downstream.genome import Genome
 from megadna.errors import UserError, require
-from megadna.genome.contigs import report_rows
+from megadna.genome.bed import locate, past_the_end
+from megadna.genome.contig_names import match_contigs, read_aliases, renamed
 from megadna.log import get_logger
 
 log = get_logger(__name__)
-
-_MITOCHONDRION = {"M", "MT", "Mt", "Mito", "MtDNA", "mitochondrion", "mitochondrion_genome"}
-
-
-def _candidates(name: str, groups: dict[str, list[str]]) -> list[str]:
-    bare = name.removeprefix("chr")
-    same = [bare, *(sorted(_MITOCHONDRION) if bare in _MITOCHONDRION else [])]
-    return [name, *groups.get(name, []), *same, *(f"chr{other}" for other in same)]
-
-
-def _alias_groups(path: Path) -> dict[str, list[str]]:
-    require(path.is_file(), f"{path}: no such assembly report (--aliases)")
-    return {name: names for _, names in report_rows(path) for name in names}
 
 
 def on_genome(
     table: pd.DataFrame, genome: Genome, path: Path, aliases: Path | None, min_share: float = 0.9
 ) -> pd.DataFrame:
-    """The rows whose `contig` the genome holds, under its name; UserError where fewer than `min_share` are, or where
-    one passes its contig's end."""
-    groups = _alias_groups(aliases) if aliases else {}
-    found = {name: _candidates(name, groups) for name in table["contig"].unique()}
-    names = {name: to for name, others in found.items() for to in others[::-1] if to in genome.letters}  # the first
-    renamed = [f"{name} -> {to}" for name, to in names.items() if name != to]
-    log.info("contig names: %d the same; renamed: %s", len(names) - len(renamed), ", ".join(renamed) or "none")
-    known = table["contig"].isin(names.keys())
-    missing = sorted(set(table["contig"][~known]))
-    theirs, ours = ", ".join(missing[:5]) or "none", ", ".join(list(genome.letters)[:5])
-    require(
-        bool(known.any()) and known.mean() >= min_share,
-        f"{path}: {int(known.sum()):,} of {len(table):,} lie on a contig of {genome.path}, and {min_share:.0%} must; "
-        f"unknown: {theirs}; the genome has {ours}; give the matching genome, or --aliases assembly_report.txt",
-    )
-    if missing:
-        log.warning("%d of %d left out: the genome lacks %s", (~known).sum(), len(table), ", ".join(missing[:20]))
-    table = table[known].assign(contig=table.loc[known, "contig"].map(names))
+    """The rows whose `contig` the genome holds, under its name; UserError where fewer than `min_share` are, where one
+    passes its contig's end, and where the assembly report `aliases` names no contig of the genome.
+
+    With a column `line`, the rows are those of a BED file: then every one must lie on a contig.
+    """
+    groups = read_aliases(aliases) if aliases else {}
+    if aliases:
+        known = groups.keys() & genome.letters.keys()
+        require(bool(known), f"--aliases {aliases}: names no contig of {genome.path}; give the report of its assembly")
+    theirs = dict.fromkeys(table["contig"])
+    if "line" in table:
+        first_lines = table.groupby("contig", sort=False)["line"].first().to_dict()
+        names = locate(path, first_lines, genome.letters, str(genome.path), groups)
+    else:
+        names = match_contigs(theirs, genome.letters, groups)
+    log.info("contig names: %d equal; matched: %s", sum(a == b for a, b in names.items()), renamed(names) or "none")
+    table = _known(table, names, genome, path, min_share)
     past = table["end"].to_numpy() > table["contig"].map(genome.lengths).to_numpy()
     if past.any():
         row = table.iloc[int(np.argmax(past))]
+        if "line" in table:
+            raise past_the_end(path, row["line"], row["contig"], row["end"], genome.lengths[row["contig"]])
         raise UserError(
             f"{path}: {row['contig']}:{row['start']:,}-{row['end']:,} passes the contig's end "
             f"({genome.lengths[row['contig']]:,} bases in {genome.path}); it belongs to another genome build"
         )
     return table
+
+
+def _known(table: pd.DataFrame, names: dict[str, str], genome: Genome, path: Path, min_share: float) -> pd.DataFrame:
+    """The rows on a contig of the genome, renamed; the others are counted in a warning."""
+    known = table["contig"].isin(names.keys())
+    missing = sorted(set(table["contig"][~known]))
+    ours = ", ".join(list(genome.letters)[:5])
+    require(
+        bool(known.any()) and known.mean() >= min_share,
+        f"{path}: {int(known.sum()):,} of {len(table):,} lie on a contig of {genome.path}, and {min_share:.0%} must; "
+        f"unknown: {', '.join(missing[:5]) or 'none'}; the genome has {ours}; give the matching genome, or --aliases "
+        "assembly_report.txt",
+    )
+    if missing:
+        log.warning("%d of %d left out: the genome lacks %s", (~known).sum(), len(table), ", ".join(missing[:20]))
+    return table[known].assign(contig=table.loc[known, "contig"].map(names))

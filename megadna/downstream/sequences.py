@@ -13,9 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megadna.downstream.genome import read_letters, reverse_complement
-from megadna.errors import UserError
+from megadna.errors import UserError, require
+from megadna.genome.bed import BedLine, locate, past_the_end, read_bed
+from megadna.genome.contig_names import nearest, renamed
 from megadna.genome.contigs import names_of
+from megadna.log import get_logger
 
+log = get_logger(__name__)
 _CIRCULAR = re.compile(rb"\b(circular=(true|yes|y)|topology=circular)\b", re.I)
 
 
@@ -34,6 +38,8 @@ class Stretch:
     """Letters of context in front."""
     after: int = 0
     """Letters of context behind."""
+    region: str = ""
+    """Name of the BED region (column 4), where it has one."""
 
     def reversed(self) -> "Stretch":
         """The other strand of the same bases."""
@@ -49,8 +55,15 @@ def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
 
 
 def record_lengths(path: Path, column: str = "") -> dict[str, int]:
-    """Bases of each record, by the first word of its header."""
-    return {names_of([header])[0].decode(): len(letters) for header, letters in read_records(path, column)}
+    """Bases of each record, by the first word of its header; UserError where two have one name."""
+    lengths: dict[str, int] = {}
+    for header, letters in read_records(path, column):
+        name = names_of([header])[0].decode(errors="replace")
+        require(
+            name not in lengths, f"{path}: two records are named {name}, so a position on it is no place; rename one"
+        )
+        lengths[name] = len(letters)
+    return lengths
 
 
 def read_stretches(
@@ -73,28 +86,29 @@ def read_stretches(
 
 def read_regions(genome: Path, bed: Path, lengths: dict[str, int]) -> Iterator[Stretch]:
     """The BED file's regions, minus-strand ones reverse-complemented; UserError with the line that does not fit."""
-    from megadna.downstream.annotation import read_table  # bioframe, which takes its time to load
-
-    table = read_table(bed, "bed", ["chrom", "start", "end", "strand"])
-    for line, contig, start, end, _ in table.itertuples():
-        if contig not in lengths:
-            known = ", ".join(list(lengths)[:3])
-            raise UserError(f"{bed}: line {line}: no contig {contig} in {genome}, which has {known}, ...")
-        if not start < end <= lengths[contig]:
-            raise UserError(f"{bed}: line {line}: {start}-{end} does not lie in {contig} (0-{lengths[contig]})")
-    regions = {str(contig): rows for contig, rows in table.groupby("chrom")}
+    lines = list(read_bed(bed, stranded=True))
+    first_lines = {one.contig: one.line for one in reversed(lines)}
+    names = locate(bed, dict(sorted(first_lines.items(), key=lambda item: item[1])), lengths, str(genome))
+    if said := renamed(names):
+        log.info("contig names matched: %s", said)
+    regions: dict[str, list[BedLine]] = {}
+    for one in lines:
+        contig = names[one.contig]
+        if one.end > lengths[contig]:
+            raise past_the_end(bed, one.line, contig, one.end, lengths[contig])
+        regions.setdefault(contig, []).append(one)
     for header, letters in read_records(genome):
-        name = names_of([header])[0].decode()
-        for _, _, start, end, strand in regions.get(name, table[:0]).itertuples():
-            region = Stretch(name, start, end, "+", letters[start:end])
-            yield region.reversed() if strand == "-" else region
+        contig = names_of([header])[0].decode(errors="replace")
+        for one in regions.get(contig, []):
+            region = Stretch(contig, one.start, one.end, "+", letters[one.start : one.end], region=one.name)
+            yield region.reversed() if one.strand == "-" else region
 
 
 def sliding_stretches(path: Path, window: int, step: int, circular: tuple[str, ...] = ()) -> Iterator[Stretch]:
     """Windows of `window` bases, `step` apart, plus strand; the last of a contig is moved back to end with it, on a
     ring it is read on across the end."""
     for header, letters, ring in _with_rings(path, "", circular):
-        name, size = names_of([header])[0].decode(), len(letters)
+        name, size = names_of([header])[0].decode(errors="replace"), len(letters)
         last = max(0, size - window)
         for start in range(0, size, step) if ring and last else [*range(0, last, step), last]:
             piece = letters[start : start + window]
@@ -104,10 +118,11 @@ def sliding_stretches(path: Path, window: int, step: int, circular: tuple[str, .
 
 def _with_rings(path: Path, column: str, circular: tuple[str, ...]) -> Iterator[tuple[bytes, str, bool]]:
     """(header, letters, whether it is a ring) of each record; UserError where `circular` names none of them."""
-    missing = set(circular)
+    missing, known = set(circular), []
     for header, letters in read_records(path, column):
         name = names_of([header])[0].decode(errors="replace")
         missing.discard(name)
+        known += [name] if missing else []
         yield header, letters, name in circular or _CIRCULAR.search(header) is not None
-    if missing:
-        raise UserError(f"{path}: --circular names {', '.join(sorted(missing))}, which is no record of it")
+    for name in sorted(missing):
+        raise UserError(f"{path}: --circular names {name}, which is no record of it{nearest(name, known)}")

@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from megadna.downstream.genome import reverse_complement
 from megadna.errors import require
+from megadna.genome.contig_names import nearest
 
 SPLITS = ("train", "dev", "test")
 PLACE = ("contig", "start", "end")
@@ -25,9 +26,12 @@ def split_windows(
     `fractions` and the named `contigs` are those of dev and test; where contigs are named, they decide.
     """
     dev, test = contigs
-    unknown = sorted({*dev, *test} - set(windows["contig"]))
-    require(not unknown, f"--dev_contigs, --test_contigs: no window lies on {', '.join(unknown)}")
-    require(not set(dev) & set(test), "--dev_contigs and --test_contigs share a contig; name it once")
+    present = windows["contig"].unique().tolist()
+    for option, names in (("--dev_contigs", dev), ("--test_contigs", test)):
+        for name in names:
+            require(name in present, f"{option} {name}: no window lies on it{nearest(name, present)}")
+    shared = sorted(set(dev) & set(test))
+    require(not shared, f"--dev_contigs and --test_contigs share {', '.join(shared)}; name it once")
     if dev or test:
         require(by == "chromosome", f"--dev_contigs and --test_contigs need --split chromosome, not {by}")
         return np.where(windows["contig"].isin(test), "test", np.where(windows["contig"].isin(dev), "dev", "train"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from megadna.downstream.annotation import of_biotypes, read_annotation, read_table
+from megadna.downstream.annotation import of_biotypes, read_annotation
 from megadna.downstream.bigwig import with_values
 from megadna.downstream.contig_names import on_genome
 from megadna.downstream.dataset_options import WindowOptions
@@ -17,6 +17,7 @@ from megadna.downstream.examples import cut, finish
 from megadna.downstream.genome import Genome, read_genome
 from megadna.downstream.negatives import matched_windows, shuffle_dinucleotides
 from megadna.errors import require
+from megadna.genome.bed import BedLine, read_bed
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -66,16 +67,15 @@ def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
         return found.assign(anchor=anchor, start=anchor, end=anchor + 1, kind="tss", name=found["gene"])
     assert options.positives is not None
     summits = ".narrowPeak" in options.positives.name
-    columns = ["chrom", "start", "end", "strand", *(["relSummit"] if summits else [])]
-    found = read_table(options.positives, "narrowPeak" if summits else "bed", columns)
-    found = on_genome(found.rename(columns={"chrom": "contig"}), genome, options.positives, options.aliases)
+    lines = list(read_bed(options.positives, stranded=True, summits=summits))
+    found = pd.DataFrame(lines, columns=BedLine._fields).drop(columns=["name", "score"])
+    found = on_genome(found, genome, options.positives, options.aliases)
     anchor = (found["start"] + found["end"] - (found["strand"] == "-")) // 2
     if summits:  # -1: the caller of the peaks gave none
-        summit = pd.to_numeric(found["relSummit"], errors="coerce").fillna(-1).astype(np.int64)
-        anchor = anchor.where(summit < 0, found["start"] + summit)
+        anchor = anchor.where(found["summit"] < 0, found["start"] + found["summit"])
     name = found["contig"] + ":" + found["start"].astype(str) + "-" + found["end"].astype(str)
     strand = found["strand"].where(found["strand"] == "-", "+")
-    return found.assign(anchor=anchor, strand=strand, kind="peak", name=name)
+    return found.assign(anchor=anchor, strand=strand, kind="peak", name=name).drop(columns=["line", "summit"])
 
 
 def _everywhere(options: WindowOptions, genome: Genome) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Which records of an assembly to take: the primary contigs, all, or those whose name fits a pattern; and BED files.
+"""Which records of an assembly to take: the primary contigs, all, or those whose name fits a pattern.
 
 Primary leaves out alternate loci, patches, haplotypes and decoys: by NCBI's assembly_report.txt beside the FASTA where
 there is one (Sequence-Role), by names and header words otherwise. Unlocalised and unplaced scaffolds are primary.
@@ -37,6 +37,26 @@ def names_of(headers: list[bytes]) -> list[bytes]:
     return [(header.split(None, 1) or [b"unnamed"])[0] for header in headers]
 
 
+def fits(pattern: str, name: str) -> bool:
+    """Whether a contig has the name, or its whole name fits the regular expression. (A name may hold `|`.)"""
+    return pattern == name or re.fullmatch(pattern, name) is not None
+
+
+def alternatives(pattern: str) -> list[str]:
+    """The regular expressions between the outermost `|`: `VI|chr(1|2)` -> `VI`, `chr(1|2)`."""
+    found: list[str] = []
+    part = ""
+    for word in pattern.split("|"):
+        part = f"{part}|{word}" if part else word
+        try:
+            re.compile(part)
+        except re.error:
+            continue  # the | is inside brackets
+        found.append(part)
+        part = ""
+    return [pattern] if part else [one for one in found if one]
+
+
 def _hinted(text: bytes) -> bool:
     """Whether any pattern of _BY_NAME could fit somewhere in the text (letter by letter is quickest, a pattern is
     slowest)."""
@@ -49,7 +69,7 @@ class ContigFilter:
     """Why a record is left out; None keeps it."""
 
     mode: str = "primary"
-    """primary, all, or a regular expression that the whole name must fit."""
+    """primary, all, or a pattern (see `fits`)."""
     roles: dict[bytes, str] = field(default_factory=dict)
     """From assembly_report.txt: name -> reason ("" keeps it)."""
 
@@ -65,8 +85,8 @@ class ContigFilter:
         if self.mode == "all":
             return None
         if self.mode != "primary":
-            name = (header.split(None, 1) or [b""])[0].decode(errors="replace")
-            return None if re.fullmatch(self.mode, name) else "contig_pattern"
+            name = names_of([header])[0].decode(errors="replace")
+            return None if fits(self.mode, name) else "contig_pattern"
         if self.roles:
             role = self.roles.get((header.split(None, 1) or [b""])[0])
             if role is not None:
@@ -80,16 +100,12 @@ class ContigFilter:
 
 def contig_filter(mode: str, path: Path) -> ContigFilter:
     """The filter for one FASTA file; reads the assembly report beside it where `mode` is primary."""
-    if mode not in ("primary", "all"):
-        try:
-            re.compile(mode)
-        except re.error as error:
-            raise UserError(f"--contigs {mode}: not primary, all or a regular expression ({error})") from error
-    report = _report_beside(path) if mode == "primary" else None
+    report = assembly_report_of(path) if mode == "primary" else None
     return ContigFilter(mode, read_assembly_report(report) if report else {})
 
 
-def _report_beside(path: Path) -> Path | None:
+def assembly_report_of(path: Path) -> Path | None:
+    """NCBI's assembly report beside a FASTA file, if there is one."""
     if not path.parent.is_dir():
         return None
     base = re.sub(r"(_genomic)?\.(fa|fna|fasta|2bit)(\.\w+)?$", "", path.name)
@@ -115,51 +131,3 @@ def report_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
             raise UserError(f"{path}: line {number}: {len(columns)} columns; an assembly report has 10")
         names = (columns[place].strip() for place in (0, 4, 6, 9) if place < len(columns))
         yield columns[1], [name for name in names if name not in ("", "na")]
-
-
-def read_bed(path: Path) -> dict[bytes, list[tuple[int, int]]]:
-    """Intervals by contig, sorted and merged; UserError with the line that is no BED."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such BED file")
-    intervals: dict[bytes, list[tuple[int, int]]] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip() or line.startswith((b"#", b"track", b"browser")):
-            continue
-        columns = line.split(b"\t") if b"\t" in line else line.split()
-        if (
-            len(columns) < 3
-            or not columns[1].isdigit()
-            or not columns[2].isdigit()
-            or int(columns[1]) > int(columns[2])
-        ):
-            raise UserError(f"{path}: line {number}: not a BED interval (contig, start, end)")
-        intervals.setdefault(columns[0], []).append((int(columns[1]), int(columns[2])))
-    return {name: _merged(found) for name, found in intervals.items()}
-
-
-def _merged(intervals: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        elif start < end:
-            merged.append((start, end))
-    return merged
-
-
-@dataclass(frozen=True)
-class KeptIntervals:
-    """Intervals to keep on a contig: those of `include` (None: everything) without those of `exclude`."""
-
-    include: dict[bytes, list[tuple[int, int]]] | None
-    exclude: dict[bytes, list[tuple[int, int]]]
-
-    def __bool__(self) -> bool:
-        return self.include is not None or bool(self.exclude)
-
-    def __call__(self, name: bytes) -> list[tuple[int, int]]:
-        """Sorted, disjoint, half-open intervals; the last may end far behind the contig."""
-        kept = [(0, 1 << 62)] if self.include is None else self.include.get(name, [])
-        for start, end in self.exclude.get(name, []):
-            kept = [part for a, b in kept for part in ((a, min(b, start)), (max(a, end), b)) if part[0] < part[1]]
-        return kept

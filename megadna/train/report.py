@@ -9,6 +9,7 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from megadna.data.manifest import SPLITS, leakage_line, load_manifest
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, write_text
 from megadna.ownership import refuse_occupied
@@ -209,6 +211,7 @@ def render_page(runs: Sequence[Run], figures: dict[str, bytes]) -> str:
         f"<title>{names} - megadna report</title><style>{STYLE}</style></head><body>",
         f"<h1>{names}</h1><p>megadna training report</p><h2>Masked bits per base</h2>",
         *_evaluation_tables(runs),
+        *_leakage_lines(runs),
         _validation_table(runs),
         '<h2>Curves</h2><div class="figures">',
         *(_figure(name, figures[name]) for name in shown),
@@ -234,6 +237,18 @@ def _evaluation_tables(runs: Sequence[Run]) -> list[str]:
         tables.append(f"<p>{html.escape(title)}</p>")
         tables.append(_table(["model", "bits per base", "perplexity", "accuracy"], cells))
     return tables or ["<p>No evaluation beside baselines yet; <code>megadna evaluate</code> makes one.</p>"]
+
+
+def _leakage_lines(runs: Sequence[Run]) -> list[str]:
+    """What the datasets of the runs state of leakage into their held-out splits, as far as they are here."""
+    paths = [run.config.get("data.path") or [] for run in runs]
+    folders = dict.fromkeys(one for path in paths for one in ([path] if isinstance(path, str) else path))
+    lines = []
+    for folder in folders:
+        with suppress(UserError):  # gone, or damaged: no reason to have no report
+            manifest = load_manifest(folder)
+            lines += [line for split in SPLITS if (line := leakage_line(manifest, split))]
+    return [f"<p>{html.escape(line)}</p>" for line in lines]
 
 
 def _validation_table(runs: Sequence[Run]) -> str:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from slow_reference import expected
+from slow_reference import expected, records_of
 
 import megadna.data.pieces
 import megadna.genome.fasta
@@ -132,20 +132,28 @@ def test_random_fasta(tmp_path_factory, text, values, piece, block):
 @given(text=fasta(), values=policies(), data=st.data())
 def test_random_bed(tmp_path_factory, text, values, data):
     folder = tmp_path_factory.mktemp("x")
-    beds = {}
+    records = {name: len(letters) for name, letters in records_of(text) if letters}
+    assume(records)
+    beds, spoilt = {}, None
     for kind in data.draw(st.sampled_from([("include",), ("exclude",), ("include", "exclude")])):
-        intervals = data.draw(
-            st.lists(
-                st.tuples(st.sampled_from(["chr0", "c>x1", "chr2"]), st.integers(0, 200), st.integers(0, 80)),
-                max_size=6,
-            )
-        )
+        intervals = []
+        for name in data.draw(st.lists(st.sampled_from(sorted(records)), min_size=1, max_size=6)):
+            start = data.draw(st.integers(0, records[name] - 1))
+            intervals.append((name, start, data.draw(st.integers(start + 1, records[name]))))
+        wrong = data.draw(st.sampled_from([None] * 9 + [("chr9", 0, 5), (name, 3, 3), (name, 0, records[name] + 1)]))
+        intervals, spoilt = ([*intervals, wrong], wrong) if wrong else (intervals, spoilt)
         beds[kind] = {}
-        for name, start, size in intervals:
-            beds[kind].setdefault(name, []).append((start, start + size))
-        (folder / kind).write_text("".join(f"{name}\t{start}\t{start + size}\n" for name, start, size in intervals))
+        for name, start, end in intervals:
+            beds[kind].setdefault(name, []).append((start, end))
+        (folder / kind).write_text("".join(f"{name}\t{start}\t{end}\n" for name, start, end in intervals))
         values[f"{kind}_bed"] = folder / kind
-    _compare(folder, text, (data.draw(st.integers(1, 64)), data.draw(st.integers(1, 64))), values, **beds)
+    pieces = data.draw(st.integers(1, 64)), data.draw(st.integers(1, 64))
+    if not spoilt:
+        _compare(folder, text, pieces, values, **beds)
+        return
+    with pytest.raises(UserError, match=r"line \d: (no contig chr9|the interval 3-3 holds no base|\S+ ends at)"):
+        _build(folder, text, pieces, **values)
+    assert not (folder / "out").exists()
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))

@@ -140,6 +140,8 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     cases = [
         (tmp_path / "none", [], "no such folder of tasks"),
         (tmp_path / "tasks", ["--tasks", "b*"], "fits no task"),
+        (tmp_path / "tasks", ["--tasks", "a", "A"], "--tasks A: fits no task of"),
+        (tmp_path / "tasks", ["--baseline", "cnn", "logstic"], "--baseline logstic: is in no baseline's name"),
         (tmp_path / "tasks", [], "no test table"),
         (tmp_path / "tasks", ["--recipe", str(tmp_path / "recipe.yaml")], "unknown key adpat"),
         (tmp_path / "tasks", ["--recipe", str(tmp_path / "rate.yaml")], "learning_rate"),

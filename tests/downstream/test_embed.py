@@ -23,6 +23,7 @@ from megadna.cli import main
 from megadna.downstream import tables_out
 from megadna.downstream.encoder import runs_own_code
 from megadna.downstream.genome import reverse_complement
+from megadna.downstream.sequences import read_regions, record_lengths
 from megadna.errors import UserError
 from megadna.files import claimed
 
@@ -197,6 +198,20 @@ def test_tables_regions_and_file_formats_agree(folders, genome, tmp_path):
     )
 
 
+def test_regions_keep_their_names_and_find_their_contigs(tmp_path):
+    """A BED file of UCSC's names on a genome of Ensembl's; column 4 goes along."""
+    (tmp_path / "g.fa").write_text(">MT x\n" + "ACGTA" * 4 + "\n>1\n" + "AACCGGTT" * 3 + "\n")
+    (tmp_path / "r.bed").write_text("chr1 2 6 one 0 -\r\nchrM 0 3 .\r\nchr1 0 24\r\n")
+    lengths = record_lengths(tmp_path / "g.fa")
+    found = list(read_regions(tmp_path / "g.fa", tmp_path / "r.bed", lengths))
+    assert [(r.name, r.start, r.end, r.strand, r.letters, r.region) for r in found] == [
+        ("MT", 0, 3, "+", "ACG", ""),
+        ("1", 2, 6, "-", "CCGG", "one"),
+        ("1", 0, 24, "+", "AACCGGTT" * 3, ""),
+    ]
+    assert found[1].reversed().region == "one"
+
+
 def test_anndata_names_the_features_of_several_layers(folders, genome, tmp_path, monkeypatch):
     monkeypatch.setattr(tables_out, "MAX_STRETCHES", 2)  # several parts
     path = fasta(tmp_path / "a.fa", *(genome[i : i + 30] for i in range(5)))
@@ -263,6 +278,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     (tmp_path / "empty.fa").write_text("")
     (tmp_path / "t.csv").write_text("dna\nACGT\n")
     (tmp_path / "t.parquet").write_bytes(b"\x8e\n")
+    (tmp_path / "twice.fa").write_text(">s0 a\nACGT\n>s0 b\nACGTACGT\n")
     (tmp_path / "short.fa").write_text(">a\nACGT\n>b\nAC\n")
     foreign = megadna_folder(tmp_path / "foreign")
     (foreign / "modeling_megadna.py").write_text("raise SystemExit('ran')\n")
@@ -280,7 +296,14 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (model, "a.fa", "x.txt", [], "its ending must be one of .parquet, .npy, .h5, .h5ad"),
         (model, "a.fa", "there.npy", [], "exists; choose another --output"),
         (model, "a.fa", "x.npy", ["--layers", "3"], "hidden states 0 to 2"),
-        (model, "a.fa", "x.npy", ["--circular", "chrM"], "--circular names chrM"),
+        (
+            model,
+            "a.fa",
+            "x.npy",
+            ["--circular", "chrs0"],
+            "--circular names chrs0, which is no record of it; did you mean s0?",
+        ),
+        (model, "twice.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "two records are named s0"),
         (model, "a.fa", "x.npy", ["--max_tokens", "2"], "2 tokens leaves no room for a base"),
         (folders["kmer"], "short.fa", "x.npy", [], "b: 2 bases give no token"),
         (str(tmp_path / "nowhere"), "a.fa", "x.npy", [], "no such folder"),
@@ -288,9 +311,15 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (str(torn), "a.fa", "x.npy", [], "AutoConfig cannot load it (Expecting property name"),
         (str(foreign), "a.fa", "x.npy", [], "say --trust_remote_code"),
         (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "unknown.bed")], "line 1: no contig chr7"),
-        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "line 2: 10-51 does not lie in s0 (0-50)"),
-        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "text.bed")], "line 1: no tab-separated bed line"),
-        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "none.bed")], "empty: holds no feature"),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "line 2: s0 ends at 50, the interval at 51"),
+        (
+            model,
+            "a.fa",
+            "x.npy",
+            ["--bed", str(tmp_path / "text.bed")],
+            "line 1: not a BED interval (contig, start, end): 's0 ten 20'",
+        ),
+        (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "none.bed")], "empty: holds no interval"),
         (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed"), "--circular", "s0"], "leave out --circular"),
         (model, "a.fa", "x.npy", ["--colum", "dna"], "did you mean column"),
     ]

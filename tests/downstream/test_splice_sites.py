@@ -213,8 +213,12 @@ def test_chromosome_split_by_name_and_by_share() -> None:
     named = dataset("arabidopsis", split="chromosome", dev_contigs=["gi|68719"], test_contigs=["gi|68711", "gi|68718"])
     where = named.groupby("split")["contig"].unique()
     assert set(where["dev"]) == {"gi|68719"} and set(where["test"]) == {"gi|68711", "gi|68718"}
-    with pytest.raises(UserError, match=r"no window lies on gi\|1"):
-        dataset("arabidopsis", split="chromosome", test_contigs=["gi|1"])
+    with pytest.raises(UserError, match=r"--test_contigs gi\|6871: no window lies on it; did you mean gi"):
+        dataset("arabidopsis", split="chromosome", dev_contigs=["gi|68719"], test_contigs=["gi|6871"])
+    with pytest.raises(UserError, match=r"--dev_contigs chrVI: no window lies on it; did you mean VI\?"):
+        dataset("yeast", split="chromosome", dev_contigs=["chrVI"], test_contigs=["I"])
+    with pytest.raises(UserError, match=r"--dev_contigs and --test_contigs share VI; name it once"):
+        dataset("yeast", split="chromosome", dev_contigs=["VI"], test_contigs=["VI", "I"])
     with pytest.raises(UserError, match=r"3 splits, but only 1 of them"):
         dataset("human", split="chromosome")
 
@@ -373,6 +377,10 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
     wrong = tmp_path / "wrong.gtf"
     wrong.write_text(DIALECTS["gencode.gtf"].format(c="1").replace("\t61\t", "\tsixty\t"))
     assert "wrong.gtf: line 2: " in mistake(capsys, *base, wrong)
+    for number in ("60.5", "9" * 17, "9" * 30, "9" * 400, "9" * 5000):
+        wrong.write_text(DIALECTS["gencode.gtf"].format(c="1").replace("\t90\t", f"\t{number}\t"))
+        line = mistake(capsys, *base, wrong)
+        assert "wrong.gtf: line " in line and "no tab-separated gff line" in line and len(line) < 400
     wrong.write_text(DIALECTS["gencode.gtf"].format(c="7"))
     line = mistake(capsys, *base, wrong)
     assert "unknown: 7; the genome has chr1" in line and "--aliases" in line
@@ -380,6 +388,12 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
     line = mistake(capsys, *base, wrong)
     assert "chr1:100-290 passes the contig's end (200 bases" in line and "build" in line
     assert "it has lncRNA, protein_coding" in mistake(capsys, *base, annotation, "--biotypes", "mRNA")
+    for biotypes in ("protein_coding,snRNA", "snRNA,lncRNA"):
+        assert "no gene of --biotypes snRNA; it has" in mistake(capsys, *base, annotation, "--biotypes", biotypes)
+    report = tmp_path / "report.txt"
+    report.write_text(REPORT.replace("CM1.1", "CM2.1").replace("chr1", "chr2").replace("1\tass", "2\tass"))
+    assert "report.txt: names no contig of" in mistake(capsys, *base, annotation, "--aliases", report)
+    assert "no such assembly report" in mistake(capsys, *base, annotation, "--aliases", tmp_path / "no.txt")
     assert "no intron of 41" in mistake(capsys, *base, annotation, "--min_intron", "41")
     assert "--length must be even" in mistake(capsys, *base, annotation, "--length", "401")
     assert "--output" in mistake(capsys, "--genome", genome, "--annotation", annotation)

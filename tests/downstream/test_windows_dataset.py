@@ -19,6 +19,7 @@ from megadna import windows
 from megadna.cli import main
 from megadna.downstream.genome import read_genome, reverse_complement
 from megadna.downstream.negatives import shuffle_dinucleotides
+from megadna.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
 HUMAN = DATA / "human_GRCh38_chr9_1-1000000_sm.fa.gz"
@@ -108,6 +109,21 @@ def test_summits_of_narrow_peaks(tmp_path: Path) -> None:
     assert set(table["start"]) == expected and set(table["label"]) == {1}
 
 
+def test_peaks_of_any_kind_of_file(bed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blanks for tabs, gzip; a narrowPeak without a summit in column 10 is not laid around its middle in silence."""
+    whole = windows(genome=HUMAN, positives=bed, negatives="none", length=200, split="region")
+    blanks = tmp_path / "b.bed.gz"
+    blanks.write_bytes(gzip.compress(bed.read_bytes().replace(b"\t", b"  ").replace(b"\n", b"\r\n")))
+    pd.testing.assert_frame_equal(
+        windows(genome=HUMAN, positives=blanks, negatives="none", length=200, split="region"), whole
+    )
+    narrow = tmp_path / "a.narrowPeak"
+    for summit, words in (("", "summit '' (column 10)"), ("\t1\t2\t3\t300", "summit '300' (column 10) is no base of")):
+        narrow.write_text(f"9\t20000\t20300\tp\t0\t.{summit}\n")
+        line = mistake(capsys, "--output", tmp_path / "out", "--positives", narrow)
+        assert f"a.narrowPeak: line 1: {words}" in line
+
+
 def test_start_sites_of_both_strands(letters: str) -> None:
     """WASHC1's ENST00000442898 begins at 29,739 of the minus strand (1-based, Ensembl 91); -249 to +50 around it."""
     table = windows(genome=HUMAN, annotation=HUMAN_GTF, length=300, upstream=249, negatives="none", split="region")
@@ -162,6 +178,32 @@ def test_bigwig_values_are_labels(bigwig: Path, bed: Path) -> None:
     assert len(windows(**options, count=30)) <= 30
 
 
+def signal_file(folder: Path, *sizes: tuple[str, int]) -> Path:
+    """1 on the first 10,000 bases of each chromosome."""
+    file = pyBigWig.open(str(folder / "few.bw"), "w")
+    file.addHeader(list(sizes))
+    for contig, _ in sizes:
+        file.addEntries([contig], [0], ends=[10_000], values=[1.0])
+    file.close()
+    return folder / "few.bw"
+
+
+def test_chromosomes_of_a_bigwig(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"genome": YEAST, "length": 500, "split": "region"}
+    lengths = read_genome(YEAST).lengths
+    with caplog.at_level("INFO", "megadna"):
+        found = windows(**options, bigwig=signal_file(tmp_path, ("chrI", lengths["I"]), ("chr2L", 30_000)))
+    assert set(found["contig"]) == {"I"} and len(found) == 20
+    if caplog.records:  # the megadna logger may not propagate
+        assert "1 of 2 left out: the genome lacks chr2L" in caplog.text
+        assert "few.bw has no values of VI, VIII" in caplog.text
+    other = signal_file(tmp_path, ("chrI", lengths["I"] - 1))
+    with pytest.raises(UserError, match=r"few\.bw: chrI has 230,217 bases, I of .* has 230,218; .* another build"):
+        windows(**options, bigwig=other)
+    with pytest.raises(UserError, match=r"few\.bw: 0 of 1 lie on a contig"):
+        windows(**options, bigwig=signal_file(tmp_path, ("chr2L", 30_000)))
+
+
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """The line that the command ends in."""
     capsys.readouterr()
@@ -185,9 +227,10 @@ def test_the_command_writes_and_refuses(
     for text, words in (
         ("", "bad.bed: empty"),
         ("9\t100\t50\n", "line 1"),
-        ("9\t100\t200\n9 100 200\n", "line 2"),
-        ("7\t100\t200\n", "unknown: 7; the genome has 9"),
-        ("9\t999900\t1000100\n", "9:999,900-1,000,100 passes the contig's end (1,000,000 bases"),
+        ("9\t100\t200\nchr9 100 x\n", "line 2: not a BED interval"),
+        ("9\t100\t200\n" * 20 + "7\t100\t200\n", f"line 21: no contig 7 in {HUMAN}; there is 9"),
+        ("9\t999900\t1000100\n", "line 1: 9 ends at 1,000,000, the interval at 1,000,100"),
+        ("9\t100\t200\tp\t0\t?\n", "line 1: strand '?' (column 6) is none of + - ."),
     ):
         bad.write_text(text)
         assert words in mistake(capsys, *base, "--positives", bad), text

@@ -1,4 +1,4 @@
-"""FASTA text to letters: line numbers of faults, ranges that begin anywhere, BED files, contig names."""
+"""FASTA text to letters: line numbers of faults, ranges that begin anywhere, contig names."""
 
 import random
 import sys
@@ -14,7 +14,7 @@ from test_mistakes import bgzf
 
 import megadna.genome.sources
 from megadna.errors import UserError
-from megadna.genome.contigs import ContigFilter, KeptIntervals, names_of, read_bed
+from megadna.genome.contigs import ContigFilter, names_of
 from megadna.genome.fasta import FastaError, Scanner, count_lines, first_illegal
 from megadna.genome.letters import storage_table
 from megadna.genome.sources import range_blocks, split_ranges
@@ -78,18 +78,6 @@ def test_ranges_cover_the_file(tmp_path, monkeypatch, kind):
                 assert before.end == here.start > before.start
                 assert not here.line_start or text[here.start - 1 : here.start] in (b"\n", b"\r")
                 assert here.line_start or not text[: here.start + 1].splitlines()[-1].startswith(b">")
-
-
-def test_intervals(tmp_path):
-    bed = tmp_path / "x.bed"
-    bed.write_text("track name=x\n# c\nchr1\t10\t20\tname\nchr1 5 12\nchr1\t20\t30\nchr2\t1\t1\n\n")
-    assert read_bed(bed) == {b"chr1": [(5, 30)], b"chr2": []}
-    bed.write_text("chr1\t10\n")
-    with pytest.raises(UserError, match="line 1: not a BED interval"):
-        read_bed(bed)
-    kept = KeptIntervals({b"a": [(0, 100)]}, {b"a": [(10, 20), (90, 200)], b"b": [(5, 6)]})
-    assert kept(b"a") == [(0, 10), (20, 90)] and kept(b"b") == []
-    assert KeptIntervals(None, {b"b": [(0, 6)]})(b"b") == [(6, 1 << 62)] and not KeptIntervals(None, {})
 
 
 def test_names_and_roles():

@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megadna.commands.report import main
+from megadna.data.manifest import dump_manifest, load_manifest
 from megadna.errors import UserError
 from megadna.train import plots
 from megadna.train.report import FIGURES, draw_figures, evaluation_groups, read_run, read_runs, render_page
@@ -62,6 +64,21 @@ def test_page_loads_nothing_and_escapes_what_it_shows(tmp_path):
     page = render_page([run], draw_figures([run]))
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "<script" not in page
     assert "&lt;genomes&gt;" in page and "<genomes>" not in page and "a&amp;b" in page
+
+
+def test_leakage_of_the_dataset_is_on_the_page(tmp_path, toy_dataset):
+    run = make_run(tmp_path / "run")
+    split = {"chunks": 9, "without_sketch": 1, "flagged": 4, "mean": 0.3, "highest": 1.0}
+    leakage = {"max_containment": 0.2, "flagged": 4, "splits": {"valid": split}}
+    (tmp_path / "data").mkdir()
+    manifest = replace(load_manifest(toy_dataset), leakage=leakage)
+    (tmp_path / "data" / "manifest.json").write_text(dump_manifest(manifest))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("<genomes>", str(tmp_path / "data")))
+    page = render_page([read_run(run)], {})
+    assert "<p>leakage: 4 of 9 valid chunks share more than 0.2 of their sketch with train" in page
+    (tmp_path / "data" / "manifest.json").write_text("{")
+    assert "leakage:" not in render_page([read_run(run)], {})
 
 
 def test_several_runs_stand_side_by_side_with_differences_marked(tmp_path):

@@ -21,6 +21,7 @@ from megadna.commands import evaluate, preprocess
 from megadna.config import Config, ModelConfig, TrainConfig, ValidationConfig
 from megadna.data.chunks import open_chunks
 from megadna.data.evaluation import EvaluationSamples
+from megadna.data.manifest import load_manifest
 from megadna.downstream.masked_lm import load_masked_lm
 from megadna.errors import UserError
 from megadna.tokenizer.alphabet import letters_of
@@ -138,6 +139,32 @@ def test_baselines_are_kept_beside_the_dataset(
     result = read(model / "evaluation-valid.json")
     assert result["baselines"] == read(evaluated / "evaluation-valid.json")["baselines"]
     assert result["hidden_bases"] == read(evaluated / "evaluation-valid.json")["hidden_bases"]
+
+
+def test_measured_leakage_is_said_where_one_looks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the closing lines of preprocess, with the remedy, and under the table of evaluate."""
+    header, *lines = gzip.decompress((DATA / "lambda.fa.gz").read_bytes()).decode().splitlines()
+    genome = "".join(lines)
+    (tmp_path / "x.fa").write_text(f"{header}\n{genome}\n>copy\n{genome[1:]}\n")
+    output = tmp_path / "dataset"
+    options = ["--chunk_length", "512", "--valid_fraction", "0.1", "--test_fraction", "0.1", "--leakage"]
+    command = ["--input", str(tmp_path / "x.fa"), "--output", str(output), *options]
+    preprocess.main([*command, "report"])
+    printed = capsys.readouterr().out.splitlines()
+    found = load_manifest(output).leakage["splits"]["valid"]
+    assert found["flagged"] > 5
+    stated = (
+        f"leakage: {found['flagged']} of {found['chunks']} valid chunks share more than 0.2 of their sketch with train"
+    )
+    remedy = "megadna preprocess with --leakage drop_from_train leaves what they share out of train"
+    (line,) = [line for line in printed if line.startswith(stated)]
+    assert line.endswith(remedy)
+    model = tiny_bert(tmp_path / "bert", context=128)
+    evaluate.main(["--model", str(model), "--data.path", str(output), "--split", "valid", "--samples", "20"])
+    assert line in capsys.readouterr().out.splitlines()
+    assert read(model / "evaluation-valid.json")["leakage"] == [line]
+    preprocess.main([*command, "drop_from_train", "--overwrite"])
+    assert remedy not in capsys.readouterr().out
 
 
 @pytest.mark.slow
