@@ -1,5 +1,6 @@
 """`megadna start`: a folder of genomes -> sample sheet and config of a run that fits, and the next commands."""
 
+import csv
 import json
 import shlex
 import shutil
@@ -88,7 +89,8 @@ def _write(folder: Path, genomes: Genomes, start: Start, comments: list[str]) ->
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     rows = [("path", "genome", "species"), *genomes.rows]
-    (temporary / "samples.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+    with (temporary / "samples.tsv").open("w", encoding="utf-8", newline="") as file:  # quoted where a path needs it
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
     text = [*(f"# {comment}" for comment in comments), *_yaml(start.config)]
     (temporary / "config.yaml").write_text("\n".join(text) + "\n", encoding="utf-8")
     temporary.replace(folder)

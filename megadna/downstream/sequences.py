@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megadna.downstream.genome import read_letters, reverse_complement
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.genome.contigs import names_of
 
 _CIRCULAR = re.compile(rb"\b(circular=(true|yes|y)|topology=circular)\b", re.I)
@@ -34,6 +34,8 @@ class Stretch:
     """Letters of context in front."""
     after: int = 0
     """Letters of context behind."""
+    region: str = ""
+    """Name of the BED region (column 4); empty elsewhere."""
 
     def reversed(self) -> "Stretch":
         """The other strand of the same bases."""
@@ -49,8 +51,17 @@ def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
 
 
 def record_lengths(path: Path, column: str = "") -> dict[str, int]:
-    """Bases of each record, by the first word of its header."""
-    return {names_of([header])[0].decode(): len(letters) for header, letters in read_records(path, column)}
+    """Bases of each record, by the first word of its header; UserError where two records have one name."""
+    lengths: dict[str, int] = {}
+    for header, letters in read_records(path, column):
+        name = names_of([header])[0].decode(errors="replace")
+        require(
+            name not in lengths,
+            f"{path}: two records are called {name}; --bed, --window, --circular and bigWig files need names that "
+            "are unique: rename or remove one",
+        )
+        lengths[name] = len(letters)
+    return lengths
 
 
 def read_stretches(
@@ -75,8 +86,8 @@ def read_regions(genome: Path, bed: Path, lengths: dict[str, int]) -> Iterator[S
     """The BED file's regions, minus-strand ones reverse-complemented; UserError with the line that does not fit."""
     from megadna.downstream.annotation import read_table  # bioframe, which takes its time to load
 
-    table = read_table(bed, "bed", ["chrom", "start", "end", "strand"])
-    for line, contig, start, end, _ in table.itertuples():
+    table = read_table(bed, "bed", ["chrom", "start", "end", "strand", "name"])
+    for line, contig, start, end, *_ in table.itertuples():
         if contig not in lengths:
             known = ", ".join(list(lengths)[:3])
             raise UserError(f"{bed}: line {line}: no contig {contig} in {genome}, which has {known}, ...")
@@ -84,9 +95,9 @@ def read_regions(genome: Path, bed: Path, lengths: dict[str, int]) -> Iterator[S
             raise UserError(f"{bed}: line {line}: {start}-{end} does not lie in {contig} (0-{lengths[contig]})")
     regions = {str(contig): rows for contig, rows in table.groupby("chrom")}
     for header, letters in read_records(genome):
-        name = names_of([header])[0].decode()
-        for _, _, start, end, strand in regions.get(name, table[:0]).itertuples():
-            region = Stretch(name, start, end, "+", letters[start:end])
+        name = names_of([header])[0].decode(errors="replace")
+        for _, _, start, end, strand, given in regions.get(name, table[:0]).itertuples():
+            region = Stretch(name, start, end, "+", letters[start:end], region=given)
             yield region.reversed() if strand == "-" else region
 
 
@@ -94,7 +105,7 @@ def sliding_stretches(path: Path, window: int, step: int, circular: tuple[str, .
     """Windows of `window` bases, `step` apart, plus strand; the last of a contig is moved back to end with it, on a
     ring it is read on across the end."""
     for header, letters, ring in _with_rings(path, "", circular):
-        name, size = names_of([header])[0].decode(), len(letters)
+        name, size = names_of([header])[0].decode(errors="replace"), len(letters)
         last = max(0, size - window)
         for start in range(0, size, step) if ring and last else [*range(0, last, step), last]:
             piece = letters[start : start + window]

@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 
 def windows(**keys: Any) -> pd.DataFrame:
-    """The dataset of these WindowOptions as one table: sequence, label, contig, start, end, strand, kind, name, split;
+    """The dataset of these WindowOptions as one table: sequence, label, contig, start, end, name, strand, kind, split;
     the manifest in `attrs`. Also written where `output` names a folder."""
     options = WindowOptions(**keys)
     rng = np.random.default_rng(options.seed)
@@ -50,11 +50,12 @@ def windows(**keys: Any) -> pd.DataFrame:
         traits = {trait: negatives[trait].mean() for trait in ("gc", "repeats") if trait in negatives}
         counts |= {"negatives": len(negatives), "mean difference to the matched positive": traits}
         examples = pd.concat([examples.assign(label=1), negatives.assign(label=0)], ignore_index=True)
-    return finish(examples, options, options.split, ["name"], counts)
+    return finish(examples, options, options.split, [], counts)
 
 
 def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
-    """contig, start, end, strand, anchor (the base that a window is laid around), kind and name of each positive."""
+    """contig, start, end, strand, anchor (the base that a window is laid around), kind and name of each positive: of a
+    peak what BED's column 4 calls it and no other, else where it is."""
     if options.annotation is not None:
         found = of_biotypes(read_annotation(options.annotation)[0], options.biotypes, options.annotation)
         found = on_genome(found, genome, options.annotation, options.aliases)
@@ -63,14 +64,15 @@ def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
         return found.assign(anchor=anchor, start=anchor, end=anchor + 1, kind="tss", name=found["gene"])
     assert options.positives is not None
     summits = ".narrowPeak" in options.positives.name
-    columns = ["chrom", "start", "end", "strand", *(["relSummit"] if summits else [])]
+    columns = ["chrom", "start", "end", "name", "strand", *(["relSummit"] if summits else [])]
     found = read_table(options.positives, "narrowPeak" if summits else "bed", columns)
     found = on_genome(found.rename(columns={"chrom": "contig"}), genome, options.positives, options.aliases)
     anchor = (found["start"] + found["end"] - (found["strand"] == "-")) // 2
     if summits:  # -1: the caller of the peaks gave none
         summit = pd.to_numeric(found["relSummit"], errors="coerce").fillna(-1).astype(np.int64)
         anchor = anchor.where(summit < 0, found["start"] + summit)
-    name = found["contig"] + ":" + found["start"].astype(str) + "-" + found["end"].astype(str)
+    peak = found["contig"] + ":" + found["start"].astype(str) + "-" + found["end"].astype(str)
+    name = found["name"].mask(found["name"].isin(["", "."]) | found["name"].duplicated(keep=False), peak)
     strand = found["strand"].where(found["strand"] == "-", "+")
     return found.assign(anchor=anchor, strand=strand, kind="peak", name=name)
 

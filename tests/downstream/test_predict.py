@@ -23,6 +23,8 @@ from megadna.downstream.task_model import build_model, save_model
 from megadna.downstream.tasks import Target
 from megadna.errors import UserError
 
+PROBABILITIES = ["p_donor", "p_acceptor", "p_negative"]
+
 
 def task_folder(encoder: Path, folder: Path, target: Target) -> str:
     """A head of random weights, saved as `megadna finetune` saves one."""
@@ -74,12 +76,12 @@ def test_regions_are_read_on_their_strand_and_sequences_in_windows(folders, geno
     found = predict(folders["sequence"], path, bed=tmp_path / "r.bed")
     for row, letters in enumerate((reverse_complement(contigs["chr1"][10:70]), contigs["chr2"])):
         expected = softmax(by_hand(folders["sequence"], letters))
-        np.testing.assert_allclose(found.loc[row, ["donor", "acceptor", "negative"]].to_list(), expected, atol=1e-5)
+        np.testing.assert_allclose(found.loc[row, PROBABILITIES].to_list(), expected, atol=1e-5)
         assert found.label[row] == ["donor", "acceptor", "negative"][expected.argmax()]
     assert found.strand.tolist() == ["-", "+"] and found.start.tolist() == [10, 0]
     whole = predict(folders["number"], path)
     windows = [by_hand(folders["number"], contigs["chr1"][start : start + 126])[0] for start in (0, 95, 184)]
-    assert whole.strength[0] == pytest.approx(np.mean(windows), abs=1e-5)
+    assert whole.value_strength[0] == pytest.approx(np.mean(windows), abs=1e-5)
 
 
 def test_bases_of_both_strands_in_genome_coordinates(folders, genome, tmp_path):
@@ -101,7 +103,7 @@ def test_bases_of_both_strands_in_genome_coordinates(folders, genome, tmp_path):
         bases = [softmax(logits[max(0, b - 2) : b + 1].mean(axis=0))[1] for b in range(40)]
         np.testing.assert_allclose(values[:40], bases, atol=1e-5)
     table = predict(folders["base"], path, strand="both")
-    assert table.groupby("name").position.apply(list).to_dict() == {"chr1": [*range(310)], "chr2": [*range(95)]}
+    assert table.groupby("contig").position.apply(list).to_dict() == {"chr1": [*range(310)], "chr2": [*range(95)]}
 
 
 def test_a_window_slides_over_a_genome_as_table_bed_and_bigwig(folders, genome, tmp_path):
@@ -113,15 +115,15 @@ def test_a_window_slides_over_a_genome_as_table_bed_and_bigwig(folders, genome, 
     starts = {"chr1": [0, 40, 80, 120, 160, 200, 240, 250], "chr2": [0, 35]}
     for strand in "+-":
         rows = table[table.strand == strand]
-        assert rows.groupby("name").start.apply(list).to_dict() == starts
-    row = table[(table.strand == "-") & (table.name == "chr1") & (table.start == 80)].iloc[0]
+        assert rows.groupby("contig").start.apply(list).to_dict() == starts
+    row = table[(table.strand == "-") & (table.contig == "chr1") & (table.start == 80)].iloc[0]
     expected = softmax(by_hand(folders["sequence"], reverse_complement(contigs["chr1"][80:140])))
-    np.testing.assert_allclose(row[["donor", "acceptor", "negative"]].to_list(), expected, atol=1e-5)
+    np.testing.assert_allclose(row[PROBABILITIES].to_list(), expected, atol=1e-5)
     bed = pd.read_csv(tmp_path / "t.bed", sep="\t", header=None)
     assert bed[3].tolist() == table.label.tolist() and bed[4].between(0, 1000).all()
     with pyBigWig.open(str(tmp_path / "t.donor.minus.bw")) as file:
-        assert file.values("chr1", 90, 130) == pytest.approx([row.donor] * 40, abs=1e-6)
-        two = table[(table.name == "chr2") & (table.strand == "-")].donor.tolist()
+        assert file.values("chr1", 90, 130) == pytest.approx([row.p_donor] * 40, abs=1e-6)
+        two = table[(table.contig == "chr2") & (table.strand == "-")].p_donor.tolist()
         assert [interval[:2] for interval in file.intervals("chr2")] == [(10, 50), (50, 85)]
         assert [interval[2] for interval in file.intervals("chr2")] == pytest.approx(two, abs=1e-6)
 
@@ -129,15 +131,15 @@ def test_a_window_slides_over_a_genome_as_table_bed_and_bigwig(folders, genome, 
 def test_a_window_slides_round_a_ring(folders, genome):
     path, contigs = genome
     table = predict(folders["sequence"], path, window=60, step=40, circular=["chr2"], strand="apart")
-    rows = table[table.name == "chr2"]
+    rows = table[table.contig == "chr2"]
     assert rows[rows.strand == "+"].start.tolist() == [0, 40, 80]
     assert rows[rows.strand == "+"].end.tolist() == [60, 95, 95]  # a row ends with its contig, the window goes on
     letters = (contigs["chr2"] * 2)[80:140]
     for strand, text in (("+", letters), ("-", reverse_complement(letters))):
         row = rows[(rows.strand == strand) & (rows.start == 80)].iloc[0]
         expected = softmax(by_hand(folders["sequence"], text))
-        np.testing.assert_allclose(row[["donor", "acceptor", "negative"]].to_list(), expected, atol=1e-5)
-    assert table[(table.name == "chr1") & (table.strand == "+")].start.tolist()[-1] == 250
+        np.testing.assert_allclose(row[PROBABILITIES].to_list(), expected, atol=1e-5)
+    assert table[(table.contig == "chr1") & (table.strand == "+")].start.tolist()[-1] == 250
 
 
 def test_a_fine_tuned_model_is_no_encoder(folders, genome):
