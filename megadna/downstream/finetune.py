@@ -40,6 +40,9 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
         require(bool(getattr(options, key)) and getattr(options, key) != Path(), f"say --{key}")
     assert options.output is not None
     tables, target = read_data(options)
+    for name, table in tables.items():
+        if absent := missing_classes(table, target):
+            log.warning("%s: no %s of class %s", name, target.unit, ", ".join(absent))
     if options.augment and not options.force_augment:
         stranded = options.stranded or "strand" in tables["train"]
         require(not stranded, "--augment: the label of this task depends on the strand; --force_augment does it anyway")
@@ -70,9 +73,6 @@ def read_data(options: FinetuneOptions) -> tuple[dict[str, pd.DataFrame], Target
     require_names(list(tables), "--test")
     file_names(list(tables), "predictions-{}.parquet")
     tables = {name: add_targets(table, target, f"{where[name]} ({name})") for name, table in tables.items()}
-    for name, table in tables.items():
-        if absent := missing_classes(table, target):
-            log.warning("%s: no %s of class %s", name, target.unit, ", ".join(absent))
     return tables, target
 
 

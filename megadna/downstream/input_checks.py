@@ -30,8 +30,8 @@ def check_files(options: InputOptions, endings: tuple[str, ...]) -> None:
 def check_input(options: InputOptions) -> None:
     """UserError where a record, a region or a name does not fit.
 
-    Records of one name are allowed where the rows of the table tell them apart by their order, and counted in the log
-    (reads and peaks often share names); not where a name is a place in coordinates.
+    Records of one name are allowed where the order of the rows tells them apart, and counted in the log (reads and
+    peaks often share a name); not where coordinates need the name.
     """
     ends_in_bigwig = options.output is not None and options.output.suffix == ".bw"
     if options.bed is not None:
@@ -51,7 +51,9 @@ def check_input(options: InputOptions) -> None:
     if repeated and (windows or ends_in_bigwig or options.circular):
         record_lengths(options.input, options.column)  # names the record
     if repeated:
-        log.warning("%s: %d records bear the name of an earlier one; rows are in its order", options.input, repeated)
+        log.warning(
+            "%s: %d records have the name of an earlier one; the rows are in the file's order", options.input, repeated
+        )
 
 
 def _require_apart(region: Stretch, last: dict[tuple[str, str], int], apart: bool, output: Path | None) -> None:

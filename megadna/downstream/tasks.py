@@ -129,7 +129,7 @@ def _read(path: Path) -> pd.DataFrame:
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:  # pandas' own errors are ValueErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read as a table ({reason})") from error
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
     require(not twice, f"{path}: two columns are called {twice[0] if twice else ''!r}; rename one")
     return pd.DataFrame({name: column.to_numpy(object) for name, column in zip(names, cells, strict=True)})
 
