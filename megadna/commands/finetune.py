@@ -38,7 +38,7 @@ def remarks(scores: "pd.DataFrame") -> list[str]:
     runs = scores[["seed", "fold", "split", "remark"]].drop_duplicates()
     lines = []
     for (split, remark), rows in runs[runs["remark"] != ""].groupby(["split", "remark"], sort=False):
-        partly = len(rows) < (runs["split"] == split).sum()
-        of_runs = f" (seed, fold: {'; '.join(f'{s}, {f}' for s, f in zip(rows.seed, rows.fold, strict=True))})" * partly
-        lines.append(f"{split}{of_runs}: {remark}")
+        partly = len(rows) < int((runs["split"] == split).sum())
+        of_runs = "; ".join(f"{seed}, {fold}" for seed, fold in zip(rows["seed"], rows["fold"], strict=True))
+        lines.append(f"{split}{f' (seed, fold: {of_runs})' if partly else ''}: {remark}")
     return lines

@@ -105,7 +105,7 @@ def _read_sheet(sheet: Path, table: TableFormat, options: PreprocessOptions) -> 
     for number, row in enumerate(rows):
         if None in row or None in row.values():
             raise UserError(f"{sheet}: line {number + 2}: not as many columns as the header line")
-        for cell in row.values():
+        for cell in (cell for key, cell in row.items() if key != "path"):  # the others become lines of tables
             require_one_line(f"{sheet}: line {number + 2}", cell)
         if not row["path"].strip():
             continue  # removed from the list, yet counted by the Nucleotide Transformer rule

@@ -166,7 +166,7 @@ def test_negatives_are_no_site_of_any_isoform() -> None:
         negatives = table[table["label"] == 2]
         for row in negatives.itertuples():
             assert not {(row.contig, row.strand, row.position + shift) for shift in (0, 1)} & every or kind == "hard"
-            assert spans.loc[row.name, "start"] < row.position < spans.loc[row.gene, "end"]
+            assert spans.loc[row.name, "start"] < row.position < spans.loc[row.name, "end"]
             assert spans.loc[row.name, "strand"] == row.strand
         if kind == "hard":  # the intron base beside the boundary, as in count_again
             right = (negatives["kind"] == "hard_donor") == (negatives["strand"] == "+")
