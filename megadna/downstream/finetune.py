@@ -117,9 +117,8 @@ def _one_run(
             shutil.rmtree(work, ignore_errors=True)
         try:
             with_dev = _with_dev(tables, options, target, seed, fold)
-            from megadna.downstream.task_training import (
-                train_and_score,
-            )  # after the data: torch takes seconds to import
+            # After the data: torch takes seconds to import.
+            from megadna.downstream.task_training import train_and_score
 
             train_and_score(options, with_dev, target, seed, work)
             if rank_from_environment() == 0:

@@ -148,14 +148,12 @@ class Predictor:
                     label, score = values.map("{:.6g}".format).agg(",".join, axis=1), 0
                 else:
                     best = values.fillna(-1).to_numpy().argmax(axis=1)
-                    label = (
-                        pd.Series(self.names).iloc[best].set_axis(table.index).where(values.notna().all(axis=1), ".")
-                    )
+                    label = pd.Series(np.array(self.names, object)[best], table.index)
+                    label = label.where(values.notna().all(axis=1), ".")
                     score = (1000 * values.max(axis=1).fillna(0)).round().clip(0, 1000).astype(int)
                 name = table["name"].where(table["name"] != "", label)
-                rows = table[["contig", "start", "end"]].assign(
-                    name=name, score=score, strand=table["strand"], label=label
-                )
+                rows = table[["contig", "start", "end"]].assign(name=name, score=score)
+                rows = rows.assign(strand=table["strand"], label=label)
                 rows.to_csv(file, sep="\t", header=False, index=False, quoting=csv.QUOTE_NONE, lineterminator="\n")
 
 
