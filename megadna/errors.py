@@ -1,5 +1,6 @@
 """What ends a command: a user's mistake (one line, exit status 2) or a run that cannot go on; exit statuses."""
 
+import re
 from typing import Any
 
 EXIT_DIVERGED = 70
@@ -50,6 +51,16 @@ def require(condition: bool, message: str) -> None:
 def require_share(key: str, value: float) -> None:
     """UserError where `value` is not a share of 1."""
     require(0.0 <= value <= 1.0, f"{key} must lie in [0, 1], got {value}")
+
+
+_NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
+
+
+def require_one_line(where: str, name: str) -> None:
+    """UserError where the name holds a tab, a line end, another control character, or bytes that are no UTF-8."""
+    found = _NOT_IN_A_LINE.search(name)
+    if found:
+        raise UserError(f"{where}: the name {name!r} holds {found[0]!r}, which no line of a table can; rename it")
 
 
 def require_positive(section: str, config: Any, *keys: str) -> None:

@@ -11,7 +11,11 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("embed", "Embeddings of DNA sequences: a vector a sequence or a nucleotide.")
     add_options(parser, EmbedOptions)
     options = options_from(parse(parser, arguments), EmbedOptions)
-    from megadna.downstream.embed import embed_to_file  # after the options are checked: it takes seconds to import
+    from megadna.downstream.input_checks import check_files
+    from megadna.downstream.tables_out import WRITERS
+
+    check_files(options, tuple(WRITERS))
+    from megadna.downstream.embed import embed_to_file  # after the input is checked: it takes seconds to import
 
     embed_to_file(options)
     sys.stdout.write(f"wrote {options.output}\n")

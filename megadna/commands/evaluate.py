@@ -159,7 +159,7 @@ def _print(result: dict[str, Any]) -> None:
     for label, score in rows.items():
         values = [f"{score['bits_per_base']:.4f}", _shown(score["standard_error"])]
         table.add_row(label, *values, f"{score['perplexity']:.3f}", f"{score['accuracy']:.4f}")
-    Console().print(table)
+    Console(markup=False).print(table)  # names of species may have brackets
     for key in (key for key in model if f"{key}_se" in model and (groups or "macro" not in key)):
         sys.stdout.write(f"{key}: {model[key]:.4f} (standard error {_shown(model[f'{key}_se'])})\n")
     if "reverse_complement_divergence" in model:

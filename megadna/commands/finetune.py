@@ -1,10 +1,15 @@
 """`megadna finetune`: a Hugging Face encoder and labelled sequences -> a fine-tuned model and its scores."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.options import FinetuneOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def main(arguments: list[str]) -> None:
@@ -20,5 +25,20 @@ def main(arguments: list[str]) -> None:
         return
     table = Table("split", "score", "mean", "low", "high", title=f"{options.output}: {scores.seed.nunique()} seeds")
     for (split, score), rows in scores.groupby(["split", "score"], sort=False):
-        table.add_row(split, score, *(f"{rows[key].mean():.4f}" for key in ("value", "low", "high")))
-    Console().print(table)
+        means = (rows[key].mean(skipna=False) for key in ("value", "low", "high"))
+        table.add_row(split, score, *(f"{mean:.4f}" for mean in means))
+    console = Console(markup=False)  # names of test sets may have brackets
+    console.print(table)
+    for line in remarks(scores):
+        console.print(line, soft_wrap=True)
+
+
+def remarks(scores: "pd.DataFrame") -> list[str]:
+    """A line for each remark on a split, with the runs that it holds for where those are not all."""
+    runs = scores[["seed", "fold", "split", "remark"]].drop_duplicates()
+    lines = []
+    for (split, remark), rows in runs[runs["remark"] != ""].groupby(["split", "remark"], sort=False):
+        partly = len(rows) < int((runs["split"] == split).sum())
+        of_runs = "; ".join(f"{seed}, {fold}" for seed, fold in zip(rows["seed"], rows["fold"], strict=True))
+        lines.append(f"{split}{f' (seed, fold: {of_runs})' if partly else ''}: {remark}")
+    return lines

@@ -11,7 +11,10 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("predict", "Run a fine-tuned model over sequences, BED regions or a whole genome.")
     add_options(parser, PredictOptions)
     options = options_from(parse(parser, arguments), PredictOptions)
-    from megadna.downstream.predict import predict_to_file  # after the options are checked: it takes seconds to import
+    from megadna.downstream.input_checks import PREDICTION_ENDINGS, check_files
+
+    check_files(options, PREDICTION_ENDINGS)
+    from megadna.downstream.predict import predict_to_file  # after the input is checked: it takes seconds to import
 
     for path in predict_to_file(options):
         sys.stdout.write(f"wrote {path}\n")

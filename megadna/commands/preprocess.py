@@ -20,7 +20,9 @@ def main(arguments: list[str]) -> None:
     if not built:
         sys.stdout.write(f"{options.output}: already holds this dataset ({manifest.dataset_id}); nothing to do\n")
         return
-    Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160).print(sources_table(manifest))
+    Console(file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else 160).print(
+        sources_table(manifest)
+    )
     for note in manifest.notes:
         sys.stdout.write(f"note: {note}\n")
     for split in SPLITS:

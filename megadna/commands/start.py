@@ -1,5 +1,6 @@
 """`megadna start`: a folder of genomes -> sample sheet and config of a run that fits, and the next commands."""
 
+import csv
 import json
 import shlex
 import sys
@@ -87,7 +88,8 @@ def _write(folder: Path, genomes: Genomes, start: Start, comments: list[str]) ->
     rows = [("path", "genome", "species"), *genomes.rows]
     text = [*(f"# {comment}" for comment in comments), *_yaml(start.config)]
     with atomic_folder(folder) as work:
-        (work / "samples.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
+        with (work / "samples.tsv").open("w", encoding="utf-8", newline="") as file:  # quoted where a path needs it
+            csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
         (work / "config.yaml").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 

@@ -2,7 +2,8 @@
 
 Columns: source, record, length, then first and last sequence index for train, valid and test (empty where the record
 has no chunk in that split). Sequence indices of a split rise from line to line, which makes locating a chunk a binary
-search.
+search. Nothing is quoted: record is the first word of a header line, and a source whose name holds a tab or a line end
+is refused before anything is written (megadna.data.inputs).
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 from megadna.data.manifest import SPLITS
 from megadna.data.options import PreprocessOptions
 from megadna.data.splits import TEST, TRAIN, VALID, SplitRule, by_share, mix, unit
-from megadna.errors import UserError, require
+from megadna.errors import UserError, require, require_one_line
 from megadna.genome.contig_names import nearest
 from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
@@ -64,6 +64,8 @@ def find_sources(options: PreprocessOptions) -> tuple[list[SourceFile], list[str
         sources = [_source(path, table) for path in _expand(options.input, table)]
     else:
         sources = _read_sheet(options.sample_sheet, table, options)
+    for source in sources:  # contigs.tsv has the name in a column, without quotes
+        require_one_line(f"{options.sample_sheet or source.path.parent}", source.name)
     sources = _with_unique_names(sources)
     _check_related(sources, options)
     return _assign_wholes(sources, options)
@@ -107,6 +109,8 @@ def _read_sheet(sheet: Path, table: TableFormat, options: PreprocessOptions) -> 
     sources: list[SourceFile] = []
     lines: dict[Path, int] = {}
     for number, (line, row) in enumerate(rows):
+        for cell in (cell for key, cell in row.items() if key != "path"):  # the others become lines of tables
+            require_one_line(f"{sheet}: line {line}", cell)
         path = Path(row["path"])
         if not row["path"]:
             continue  # removed from the list, yet counted by the Nucleotide Transformer rule
@@ -171,12 +175,16 @@ def _nt_split(row: int, rows: int, options: PreprocessOptions) -> int | None:
 
 
 def _with_unique_names(sources: list[SourceFile]) -> list[SourceFile]:
-    taken: dict[str, int] = {}
+    """A second genome of one name becomes NAME.2, or the next number that no other genome is called."""
+    given, taken = {source.name for source in sources}, set[str]()
     named = []
     for source in sources:
-        taken[source.name] = taken.get(source.name, 0) + 1
-        count = taken[source.name]
-        named.append(source if count == 1 else replace(source, name=f"{source.name}.{count}"))
+        name, count = source.name, 1
+        while name in taken or (count > 1 and name in given):
+            count += 1
+            name = f"{source.name}.{count}"
+        taken.add(name)
+        named.append(replace(source, name=name))
     return named
 
 

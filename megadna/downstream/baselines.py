@@ -1,21 +1,16 @@
 """Baselines that see labelled sequences only: each gives probabilities [N, C] of the test table's rows, or None where
-it does not apply (other classes than splice sites, sequences of several lengths)."""
+it does not apply (other classes than splice sites, sequences of several lengths).
+
+torch and scikit-learn are imported where they are used, so that the names of the baselines cost nothing.
+"""
 
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-import torch
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.naive_bayes import CategoricalNB
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MaxAbsScaler
-from torch import nn
 
-from megadna.downstream.metrics import SPLICE_NAMES
-from megadna.downstream.tasks import Target
+from megadna.downstream.tasks import SPLICE_NAMES, Target
 
 K = 5
 CNN_EPOCHS, CNN_BATCH, CNN_LR = 10, 64, 1e-3
@@ -40,12 +35,19 @@ def position_weights(train: pd.DataFrame, test: pd.DataFrame, target: Target, se
     """A position-weight matrix a class (one pseudocount), compared by Bayes' rule."""
     if pd.concat([train["sequence"], test["sequence"]]).str.len().nunique() > 1:
         return None
+    from sklearn.naive_bayes import CategoricalNB
+
     model = CategoricalNB(min_categories=5).fit(_codes(train["sequence"]), train["target"])
     return _all_classes(model.predict_proba(_codes(test["sequence"])), model.classes_, target)
 
 
 def kmer_logistic(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
     """Logistic regression on counts of all words of 1 to K bases."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MaxAbsScaler
+
     counts = CountVectorizer(analyzer="char", ngram_range=(1, K), lowercase=False)
     model = make_pipeline(counts, MaxAbsScaler(), LogisticRegression(max_iter=500))
     with warnings.catch_warnings():
@@ -56,6 +58,9 @@ def kmer_logistic(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed:
 
 def small_cnn(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
     """Two convolutions over one-hot letters, trained from scratch; a window's middle is told by a ramp channel."""
+    import torch
+    from torch import nn
+
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = nn.Sequential(
@@ -63,7 +68,7 @@ def small_cnn(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int
         nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, len(target.names)),
     ).to(device)  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=CNN_LR)
-    inputs, labels = _one_hot(train["sequence"]), torch.tensor(train["target"].to_numpy())
+    inputs, labels = torch.from_numpy(_one_hot(train["sequence"])), torch.tensor(train["target"].to_numpy())
     for _ in range(CNN_EPOCHS):
         for rows in torch.randperm(len(inputs)).split(CNN_BATCH):
             loss = nn.functional.cross_entropy(model(inputs[rows].to(device)), labels[rows].to(device))
@@ -72,7 +77,8 @@ def small_cnn(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int
             optimizer.step()
     model.eval()
     with torch.inference_mode():
-        parts = [model(rows.to(device)).softmax(-1).cpu() for rows in _one_hot(test["sequence"]).split(256)]
+        batches = torch.from_numpy(_one_hot(test["sequence"])).split(256)
+        parts = [model(rows.to(device)).softmax(-1).cpu() for rows in batches]
     return torch.cat(parts).numpy()
 
 
@@ -94,10 +100,10 @@ def _all_classes(found: np.ndarray, classes: np.ndarray, target: Target) -> np.n
     return full
 
 
-def _one_hot(sequences: pd.Series) -> torch.Tensor:
+def _one_hot(sequences: pd.Series) -> np.ndarray:
     """[N, 5, longest]: A, C, G, T and the distance from the middle; shorter sequences stand in the middle."""
     longest = int(sequences.str.len().max())
     codes = _codes(sequences.map(lambda text: text.center(longest, "N")))
     ramp = np.broadcast_to(np.abs(np.linspace(-1, 1, longest)), (len(codes), 1, longest))
     letters = np.eye(5, dtype=np.float32)[codes][:, :, :4].transpose(0, 2, 1)
-    return torch.from_numpy(np.concatenate([letters, ramp.astype(np.float32)], axis=1))
+    return np.concatenate([letters, ramp.astype(np.float32)], axis=1)

@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 import megadna
 from megadna.arguments import new_parser, parse
 from megadna.downstream.baselines import BASELINES
-from megadna.downstream.finetune import finetune_with
-from megadna.downstream.metrics import all_scores, with_intervals
+from megadna.downstream.finetune import finetune_with, read_data
 from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
-from megadna.downstream.tasks import add_targets, find_tasks, make_target, read_task
+from megadna.downstream.tasks import Target, find_tasks
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, mark, write_text
 from megadna.genome.contig_names import nearest
@@ -78,6 +76,11 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
     require(options.data.is_dir(), f"{options.data}: no such folder of tasks")
     recipe = _recipe(options)
     tasks = _chosen(find_tasks(options.data), options)
+    require(
+        MEAN not in tasks, f"{options.data}: a task called {MEAN!r} cannot be told from the mean; rename the folder"
+    )
+    for folder in tasks.values():  # all, before the first model is loaded
+        _read(folder, recipe, options)
     _begin(options)
     try:
         table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in tasks.items()])
@@ -87,10 +90,11 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
         raise
     mcc = table[table["score"] == "mcc"]
     if mcc["task"].nunique() > 1:
-        means = mcc.groupby("method", sort=False)[["mean", "sd"]].mean().reset_index()
+        means = mcc.groupby("method", sort=False)[["mean", "sd"]].agg(_mean).reset_index()
         table = pd.concat([table, means.assign(task=MEAN, score="mcc", source="measured")])
     columns = ["task", "method", "score", "mean", "source"]
     table = pd.concat([table, pd.DataFrame(PUBLISHED[options.suite], columns=columns)], ignore_index=True)
+    table["remark"] = table["remark"].fillna("")
     with atomic_file(options.output / "results.csv") as temporary:
         table.to_csv(temporary, index=False)
     write_text(options.output / "results.md", markdown(table))
@@ -147,37 +151,54 @@ def _recipe(options: BenchmarkOptions) -> FinetuneOptions:
     return replace(recipe, max_steps=options.max_steps, eval_steps=max(1, options.max_steps // 2))
 
 
+def _wanted(word: str, options: BenchmarkOptions) -> bool:
+    return not options.baseline or any(part.lower() in word.lower() for part in options.baseline)
+
+
+def _read(
+    folder: Path, recipe: FinetuneOptions, options: BenchmarkOptions
+) -> tuple[dict[str, pd.DataFrame], Target, list[str]]:
+    """A task's tables with their targets, and the names of its baselines."""
+    baselines = [name for name in BASELINES if _wanted(name, options)]
+    tables, target = read_data(replace(recipe, data=folder))
+    require("test" in tables, f"{folder}: no test table")
+    if baselines and target.task != "classification":
+        raise UserError(f"{folder}: baselines are classifiers; say --baseline none for task {target.task}")
+    return tables, target, baselines
+
+
 def _one_task(
     name: str, folder: Path, recipe: FinetuneOptions, options: BenchmarkOptions, leakage: Leakage | None
 ) -> pd.DataFrame:
     log.info("task %s", name)
-    tables = read_task(folder, recipe.columns)
-    require("test" in tables, f"{folder}: no test table")
+    tables, target, baselines = _read(folder, recipe, options)
     share = leakage(tables["test"]) if leakage is not None else np.nan
     shown = name + (" (comparison only)" if _random_split(folder) else "")
     recipe = replace(recipe, data=folder)
     found = []
-
-    def wanted(word: str) -> bool:
-        return not options.baseline or any(part.lower() in word.lower() for part in options.baseline)
-
     for method, random in (("model", False), ("random weights", True)):
-        if not random or wanted(method):
+        if not random or _wanted(method, options):
             run = options.output / "runs" / name / method.replace(" ", "_")
             scores = finetune_with(replace(recipe, random_weights=random, output=run))
             found.append(scores[scores["split"] == "test"].assign(method=method))
-    found += [_baseline(method, tables, recipe, folder) for method in BASELINES if wanted(method)]
+    found += [_baseline(method, tables, target, recipe.seeds) for method in baselines]
     scores = pd.concat(found)
     scores = scores[scores["score"].isin(SCORES[options.suite])]
     table = scores.groupby(["method", "score"], sort=False).agg(
-        mean=("value", "mean"),
+        mean=("value", _mean),
         sd=("value", "std"),
-        low=("low", "mean"),
-        high=("high", "mean"),
+        low=("low", _mean),
+        high=("high", _mean),
         seeds=("seed", "nunique"),
+        remark=("remark", lambda remarks: " | ".join(filter(None, dict.fromkeys(remarks)))),
     )
     table = pd.concat([table.reset_index(), _difference(scores)])
     return table.assign(task=shown, leakage=share, source="measured")
+
+
+def _mean(values: pd.Series) -> float:
+    """NaN where one of them is: a mean over the other seeds or tasks would hide it."""
+    return float(values.mean(skipna=False))
 
 
 def _difference(scores: pd.DataFrame) -> pd.DataFrame:
@@ -187,22 +208,22 @@ def _difference(scores: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     difference = by_seed["model"] - by_seed["random weights"]
     found = difference.groupby("score").agg(mean="mean", sd="std", seeds="count").reset_index()
+    from scipy.stats import t
+
     half = t.ppf(0.975, found["seeds"] - 1) * found["sd"] / np.sqrt(found["seeds"])
     limits = {"low": found["mean"] - half, "high": found["mean"] + half}
     return found.assign(method="model minus random weights", **limits)
 
 
-def _baseline(method: str, tables: dict[str, pd.DataFrame], recipe: FinetuneOptions, folder: Path) -> pd.DataFrame:
-    target = make_target(recipe.task, tables, recipe.columns, recipe.label_names, folder)
-    if recipe.task != "classification":
-        raise UserError(f"{folder}: baselines are classifiers; say --baseline none for task {recipe.task}")
-    train, test = (add_targets(tables[split], target, str(folder)) for split in ("train", "test"))
+def _baseline(method: str, tables: dict[str, pd.DataFrame], target: Target, seeds: list[int]) -> pd.DataFrame:
+    from megadna.downstream.metrics import scored  # after the data: scipy takes its time to import
+
     rows = []
-    for seed in recipe.seeds if "CNN" in method else recipe.seeds[:1]:
-        predicted = BASELINES[method](train, test, target, seed)
+    for seed in seeds if "CNN" in method else seeds[:1]:
+        predicted = BASELINES[method](tables["train"], tables["test"], target, seed)
         if predicted is not None:
-            truth = list(test["target"].to_numpy()[:, None])
-            found = with_intervals(all_scores, truth, list(predicted[:, None]), target, seed=seed)
+            truth = list(tables["test"]["target"].to_numpy()[:, None])
+            found = scored(truth, list(predicted[:, None]), target, seed=seed)
             rows += [{"seed": seed, "method": method, "score": score, **values} for score, values in found.items()]
     return pd.DataFrame(rows)
 
@@ -215,7 +236,7 @@ def _random_split(folder: Path) -> bool:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown."""
+    """The table in Markdown, and below it what its remarks say."""
     lines = [
         "| task | method | score | mean | sd | 95 % interval | leakage | source |",
         "|---|---|---|---|---|---|---|---|",
@@ -224,5 +245,6 @@ def markdown(table: pd.DataFrame) -> str:
         interval = "" if pd.isna(row.low) else f"{row.low:.4f} to {row.high:.4f}"
         spread, share = ("" if pd.isna(value) else f"{value:.4f}" for value in (row.sd, row.leakage))
         cells = (row.task, row.method, row.score, f"{row.mean:.4f}", spread, interval, share, row.source)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        lines.append("| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |")
+    said = dict.fromkeys(f"- {row.task}, {row.method}: {row.remark}" for row in table.itertuples() if row.remark)
+    return "\n".join([*lines, *([""] if said else []), *said]) + "\n"

@@ -12,19 +12,13 @@ import torch
 from torch import Tensor
 
 from megadna.downstream.encoder import load_model, load_tokenizer, pick_device
+from megadna.downstream.input_checks import check_input
+from megadna.downstream.names import BASE, REGION
 from megadna.downstream.options import EmbedOptions, InputOptions
 from megadna.downstream.sequences import Stretch, read_regions, read_stretches, record_lengths
-from megadna.downstream.tables_out import (
-    WRITERS,
-    check_output,
-    fixed_vectors,
-    held_parts,
-    in_blocks,
-    index_of,
-    write_output,
-)
+from megadna.downstream.tables_out import WRITERS, fixed_vectors, held_parts, in_blocks, index_of, write_output
 from megadna.downstream.windows_run import Runner
-from megadna.errors import UserError, require
+from megadna.errors import UserError
 
 MAX_BLOCK_BYTES = 1 << 28  # of outputs per nucleotide that wait to be written
 MAX_BLOCK_LETTERS = 1 << 22
@@ -34,18 +28,18 @@ LONGEST = 1 << 16  # bases of a record worked on at once where there is an outpu
 def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
     """Embeddings of every sequence of `input`, in memory; keyword arguments are the fields of EmbedOptions.
 
-    Columns: name, start, end, strand (per nucleotide: name, position, strand), and `embedding`, or layer_N where
-    several layers are asked for.
+    Columns: contig, start, end, name, strand (per nucleotide: contig, position, name, strand), and `embedding`, or
+    layer_N where several layers are asked for. contig is the record; name the region's of --bed, empty elsewhere.
     """
-    embedder = Embedder(EmbedOptions(model=str(model), input=Path(input), **options))
+    chosen = EmbedOptions(model=str(model), input=Path(input), **options)
+    check_input(chosen)
+    embedder = Embedder(chosen)
     return pa.concat_tables(list(map(embedder.table, embedder.blocks()))).to_pandas()
 
 
 def embed_to_file(options: EmbedOptions) -> None:
-    """What `megadna embed` does."""
-    if options.output is None:
-        raise UserError(f"say where to write with --output ({', '.join(WRITERS)})")
-    check_output(options.output, tuple(WRITERS))
+    """What `megadna embed` does, after check_files."""
+    assert options.output is not None
     embedder = Embedder(options)
     name, write = options.output.name, WRITERS[options.output.suffix]
     files = [options.output, index_of(options.output)][: 2 if options.output.suffix == ".npy" else 1]
@@ -56,7 +50,6 @@ def embed_to_file(options: EmbedOptions) -> None:
 def input_stretches(options: InputOptions, *, context: int, longest: int) -> Iterator[Stretch]:
     """The stretches that the options name."""
     if options.bed is not None:
-        require(not options.circular, "--bed names regions, which end with their contig; leave out --circular")
         return read_regions(options.input, options.bed, record_lengths(options.input))
     circular = tuple(options.circular)
     return read_stretches(options.input, column=options.column, circular=circular, context=context, longest=longest)
@@ -126,20 +119,25 @@ def both_strands(runner: Runner, stretches: list[Stretch], strand: str) -> list[
     return forward or backward
 
 
-def sequence_columns(stretches: list[Stretch]) -> dict[str, list]:
-    """name, start, end, strand."""
-    return {key: [getattr(stretch, key) for stretch in stretches] for key in ("name", "start", "end", "strand")}
+def sequence_columns(stretches: list[Stretch]) -> dict[str, Any]:
+    """contig, start, end, name (of a BED region; "" elsewhere), strand."""
+    contigs, regions = names_columns(stretches)
+    starts, ends = ([getattr(stretch, key) for stretch in stretches] for key in ("start", "end"))
+    strands = [stretch.strand for stretch in stretches]
+    return dict(zip(REGION, (contigs, starts, ends, regions, strands), strict=True))
 
 
 def base_columns(stretches: list[Stretch]) -> dict[str, Any]:
-    """name, position (0-based, on the record), strand: a row a base, in the order of the stretch's letters."""
+    """contig, position (0-based, on the record), name, strand: a row a base, in the order of the stretch's letters."""
     sizes = [stretch.end - stretch.start for stretch in stretches]
     ways = [np.arange(s.start, s.end) if s.strand != "-" else np.arange(s.end - 1, s.start - 1, -1) for s in stretches]
-    names = pa.array([s.name for s in stretches]).dictionary_encode().cast(pa.string())
-    repeat = np.repeat(np.arange(len(stretches)), sizes)
-    strands = pa.array([s.strand for s in stretches])
-    return {
-        "name": names.take(pa.array(repeat)),
-        "position": np.concatenate(ways),
-        "strand": strands.take(pa.array(repeat)),
-    }
+    repeat = pa.array(np.repeat(np.arange(len(stretches)), sizes))
+    contigs, regions = (names.take(repeat) for names in names_columns(stretches))
+    strands = pa.array([s.strand for s in stretches]).take(repeat)
+    return dict(zip(BASE, (contigs, np.concatenate(ways), regions, strands), strict=True))
+
+
+def names_columns(stretches: list[Stretch]) -> tuple[pa.Array, pa.Array]:
+    """Record and region of each stretch; "." is BED's way to say that a region has no name."""
+    regions = ["" if stretch.region == "." else stretch.region for stretch in stretches]
+    return pa.array([stretch.name for stretch in stretches], pa.string()), pa.array(regions, pa.string())

@@ -1,7 +1,8 @@
 """Labelled places on a genome -> labelled windows -> a folder of train, dev and test tables.
 
 Every table has `sequence,label` first, then where the window lies (contig, start, end on the forward strand, 0-based
-and half-open, strand of the sequence) and what it is. The folder also holds manifest.json: every option and count.
+and half-open; name of its gene or peak; strand of the sequence) and what it is. The folder also holds manifest.json:
+every option and count.
 """
 
 import json
@@ -15,6 +16,7 @@ import pandas as pd
 from megadna import __version__
 from megadna.downstream.dataset_options import DatasetOptions
 from megadna.downstream.genome import PLAIN, Genome, as_text
+from megadna.downstream.names import REGION
 from megadna.downstream.splits import leakage, split_windows
 from megadna.files import atomic_folder
 from megadna.log import get_logger
@@ -43,10 +45,10 @@ def finish(
 ) -> pd.DataFrame:
     """Split, shuffle, count and, with --output, write; the table of all splits, the manifest in its `attrs`.
 
-    `columns` are written after those that every dataset has; the first of them names what a split by group keeps whole.
+    A split by group keeps whole what has one name. `columns` are written after those that every dataset has.
     """
     fractions, contigs = (options.dev_fraction, options.test_fraction), (options.dev_contigs, options.test_contigs)
-    examples = examples.assign(group=examples[columns[0]])
+    examples = examples.assign(group=examples["name"])
     examples["split"] = split_windows(examples, by, fractions, contigs, options.seed)
     examples = examples.sample(frac=1, random_state=np.random.default_rng((options.seed, 2)), ignore_index=True)
     classes = examples["label" if examples["label"].dtype == np.int64 else "kind"]  # a regression has no classes
@@ -54,7 +56,7 @@ def finish(
     counts = {**counts, "windows": windows, "leakage": leakage(examples)}
     for what in ("windows", "leakage"):
         log.info("%s: %s", what, "; ".join(f"{name}: {count}" for name, count in counts[what].items()))
-    table = examples[["sequence", "label", "contig", "start", "end", "strand", "kind", *columns, "split"]]
+    table = examples[["sequence", "label", *REGION, "kind", *columns, "split"]]
     manifest = {"megadna": __version__, "options": asdict(options), "counts": counts}
     table.attrs["manifest"] = json.loads(json.dumps(manifest, default=str))
     if options.output is not None:

@@ -7,8 +7,6 @@ A run folder appears whole, under its name, at the end; a command that was stopp
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -17,15 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from megadna.downstream.encoder import load_config, load_tokenizer
-from megadna.downstream.metrics import CLASS_SCORES, NUMBER_SCORES, all_scores, probabilities, scores, with_intervals
+from megadna.downstream.names import file_names, require_names
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.task_batches import NO_LABEL, Collator, examples_of
-from megadna.downstream.task_model import adapt, build_model, save_model
-from megadna.downstream.task_plots import write_plots
-from megadna.downstream.tasks import Target, add_targets, make_target, read_task
+from megadna.downstream.tasks import Target, add_targets, make_target, missing_classes, read_task
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, atomic_folder, work_folder
 from megadna.log import get_logger, rank_from_environment
@@ -35,7 +28,7 @@ log = get_logger(__name__)
 
 
 def finetune(model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:
-    """Fine-tune, write `output`, return every score: seed, fold, split, score, value, low, high.
+    """Fine-tune, write `output`, return every score: seed, fold, split, score, value, low, high, remark.
 
     Keyword arguments are the fields of FinetuneOptions.
     """
@@ -47,17 +40,10 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
     for key in ("model", "data", "output"):
         require(bool(getattr(options, key)) and getattr(options, key) != Path(), f"say --{key}")
     assert options.output is not None
-    tables = read_task(options.data, options.columns)
-    require("train" in tables, f"{options.data}: no train table (train.csv, .tsv, .parquet, .fna)")
-    target = make_target(options.task, tables, options.columns, options.label_names, options.data)
-    known = NUMBER_SCORES if target.is_regression else CLASS_SCORES
-    require(options.best in ("", *known), f"--best {options.best}: must be one of {', '.join(known)}")
-    for entry in options.test:
-        name, _, path = entry.partition("=")
-        require(bool(path) and name not in tables, f"--test {entry}: must be name=path, each name once")
-        more = read_task(Path(path), options.columns)
-        tables[name] = more["test"] if "test" in more else next(iter(more.values()))
-    tables = {name: add_targets(table, target, f"{options.data} ({name})") for name, table in tables.items()}
+    tables, target = read_data(options)
+    for name, table in tables.items():
+        if absent := missing_classes(table, target):
+            log.warning("%s: no %s of class %s", name, target.unit, ", ".join(absent))
     if options.augment and not options.force_augment:
         stranded = options.stranded or "strand" in tables["train"]
         require(not stranded, "--augment: the label of this task depends on the strand; --force_augment does it anyway")
@@ -75,6 +61,36 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
         with atomic_file(options.output / "metrics.csv") as temporary:
             frame.to_csv(temporary, index=False)
     return frame
+
+
+def read_data(options: FinetuneOptions) -> tuple[dict[str, pd.DataFrame], Target]:
+    """The tables by split, those of --test too, with their targets; UserError where options and data do not fit."""
+    tables = read_task(options.data, options.columns)
+    require("train" in tables, f"{options.data}: no train table (train.csv, .tsv, .parquet, .fna)")
+    target = make_target(options.task, tables, options.columns, options.label_names, options.data)
+    known = target.scores
+    require(options.best in ("", *known), f"--best {options.best}: must be one of {', '.join(known)}")
+    weighs = target.has_classes or target.task == "contact"
+    require(weighs or not options.class_weights, f"--class_weights: task {target.task} has no classes")
+    where = dict.fromkeys(tables, options.data)
+    for entry in options.test:
+        name, _, path = entry.partition("=")
+        free = bool(path) and name not in (*tables, "train", "dev")
+        require(free, f"--test {entry}: must be name=path, each name once, none of them train or dev")
+        tables[name], where[name] = _test_table(Path(path), options), Path(path)
+    require_names(list(tables), "--test")
+    file_names(list(tables), "predictions-{}.parquet")
+    tables = {name: add_targets(table, target, f"{where[name]} ({name})") for name, table in tables.items()}
+    return tables, target
+
+
+def _test_table(path: Path, options: FinetuneOptions) -> pd.DataFrame:
+    """The test table of a folder, or its only one."""
+    found = read_task(path, options.columns)
+    require(
+        "test" in found or len(found) == 1, f"--test {path}: has {', '.join(found)}, and no test table; name a file"
+    )
+    return found["test"] if "test" in found else next(iter(found.values()))
 
 
 def _runs(options: FinetuneOptions) -> Iterator[tuple[int, int]]:
@@ -106,17 +122,21 @@ def _one_run(
     assert options.output is not None
     folder = options.output / (f"seed-{seed}" + (f"-fold-{fold}" if options.folds else ""))
     if not (folder / "metrics.json").is_file():
+        with_dev = _with_dev(tables, options, target, seed, fold)
+        from megadna.downstream.task_training import train_and_score  # after the data: torch takes seconds to import
+
         is_main = rank_from_environment() == 0
         with atomic_folder(folder) if is_main else nullcontext(work_folder(folder)) as work:
-            _train_and_score(options, _with_dev(tables, options, target, seed, fold), target, seed, work)
+            train_and_score(options, with_dev, target, seed, work)
     if rank_from_environment() > 0:
         return pd.DataFrame()
     rows = [
-        {"seed": seed, "fold": fold, "split": split, "score": score, **values}
+        {"seed": seed, "fold": fold, "split": split, "score": score, "remark": "", **values}
         for split, found in json.loads((folder / "metrics.json").read_text()).items()
         for score, values in found.items()
     ]
-    return pd.DataFrame(rows)
+    order = ["seed", "fold", "split", "score", "value", "low", "high", "remark"]
+    return pd.DataFrame(rows)[order].astype(dict.fromkeys(order[4:7], float))
 
 
 def _with_dev(
@@ -142,126 +162,3 @@ def _with_dev(
     except ValueError as error:
         raise UserError(f"{options.data}: {len(train)} train rows cannot give a dev part ({error})") from error
     return {**tables, "train": train.iloc[chosen], "dev": train.iloc[dev]}
-
-
-def _train_and_score(
-    options: FinetuneOptions, tables: dict[str, pd.DataFrame], target: Target, seed: int, work: Path
-) -> None:
-    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
-
-    set_seed(seed)
-    trust = options.trust_remote_code
-    config = load_config(options.model, trust_remote_code=trust)
-    tokenizer = load_tokenizer(options.model, config, trust_remote_code=trust, max_tokens=options.max_tokens)
-    examples = {
-        split: examples_of(table, tokenizer, options, augment=options.augment and split == "train")
-        for split, table in tables.items()
-    }
-    weights = _class_weights(tables["train"], target) if options.class_weights else None
-    model = build_model(options, target, tokenizer, weights)
-    trainer = Trainer(
-        model=adapt(model, options),
-        args=_arguments(options, target, len(examples["train"]), seed, work),
-        train_dataset=examples["train"],
-        eval_dataset=examples["dev"],
-        data_collator=Collator(tokenizer.pad_id, target),
-        compute_metrics=lambda found: _logged(found.label_ids, found.predictions, target),
-        callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    predictions = {split: trainer.predict(examples[split]) for split in tables if split != "train"}
-    if not trainer.is_world_process_zero():
-        return
-    shutil.rmtree(work / "trainer", ignore_errors=True)
-    save_model(trainer.model, model, tokenizer, work / "model")
-    found = {}
-    for split, output in predictions.items():
-        truth, predicted = _rows(output.label_ids, output.predictions, target)
-        found[split] = with_intervals(all_scores, truth, predicted, target, seed=seed)
-        _predictions_table(tables[split], truth, predicted, target).to_parquet(work / f"predictions-{split}.parquet")
-        if split != "dev" or len(predictions) == 1:
-            write_plots(*_flat(truth, predicted), target, work, split)
-    (work / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
-
-
-def _logged(labels: np.ndarray, logits: np.ndarray, target: Target) -> dict[str, float]:
-    found = scores(*_flat(*_rows(labels, logits, target)), target)
-    log.info("%s", " | ".join(f"{name} {value:.4f}" for name, value in found.items()))
-    return found
-
-
-def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed: int, work: Path) -> Any:
-    from transformers import TrainingArguments
-
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = options.max_steps or options.epochs * -(-num_examples // (options.batch_size * ranks))
-    cuda = torch.cuda.is_available()
-    strategy = "steps" if options.eval_steps else "epoch"
-    return TrainingArguments(
-        output_dir=str(work / "trainer"),
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=4 * options.batch_size,
-        num_train_epochs=options.epochs,
-        max_steps=options.max_steps or -1,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.schedule if options.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=int(options.warmup_fraction * steps),
-        weight_decay=options.weight_decay,
-        eval_strategy=strategy,
-        save_strategy=strategy,
-        eval_steps=options.eval_steps or None,
-        save_steps=options.eval_steps or 500,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model=options.best or target.main_score,
-        greater_is_better=options.best != "mse",
-        bf16=options.precision == "bf16" or (options.precision == "auto" and cuda),
-        use_cpu=not cuda,
-        seed=seed,
-        label_names=["labels"],
-        remove_unused_columns=False,
-        dataloader_pin_memory=cuda,
-        disable_tqdm=not os.isatty(2),
-        logging_steps=max(1, steps // 100),
-        report_to="none",
-    )
-
-
-def _class_weights(train: pd.DataFrame, target: Target) -> list[float]:
-    has_classes = target.task in ("classification", "base_classification", "contact")
-    require(has_classes, f"--class_weights: task {target.task} has no classes")
-    counts = np.bincount(np.concatenate(list(map(np.ravel, train["target"]))), minlength=len(target.names))
-    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
-
-
-def _rows(labels: np.ndarray, logits: np.ndarray, target: Target) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Truth and probabilities (or numbers) of each sequence: a row a sequence, nucleotide or pair, padding left out."""
-    if not target.ragged:
-        return list(labels[:, None] if labels.ndim == 1 else labels[:, None, :]), list(
-            probabilities(logits, target)[:, None, :]
-        )
-    truth, predicted = [], []
-    for label_L, logits_LC in zip(labels, logits, strict=True):
-        padding = (
-            (label_L == NO_LABEL) if label_L.ndim == 1 else (np.isnan(label_L) | (label_L == NO_LABEL)).any(axis=1)
-        )
-        truth.append(label_L[~padding])
-        predicted.append(probabilities(logits_LC[: len(label_L)][~padding], target))
-    return truth, predicted
-
-
-def _flat(truth: list[np.ndarray], predicted: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate(truth), np.concatenate(predicted)
-
-
-def _predictions_table(
-    table: pd.DataFrame, truth: list[np.ndarray], predicted: list[np.ndarray], target: Target
-) -> pd.DataFrame:
-    """sequence, truth, and a column of probabilities (or numbers) for each name."""
-    given = truth if target.ragged else table["target"]
-    shown = table[["sequence"]].assign(truth=[np.ravel(t).tolist() if np.ndim(t) else t for t in given])
-    for place, name in enumerate(target.names):
-        values = [rows[:, place].astype(np.float32) for rows in predicted]
-        shown[name] = values if target.ragged else np.concatenate(values)
-    return shown.reset_index(drop=True)

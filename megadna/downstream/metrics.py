@@ -1,18 +1,17 @@
-"""Scores of predictions, with bootstrap intervals, and the two readings of the DNABERT card's splice-site scores."""
+"""Scores of predictions, with bootstrap intervals and why some of them say little, and the two readings of the DNABERT
+card's splice-site scores."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, softmax
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from megadna.downstream.tasks import Target
+from megadna.downstream.tasks import CLASS_SCORES, NUMBER_SCORES, SPLICE_NAMES, Target
 
 RESAMPLES = 500
-NUMBER_SCORES = ("pearson", "spearman", "mse")
-CLASS_SCORES = ("accuracy", "f1_macro", "mcc", "auroc", "auprc")
-SPLICE_NAMES = ("donor", "acceptor", "negative")
 
 
 def probabilities(logits: np.ndarray, target: Target) -> np.ndarray:
@@ -31,7 +30,7 @@ def scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore")  # a class without rows gives NaN, which is what the table should say
         if target.is_regression:
-            pairs = list(zip(truth.T, predicted_NC.T, strict=True))
+            pairs = list(zip(truth.T, predicted_NC.T, strict=True)) if len(truth) > 1 else [(np.ones(2), np.ones(2))]
             found = [np.mean([measure(a, b)[0] for a, b in pairs]) for measure in (pearsonr, spearmanr)]
             return dict(zip(NUMBER_SCORES, map(float, [*found, np.mean((truth - predicted_NC) ** 2)]), strict=True))
         several = target.independent
@@ -112,6 +111,55 @@ def splice_scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -
 def all_scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[str, float]:
     """Everything there is to say about these predictions."""
     return scores(truth, predicted_NC, target) | splice_scores(truth, predicted_NC, target)
+
+
+def remark(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> str:
+    """Why these scores say little: classes without rows, one answer for every row, constant numbers; "" where nothing
+    is odd. Arguments as of `scores`."""
+    if not len(truth):
+        return f"no {target.unit}"
+    one = [f"one {target.unit} only"] * (len(truth) == 1)
+    of_task = _odd_numbers if target.is_regression else _odd_labels if target.independent else _odd_classes
+    return "; ".join([*one, *of_task(truth, predicted_NC, target)])
+
+
+def _odd_numbers(truth_NC: np.ndarray, predicted_NC: np.ndarray, target: Target) -> Iterator[str]:
+    for place, name in enumerate(target.names):
+        for numbers, what in ((truth_NC[:, place], "is"), (predicted_NC[:, place], "is predicted")):
+            if np.ptp(numbers) <= 1e-6 * np.abs(numbers).max():  # equal up to the order in which fp32 adds
+                yield f"{name} {what} {numbers[0]:.4g} in every {target.unit}: pearson and spearman are undefined"
+
+
+def _odd_labels(truth_NC: np.ndarray, predicted_NC: np.ndarray, target: Target) -> Iterator[str]:
+    for place, name in enumerate(target.names):
+        true, called = truth_NC[:, place] > 0.5, predicted_NC[:, place] > 0.5
+        if true.all() or not true.any():
+            yield f"{name} is {int(true[0])} in every {target.unit}: auroc and auprc leave it out"
+        if called.all() or not called.any():
+            yield f"{name} is predicted as {int(called[0])} in every {target.unit}"
+
+
+def _odd_classes(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> Iterator[str]:
+    counts = np.bincount(truth.astype(np.int64), minlength=len(target.names))
+    absent = [name for name, count in zip(target.names, counts, strict=True) if not count]
+    called = np.unique(predicted_NC.argmax(axis=1))
+    if len(absent) == len(target.names) - 1:
+        only = target.names[counts.argmax()]
+        yield f"every {target.unit} is of class {only}: auroc and auprc are undefined, mcc is 0"
+    elif absent:
+        more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+        yield f"no {target.unit} of class {', '.join(absent[:10])}{more}: auroc and auprc leave it out"
+    if len(called) == 1:
+        yield f"every {target.unit} is predicted as {target.names[called[0]]}, so mcc is 0"
+
+
+def scored(
+    truth: list[np.ndarray], predicted: list[np.ndarray], target: Target, *, seed: int
+) -> dict[str, dict[str, Any]]:
+    """value, low, high and remark by score; one array a sequence."""
+    found = with_intervals(all_scores, truth, predicted, target, seed=seed)
+    said = remark(np.concatenate(truth), np.concatenate(predicted), target)
+    return {name: {**values, "remark": said} for name, values in found.items()}
 
 
 def with_intervals(

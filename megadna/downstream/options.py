@@ -64,6 +64,8 @@ class InputOptions(ModelOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
+        whole = self.bed is None or not self.circular
+        require(whole, "--bed names regions, which end with their contig; leave out --circular")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,10 @@ class EmbedOptions(InputOptions):
     """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give a column each."""
     strand: Literal["forward", "reverse", "both"] = "forward"
     """both: mean of the two strands; outputs per nucleotide of the reverse strand are turned round first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(set(self.layers)) == len(self.layers), f"--layers {self.layers}: each of them once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,7 @@ class PredictOptions(InputOptions):
         super().__post_init__()
         require(self.window >= 0 and self.step >= 0, "--window and --step must not be negative")
         require(self.step <= self.window, f"--step {self.step} is longer than --window {self.window}")
+        require(self.bed is None or not self.window, "--window slides over a whole genome; leave out --bed")
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class FinetuneOptions(ModelOptions):
     label_columns: list[str] = field(default_factory=list)
     """Columns of the labels (default: label)."""
     label_names: list[str] = field(default_factory=list)
-    """Names of the classes 0, 1, ..."""
+    """Names of the classes: of the labels 0, 1, ... or of the labels in natural order; or the labels, in your order."""
     subset: str = ""
     """Task of a table that holds several (column task)."""
     dev_fraction: float = 0.1

@@ -1,12 +1,14 @@
 """A fine-tuned model over sequences, BED regions or a whole genome: tables, BED, or bigWig in genome coordinates.
 
 A model of sequences gives a row a sequence, a region, or a sliding window of a genome; one of nucleotides a row a base.
-Columns: where (as in `megadna embed`), strand, label (the most probable class) and a column of probabilities (or
-numbers) for each name. Sequences longer than the context: logits are averaged over windows, bases merged as embeddings.
+Columns: those of `megadna embed`, label (the most probable class) and a column for each name: p_NAME of probabilities,
+value_NAME of numbers. Sequences longer than the context: logits are averaged over windows, bases merged as embeddings.
+BED: name of the region (label, where it has none), score, strand, and in column 7 the label or the numbers.
 bigWig: a file for each name and strand, OUTPUT.NAME.plus.bw; where windows overlap, each fills the `step` bases in its
 middle.
 """
 
+import csv
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,9 +32,11 @@ from megadna.downstream.embed import (
     sequence_columns,
 )
 from megadna.downstream.encoder import load_config, load_model, load_tokenizer
+from megadna.downstream.input_checks import check_input
+from megadna.downstream.names import file_names, require_names, value_columns
 from megadna.downstream.options import PredictOptions
 from megadna.downstream.sequences import Stretch, record_lengths, sliding_stretches
-from megadna.downstream.tables_out import check_output, held_parts, in_blocks, write_output, write_parquet
+from megadna.downstream.tables_out import held_parts, in_blocks, write_output, write_parquet
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError, require
 
@@ -41,15 +45,15 @@ _STRANDS = {"+": "plus", "-": "minus", ".": "plus"}
 
 def predict(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
     """Predictions for every sequence of `input`, in memory; keyword arguments are the fields of PredictOptions."""
-    predictor = Predictor(PredictOptions(model=str(model), input=Path(input), **options))
+    chosen = PredictOptions(model=str(model), input=Path(input), **options)
+    check_input(chosen)
+    predictor = Predictor(chosen)
     return pa.concat_tables(list(map(predictor.table, predictor.blocks()))).to_pandas()
 
 
 def predict_to_file(options: PredictOptions) -> list[Path]:
-    """What `megadna predict` does; the files that it wrote."""
-    if options.output is None:
-        raise UserError("say where to write with --output (.parquet, .bed or .bw)")
-    check_output(options.output, (".parquet", ".bed", ".bw"))
+    """What `megadna predict` does, after check_files; the files that it wrote."""
+    assert options.output is not None
     predictor = Predictor(options)
     require(
         options.output.suffix != ".bed" or not predictor.per_base,
@@ -57,8 +61,7 @@ def predict_to_file(options: PredictOptions) -> list[Path]:
     )
     output, files = options.output, [options.output]
     if output.suffix == ".bw":
-        names = ((name, sign) for name in predictor.names for sign in ("plus", "minus"))
-        files = [output.with_name(_bigwig_name(output, name, sign)) for name, sign in names]
+        files = list(bigwig_files(predictor.names, output).values())
 
     def write(paths: list[Path], folder: Path) -> None:
         if output.suffix == ".bw":
@@ -90,9 +93,11 @@ class Predictor:
         auto_class = f"AutoModelFor{'Token' if self.per_base else 'Sequence'}Classification"
         self.model, device = in_precision(load_model(options.model, auto_class, **trust), options.precision)
         self.names = [str(config.id2label[number]) for number in range(config.num_labels)]
+        require_names(self.names, f"{options.model}: id2label of its config.json")
         self.problem = config.problem_type or (
             "regression" if config.num_labels == 1 else "single_label_classification"
         )
+        self.columns = value_columns(self.names, is_regression=self.problem == "regression")
         self.context = tokenizer.max_bases() // 8
         reduce: Any = "nucleotide" if self.per_base else "window"
         self.runner = Runner(tokenizer, self._forward, reduce, device=device, batch_tokens=options.batch_tokens)
@@ -106,7 +111,6 @@ class Predictor:
         letters = MAX_BLOCK_BYTES // (64 * len(self.names)) if self.per_base else MAX_BLOCK_LETTERS
         if options.window:
             require(not self.per_base, "--window is for models of sequences; this one predicts every nucleotide")
-            require(options.bed is None, "--window slides over a whole genome; leave out --bed")
             step, circular = options.step or options.window, tuple(options.circular)
             return in_blocks(sliding_stretches(options.input, options.window, step, circular), letters)
         longest = LONGEST if self.per_base else 0
@@ -129,28 +133,42 @@ class Predictor:
         values = torch.from_numpy(logits_NC)
         if self.problem == "single_label_classification":
             values = values.softmax(-1)
-            best = values.nan_to_num(-1).argmax(-1).tolist()
-            columns["label"] = pa.array([self.names[number] for number in best])
+            best = torch.where(values.isnan().any(-1), -1, values.argmax(-1)).tolist()
+            columns["label"] = pa.array([self.names[number] if number >= 0 else None for number in best], pa.string())
         elif self.problem == "multi_label_classification":
             values = values.sigmoid()
-        return pa.table({**columns, **{name: values[:, place].numpy() for place, name in enumerate(self.names)}})
+        return pa.table({**columns, **{key: values[:, place].numpy() for place, key in enumerate(self.columns)}})
 
     def write_bed(self, parts: list[Path], path: Path) -> None:
-        """contig, start, end, label (of numbers: the value), score (probability x 1000), strand."""
-        with path.open("w", encoding="utf-8") as file:
+        """contig, start, end, name, score (probability of the label x 1000; of numbers 0), strand, label.
+
+        name: the region's, the label where it has none. label: the most probable class or label, or the numbers with
+        commas between.
+        """
+        with path.open("w", encoding="utf-8", newline="") as file:
             for part in parts:
                 table = parquet.read_table(part).to_pandas()
-                best = table[self.names].max(axis=1)
-                label = table["label"] if "label" in table else best.map("{:.6g}".format)
-                score = (1000 * best).round().clip(0, 1000).astype(int) if self.problem != "regression" else 0
-                rows = pd.DataFrame(
-                    {"c": table["name"], "s": table["start"], "e": table["end"], "l": label, "v": score}
-                )
-                rows.assign(strand=table["strand"]).to_csv(file, sep="\t", header=False, index=False)
+                values = table[self.columns]
+                if self.problem == "regression":
+                    label, score = values.map("{:.6g}".format).agg(",".join, axis=1), 0
+                else:
+                    best = values.fillna(-1).to_numpy().argmax(axis=1)
+                    label = pd.Series(np.array(self.names, object)[best], table.index)
+                    label = label.where(values.notna().all(axis=1), ".")
+                    score = (1000 * values.max(axis=1).fillna(0)).round().clip(0, 1000).astype(int)
+                name = table["name"].where(table["name"] != "", label)
+                rows = table[["contig", "start", "end"]].assign(name=name, score=score)
+                rows = rows.assign(strand=table["strand"], label=label)
+                rows.to_csv(file, sep="\t", header=False, index=False, quoting=csv.QUOTE_NONE, lineterminator="\n")
 
 
-def _bigwig_name(output: Path, name: str, sign: str) -> str:
-    return f"{output.stem}.{name}.{sign}.bw"
+def bigwig_files(names: list[str], output: Path) -> dict[tuple[str, str], Path]:
+    """The file of each name and strand (plus, minus)."""
+    signs = sorted(set(_STRANDS.values()))
+    parts = file_names(names, f"{output.stem}.{{}}.minus.bw")
+    return {
+        (name, sign): output.with_name(f"{output.stem}.{parts[name]}.{sign}.bw") for name in names for sign in signs
+    }
 
 
 def _write_bigwigs(parts: list[Path], predictor: Predictor, folder: Path) -> None:
@@ -161,10 +179,11 @@ def _write_bigwigs(parts: list[Path], predictor: Predictor, folder: Path) -> Non
     assert output is not None
     sizes = record_lengths(predictor.options.input, predictor.options.column)
     order = {name: number for number, name in enumerate(sizes)}
+    paths = bigwig_files(predictor.names, output)
     files: dict[Path, Any] = {}
     last: dict[str, tuple[int, int]] = {}
     for part in parts:
-        table = _places(parquet.read_table(part).to_pandas(), predictor).assign(order=lambda t: t["name"].map(order))
+        table = _places(parquet.read_table(part).to_pandas(), predictor).assign(order=lambda t: t["contig"].map(order))
         for sign, rows in table.sort_values(["order", "start"]).groupby(table["strand"].map(_STRANDS)):
             orders, starts, ends = (rows[key].to_numpy() for key in ("order", "start", "end"))
             before = last.get(sign, (0, 0))
@@ -175,15 +194,15 @@ def _write_bigwigs(parts: list[Path], predictor: Predictor, folder: Path) -> Non
                 require(clear, f"{output}: a bigWig needs regions that are sorted and do not overlap; use .parquet")
             last[sign] = int(orders[-1]), int(ends[-1])
             rows = rows.assign(start=np.maximum(starts, behind))
-            for name in predictor.names:
-                place = folder / _bigwig_name(output, name, sign)
-                if place not in files:
-                    files[place] = pyBigWig.open(str(place), "w")
-                    files[place].addHeader(list(sizes.items()))
-                known = rows[rows[name].notna() & (rows["end"] > rows["start"])]
-                columns = [known[key].tolist() for key in ("name", "start", "end")]
-                values = known[name].astype(float).tolist()
-                files[place].addEntries(columns[0], columns[1], ends=columns[2], values=values)
+            for name, key in zip(predictor.names, predictor.columns, strict=True):
+                path = folder / paths[name, str(sign)].name
+                if path not in files:
+                    files[path] = pyBigWig.open(str(path), "w")
+                    files[path].addHeader(list(sizes.items()))
+                known = rows[rows[key].notna() & (rows["end"] > rows["start"])]
+                columns = [known[column].tolist() for column in ("contig", "start", "end")]
+                values = known[key].astype(float).tolist()
+                files[path].addEntries(columns[0], columns[1], ends=columns[2], values=values)
     for file in files.values():
         file.close()
 

@@ -39,7 +39,7 @@ class Stretch:
     after: int = 0
     """Letters of context behind."""
     region: str = ""
-    """Name of the BED region (column 4), where it has one."""
+    """Name of the BED region (column 4); empty elsewhere."""
 
     def reversed(self) -> "Stretch":
         """The other strand of the same bases."""
@@ -55,12 +55,14 @@ def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
 
 
 def record_lengths(path: Path, column: str = "") -> dict[str, int]:
-    """Bases of each record, by the first word of its header; UserError where two have one name."""
+    """Bases of each record, by the first word of its header; UserError where two records have one name."""
     lengths: dict[str, int] = {}
     for header, letters in read_records(path, column):
         name = names_of([header])[0].decode(errors="replace")
         require(
-            name not in lengths, f"{path}: two records are named {name}, so a position on it is no place; rename one"
+            name not in lengths,
+            f"{path}: two records are called {name}; --bed, --window, --circular and bigWig files need names that "
+            "are unique: rename or remove one",
         )
         lengths[name] = len(letters)
     return lengths

@@ -28,8 +28,8 @@ _SITE = ["contig", "strand", "position"]
 
 
 def splice_sites(**options: Any) -> pd.DataFrame:
-    """The dataset of these SpliceOptions as one table: sequence, label, contig, start, end, strand, kind, gene,
-    position, canonical, split; the manifest in `attrs`. Also written where `output` names a folder."""
+    """The dataset of these SpliceOptions as one table: sequence, label, contig, start, end, name (the gene's), strand,
+    kind, position, canonical, split; the manifest in `attrs`. Also written where `output` names a folder."""
     chosen = SpliceOptions(**options)
     transcripts, exons = read_annotation(chosen.annotation)
     genome = read_genome(chosen.genome)
@@ -52,8 +52,8 @@ def splice_sites(**options: Any) -> pd.DataFrame:
     positives = positives.groupby("kind").head(count)
     places = _negatives(positives, taken, introns, forbidden, genome, chosen)
     negatives, counts["negatives left out"] = _windows(places, genome, chosen)
-    examples = _balanced(positives, negatives, chosen)
-    return finish(examples, chosen, chosen.split, ["gene", "position", "canonical"], {**counts, "labels": LABELS})
+    examples = _balanced(positives, negatives, chosen).rename(columns={"gene": "name"})
+    return finish(examples, chosen, chosen.split, ["position", "canonical"], {**counts, "labels": LABELS})
 
 
 def introns_of(exons: pd.DataFrame, transcripts: pd.DataFrame, min_length: int) -> pd.DataFrame:

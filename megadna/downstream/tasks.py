@@ -5,19 +5,28 @@ In:  a folder of train, dev (valid, validation, val) and test tables: GUE's CSV,
      `megadna splice-sites` and `megadna windows`; or one CSV, TSV or Parquet file, with a column split or without.
 Out: sequence (upper-case, U as T) and target: a class number, or numbers; per nucleotide an array [L] or [L, 1]; of
      contacts [L, L].
+Every cell is read as text: a label is a name, be it 9606, 01, NA or None. Only an empty cell (a null) is none.
 """
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
+from megadna.downstream.names import in_natural_order, require_names
 from megadna.downstream.options import Columns, Task
 from megadna.downstream.sequences import read_records
 from megadna.errors import UserError, require
 from megadna.genome.tables import join_kmers
+
+NUMBER_SCORES = ("pearson", "spearman", "mse")
+SPLICE_NAMES = ("donor", "acceptor", "negative")
+CLASS_SCORES = ("accuracy", "f1_macro", "mcc", "auroc", "auprc")
 
 _SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
 _FILE = re.compile(rf"^({'|'.join(_SPLITS)})\.(csv|tsv|txt|parquet|fna|fa|fasta)(\.gz)?$")
@@ -28,7 +37,10 @@ def find_tasks(data: Path) -> dict[str, Path]:
     """Folders below `data` (or itself) that hold a train table, by their path relative to it."""
     folders = {path.parent for path in data.rglob("*") if (found := _FILE.match(path.name)) and found[1] == "train"}
     require(bool(folders), f"{data}: no folder with a train table (train.csv, .tsv, .parquet, .fna) in it")
-    return {str(folder.relative_to(data)) if folder != data else data.name: folder for folder in sorted(folders)}
+    own = data.resolve().name
+    tasks = {str(folder.relative_to(data)) if folder != data else own: folder for folder in sorted(folders)}
+    require(len(tasks) == len(folders), f"{data}: it and the folder {own} in it are both a task; move one of them")
+    return tasks
 
 
 def read_task(data: Path, columns: Columns) -> dict[str, pd.DataFrame]:
@@ -37,56 +49,128 @@ def read_task(data: Path, columns: Columns) -> dict[str, pd.DataFrame]:
         table = read_table(data, columns)
         if "split" not in table:
             return {"train": table}
-        names = table["split"].astype(str).str.lower().map(_SPLITS)
-        require(names.notna().all(), f"{data}: column split holds {table['split'][names.isna()].iloc[:1].tolist()}")
-        tables = {str(name): part.reset_index(drop=True) for name, part in table.groupby(names)}
+        names = table["split"].str.strip().str.lower().map(_SPLITS)
+        wrong = np.flatnonzero(names.isna())
+        if len(wrong):
+            stated = table["split"].iloc[wrong[0]]
+            raise UserError(
+                f"{data}: row {table.index[wrong[0]] + 1}: split {stated!r} is none of {', '.join(_SPLITS)}"
+            )
+        tables = {str(name): part for name, part in table.groupby(names)}
     else:
         require(data.is_dir(), f"{data}: no such file or folder")
-        files = {_SPLITS[found[1]]: path for path in sorted(data.iterdir()) if (found := _FILE.match(path.name))}
+        files: dict[str, Path] = {}
+        for path in sorted(data.iterdir()):
+            if found := _FILE.match(path.name):
+                first = files.setdefault(_SPLITS[found[1]], path)
+                require(first == path, f"{data}: {first.name} and {path.name} are both its {_SPLITS[found[1]]} table")
         tables = {split: read_table(path, columns) for split, path in files.items()}
     require(bool(tables), f"{data}: no train, dev or test table (train.csv, .tsv, .parquet, .fna)")
     return tables
 
 
 def read_table(path: Path, columns: Columns) -> pd.DataFrame:
-    """One table; UserError names the file and the row or column that does not fit."""
+    """One table, its index the rows of the file from 0 on; UserError names the file and the row or column that does not
+    fit."""
     require(path.is_file(), f"{path}: no such file")
     table = _read(path)
+    require(len(table) > 0, f"{path}: holds no row")
+    for name in ("task", "split"):
+        if name in table:
+            _require_filled(table, name, path)
     if ("task" in table and table["task"].nunique() > 1) or columns.subset:
         known = sorted(table["task"].unique()) if "task" in table else []
         require(columns.subset in known, f"{path}: say which task with --subset: {', '.join(known) or 'it has none'}")
-        table = table[table["task"] == columns.subset].reset_index(drop=True)
-    require(len(table) > 0, f"{path}: holds no row")
+        table = table[table["task"] == columns.subset]
     sequence = columns.sequence or next((name for name in ("sequence", "seq") if name in table), "sequence")
-    labels = columns.labels or (next((name for name in ("label", "labels") if name in table), "label"),)
+    labels = columns.labels or _usual_labels(table)
     for name in (sequence, *labels):
         require(name in table, f"{path}: no column {name!r}; it has {', '.join(map(str, table.columns))}")
-        empty = np.flatnonzero(table[name].isna())
-        require(not len(empty), f"{path}: row {empty[0] + 1 if len(empty) else 0}: column {name!r} is empty")
-    text = table[sequence].astype(str).str.strip()
+        _require_filled(table, name, path)
+    text = table[sequence].map(str).str.strip()
     if " " in text.iloc[0]:
-        text = pd.Series([join_kmers(t, f"{path}: row {n}") for n, t in enumerate(text, 1)])
+        rows = zip(text.index, text, strict=True)
+        text = pd.Series([join_kmers(words, f"{path}: row {row + 1}") for row, words in rows], text.index)
     text = text.str.upper()
-    wrong = np.flatnonzero(~text.map(lambda letters: bool(_NUCLEOTIDES.fullmatch(letters))))
-    require(not len(wrong), f"{path}: row {wrong[0] + 1 if len(wrong) else 0}: no nucleotide sequence")
+    for row, letters in text.items():
+        if not _NUCLEOTIDES.fullmatch(letters):
+            raise UserError(f"{path}: row {row + 1}: no nucleotide sequence")
     kept = {name: table[name] for name in ("split", "strand") if name in table}
     found = {f"label_{place}": table[name] for place, name in enumerate(labels)}
     return pd.DataFrame({"sequence": text.str.replace("U", "T"), **found, **kept})
 
 
+def _usual_labels(table: pd.DataFrame) -> tuple[str, ...]:
+    """label, labels, or label_1, label_2 ... of a FASTA file."""
+    several = tuple(table.attrs.get("labels", ()))
+    return several or (next((name for name in ("label", "labels") if name in table), "label"),)
+
+
+def _require_filled(table: pd.DataFrame, name: str, path: Path) -> None:
+    """UserError where the column has an empty cell."""
+    for row, cell in zip(table.index, table[name], strict=True):
+        if cell is None or (isinstance(cell, str) and not cell.strip()):
+            raise UserError(f"{path}: row {row + 1}: column {name!r} is empty")
+
+
 def _read(path: Path) -> pd.DataFrame:
+    """Cells as text, "" where they are empty; columns of lists (Parquet) as they are."""
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
     if kind in ("fna", "fa", "fasta"):
-        rows = [(header.decode().rsplit("|", 1), letters) for header, letters in read_records(path)]
-        require(all(len(words) == 2 for words, _ in rows), f"{path}: a header line is no `>name|label`")
-        return pd.DataFrame({"sequence": [letters for _, letters in rows], "label": [words[1] for words, _ in rows]})
+        return _read_fasta(path)
     try:
         if kind == "parquet":
-            return pd.read_parquet(path)
-        labels_as_written = {"label": str, "labels": str}
-        return pd.read_csv(path, sep="\t" if kind in ("tsv", "txt") else ",", dtype=labels_as_written)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
+            found = parquet.read_table(path)
+            names, cells = found.column_names, [_as_text(column) for column in found.columns]
+        else:
+            separator = "\t" if kind in ("tsv", "txt") else ","
+            rows = pd.read_csv(path, sep=separator, header=None, dtype=str, na_filter=False)
+            names, cells = rows.iloc[0].tolist(), [rows[column].iloc[1:] for column in rows]
+    except (pa.ArrowException, OSError, ValueError, EOFError) as error:  # pandas' own errors are ValueErrors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read as a table ({reason})") from error
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    require(not twice, f"{path}: two columns are called {twice[0] if twice else ''!r}; rename one")
+    return pd.DataFrame({name: column.to_numpy(object) for name, column in zip(names, cells, strict=True)})
+
+
+def _as_text(column: pa.ChunkedArray) -> pd.Series:
+    """Text of the cells as a CSV file of pandas has it, but whole numbers without ".0" (a null makes pandas widen
+    integers to floats)."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if pa.types.is_nested(kind):
+        return column.to_pandas()
+    if pa.types.is_floating(kind):
+        numbers = column.to_pylist()
+        return pd.Series([_number_as_text(number) for number in numbers], dtype=object)
+    texts = column.cast(pa.large_string()).fill_null("").to_pandas()
+    return texts.str.title() if pa.types.is_boolean(kind) else texts
+
+
+def _number_as_text(number: float | None) -> str:
+    if number is None or number != number:
+        return ""
+    return str(int(number)) if float(number).is_integer() else repr(number)
+
+
+def _read_fasta(path: Path) -> pd.DataFrame:
+    """`>name|label`, or `>name|label|label ...`: every field after the first bar is a label of its own column."""
+    rows = [(header.decode(errors="replace").split("|"), letters) for header, letters in read_records(path)]
+    sizes = [len(words) - 1 for words, _ in rows]
+    odd = next((row for row, size in enumerate(sizes) if size != sizes[0] or size < 1), None)
+    if odd is not None:
+        header = "|".join(rows[odd][0])[:60]
+        raise UserError(
+            f"{path}: record {odd + 1}: its header >{header} has {sizes[odd]} labels (>name|label), the first "
+            f"record {sizes[0]}; give every record as many, one or more"
+        )
+    names = ["label"] if sizes[0] == 1 else [f"label_{place}" for place in range(1, sizes[0] + 1)]
+    cells = {name: [words[place] for words, _ in rows] for place, name in enumerate(names, start=1)}
+    table = pd.DataFrame({"sequence": [letters for _, letters in rows], **cells})
+    table.attrs["labels"] = names
+    return table
 
 
 @dataclass(frozen=True)
@@ -96,6 +180,8 @@ class Target:
     task: Task
     names: list[str]
     """Of classes, of the columns of several labels, or of the numbers."""
+    labels: list[str] = field(default_factory=list)
+    """How the tables write the classes, where that is another text than their names."""
 
     @property
     def ragged(self) -> bool:
@@ -108,60 +194,119 @@ class Target:
         return self.task in ("multilabel", "contact")
 
     @property
+    def has_classes(self) -> bool:
+        """Whether one class of several is predicted."""
+        return self.task in ("classification", "base_classification")
+
+    @property
     def is_regression(self) -> bool:
         """Whether numbers are predicted."""
         return self.task.endswith("regression")
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of its scores."""
+        return NUMBER_SCORES if self.is_regression else CLASS_SCORES
 
     @property
     def main_score(self) -> str:
         """By which models are compared where nothing else is said."""
         return "pearson" if self.is_regression else "auprc" if self.task == "contact" else "mcc"
 
+    @property
+    def unit(self) -> str:
+        """What has one target."""
+        return "pair" if self.task == "contact" else "base" if self.ragged else "row"
+
 
 def make_target(task: Task, tables: dict[str, pd.DataFrame], columns: Columns, names: list[str], where: Path) -> Target:
-    """The classes of the train table (class i of an integer label is names[i] where `names` are given)."""
+    """Its names: of a classification the distinct labels of the train table, or `names` for them (_named)."""
     train = tables["train"]
+    count = sum(str(name).startswith("label_") for name in train)
+    if task in ("multilabel", "regression"):
+        own = list(columns.labels) or (["value"] if count == 1 else [f"label_{n}" for n in range(1, count + 1)])
+        require_names(own, f"{where}: --label_columns")
+        return Target(task, own)
+    require(
+        count == 1,
+        f"{where}: {count} labels a row, and task {task} has one; say --task multilabel or regression, or the one "
+        f"column with --label_columns (of a FASTA file: label_1 to label_{count})",
+    )
     if task == "contact":
         return Target(task, ["contact"])
-    if task in ("multilabel", "regression", "base_regression"):
+    if task == "base_regression":
         return Target(task, list(columns.labels) or ["value"])
-    labels = train["label_0"].astype(str)
-    found = {letter for text in labels for letter in text} if task == "base_classification" else set(labels)
-    present = len(found)
-    if all(text.isdigit() for text in found):
-        found = {str(number) for number in range(max(map(int, found)) + 1)} if found else found
-        names = names or sorted(found, key=int)
-        require(len(found) <= len(names), f"--label_names has {len(names)} names for {len(found)} classes")
-    else:
-        names = names or sorted(found)
-        require(found <= set(names), f"--label_names lacks {', '.join(sorted(found - set(names)))}")
-    require(present > 1, f"{where}: the train table has one class only: every label is {labels.iloc[0][:40]}")
-    return Target(task, names)
+    _require_text(train, str(where))
+    labels = train["label_0"]
+    found = {letter for text in labels for letter in text} if task == "base_classification" else set(labels.str.strip())
+    require(len(found) > 1, f"{where}: the train table has one class only: every label is {labels.iloc[0][:40]}")
+    target = _named(task, in_natural_order(found), names)
+    require_names(target.names, f"{where}: the classes" if not names else "--label_names")
+    return target
+
+
+def _require_text(table: pd.DataFrame, where: str) -> None:
+    """UserError where a label is a list (of a Parquet file)."""
+    for column in table.columns[table.columns.str.startswith("label_")]:
+        for row, cell in zip(table.index, table[column], strict=True):
+            if not isinstance(cell, str):
+                raise UserError(f"{where}: row {row + 1}: the label is a list; give each label its own column")
+
+
+def _named(task: Task, found: list[str], names: list[str]) -> Target:
+    """Classes for the labels found: these, or `names`: the same texts in another order; else name i for the label i,
+    where all are numbers from 0 on; else for the labels in natural order, where there are as many."""
+    if not names or set(found) <= set(names):
+        return Target(task, names or found)
+    numbers = [str(number) for number in range(len(names))]
+    if set(found) <= set(numbers):
+        return Target(task, names, numbers)
+    shown = ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+    require(len(found) == len(names), f"--label_names has {len(names)} names for {len(found)} classes: {shown}")
+    foreign = set(found) & set(names)
+    require(not foreign, f"--label_names lacks {', '.join(n for n in found if n not in names)}")
+    return Target(task, names, found)
 
 
 def add_targets(table: pd.DataFrame, target: Target, where: str) -> pd.DataFrame:
     """The table with its column target; UserError for a label that the target does not know."""
     columns = [name for name in table if str(name).startswith("label_")]
+    rows = table.index + 1
+    if target.task != "base_regression":
+        _require_text(table, where)
     if target.task in ("multilabel", "regression"):
-        numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
+        fits = len(columns) == len(target.names)
+        require(fits, f"{where}: {len(columns)} labels a row, and the train table has {len(target.names)}")
+        texts = table[columns].replace({"True": "1", "False": "0"})
+        numbers = texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
         wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-        require(not len(wrong), f"{where}: row {wrong[0] + 1 if len(wrong) else 0}: a label is no number")
+        require(not len(wrong), f"{where}: row {rows[wrong[0]] if len(wrong) else 0}: a label is no number")
         binary = target.task != "multilabel" or np.isin(numbers, (0, 1)).all()
         require(bool(binary), f"{where}: labels of --task multilabel are 0 or 1; for numbers say --task regression")
         return table.assign(target=list(numbers))
+    classes = {name: number for given in (target.names, target.labels) for number, name in enumerate(given)}
     if not target.ragged:
-        return table.assign(target=[_class(text, target, where) for text in table["label_0"].astype(str)])
-    rows = []
-    for number, (text, letters) in enumerate(zip(table["label_0"], table["sequence"], strict=True), start=1):
+        texts = zip(rows, table["label_0"], strict=True)
+        return table.assign(target=[_class(text.strip(), classes, f"{where}: row {row}") for row, text in texts])
+    found = []
+    for row, text, letters in zip(rows, table["label_0"], table["sequence"], strict=True):
         if target.task == "contact":
-            values = _contacts(str(text), len(letters), f"{where}: row {number}")
+            values = _contacts(text, len(letters), f"{where}: row {row}")
         elif target.is_regression:
-            values = _numbers(text, f"{where}: row {number}")
+            values = _numbers(text, f"{where}: row {row}")
         else:
-            values = np.array([_class(letter, target, where) for letter in str(text)])
-        require(len(values) == len(letters), f"{where}: row {number}: {len(values)} labels, {len(letters)} bases")
-        rows.append(values)
-    return table.assign(target=rows)
+            values = np.array([_class(letter, classes, f"{where}: row {row}") for letter in text])
+        require(len(values) == len(letters), f"{where}: row {row}: {len(values)} labels, {len(letters)} bases")
+        found.append(values)
+    return table.assign(target=found)
+
+
+def missing_classes(table: pd.DataFrame, target: Target) -> list[str]:
+    """Classes that no row (or base) of the table has."""
+    if not target.has_classes:
+        return []
+    counts = np.bincount(np.concatenate(list(map(np.atleast_1d, table["target"]))), minlength=len(target.names))
+    return [name for name, count in zip(target.names, counts, strict=True) if not count]
 
 
 def _numbers(values: object, where: str) -> np.ndarray:
@@ -186,9 +331,8 @@ def _contacts(text: str, size: int, where: str) -> np.ndarray:
     return contacts_LL
 
 
-def _class(text: str, target: Target, where: str) -> int:
-    if text in target.names:
-        return target.names.index(text)
-    if text.isdigit() and int(text) < len(target.names):
-        return int(text)
-    raise UserError(f"{where}: label {text!r} is none of {', '.join(target.names)}, the classes of the train table")
+def _class(text: str, classes: dict[str, int], where: str) -> int:
+    if text not in classes:
+        known = ", ".join(list(classes)[:10]) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
+        raise UserError(f"{where}: label {text!r} is none of {known}, the classes of the train table")
+    return classes[text]

@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 
 def windows(**keys: Any) -> pd.DataFrame:
-    """The dataset of these WindowOptions as one table: sequence, label, contig, start, end, strand, kind, name, split;
+    """The dataset of these WindowOptions as one table: sequence, label, contig, start, end, name, strand, kind, split;
     the manifest in `attrs`. Also written where `output` names a folder."""
     options = WindowOptions(**keys)
     rng = np.random.default_rng(options.seed)
@@ -54,11 +54,12 @@ def windows(**keys: Any) -> pd.DataFrame:
     for what in ("left out", "left out for the bigWig"):
         if any(counts.get(what, {}).values()):
             log.info("windows %s: %s", what, counts[what])
-    return finish(examples, options, options.split, ["name"], counts)
+    return finish(examples, options, options.split, [], counts)
 
 
 def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
-    """contig, start, end, strand, anchor (the base that a window is laid around), kind and name of each positive."""
+    """contig, start, end, strand, anchor (the base that a window is laid around), kind and name of each positive: of a
+    peak what BED's column 4 calls it and no other, else where it is."""
     if options.annotation is not None:
         found = of_biotypes(read_annotation(options.annotation)[0], options.biotypes, options.annotation)
         found = on_genome(found, genome, options.annotation, options.aliases)
@@ -68,12 +69,13 @@ def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
     assert options.positives is not None
     summits = ".narrowPeak" in options.positives.name
     lines = list(read_bed(options.positives, stranded=True, summits=summits))
-    found = pd.DataFrame(lines, columns=BedLine._fields).drop(columns=["name", "score"])
+    found = pd.DataFrame(lines, columns=BedLine._fields).drop(columns=["score"])
     found = on_genome(found, genome, options.positives, options.aliases)
     anchor = (found["start"] + found["end"] - (found["strand"] == "-")) // 2
     if summits:  # -1: the caller of the peaks gave none
         anchor = anchor.where(found["summit"] < 0, found["start"] + found["summit"])
-    name = found["contig"] + ":" + found["start"].astype(str) + "-" + found["end"].astype(str)
+    peak = found["contig"] + ":" + found["start"].astype(str) + "-" + found["end"].astype(str)
+    name = found["name"].mask(found["name"].isin(["", "."]) | found["name"].duplicated(keep=False), peak)
     strand = found["strand"].where(found["strand"] == "-", "+")
     return found.assign(anchor=anchor, strand=strand, kind="peak", name=name).drop(columns=["line", "summit"])
 

@@ -142,8 +142,8 @@ class Provenance:
 def _contigs(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
                 found.setdefault(row["source"], []).append(row["record"])
     return found
 

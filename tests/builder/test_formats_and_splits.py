@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_mistakes import bgzf
 
 import megadna.data.pieces
+from megadna.commands import inspect
 from megadna.data.builder import build_dataset
 from megadna.data.dataset import ChunkDataset
 from megadna.data.manifest import SPLITS
@@ -220,6 +221,23 @@ def test_contig_split(tmp_path):
 def _sheet(folder, rows, columns=("path", "genome", "species", "clade"), name="sheet.tsv"):
     (folder / name).write_text("\t".join(columns) + "\n" + "".join("\t".join(row) + "\n" for row in rows))
     return folder / name
+
+
+def test_names_of_genomes_cannot_break_a_table(tmp_path, capsys):
+    """A tab or line end is refused, a bracket shown; a second x becomes x.2 unless a genome is called so."""
+    text = fasta({"chr1": genome(600, np.random.default_rng(1))})
+    for name in ("a\tb.fa", "c.fa", "d.fa", "e.fa"):
+        (tmp_path / name).write_bytes(text)
+    for row in (("c.fa", '"x\ty"', "", ""), ("c.fa", "x", '"y\nz"', "")):
+        with pytest.raises(UserError, match=r"line 2: the name .* holds '\\[tn]'"):
+            build(tmp_path, sample_sheet=_sheet(tmp_path, [row]), output="o")
+    with pytest.raises(UserError, match=r"the name 'a\\tb' holds '\\t'"):
+        build(tmp_path, tmp_path / "a\tb.fa", output="o")
+    rows = [("c.fa", "x [y]", "", ""), ("d.fa", "x [y]", "", ""), ("e.fa", "x [y].2", "", "")]
+    manifest = build(tmp_path, sample_sheet=_sheet(tmp_path, rows), output="named")
+    assert {source.name for source in manifest.sources} == {"x [y]", "x [y].2", "x [y].3"}
+    inspect.main([str(tmp_path / "named")])
+    assert "x [y].3" in capsys.readouterr().out
 
 
 def test_sample_sheet_splits(tmp_path):

@@ -1,5 +1,6 @@
 """A benchmark's table: the model, random weights, baselines that find what is planted, and published rows marked so."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -101,6 +102,10 @@ def test_the_splice_suite_stands_beside_baselines_and_the_card(tmp_path, capsys)
     rule = measured[(measured.method == "two-letter rule") & (measured.score == "mcc")].iloc[0]
     assert rule["mean"] > 0.85 and rule.low <= rule["mean"] <= rule.high
     assert "| sites (comparison only) | two-letter rule | mcc |" in capsys.readouterr().out
+    assert table.loc[table["score"] == "mcc"].query("method == 'two-letter rule'").remark.isna().all()
+    for name in ("model", "random_weights"):  # after two steps they may call one class alone; then the table says so
+        stated = json.loads((tmp_path / "out/runs/sites" / name / "seed-1/metrics.json").read_text())["test"]["mcc"]
+        assert ("so mcc is 0" in stated["remark"]) == (stated["value"] == 0)
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("out/runs/**/metrics.json"))
     main([*run, *short])
     assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("out/runs/**/metrics.json"))

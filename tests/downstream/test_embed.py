@@ -83,7 +83,7 @@ def test_every_pooling_equals_transformers_by_hand(kind, folders, genome, tmp_pa
     for pooling, vectors in expected.items():
         frame = embed(folders[kind], path, pooling=pooling)
         np.testing.assert_allclose(matrix(frame), np.stack(vectors), atol=2e-5)
-    assert frame.name.tolist() == ["s0"] * 40 + ["s1"] * 57 + ["s2"] * 20
+    assert frame.contig.tolist() == ["s0"] * 40 + ["s1"] * 57 + ["s2"] * 20
     assert frame.position.tolist() == [*range(40), *range(57), *range(20)]
     half = matrix(embed(folders[kind], path, precision="bf16", batch_tokens=50))
     np.testing.assert_allclose(half, np.stack(expected["mean"]), atol=0.1)
@@ -187,10 +187,10 @@ def test_tables_regions_and_file_formats_agree(folders, genome, tmp_path):
         assert not Path(f"{output}.parts").exists()
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), matrix(table))
     np.testing.assert_array_equal(matrix(pd.read_parquet(tmp_path / "out.parquet")), matrix(table))
-    assert pd.read_csv(tmp_path / "out.npy.index.tsv", sep="\t").name.tolist() == ["row_1", "row_2", "row_3"]
+    assert pd.read_csv(tmp_path / "out.npy.index.tsv", sep="\t").contig.tolist() == ["row_1", "row_2", "row_3"]
     with h5py.File(tmp_path / "out.h5") as file:
         np.testing.assert_array_equal(file["embedding"][:], matrix(table))
-        assert [text.decode() for text in file["name"][:]] == ["row_1", "row_2", "row_3"]
+        assert [text.decode() for text in file["contig"][:]] == ["row_1", "row_2", "row_3"]
     found = anndata.read_h5ad(tmp_path / "out.h5ad")
     np.testing.assert_array_equal(found.X, matrix(table))
     pd.testing.assert_frame_equal(
@@ -218,7 +218,7 @@ def test_anndata_names_the_features_of_several_layers(folders, genome, tmp_path,
     main(["embed", "--model", folders["nucleotide"], "--input", str(path), "--layers", "0", "-1", "--output",
           str(tmp_path / "out.h5ad")])  # fmt: skip
     table, found = embed(folders["nucleotide"], path, layers=[0, -1]), anndata.read_h5ad(tmp_path / "out.h5ad")
-    assert found.obs.name.tolist() == ["s0", "s1", "s2", "s3", "s4"]
+    assert found.obs.contig.tolist() == ["s0", "s1", "s2", "s3", "s4"]
     for column in ("layer_0", "layer_-1"):
         names = [f"{column}_{place}" for place in range(32)]
         np.testing.assert_allclose(found[:, names].X, matrix(table, column), atol=1e-6)

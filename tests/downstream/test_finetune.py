@@ -70,7 +70,7 @@ run = pipeline("text-classification", model=sys.argv[1], trust_remote_code=True)
 table = pd.read_parquet(sys.argv[2])
 for found, (_, row) in zip(run(table.sequence[:5].tolist(), top_k=None), table.iterrows()):
     for entry in found:
-        assert abs(entry["score"] - row[entry["label"]]) < 1e-4, (entry, row)
+        assert abs(entry["score"] - row["p_" + entry["label"]]) < 1e-4, (entry, row)
 """
 
 
@@ -91,7 +91,9 @@ def test_a_gue_task_gives_a_folder_that_transformers_runs_alone(kind, options, f
     assert {"confusion-test.png", "roc-test.png", "pr-test.png", "predictions-test.parquet"} <= written
     table = pd.read_parquet(run / "predictions-test.parquet")
     mcc = found[(found.split == "test") & (found.score == "mcc")].iloc[0]
-    assert mcc.value == pytest.approx(sk.matthews_corrcoef(table.truth, (table["1"] > table["0"]).astype(int)))
+    assert mcc.value == pytest.approx(
+        sk.matthews_corrcoef(table.truth, np.where(table["p_1"] > table["p_0"], "1", "0"))
+    )
     assert mcc.low <= mcc.value <= mcc.high
     command = [sys.executable, "-c", STRANGER, str(run / "model"), str(run / "predictions-test.parquet")]
     modules = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -129,7 +131,7 @@ def test_numbers_and_several_labels_are_learned(folders, tmp_path):
         **common,
     )
     assert several[several.score == "auroc"].value.iloc[0] > 0.6
-    assert {"rich", "first"} < set(pd.read_parquet(tmp_path / "b" / "seed-1" / "predictions-dev.parquet"))
+    assert {"p_rich", "p_first"} < set(pd.read_parquet(tmp_path / "b" / "seed-1" / "predictions-dev.parquet"))
 
 
 @pytest.mark.parametrize("kind", [pytest.param("nucleotide", marks=pytest.mark.slow), "kmer"])
@@ -143,7 +145,7 @@ def test_labels_of_nucleotides_are_learned_and_turned_with_the_strand(kind, fold
     )  # fmt: skip
     assert found[found.score == "mcc"].value.iloc[0] > {"nucleotide": 0.95, "kmer": 0.6}[kind]
     table = pd.read_parquet(tmp_path / "run" / "seed-1" / "predictions-dev.parquet")
-    assert all(len(row["1"]) == len(row.sequence) == len(row.truth) for _, row in table.iterrows())
+    assert all(len(row["p_1"]) == len(row.sequence) == len(row.truth) for _, row in table.iterrows())
     options = FinetuneOptions(task="base_classification")
     given = pd.DataFrame({"sequence": ["ACGGT"], "target": [np.arange(5)]})
     twice = examples_of(given, _tokenizer(folders["nucleotide"]), options, augment=True)
@@ -175,7 +177,7 @@ def test_contacts_are_learned(kind, folders, tmp_path):
         assert row.truth.tolist() == [float(row.sequence[i] == row.sequence[j] == "G") for j, i in order]
         with torch.no_grad():
             logits = model(torch.tensor([tokenizer([row.sequence])[0].ids])).logits[0, : len(order), 0]
-        np.testing.assert_allclose(row.contact, logits.sigmoid(), atol=1e-4)
+        np.testing.assert_allclose(row.p_contact, logits.sigmoid(), atol=1e-4)
 
 
 def test_logits_of_pairs_are_those_of_the_formula_and_do_not_depend_on_padding():

@@ -115,7 +115,7 @@ def test_known_introns_of_two_strands() -> None:
         assert (row.start, row.end) == (position - 256, position + 256)
         text = genome[contig][position - 256 : position + 256]
         assert row.sequence == (text if strand == "+" else reverse_complement(text))
-    assert table.loc[table["position"] == 54686, "gene"].item() == "YFL039C"
+    assert table.loc[table["position"] == 54686, "name"].item() == "YFL039C"
     act1 = table.loc[table["position"] == 54686, "sequence"].item()
     assert act1[256 - 10 : 256] == "ATGGATTCTG" and act1[256:262] == "GTATGT"  # MDS, then yeast's donor
 
@@ -166,14 +166,14 @@ def test_negatives_are_no_site_of_any_isoform() -> None:
         negatives = table[table["label"] == 2]
         for row in negatives.itertuples():
             assert not {(row.contig, row.strand, row.position + shift) for shift in (0, 1)} & every or kind == "hard"
-            assert spans.loc[row.gene, "start"] < row.position < spans.loc[row.gene, "end"]
-            assert spans.loc[row.gene, "strand"] == row.strand
+            assert spans.loc[row.name, "start"] < row.position < spans.loc[row.name, "end"]
+            assert spans.loc[row.name, "strand"] == row.strand
         if kind == "hard":  # the intron base beside the boundary, as in count_again
             right = (negatives["kind"] == "hard_donor") == (negatives["strand"] == "+")
             where = zip(negatives["contig"], negatives["strand"], negatives["position"] + right, strict=True)
             assert not set(where) & every
             assert negatives["kind"].value_counts().to_dict() == {"hard_donor": 57, "hard_acceptor": 57}
-            assert set(negatives["gene"]) <= set(table.loc[table["label"] < 2, "gene"])
+            assert set(negatives["name"]) <= set(table.loc[table["label"] < 2, "name"])
 
 
 def overlaps(table: pd.DataFrame) -> int:
@@ -191,7 +191,7 @@ def overlaps(table: pd.DataFrame) -> int:
 def test_no_window_overlaps_or_repeats_one_of_another_split(which: str) -> None:
     table = dataset(which)
     assert set(table["split"]) == {"train", "dev", "test"} and overlaps(table) == 0
-    assert (table.groupby("gene")["split"].nunique() == 1).all()
+    assert (table.groupby("name")["split"].nunique() == 1).all()
     either = table["sequence"].map(lambda text: min(text, reverse_complement(text)))
     assert (table.groupby(either)["split"].nunique() == 1).all()
     assert set(table.attrs["manifest"]["counts"]["leakage"].values()) == {0}

@@ -91,6 +91,17 @@ def test_peaks_and_matched_negatives(bed: Path, letters: str) -> None:
     assert difference["gc"] < 0.02 and difference["repeats"] < 0.02
 
 
+def test_a_peak_keeps_the_name_that_is_its_alone(tmp_path: Path) -> None:
+    names = ["NA", "twice", "twice", ".", *map(str, range(96))]
+    rows = zip(PEAKS, names, strict=True)
+    (tmp_path / "p.bed").write_text("".join(f"{c}\t{s}\t{e}\t{n}\t0\t{sign}\n" for (c, s, e, sign), n in rows))
+    table = windows(genome=HUMAN, positives=tmp_path / "p.bed", length=200, negatives="none", split="region")
+    assert table.columns.tolist() == ["sequence", "label", "contig", "start", "end", "name", "strand", "kind", "split"]
+    found = dict(zip(table["start"] - 50, table["name"], strict=True))
+    expected = {s: n if n not in ("twice", ".") else f"9:{s}-{e}" for (_, s, e, _), n in zip(PEAKS, names, strict=True)}
+    assert found == expected
+
+
 def test_shuffled_negatives_stay_with_their_positive(bed: Path) -> None:
     table = windows(genome=HUMAN, positives=bed, negatives="shuffled", length=200, split="region")
     for _, rows in table.groupby("name"):
@@ -240,7 +251,7 @@ def test_the_command_writes_and_refuses(
     main(["windows", "--genome", str(HUMAN), "--positives", str(bed), "--output", str(output), "--split", "region"])
     assert sorted(path.name for path in output.iterdir()) == ["dev.csv", "manifest.json", "test.csv", "train.csv"]
     assert json.loads((output / "manifest.json").read_text())["counts"]["negatives"] == 100
-    assert (output / "train.csv").read_text().startswith("sequence,label,contig,start,end,strand,kind,name\n")
+    assert (output / "train.csv").read_text().startswith("sequence,label,contig,start,end,name,strand,kind\n")
     assert "not empty" in mistake(capsys, *base, "--positives", bed)
 
 

@@ -9,6 +9,7 @@ from megadna.config import Config
 from megadna.data.manifest import load_manifest
 from megadna.hf.card import Provenance, _contigs, model_card
 
+WHOLE = ["--chunk_length", "100", "--valid_fraction", "0", "--test_fraction", "0"]
 DATA = Path(__file__).parents[1] / "data"
 
 
@@ -30,3 +31,9 @@ def test_a_row_of_a_source_has_its_contigs_and_the_chunks_of_each_split(tmp_path
         in card
     )
     assert rf"| lambda\|1 | phage \| lambda | 1 | 48,502 | {chunks} | gi\|9626243\|ref\|NC_001416.1\| |" in card
+
+
+def test_a_quote_in_a_record_name_is_a_letter(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text('>"one\n' + "ACGTTGCA" * 50 + "\n>two\n" + "ACCTTGCA" * 50 + "\n")
+    preprocess.main(["--input", str(tmp_path / "a.fa"), "--output", str(tmp_path / "d"), *WHOLE])
+    assert _contigs(tmp_path / "d" / "contigs.tsv") == {"a": ['"one', "two"]}

@@ -11,7 +11,9 @@ import pytest
 from megadna.arguments import load_config
 from megadna.commands import preprocess
 from megadna.commands.start import _lines, _yaml, main
+from megadna.data.inputs import find_sources
 from megadna.data.manifest import load_manifest
+from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError
 from megadna.planning.hardware import GPUS
 from megadna.planning.layouts import evaluate_layout
@@ -85,6 +87,14 @@ def test_the_sheet_builds_the_dataset_that_was_counted(tmp_path: Path, capsys: p
     config = load_config(tmp_path / "first" / "config.yaml")
     assert config.data_parallel_size(2) == 2 and manifest.chunk_length % (int(config.data.sequence_length) - 2) == 0
     assert all(word in commands[2] for word in (f"{tmp_path}/first/config.yaml", f"{tmp_path}/first/dataset"))
+
+
+def test_a_folder_with_a_tab_in_its_name_gives_a_sheet_that_is_read(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / 'a\tb"c', "lambda.fa.gz")
+    main([str(folder), *CPU, "--output", str(tmp_path / "first")])
+    options = PreprocessOptions(sample_sheet=tmp_path / "first" / "samples.tsv", output=tmp_path / "o")
+    (source,), _ = find_sources(options)
+    assert source.path == folder / "lambda.fa.gz" and source.name == "lambda"
 
 
 def test_genomes_of_one_species_do_not_leak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,176 @@
+"""One run of fine-tuning through transformers' Trainer: train, score, write the run's folder.
+
+Apart from megadna.downstream.finetune, which checks options and data before torch and transformers are imported.
+"""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments, set_seed
+
+from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.metrics import probabilities, scored, scores
+from megadna.downstream.names import file_names, value_columns
+from megadna.downstream.options import FinetuneOptions
+from megadna.downstream.task_batches import NO_LABEL, Collator, examples_of
+from megadna.downstream.task_model import adapt, build_model, save_model
+from megadna.downstream.task_plots import write_plots
+from megadna.downstream.tasks import Target
+from megadna.log import get_logger
+
+log = get_logger(__name__)
+
+
+def train_and_score(
+    options: FinetuneOptions, tables: dict[str, pd.DataFrame], target: Target, seed: int, work: Path
+) -> None:
+    """Write `work`: model/, metrics.json, predictions and plots of every split but train."""
+    set_seed(seed)
+    trust = options.trust_remote_code
+    config = load_config(options.model, trust_remote_code=trust)
+    tokenizer = load_tokenizer(options.model, config, trust_remote_code=trust, max_tokens=options.max_tokens)
+    examples = {
+        split: examples_of(table, tokenizer, options, augment=options.augment and split == "train")
+        for split, table in tables.items()
+    }
+    weights = _class_weights(tables["train"], target) if options.class_weights else None
+    model = build_model(options, target, tokenizer, weights)
+    trainer = Trainer(
+        model=adapt(model, options),
+        args=_arguments(options, target, len(examples["train"]), seed, work),
+        train_dataset=examples["train"],
+        eval_dataset=examples["dev"],
+        data_collator=Collator(tokenizer.pad_id, target),
+        compute_metrics=lambda found: _logged(found.label_ids, found.predictions, target),
+        callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    predictions = {split: trainer.predict(examples[split]) for split in tables if split != "train"}
+    if not trainer.is_world_process_zero():
+        return
+    shutil.rmtree(work / "trainer", ignore_errors=True)
+    save_model(trainer.model, model, tokenizer, work / "model")
+    found, stems = {}, file_names(list(predictions), "predictions-{}.parquet")
+    for split, output in predictions.items():
+        truth, predicted = _rows(output.label_ids, output.predictions, target)
+        found[split] = scored(truth, predicted, target, seed=seed)
+        table = _predictions_table(tables[split], truth, predicted, target)
+        table.to_parquet(work / f"predictions-{stems[split]}.parquet")
+        if split != "dev" or len(predictions) == 1:
+            write_plots(*_flat(truth, predicted), target, work, split, stems[split])
+    _remark_on_training(found["dev"], options.best or target.main_score, trainer.state.log_history)
+    (work / "metrics.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
+
+
+def _remark_on_training(dev: dict[str, dict[str, Any]], best: str, history: list[dict[str, float]]) -> None:
+    """Add to dev's remarks that the score by which the model is chosen never changed."""
+    values = [entry[f"eval_{best}"] for entry in history if f"eval_{best}" in entry]
+    said = ""
+    if values and all(map(math.isnan, values)):
+        said = f"{best} was undefined at every evaluation ({len(values)}), so the last model is kept"
+    elif len(values) > 1 and len(set(values)) == 1:
+        said = f"{best} was {values[0]:.4f} at every evaluation ({len(values)}), so the first model is kept"
+    for score in dev.values():
+        score["remark"] = "; ".join(filter(None, [score["remark"], said]))
+
+
+def _without_nan(found: Any) -> Any:
+    """null in the place of NaN, which JSON does not have."""
+    if isinstance(found, dict):
+        return {key: _without_nan(value) for key, value in found.items()}
+    return None if isinstance(found, float) and math.isnan(found) else found
+
+
+def _logged(labels: np.ndarray, logits: np.ndarray, target: Target) -> dict[str, float]:
+    found = scores(*_flat(*_rows(labels, logits, target)), target)
+    log.info("%s", " | ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    return found
+
+
+def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed: int, work: Path) -> Any:
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = options.max_steps or options.epochs * -(-num_examples // (options.batch_size * ranks))
+    cuda = torch.cuda.is_available()
+    strategy = "steps" if options.eval_steps else "epoch"
+    return TrainingArguments(
+        output_dir=str(work / "trainer"),
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=4 * options.batch_size,
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.schedule if options.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=int(options.warmup_fraction * steps),
+        weight_decay=options.weight_decay,
+        eval_strategy=strategy,
+        save_strategy=strategy,
+        eval_steps=options.eval_steps or None,
+        save_steps=options.eval_steps or 500,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=options.best or target.main_score,
+        greater_is_better=options.best != "mse",
+        bf16=options.precision == "bf16" or (options.precision == "auto" and cuda),
+        use_cpu=not cuda,
+        seed=seed,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=cuda,
+        disable_tqdm=not os.isatty(2),
+        logging_steps=max(1, steps // 100),
+        report_to="none",
+    )
+
+
+def _class_weights(train: pd.DataFrame, target: Target) -> list[float]:
+    counts = np.bincount(np.concatenate(list(map(np.ravel, train["target"]))), minlength=len(target.names))
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
+
+
+def _rows(labels: np.ndarray, logits: np.ndarray, target: Target) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Truth and probabilities (or numbers) of each sequence: a row a sequence, nucleotide or pair, padding left out."""
+    if not target.ragged:
+        return list(labels[:, None] if labels.ndim == 1 else labels[:, None, :]), list(
+            probabilities(logits, target)[:, None, :]
+        )
+    truth, predicted = [], []
+    for label_L, logits_LC in zip(labels, logits, strict=True):
+        padding = (
+            (label_L == NO_LABEL) if label_L.ndim == 1 else (np.isnan(label_L) | (label_L == NO_LABEL)).any(axis=1)
+        )
+        truth.append(label_L[~padding])
+        predicted.append(probabilities(logits_LC[: len(label_L)][~padding], target))
+    return truth, predicted
+
+
+def _flat(truth: list[np.ndarray], predicted: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate(truth), np.concatenate(predicted)
+
+
+def _predictions_table(
+    table: pd.DataFrame, truth: list[np.ndarray], predicted: list[np.ndarray], target: Target
+) -> pd.DataFrame:
+    """sequence, truth, label (of classes: the most probable), and a column of probabilities (or numbers) for each name;
+    classes by their names. A cell of a task per nucleotide or pair is a list."""
+    names = np.array(target.names, object)
+    shown = table[["sequence"]]
+    if target.has_classes:
+        classes = {"truth": truth, "label": [rows.argmax(axis=1) for rows in predicted]}
+        lists = {key: [names[numbers.astype(int)].tolist() for numbers in values] for key, values in classes.items()}
+        one_each = {key: [cells[0] for cells in values] for key, values in lists.items()}
+        shown = shown.assign(**(lists if target.ragged else one_each))
+    else:
+        given = truth if target.ragged else table["target"]
+        shown = shown.assign(truth=[np.ravel(numbers).tolist() for numbers in given])
+    for place, column in enumerate(value_columns(target.names, is_regression=target.is_regression)):
+        values = [rows[:, place].astype(np.float32) for rows in predicted]
+        shown[column] = values if target.ragged else np.concatenate(values)
+    return shown.reset_index(drop=True)
