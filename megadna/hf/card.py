@@ -5,8 +5,6 @@ In:  the checkpoint and, where they are still to be found, its run folder (valid
 Out: text that names no path, user or machine: of paths the last part at most, of settings numbers and kinds.
 """
 
-import csv
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,12 @@ from typing import Any
 
 from megadna import __version__
 from megadna.config import Config
+from megadna.data.contigs import contig_rows
 from megadna.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from megadna.errors import UserError
 from megadna.hf.formats import REMOTE
 from megadna.train.checkpoint import read_config, read_numbers
+from megadna.train.evaluations import beside_guessing, read_evaluation, verdict
 
 SHOWN = 5
 """Contigs named of each source."""
@@ -93,7 +93,7 @@ class Provenance:
     """state.json."""
     datasets: list[Manifest]
     contigs: dict[str, list[str]]
-    """Names of the contigs (accessions) by source."""
+    """Names of the first SHOWN contigs (accessions) by source."""
     evaluations: list[dict[str, Any]]
     """evaluation-SPLIT.json of the run."""
     source: dict[str, Any]
@@ -111,7 +111,7 @@ class Provenance:
                 datasets.append(load_manifest(path))
                 contigs |= _contigs(path / "contigs.tsv")
         run = checkpoint.absolute().parent.parent
-        evaluations = [json.loads(path.read_text()) for path in sorted(run.glob("evaluation-*.json"))]
+        evaluations = [read_evaluation(path) for path in sorted(run.glob("evaluation-*.json"))]
         return cls(
             numbers=numbers,
             datasets=datasets,
@@ -119,6 +119,14 @@ class Provenance:
             evaluations=evaluations,
             source=_source(config, numbers),
         )
+
+    def verdicts(self) -> list[str]:
+        """One sentence for each split on which the model is no better than a baseline, or than guessing."""
+        found = {result.get("split", "-"): verdict(result["model"], result["baselines"]) for result in self.evaluations}
+        bits = self.numbers.get("valid_bits_per_base")
+        if not found and beside_guessing(bits):
+            found = {"valid": verdict({"bits_per_base": bits}, {})}
+        return [f"On {split}: {text}." for split, text in found.items() if text]
 
     def extract(self) -> dict[str, Any]:
         """What megadna.json keeps: enough to find the data again, and nothing private."""
@@ -132,11 +140,12 @@ class Provenance:
 
 
 def _contigs(path: Path) -> dict[str, list[str]]:
+    """The first SHOWN records of each source; the table may have millions."""
     found: dict[str, list[str]] = {}
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                found.setdefault(row["source"], []).append(row["record"])
+    for source, record, *_ in contig_rows(path) if path.is_file() else ():
+        names = found.setdefault(source, [])
+        if len(names) < SHOWN:
+            names.append(record)
     return found
 
 
@@ -228,7 +237,8 @@ def _training(config: Config, numbers: dict[str, Any]) -> list[tuple[str, Any]]:
         ("optimizer steps", f"{numbers['step']:,} of {train.steps:,}"),
         ("tokens read, padding included", f"{positions:,}"),
         ("sequences a step", train.global_batch_size),
-        ("peak learning rate", f"{train.lr:g}, {train.schedule} after {train.warmup_steps} steps of warm-up"),
+        ("peak learning rate", f"{train.lr:g}, {train.schedule} after {train.samples_of_warmup:,} sequences of "
+         "warm-up"),
         ("AdamW betas, epsilon, weight decay", f"{train.betas[0]:g}, {train.betas[1]:g}, {train.eps:g}, "
          f"{train.weight_decay:g}"),
         ("tokens chosen for prediction", f"{masking.fraction:g}, mode {masking.mode}, {masking.mask_share:g} masked, "
@@ -249,9 +259,9 @@ def _data(provenance: Provenance) -> str:
         rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for source in dataset.sources:
             names = provenance.contigs.get(source.name, [])
-            more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+            more = f" and {source.records - SHOWN:,} more" if source.records > SHOWN else ""
             split = " / ".join(f"{source.chunks[name]:,}" for name in dataset.splits)
-            contigs = ", ".join(names[:SHOWN]) + more
+            contigs = ", ".join(names) + more
             cells = (source.name, source.species, f"{source.records:,}", f"{source.bases:,}", split, contigs)
             rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")  # NCBI's gi|9626243|ref|
         parts.append("\n".join(rows))
@@ -273,14 +283,16 @@ def _data(provenance: Provenance) -> str:
 
 def _validation(provenance: Provenance) -> str:
     rows = [
-        (result["split"], f"step {result['step']}" if name == "model" else name, score)
+        (result.get("split", "-"), f"step {result.get('step', '-')}" if name == "model" else name, score)
         for result in provenance.evaluations
         for name, score in {"model": result["model"], **result["baselines"]}.items()
     ]
+    remarks = provenance.verdicts()
     numbers = provenance.numbers
     if not rows and "valid_bits_per_base" in numbers:
         score = {"bits_per_base": numbers["valid_bits_per_base"], "standard_error": numbers["valid_bits_per_base_se"]}
         rows = [("valid", f"step {numbers['step']}", score | {"accuracy": numbers["valid_accuracy"]})]
+        remarks.append("It was not compared with baselines (`megadna evaluate`).")
     if not rows:
         return "None by megadna."
     lines = [
@@ -290,4 +302,4 @@ def _validation(provenance: Provenance) -> str:
         for split, name, score in rows
     ]
     head = "| split | | masked bits per base | standard error | accuracy |\n|---|---|---|---|---|"
-    return "\n".join([head, *lines])
+    return "\n\n".join(["\n".join([head, *lines]), *remarks])

@@ -67,6 +67,8 @@ def export(
     with replaced_folder(folder, overwrite=overwrite) as temporary:
         parameters = _write_tensors(temporary, table, tensors, DTYPES[dtype])
         provenance = Provenance.of(checkpoint)
+        for text in provenance.verdicts():
+            log.warning("%s: %s", checkpoint, text)
         _write_texts(temporary, target, config, dtype, provenance, license_name, parameters)
         found = NOT_COMPARED
         if check:

@@ -270,8 +270,8 @@ def write_json(path: Path, content: Any) -> None:
 def _read_cache(cache_file: Path | None) -> dict[str, Any]:
     try:
         return dict(json.loads(cache_file.read_bytes())) if cache_file is not None and cache_file.is_file() else {}
-    except ValueError:
-        log.warning("%s is not JSON; computing the baselines anew", cache_file)
+    except (TypeError, ValueError):
+        log.warning("%s is no JSON object; computing the baselines anew", cache_file)
         return {}
 
 

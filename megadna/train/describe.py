@@ -1,6 +1,5 @@
 """What a run folder or a checkpoint holds, as lines of text; reads no weights beyond their checksums."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from megadna.config import Config
 from megadna.errors import UserError
 from megadna.train.checkpoint import complete_checkpoints, optimizer_format, read_config, read_numbers
+from megadna.train.evaluations import beside_guessing
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
+from megadna.train.metric_lines import MetricLines
 
 
 def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
@@ -33,7 +34,8 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
     yield f"  tokenizer {numbers.get('tokenizer')}, dataset {numbers.get('dataset_id')}"
     yield "  written by " + ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
     if "valid_bits_per_base" in numbers:
-        yield f"  valid {numbers['valid_bits_per_base']:.4f} bits per base"
+        bits = numbers["valid_bits_per_base"]
+        yield f"  valid {bits:.4f} bits per base{beside_guessing(bits)}"
     yield f"  {len(shapes)} tensors in {len(shards)} shards, {size / 1e6:,.1f} MB; every checksum fits"
     yield f"  optimizer format {optimizer_format(numbers)}"
     if tensors:
@@ -44,15 +46,19 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
 def describe_run(run: Path) -> Iterator[str]:
     """Progress and checkpoints of a run."""
     metrics = run / "metrics.jsonl"
-    last = metrics.read_text(encoding="utf-8").splitlines()[-1:] if metrics.is_file() else []
-    if last:
-        yield f"run at step {json.loads(last[0])['step']:,}: {metrics}"
+    if metrics.is_file():
+        step, lines = None, MetricLines(metrics)
+        for line in lines:
+            step = line["step"]
+        if step is not None:
+            yield f"run at step {step:,}: {metrics}"
+        yield from (f"  {note}" for note in lines.notes())
     folders = complete_checkpoints(run)
     yield f"{len(folders)} whole checkpoints" + (":" if folders else "")
     for folder in folders:
         numbers = read_numbers(folder)
         bits = numbers.get("valid_bits_per_base")
-        yield f"  {folder.name}" + ("" if bits is None else f"  valid {bits:.4f} bits per base")
+        yield f"  {folder.name}" + ("" if bits is None else f"  valid {bits:.4f} bits per base{beside_guessing(bits)}")
 
 
 def _model_line(config: Config) -> str:

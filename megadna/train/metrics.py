@@ -20,6 +20,8 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from megadna.config import Config, LogConfig
 from megadna.errors import UserError, require
 from megadna.log import console, get_logger
+from megadna.train.evaluations import beside_guessing
+from megadna.train.metric_lines import MetricLines
 
 log = get_logger(__name__)
 
@@ -63,9 +65,10 @@ class Metrics:
     def validation(self, step: int, numbers: dict[str, Any], protocol: str) -> None:
         """One validation; its keys begin with `valid_`. The line shown names the protocol (MaskedScore)."""
         log.info(
-            "step %6d | valid %.4f bits per base (standard error %.4f) | accuracy %.4f%s",
+            "step %6d | valid %.4f bits per base%s (standard error %.4f) | accuracy %.4f%s",
             step,
             numbers["valid_bits_per_base"],
+            beside_guessing(numbers["valid_bits_per_base"]),
             numbers["valid_bits_per_base_se"] or math.nan,
             numbers["valid_accuracy"],
             "" if protocol == "base" else f" | protocol {protocol}",
@@ -136,16 +139,13 @@ def cut_after(path: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl behind `step`, and a half-written last one, so that no step stands twice."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            break
+    lines = MetricLines(path)
     temporary = path.with_suffix(".jsonl.partial")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as kept:
+        kept.writelines(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
     temporary.replace(path)
+    if lines.num_broken:  # a last line that is cut is what a killed run leaves
+        log.warning("%s", lines.notes()[0])
 
 
 def _tensorboard(run: Path, first_step: int) -> Any:
