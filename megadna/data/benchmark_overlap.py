@@ -58,19 +58,17 @@ def _read(path: Path, table: TableFormat) -> tuple[list[str], np.ndarray, np.nda
 def interval_overlap(dataset: Path, split: str, bed: Path) -> Overlap:
     """By coordinates: the share of each (merged) BED interval that chunks of the split cover."""
     reader = ChunkDataset(dataset, split)
-    table = reader.contigs
-    rows: dict[str, list[int]] = {}
-    for row, record in enumerate(table.records):
-        rows.setdefault(record, []).append(row)
+    regions = read_bed(bed)
+    rows = reader.contigs.rows_of([contig.decode(errors="replace") for contig in regions])
     names, shares = [], []
-    for contig, intervals in read_bed(bed).items():
+    for contig, intervals in regions.items():
         spans = [_spans(reader, row) for row in rows.get(contig.decode(errors="replace"), [])]
         for start, end in intervals:
             names.append(f"{contig.decode(errors='replace')}:{start}-{end}")
             shares.append(max((_covered(span, start, end) for span in spans), default=0.0))
     if not names:
         raise UserError(f"{bed}: holds no interval")
-    if not any(contig.decode(errors="replace") in rows for contig in read_bed(bed)):
+    if not rows:
         raise UserError(f"{bed}: no contig of it is in {dataset}; are the names alike (chr1, 1, NC_000001.11)?")
     return Overlap(names, np.array(shares, np.float32))
 
