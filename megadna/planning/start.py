@@ -1,8 +1,9 @@
 """A folder of genomes, processors and hours -> what to train: model size, batch, learning rate, length of the run.
 
 In:  Genomes (megadna/planning/survey.py), the number of GPUs or CPU cores, hours.
-Out: Start, with the config of the run. The model is the largest of SIZES that fits the memory and reads at least TOKENS_PER_PARAMETER tokens a parameter in the
-time and in MOST_PASSES passes over the training bases; the run is as long as both allow.
+Out: Start, with the config of the run. The model is the largest of SIZES that fits the memory and reads at least
+     TOKENS_PER_PARAMETER tokens a parameter in the time and in MOST_PASSES passes over the training bases; the run is
+     as long as both allow.
 
 - 20 tokens a parameter: the best use of a given amount of computing by decoders of text (arXiv:2203.15556). Nobody has
   published the figure for encoders of DNA.
