@@ -1,5 +1,6 @@
 """The part of the config that says how the model is optimised: AdamW, batch size, schedules."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +28,9 @@ class TrainConfig:
     """Steps of linear warm-up."""
     warmup_samples: int = 0
     """Samples of linear warm-up, where they are said and not the steps."""
+    warmup_fraction: float = 0.0
+    """Share of the steps of the schedule (decay_steps, else `steps`) that are linear warm-up: it follows an override of
+    train.steps."""
     schedule: Literal["cosine", "linear", "wsd", "constant", "inverse_sqrt"] = "cosine"
     """Shape of the decay from lr to min_lr: a function of the samples consumed. `wsd`: constant, then the decay of
     wsd_decay (arXiv:2404.06395). `inverse_sqrt`: lr sqrt(warm-up / samples), not below min_lr."""
@@ -55,9 +59,13 @@ class TrainConfig:
         require_positive("train", self, "steps", "micro_batch_size", "global_batch_size", "lr", "eps")
         decay_steps = self.steps if self.decay_steps is None else self.decay_steps
         require(decay_steps > 0, f"train.decay_steps must be positive, got {decay_steps}")
+        given = [key for key in ("warmup_steps", "warmup_samples", "warmup_fraction") if getattr(self, key)]
         require(
-            not (self.warmup_steps and self.warmup_samples),
-            "train.warmup_steps and train.warmup_samples exclude each other; drop one",
+            len(given) < 2,
+            f"train.{' and train.'.join(given)} exclude each other; drop one, or set it to 0",
+        )
+        require(
+            0.0 <= self.warmup_fraction < 1.0, f"train.warmup_fraction must lie in [0, 1), got {self.warmup_fraction}"
         )
         require(
             0 <= self.warmup_steps < decay_steps,
@@ -76,7 +84,7 @@ class TrainConfig:
             f"under {self.schedule}",
         )
         require(
-            self.schedule != "inverse_sqrt" or bool(self.warmup_steps or self.warmup_samples),
+            self.schedule != "inverse_sqrt" or self.samples_of_warmup > 0,
             "train.schedule inverse_sqrt needs a warm-up, from whose end it decays; give train.warmup_steps",
         )
         require(
@@ -107,6 +115,16 @@ class TrainConfig:
             return self.global_batch_size
         start, increment, samples = self.batch_rampup
         return start + consumed_samples * ((self.global_batch_size - start) // increment) // samples * increment
+
+    @property
+    def samples_of_warmup(self) -> int:
+        """Samples of linear warm-up, whichever key says it; a fraction above 0 is at least one step where there are
+        two."""
+        if self.warmup_samples:
+            return self.warmup_samples
+        end = self.steps if self.decay_steps is None else self.decay_steps
+        share = min(end - 1, math.ceil(self.warmup_fraction * end))
+        return self.samples_after(self.warmup_steps or share)
 
     def samples_after(self, steps: int) -> int:
         """Samples that the first `steps` steps consume."""

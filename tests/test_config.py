@@ -1,5 +1,6 @@
 """The config: every shipped YAML parses, a resolved config round-trips, a mistake names its key."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from megadna.arguments import config_from, config_parser, dump_config, load_config, parse
 from megadna.config import Config, ModelConfig, ParallelConfig, TrainConfig
 from megadna.errors import UserError
+from megadna.model.flops import num_parameters
+from megadna.planning.start import LEAST_BATCH, SHAPE, SIZES, peak_rate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -20,6 +23,22 @@ def parse_config(*arguments: str) -> Config:
 def test_every_shipped_config_parses(path: Path) -> None:
     assert isinstance(load_config(path), Config)
     assert len(path.read_text().splitlines()) < 45
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_recipe_could_train(path: Path) -> None:
+    """A batch, a warm-up, and a rate not above that of `megadna start` for the size and the tokens of a step."""
+    config = load_config(path)
+    train, rows = config.train, 16
+    end = train.samples_after(train.steps if train.decay_steps is None else train.decay_steps)
+    assert train.global_batch_size >= LEAST_BATCH and 0.001 <= train.samples_of_warmup / end <= 0.1
+    parameters = num_parameters(config.model, rows)
+    shapes = {
+        name: num_parameters(replace(ModelConfig(), **dict(zip(SHAPE, shape[:4], strict=True))), rows)
+        for name, shape in SIZES.items()
+    }
+    nearest = min(shapes, key=lambda name: abs(math.log(shapes[name] / parameters)))
+    assert train.lr <= peak_rate(nearest, train.global_batch_size * int(config.data.sequence_length))
 
 
 def test_resolved_config_round_trips(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ MODEL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "ffn_hidd
 TOY = {
     "data": {"sequence_length": 128, "num_workers": 0},
     "engine": {"device": "cpu", "num_processes": 1, "precision": "fp32"},
-    "train": {"steps": 6, "micro_batch_size": 4, "global_batch_size": 16, "warmup_steps": 1},
+    "train": {"steps": 6, "micro_batch_size": 4, "global_batch_size": 16},
     "checkpoint": {"interval": 3},
     "validation": {"interval": 3, "samples": 16, "micro_batch_size": 16},
     "log": {"tensorboard": False},

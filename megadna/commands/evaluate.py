@@ -21,6 +21,7 @@ from megadna.files import write_json
 from megadna.ownership import refuse_foreign
 from megadna.tokenizer.base import Tokenizer
 from megadna.train.baselines import HiddenSamples, baselines
+from megadna.train.evaluations import verdict
 from megadna.train.scoring import Evaluation, evaluate, names_bases
 
 MICRO_BATCH_SIZE = 8
@@ -160,6 +161,8 @@ def _print(result: dict[str, Any]) -> None:
         values = [f"{score['bits_per_base']:.4f}", _shown(score["standard_error"])]
         table.add_row(label, *values, f"{score['perplexity']:.3f}", f"{score['accuracy']:.4f}")
     Console(markup=False).print(table)  # names of species may have brackets
+    if text := verdict(model, result["baselines"]):
+        sys.stdout.write(text + "\n")
     for key in (key for key in model if f"{key}_se" in model and (groups or "macro" not in key)):
         sys.stdout.write(f"{key}: {model[key]:.4f} (standard error {_shown(model[f'{key}_se'])})\n")
     if "reverse_complement_divergence" in model:

@@ -16,7 +16,14 @@ from megadna.errors import require
 from megadna.files import atomic_folder
 from megadna.ownership import check_folder
 from megadna.planning.hardware import GPUS, GPUS_PER_NODE
-from megadna.planning.start import FEW_PASSES, MOST_PASSES, SHAPE, TOKENS_PER_PARAMETER, Genomes, Start, choose, survey
+from megadna.planning.start import FEW_PASSES, FEW_STEPS, MOST_PASSES, SHAPE, TOKENS_PER_PARAMETER, Start, choose
+from megadna.planning.survey import Genomes, survey
+
+SHOWN = 5
+"""Names in one line; ignored.tsv has all ignored files."""
+MOST_REASONS = 20
+MOST_LOST = 0.25
+"""Share of the training bases that may go as copies of what is held out, without a warning."""
 
 
 def main(arguments: list[str]) -> None:
@@ -40,19 +47,32 @@ def main(arguments: list[str]) -> None:
     ]
     commands = _commands(shlex.quote(str(folder)), genomes, start, gpus)
     _write(folder, genomes, start, [*lines, commands[2]])
-    told = f"wrote {folder}/samples.tsv (see whether the species are right) and {folder}/config.yaml; next:"
+    more = f", {folder}/ignored.tsv" * bool(genomes.ignored)
+    told = f"wrote {folder}/samples.tsv (see whether the species are right){more} and {folder}/config.yaml; next:"
     sys.stdout.write("\n".join([*lines, told, *(f"  {command}" for command in commands)]) + "\n")
 
 
 def _lines(genomes: Genomes, start: Start) -> Iterator[str]:
     """What was found and chosen."""
-    bases, share, train, layout = genomes.bases, f"{genomes.held_out:.0%}", start.config.train, start.layout
+    bases, share, train, layout = genomes.bases, f"{100 * genomes.held_out:g}%", start.config.train, start.layout
     left = [f"{key.removeprefix('contig_')} contigs of {bases[key]:,}" for key in bases if key.startswith("contig_")]
-    left += [f"transcripts ({', '.join(genomes.transcripts)})"] * bool(genomes.transcripts)
-    yield f"found: {len(genomes.rows)} files, {bases['contigs']:,} contigs, {bases['kept']:,} bases"
-    yield f"left out: {'; '.join(left) or 'nothing'}"
-    related = "; what resembles them goes from train, as several files are of one species" * genomes.are_related
-    yield f"held out: {share} for validation, {share} for testing, by regions{related}"
+    unknown = f" ({bases['n']:,} N and other ambiguous codes left out)" * bool(bases["n"])
+    yield f"found: {len(genomes.rows)} files, {bases['contigs']:,} contigs, {genomes.usable:,} usable bases{unknown}"
+    if left or not genomes.ignored:
+        yield f"left out: {'; '.join(left) or 'nothing'}"
+    yield from _ignored(genomes)
+    for group in genomes.relations.groups[:SHOWN]:
+        yield f"near-identical, or partly so: {_listed(group)}"
+    if more := genomes.relations.groups[SHOWN:]:
+        yield f"near-identical, or partly so: {len(more):,} groups more"
+    related = "; what resembles them goes from train, as there are near-identical or related genomes"
+    yield f"held out: {share} for validation, {share} for testing, by regions{related * genomes.are_related}"
+    lost = 1 - genomes.relations.share_left(2 * genomes.held_out)
+    if lost > MOST_LOST:
+        yield (
+            f"warning: copies of what is held out are about {lost:.0%} of the training bases: keep one genome of each "
+            "near-identical group (by its file, or by preprocess --contigs PATTERN)"
+        )
     yield f"model: {start.size}, {start.parameters:,} parameters, {start.ratio:,.0f} tokens each"
     yield f"run: {train.steps:,} steps of {start.step_tokens:,} tokens, {start.passes:.1f} passes over the bases"
     if layout:
@@ -61,8 +81,26 @@ def _lines(genomes: Genomes, start: Start) -> Iterator[str]:
         next_step = (train.steps + 1) * start.step_tokens
         wanted = "bases" if next_step > MOST_PASSES * genomes.train_bases else "hours"
         yield f"warning: {TOKENS_PER_PARAMETER} tokens a parameter are wanted: this model needs more {wanted}"
+    if train.steps < FEW_STEPS:
+        yield f"warning: {train.steps:,} steps are too few to be better than composition; {FEW_STEPS:,} were enough"
     if start.passes > FEW_PASSES:
         yield f"warning: beyond {FEW_PASSES} passes repeats are worth less than new genomes: add related ones"
+
+
+def _ignored(genomes: Genomes) -> Iterator[str]:
+    """A line for each reason, with the files that it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in genomes.ignored:
+        reasons.setdefault(reason, []).append(name)
+    lines = [f"ignored: {_listed(names)}: {reason}" for reason, names in reasons.items()]
+    yield from lines[:MOST_REASONS]
+    if more := list(reasons.values())[MOST_REASONS:]:
+        yield f"ignored: {sum(map(len, more)):,} files for {len(more):,} other reasons (ignored.tsv)"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _commands(folder: str, genomes: Genomes, start: Start, gpus: int) -> list[str]:
@@ -84,12 +122,15 @@ def _commands(folder: str, genomes: Genomes, start: Start, gpus: int) -> list[st
 
 
 def _write(folder: Path, genomes: Genomes, start: Start, comments: list[str]) -> None:
-    """Sample sheet and config, both or none."""
-    rows = [("path", "genome", "species"), *genomes.rows]
+    """Sample sheet, config and the files that were ignored, all or none."""
+    tables: dict[str, list[tuple[str, ...]]] = {"samples.tsv": [("path", "genome", "species"), *genomes.rows]}
+    if genomes.ignored:
+        tables["ignored.tsv"] = [("path", "reason"), *genomes.ignored]
     text = [*(f"# {comment}" for comment in comments), *_yaml(start.config)]
     with atomic_folder(folder) as work:
-        with (work / "samples.tsv").open("w", encoding="utf-8", newline="") as file:  # quoted where a path needs it
-            csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
+        for name, rows in tables.items():
+            with (work / name).open("w", encoding="utf-8", newline="") as file:  # quoted where a path needs it
+                csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
         (work / "config.yaml").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 

@@ -66,7 +66,7 @@ def interval_overlap(dataset: Path, split: str, bed: Path) -> Overlap:
     reader = ChunkDataset(dataset, split)
     table, regions = reader.contigs, read_regions(bed)
     rows: dict[str, list[int]] = {}
-    for row, record in enumerate(table.records):
+    for row, record in enumerate(table.names["record"].to_pylist()):
         rows.setdefault(record, []).append(row)
     contigs = locate(bed, regions.first_lines, rows, str(dataset))
     if said := renamed(contigs):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from megadna.data.contigs import ContigTable
+from megadna.data.contigs import ContigTable, find_contig
 from megadna.data.indexed import IDX_HEADER, UINT8_CODE
 from megadna.data.manifest import SPLITS, Manifest, load_manifest
 from megadna.errors import UserError
@@ -95,14 +95,21 @@ class ChunkDataset:
         """The table of records, read on first use."""
         return ContigTable.load(self.path / "contigs.tsv")
 
-    def locate(self, index: int) -> Location:
-        """Source, contig, start and end of chunk `index`."""
+    def locate(self, index: int, *, keep_table: bool = True) -> Location:
+        """Source, contig, start and end of chunk `index`.
+
+        keep_table: hold the table of records for further calls; False reads it up to the record, which is slower from
+        the second call on and needs no memory.
+        """
         if not -len(self) <= index < len(self):
             raise UserError(f"{self.path}: {self.split} has {len(self)} chunks, no chunk {index}")
         index = int(index) % len(self)
-        row = self.contigs.row_of(self.split, index)
+        if keep_table:
+            source, contig = self.contigs.name_of(self.contigs.row_of(self.split, index))
+        else:
+            source, contig = find_contig(self.path / "contigs.tsv", self.split, index)
         start = int(self.starts[index])
-        return Location(self.contigs.sources[row], self.contigs.records[row], start, start + int(self.lengths[index]))
+        return Location(source, contig, start, start + int(self.lengths[index]))
 
 
 def _map_file(path: Path) -> np.ndarray:

@@ -191,7 +191,7 @@ def build_scheduler(optimizer: MegatronOptimizer, train: TrainConfig) -> Optimiz
         init_lr=0.0,
         max_lr=train.lr,
         min_lr=train.min_lr,
-        lr_warmup_steps=train.warmup_samples or train.samples_after(train.warmup_steps),
+        lr_warmup_steps=train.samples_of_warmup,
         lr_decay_steps=end,
         lr_decay_style={"wsd": "WSD", "inverse_sqrt": "inverse-square-root"}.get(train.schedule, train.schedule),
         wsd_decay_steps=train.wsd_decay_steps * train.global_batch_size,

@@ -5,7 +5,6 @@ In:  the checkpoint and, where they are still to be found, its run folder (valid
 Out: text that names no path, user or machine: of paths the last part at most, of settings numbers and kinds.
 """
 
-import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any
 
 from megadna import __version__
 from megadna.config import Config
+from megadna.data.contigs import contig_rows
 from megadna.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from megadna.errors import UserError
 from megadna.hf.formats import REMOTE
 from megadna.log import get_logger
 from megadna.train.checkpoint import read_config, read_numbers
-from megadna.train.run_files import read_evaluation
+from megadna.train.evaluations import beside_guessing, read_evaluation, verdict
 
 log = get_logger(__name__)
 
@@ -96,7 +96,7 @@ class Provenance:
     """state.json."""
     datasets: list[Manifest]
     contigs: dict[str, list[str]]
-    """Names of the contigs (accessions) by source."""
+    """Names of the first SHOWN contigs (accessions) by source."""
     evaluations: list[dict[str, Any]]
     """evaluation-SPLIT.json of the run."""
     source: dict[str, Any]
@@ -128,6 +128,14 @@ class Provenance:
             source=_source(config, numbers),
         )
 
+    def verdicts(self) -> list[str]:
+        """One sentence for each split on which the model is no better than a baseline, or than guessing."""
+        found = {result.get("split", "-"): verdict(result["model"], result["baselines"]) for result in self.evaluations}
+        bits = self.numbers.get("valid_bits_per_base")
+        if not found and beside_guessing(bits):
+            found = {"valid": verdict({"bits_per_base": bits}, {})}
+        return [f"On {split}: {text}." for split, text in found.items() if text]
+
     def extract(self) -> dict[str, Any]:
         """What megadna.json keeps: enough to find the data again, and nothing private."""
         sources = [
@@ -140,11 +148,12 @@ class Provenance:
 
 
 def _contigs(path: Path) -> dict[str, list[str]]:
+    """The first SHOWN records of each source; the table may have millions."""
     found: dict[str, list[str]] = {}
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-                found.setdefault(row["source"], []).append(row["record"])
+    for source, record, *_ in contig_rows(path) if path.is_file() else ():
+        names = found.setdefault(source, [])
+        if len(names) < SHOWN:
+            names.append(record)
     return found
 
 
@@ -236,7 +245,8 @@ def _training(config: Config, numbers: dict[str, Any]) -> list[tuple[str, Any]]:
         ("optimizer steps", f"{numbers['step']:,} of {train.steps:,}"),
         ("tokens read, padding included", f"{positions:,}"),
         ("sequences a step", train.global_batch_size),
-        ("peak learning rate", f"{train.lr:g}, {train.schedule} after {train.warmup_steps} steps of warm-up"),
+        ("peak learning rate", f"{train.lr:g}, {train.schedule} after {train.samples_of_warmup:,} sequences of "
+         "warm-up"),
         ("AdamW betas, epsilon, weight decay", f"{train.betas[0]:g}, {train.betas[1]:g}, {train.eps:g}, "
          f"{train.weight_decay:g}"),
         ("tokens chosen for prediction", f"{masking.fraction:g}, mode {masking.mode}, {masking.mask_share:g} masked, "
@@ -257,9 +267,9 @@ def _data(provenance: Provenance) -> str:
         rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for source in dataset.sources:
             names = provenance.contigs.get(source.name, [])
-            more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+            more = f" and {source.records - SHOWN:,} more" if source.records > SHOWN else ""
             split = " / ".join(f"{source.chunks[name]:,}" for name in dataset.splits)
-            contigs = ", ".join(names[:SHOWN]) + more
+            contigs = ", ".join(names) + more
             cells = (source.name, source.species, f"{source.records:,}", f"{source.bases:,}", split, contigs)
             rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")  # NCBI's gi|9626243|ref|
         parts.append("\n".join(rows))
@@ -281,14 +291,16 @@ def _data(provenance: Provenance) -> str:
 
 def _validation(provenance: Provenance) -> str:
     rows = [
-        (result["split"], f"step {result['step']}" if name == "model" else name, score)
+        (result.get("split", "-"), f"step {result.get('step', '-')}" if name == "model" else name, score)
         for result in provenance.evaluations
         for name, score in {"model": result["model"], **result["baselines"]}.items()
     ]
+    remarks = provenance.verdicts()
     numbers = provenance.numbers
     if not rows and "valid_bits_per_base" in numbers:
         score = {"bits_per_base": numbers["valid_bits_per_base"], "standard_error": numbers["valid_bits_per_base_se"]}
         rows = [("valid", f"step {numbers['step']}", score | {"accuracy": numbers["valid_accuracy"]})]
+        remarks.append("It was not compared with baselines (`megadna evaluate`).")
     if not rows:
         return "None by megadna."
     lines = [
@@ -298,4 +310,4 @@ def _validation(provenance: Provenance) -> str:
         for split, name, score in rows
     ]
     head = "| split | | masked bits per base | standard error | accuracy |\n|---|---|---|---|---|"
-    return "\n".join([head, *lines])
+    return "\n\n".join(["\n".join([head, *lines]), *remarks])

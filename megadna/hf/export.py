@@ -71,6 +71,8 @@ def export(
     with atomic_folder(folder, EXPORT if overwrite else None, ", or add --overwrite") as temporary:
         parameters = _write_tensors(temporary, table, tensors, DTYPES[dtype])
         provenance = Provenance.of(checkpoint)
+        for text in provenance.verdicts():
+            log.warning("%s: %s", checkpoint, text)
         _write_texts(temporary, target, config, dtype, provenance, license_name, parameters)
         found = NOT_COMPARED
         if check:

@@ -10,8 +10,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from megadna.config import Config
 from megadna.errors import UserError
 from megadna.train.checkpoint import optimizer_format, read_config, read_numbers, step_folders
+from megadna.train.evaluations import beside_guessing
 from megadna.train.integrity import check, read_marker, refuse_foreign_pickles
-from megadna.train.run_files import read_metrics
+from megadna.train.metric_lines import MetricLines
 
 
 def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
@@ -29,7 +30,8 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
     yield f"  tokenizer {numbers.get('tokenizer')}, dataset {numbers.get('dataset_id')}"
     yield "  written by " + ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
     if "valid_bits_per_base" in numbers:
-        yield f"  valid {numbers['valid_bits_per_base']:.4f} bits per base"
+        bits = numbers["valid_bits_per_base"]
+        yield f"  valid {bits:.4f} bits per base{beside_guessing(bits)}"
     yield f"  {len(shapes)} tensors in {len(shards)} shards, {size / 1e6:,.1f} MB; every checksum fits"
     yield f"  optimizer format {optimizer_format(numbers)}"
     if tensors:
@@ -40,10 +42,13 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
 def describe_run(run: Path) -> Iterator[str]:
     """Progress and checkpoints of a run; damage that can be seen without reading the weights is told line by line."""
     metrics = run / "metrics.jsonl"
-    lines, problems = read_metrics(metrics) if metrics.exists() else ([], [])
-    if lines:
-        yield f"run at step {lines[-1]['step']:,}: {metrics}"
-    yield from problems
+    if metrics.exists():
+        step, lines = None, MetricLines(metrics)
+        for line in lines:
+            step = line["step"]
+        if step is not None:
+            yield f"run at step {step:,}: {metrics}"
+        yield from (f"  {note}" for note in lines.notes())
     folders = step_folders(run)
     told = [_told(folder) for folder in folders]
     whole = sum(is_whole for is_whole, _ in told)
@@ -63,7 +68,7 @@ def _told(folder: Path) -> tuple[bool, str]:
         bits = read_numbers(folder).get("valid_bits_per_base")
     except UserError as error:
         return False, f"  {error}"
-    return True, "" if bits is None else f"  valid {bits:.4f} bits per base"
+    return True, "" if bits is None else f"  valid {bits:.4f} bits per base{beside_guessing(bits)}"
 
 
 def _model_line(config: Config) -> str:

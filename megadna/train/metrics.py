@@ -22,7 +22,8 @@ from megadna.config import Config, LogConfig
 from megadna.errors import UserError, require
 from megadna.files import write_text
 from megadna.log import console, get_logger
-from megadna.train.run_files import cut_after
+from megadna.train.evaluations import beside_guessing
+from megadna.train.metric_lines import cut_after
 
 log = get_logger(__name__)
 
@@ -66,9 +67,10 @@ class Metrics:
     def validation(self, step: int, numbers: dict[str, Any], protocol: str) -> None:
         """One validation; its keys begin with `valid_`. The line shown names the protocol (MaskedScore)."""
         log.info(
-            "step %6d | valid %.4f bits per base (standard error %.4f) | accuracy %.4f%s",
+            "step %6d | valid %.4f bits per base%s (standard error %.4f) | accuracy %.4f%s",
             step,
             numbers["valid_bits_per_base"],
+            beside_guessing(numbers["valid_bits_per_base"]),
             numbers["valid_bits_per_base_se"] or math.nan,
             numbers["valid_accuracy"],
             "" if protocol == "base" else f" | protocol {protocol}",

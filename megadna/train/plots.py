@@ -47,6 +47,8 @@ class Series:
     """Standard errors of the values."""
     style: int = 0
     """Number of the line style, where a run has several series."""
+    band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    """Where a point stands for several steps, their lowest and highest values; `values` are then their means."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def curves(
         for one in series:
             colour, line = COLOURS[one.run % 7], LINE_STYLES[(one.run // 7 + one.style) % 4]
             marker = "o" if len(one.steps) < 40 else ""
-            if noisy:
+            if one.band is not None:
+                axes.fill_between(one.steps, *one.band, color=colour, alpha=0.25, linewidth=0.8)
+            elif noisy:
                 axes.plot(one.steps, one.values, color=colour, alpha=0.25, linewidth=0.8)
             values = smoothed(one.values) if noisy else one.values
             axes.plot(one.steps, values, line, color=colour, marker=marker, markersize=3.5, label=one.name)

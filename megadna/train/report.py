@@ -2,28 +2,32 @@
 
 In:  run folders: metrics.jsonl, config.yaml, and evaluation-*.json where `megadna evaluate` wrote one.
 Out: report.html (figures inlined, nothing loaded from elsewhere) and the figures as PNG beside it.
-A run may still be going on: a half-written last line of metrics.jsonl is left out.
+A run may still be going on, and be long: metrics.jsonl is read line by line into curves of bounded size
+(train/metric_lines.py); lines that cannot be read are counted, and the page says how many.
 """
 
 import base64
 import html
 import json
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from megadna.data.manifest import SPLITS, leakage_line, load_manifest
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, write_text
+from megadna.log import get_logger
 from megadna.ownership import refuse_occupied
 from megadna.train import plots
-from megadna.train.run_files import read_evaluation, read_metrics
+from megadna.train.evaluations import beside_guessing, read_evaluation, verdict
+from megadna.train.metric_lines import MOST_POINTS, Curve, MetricLines
+
+log = get_logger(__name__)
 
 FIGURES = {
     "valid_bits.png": "Every chosen base hidden, p renormalised over A, C, G, T; the band is one standard error over "
@@ -39,6 +43,12 @@ FIGURES = {
     "learning_rate.png": "The schedule as run.",
     "throughput.png": "All ranks together, of every logged step; the line is the running median.",
 }
+THINNED = (
+    f"More than {MOST_POINTS:,} steps were logged: each point of a curve is the mean of consecutive steps, the pale "
+    "band their lowest and highest value, the last point the last step."
+)
+TRAINING = ("loss", "lr", "tokens_per_second")
+"""Keys of a training line that are drawn."""
 BITS, EXTRA = "valid_bits_per_base", "valid_extra/"
 GENERATOR = '<meta name="generator" content="megadna report">'
 STYLE = """
@@ -52,31 +62,60 @@ figure { margin: 0; } img { width: 100%; height: auto; } figcaption, pre { font-
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """What a run folder tells."""
+    """What a run folder tells; grows line by line."""
 
     name: str
     number: int
-    """Place among the runs of the report, from 0; it gives the run its colour."""
+    """Position among the runs of the report, from 0; it gives the run its colour."""
     config: dict[str, Any]
     """config.yaml as flat keys: `train.lr`."""
     config_text: str
-    training: list[dict[str, Any]]
-    """Lines with `loss`, in order."""
-    validation: list[dict[str, Any]]
-    """Lines with keys that begin with valid_, in order."""
-    evaluations: dict[str, dict[str, Any]]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    """Of the keys that are drawn, those of training and of validation lines."""
+    first: dict[str, Any] = field(default_factory=dict)
+    """The first line with keys that begin with valid_; empty where there is none."""
+    last: dict[str, Any] = field(default_factory=dict)
+    """The last such line."""
+    lowest: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Lowest value of each key of these lines, and its step."""
+    notes: list[str] = field(default_factory=list)
+    """What of metrics.jsonl could not be read."""
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """evaluation-NAME.json by name."""
 
-    def series(self, key: str, *, lines: list[dict[str, Any]], label: str = "", style: int = 0) -> list[plots.Series]:
+    def add(self, line: dict[str, Any]) -> None:
+        """Take in a line of metrics.jsonl."""
+        if "loss" in line:
+            for key in TRAINING:
+                if key in line:
+                    self._curve(key).add(line["step"], line[key])
+        elif any(key.startswith("valid_") for key in line):
+            self._add_validation(line)
+
+    def _add_validation(self, line: dict[str, Any]) -> None:
+        self.first, self.last = self.first or line, line
+        for key in [key for key in line if key == BITS or _is_extra(key)]:
+            self._curve(key).add(line["step"], line[key])
+            if f"{key}_se" in line or f"{key}_se" in self.curves:
+                self._curve(f"{key}_se").add(line["step"], line.get(f"{key}_se"))
+        for key, value in line.items():
+            if value is not None and math.isfinite(value) and value < self.lowest.get(key, (math.inf,))[0]:
+                self.lowest[key] = value, line["step"]
+
+    def _curve(self, key: str) -> Curve:
+        return self.curves.setdefault(key, Curve())
+
+    def series(self, key: str, *, label: str = "", style: int = 0) -> list[plots.Series]:
         """The values of `key` over steps, with standard errors where KEY_se stands beside; [] where no line has it."""
-        having = [line for line in lines if key in line]
-        if not having:
+        curve, errors = self.curves.get(key), self.curves.get(f"{key}_se")
+        if curve is None:
             return []
-        steps, values = _numbers(having, "step"), _numbers(having, key)
-        errors = _numbers(having, f"{key}_se") if f"{key}_se" in having[0] else None
-        return [plots.Series(label or self.name, self.number, steps, values, errors, style)]
+        steps, values, low, high = curve.points()
+        deviations = errors.points()[1] if errors and errors.num_lines == curve.num_lines else None
+        band = (low, high) if curve.is_thinned else None
+        return [plots.Series(label or self.name, self.number, steps, values, deviations, style, band)]
 
 
 Evaluated = tuple[Run, dict[str, Any]]
@@ -88,22 +127,25 @@ def read_run(folder: Path, name: str = "", number: int = 0) -> Run:
     for file in (metrics, config):
         remedy = "give the --output folder of a `megadna train` that has started"
         require(file.is_file(), f"{file}: no such file; {remedy}")
-    lines, problems = read_metrics(metrics)
-    require(not problems, f"{problems[0] if problems else ''}; remove this line")
-    require(bool(lines), f"{metrics}: no step is logged yet; report again when the run has made one")
     settings, config_text = _read_settings(config)
-    return Run(
+    run = Run(
         name=name or folder.resolve().name,
         number=number,
         config=_flat(settings),
         config_text=config_text,
-        training=[line for line in lines if "loss" in line],
-        validation=[line for line in lines if any(key.startswith("valid_") for key in line)],
         evaluations={
             file.stem.removeprefix("evaluation-"): read_evaluation(file)
             for file in sorted(folder.glob("evaluation-*.json"))
         },
     )
+    lines = MetricLines(metrics)
+    for line in lines:
+        run.add(line)
+    run.notes = lines.notes()
+    for note in run.notes:
+        log.warning("%s", note)
+    require(bool(run.curves), f"{metrics}: no step is logged yet; report again when the run has made one")
+    return run
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -135,18 +177,15 @@ def write_report(runs: Sequence[Run], html_file: Path, *, figures_beside: bool) 
 
 def draw_figures(runs: Sequence[Run]) -> dict[str, bytes]:
     """PNG of every figure that the runs have values for, by file name."""
-    valid = [one for run in runs for one in run.series(BITS, lines=run.validation)]
-    keys = sorted({key for run in runs for line in run.validation for key in line if _is_extra(key)})
+    valid = [one for run in runs for one in run.series(BITS)]
+    keys = sorted({key for run in runs for key in run.curves if _is_extra(key)})
     extra = [
         one
         for run in runs
         for style, key in enumerate(keys)
-        for one in run.series(key, lines=run.validation, label=f"{run.name}: {_name(key)}", style=style)
+        for one in run.series(key, label=f"{run.name}: {_name(key)}", style=style)
     ]
-    loss, lr, speed = (
-        [one for run in runs for one in run.series(key, lines=run.training)]
-        for key in ("loss", "lr", "tokens_per_second")
-    )
+    loss, lr, speed = ([one for run in runs for one in run.series(key)] for key in TRAINING)
     rows = {title: _rows(group) for title, group in evaluation_groups(runs).items()}
     panels = {title: [plots.Bar(row[0], *_mean(row[1]), row[2]) for row in group] for title, group in rows.items()}
     levels = [
@@ -156,7 +195,7 @@ def draw_figures(runs: Sequence[Run]) -> dict[str, bytes]:
     ]
     species: dict[str, list[plots.Bar]] = {}
     for run in runs:
-        for key, bits in (run.validation[-1] if run.validation else {}).items():
+        for key, bits in run.last.items():
             if key.startswith(f"{BITS}/") and bits is not None:
                 species.setdefault(_name(key), []).append(plots.Bar(run.name, bits, None, run.number))
     bits = "bits per hidden base (lower is better)"
@@ -209,11 +248,15 @@ def render_page(runs: Sequence[Run], figures: dict[str, bytes]) -> str:
     parts = [
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}',
         f"<title>{names} - megadna report</title><style>{STYLE}</style></head><body>",
-        f"<h1>{names}</h1><p>megadna training report</p><h2>Masked bits per base</h2>",
+        f"<h1>{names}</h1><p>megadna training report</p>",
+        *(f"<p>{html.escape(note)}</p>" for run in runs for note in run.notes),
+        "<h2>Masked bits per base</h2>",
         *_evaluation_tables(runs),
         *_leakage_lines(runs),
         _validation_table(runs),
-        '<h2>Curves</h2><div class="figures">',
+        "<h2>Curves</h2>",
+        f"<p>{THINNED}</p>" * any(curve.is_thinned for run in runs for curve in run.curves.values()),
+        '<div class="figures">',
         *(_figure(name, figures[name]) for name in shown),
         "</div><h2>Settings</h2>",
         _config_table(runs),
@@ -228,7 +271,7 @@ def _evaluation_tables(runs: Sequence[Run]) -> list[str]:
     for title, group in evaluation_groups(runs).items():
         cells = [
             (
-                [name if run is None else f"{name}, step {result['step']:,}", _bits(*_mean(numbers)),
+                [name if run is None else name + _step(result), _bits(*_mean(numbers)),
                  f"{numbers['perplexity']:.3f}", f"{100 * numbers['accuracy']:.1f} %"],
                 "" if run is None else "model",
             )
@@ -236,6 +279,8 @@ def _evaluation_tables(runs: Sequence[Run]) -> list[str]:
         ]  # fmt: skip
         tables.append(f"<p>{html.escape(title)}</p>")
         tables.append(_table(["model", "bits per base", "perplexity", "accuracy"], cells))
+        verdicts = ((run.name, verdict(result["model"], result["baselines"])) for run, result in group)
+        tables += [f"<p>{html.escape(f'{name}: {text}')}</p>" for name, text in verdicts if text]
     return tables or ["<p>No evaluation beside baselines yet; <code>megadna evaluate</code> makes one.</p>"]
 
 
@@ -254,16 +299,15 @@ def _leakage_lines(runs: Sequence[Run]) -> list[str]:
 def _validation_table(runs: Sequence[Run]) -> str:
     """First and last value of everything that validation measures, and where bits were lowest."""
     rows = []
-    for run in (run for run in runs if run.validation):
-        first, last = run.validation[0], run.validation[-1]
-        for key, value in last.items():
+    for run in runs:
+        for key, value in run.last.items():
             if not key.startswith("valid_") or key.endswith("_se") or value is None:
                 continue
-            lines = [line for line in run.validation if line.get(key) is not None]
-            low = min(lines, key=lambda line: line[key])
-            lowest = f"{low[key]:.4f} (step {low['step']:,})" if "bits_per_base" in key else ""
-            start = "-" if first.get(key) is None else f"{first[key]:.4f} (step {first['step']:,})"
-            rows.append(([run.name, key, start, _bits(value, last.get(f"{key}_se")), lowest], ""))
+            low, step = run.lowest.get(key, (math.nan, 0))
+            lowest = f"{low:.4f} (step {step:,})" if "bits_per_base" in key else ""
+            start = "-" if run.first.get(key) is None else f"{run.first[key]:.4f} (step {run.first['step']:,})"
+            shown = _bits(value, run.last.get(f"{key}_se")) + (beside_guessing(value) if key == BITS else "")
+            rows.append(([run.name, key, start, shown, lowest], ""))
     return "<p>while training</p>" + _table(["run", "", "first", "last", "lowest"], rows) if rows else ""
 
 
@@ -298,6 +342,11 @@ def _rows(group: list[Evaluated]) -> list[tuple[str, dict[str, Any], int | None,
     return rows + [(run.name, result["model"], run.number, result) for run, result in group]
 
 
+def _step(result: dict[str, Any]) -> str:
+    """Of the weights that were evaluated; a Hugging Face folder has none."""
+    return f", step {result['step']:,}" if "step" in result else ""
+
+
 def _mean(numbers: dict[str, Any]) -> tuple[float, float | None]:
     return numbers["bits_per_base"], numbers.get("standard_error")
 
@@ -325,12 +374,6 @@ def _read_settings(file: Path) -> tuple[dict[str, Any], str]:
         raise UserError(f"{file}: not YAML ({' '.join(str(error).split())}); {remedy}") from error
     require(isinstance(settings, dict), f"{file}: not a mapping of keys; {remedy}")
     return settings, text
-
-
-def _numbers(lines: list[dict[str, Any]], key: str) -> NDArray[np.float64]:
-    """Values of `key`, NaN where a line has none or null (a skipped step)."""
-    values = (line.get(key) for line in lines)
-    return np.array([np.nan if value is None else float(value) for value in values])
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

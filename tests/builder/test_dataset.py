@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -15,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from test_formats_and_splits import build, fasta, genome
 
+from megadna.commands.inspect import main
+from megadna.data.contigs import check_rising
 from megadna.data.dataset import ChunkDataset
 from megadna.data.manifest import dataset_identity, load_manifest
 from megadna.errors import UserError
@@ -41,6 +44,51 @@ def test_chunks_are_read_only_views(folder):
     assert {dataset.locate(i).contig for i in range(len(dataset))} == {"a", "b", "c"}
     with pytest.raises(UserError, match="no chunk 99999"):
         dataset.locate(99_999)
+
+
+def test_locate_without_the_table_is_the_same(folder, capsys):
+    for split in ("train", "valid", "test"):
+        dataset, alone = ChunkDataset(folder, split), ChunkDataset(folder, split)
+        places = [dataset.locate(i) for i in range(len(dataset))]
+        assert places == [alone.locate(i, keep_table=False) for i in range(len(dataset))]
+        assert "contigs" not in vars(alone)
+    main([str(folder), "--locate", "train:0"])
+    first = ChunkDataset(folder, "train").locate(0)
+    assert capsys.readouterr().out == f"{first.contig}:{first.start + 1}-{first.end}\t{first.source}\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda lines: [lines[0].replace("record", "name"), *lines[1:]], "line 1: damaged"),
+        (lambda lines: [*lines[:2], "g\tb\t20\n", *lines[2:]], "line 3: damaged"),
+        (lambda lines: [*lines[:-1], lines[-1].rstrip("\n")], "line 4: damaged"),
+        (lambda lines: [lines[0], "g\ta\t9\tx\t1\t\t\t\t\n"], "'x' is no number"),
+        (lambda lines: [lines[0], lines[1], lines[1]], "train columns do not rise"),
+        (lambda lines: None, "contigs.tsv: missing"),
+    ],
+)
+def test_a_damaged_table_of_records_is_named(folder, damage, message):
+    file = folder / "contigs.tsv"
+    lines = damage(file.read_text().splitlines(keepends=True))
+    file.write_text("".join(lines)) if lines else file.unlink()
+    with pytest.raises(UserError, match=message):
+        check_rising(file)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak memory")
+def test_locating_among_many_records_takes_no_memory(tmp_path):
+    """`inspect --locate` and `inspect` of 200,000 short records stay below 100 MB; the table alone would add 80."""
+    records = np.random.default_rng(0).choice(np.frombuffer(b"ACGT", np.uint8), (200_000, 60))
+    text = b"".join(b">contig_%07d\n%s\n" % (number, row.tobytes()) for number, row in enumerate(records))
+    (tmp_path / "g.fa").write_bytes(text)
+    build(tmp_path, tmp_path / "g.fa", chunk_length=64)
+    code = "import sys; from megadna.cli import main; main(sys.argv[1:]); print(open('/proc/self/status').read())"
+    for words in (["--locate", "train:150000"], []):
+        command = [sys.executable, "-c", code, "inspect", str(tmp_path / "out"), *words]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert int(re.search(r"VmHWM:\s+(\d+) kB", printed)[1]) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -84,6 +132,8 @@ def test_manifest_identity_and_ranges(folder):
 
 OPENING = """
 import json, sys, time, psutil
+from megadna.commands.inspect import main
+from megadna.data.contigs import check_rising
 from megadna.data.dataset import ChunkDataset
 process = psutil.Process()
 before, began = process.memory_full_info().uss, time.perf_counter()

@@ -1,13 +1,15 @@
 """The model card's table of data: names cannot break it, and it says what lies in which split."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megadna.commands import preprocess
 from megadna.config import Config
+from megadna.data.contigs import HEADER
 from megadna.data.manifest import load_manifest
-from megadna.hf.card import Provenance, _contigs, model_card
+from megadna.hf.card import SHOWN, Provenance, _contigs, model_card
 
 WHOLE = ["--chunk_length", "100", "--valid_fraction", "0", "--test_fraction", "0"]
 DATA = Path(__file__).parents[1] / "data"
@@ -37,3 +39,40 @@ def test_a_quote_in_a_record_name_is_a_letter(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_text('>"one\n' + "ACGTTGCA" * 50 + "\n>two\n" + "ACCTTGCA" * 50 + "\n")
     preprocess.main(["--input", str(tmp_path / "a.fa"), "--output", str(tmp_path / "d"), *WHOLE])
     assert _contigs(tmp_path / "d" / "contigs.tsv") == {"a": ['"one', "two"]}
+
+
+def provenance_of(numbers: dict[str, Any], *evaluations: dict[str, Any]) -> Provenance:
+    return Provenance(numbers=numbers, datasets=[], contigs={}, evaluations=list(evaluations), source={})
+
+
+def score(bits: float) -> dict[str, float]:
+    return {"bits_per_base": bits, "standard_error": 0.01, "perplexity": 2**bits, "accuracy": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "bits", "expected"),
+    [
+        ({}, 1.90, ""),
+        ({}, 1.97, "On test: no better than composition (1.9600) and markov (1.9400): the model needs 1.9700"),
+        ({"valid_bits_per_base": 1.9}, None, ""),
+        ({"valid_bits_per_base": 2.04}, None, "On valid: no better than guessing (2.0000): the model needs 2.0400"),
+    ],
+)
+def test_the_card_says_where_the_model_is_no_better_than_a_baseline(
+    numbers: dict[str, float], bits: float | None, expected: str
+) -> None:
+    baselines = {"uniform": score(2.0), "composition": score(1.96), "markov": score(1.94) | {"k": 5}}
+    evaluations = [{"split": "test", "step": 3, "model": score(bits), "baselines": baselines}] if bits else []
+    numbers = {"step": 3, "valid_bits_per_base_se": 0.01, "valid_accuracy": 0.3, **numbers}
+    card = model_card(
+        "aido", Config(), provenance_of(numbers, *evaluations), parameters=1, dtype="fp32", license_name=""
+    )
+    assert expected in card and ("no better than" in card) == bool(expected)
+    assert ("was not compared with baselines" in card) == (not evaluations)
+
+
+def test_the_names_of_many_records_are_not_held(tmp_path: Path) -> None:
+    """A name that begins with a quotation mark is one record like another."""
+    lines = "".join(f'a\t"r{n}\t60\t{n}\t{n}\t\t\t\t\n' for n in range(1000))
+    (tmp_path / "contigs.tsv").write_text(HEADER + lines)
+    assert _contigs(tmp_path / "contigs.tsv") == {"a": [f'"r{n}' for n in range(SHOWN)]}

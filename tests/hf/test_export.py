@@ -51,6 +51,21 @@ def logits(exported, lambda_ids):
         return MegaDnaForMaskedLM.from_pretrained(exported).eval()(lambda_ids).logits
 
 
+def test_an_export_of_a_useless_model_says_so(trained, tmp_path, caplog):
+    checkpoint = tmp_path / "run" / "checkpoints" / trained[0].name
+    shutil.copytree(trained[0], checkpoint)
+    useless = {"bits_per_base": 2.04, "standard_error": 0.01, "perplexity": 4.1, "accuracy": 0.2}
+    evaluation = {"split": "test", "samples": 1, "hidden_bases": 1, "model": useless, "baselines": {}}
+    (tmp_path / "run" / "evaluation-test.json").write_text(json.dumps(evaluation))
+    export(checkpoint, tmp_path / "model", check=False)
+    expected = "On test: no better than guessing (2.0000): the model needs 2.0400 bits per base"
+    assert expected in caplog.text and expected in (tmp_path / "model" / "README.md").read_text()
+    (tmp_path / "run" / "evaluation-test.json").write_text("{")
+    with pytest.raises(UserError, match=r"evaluation-test\.json: not JSON .*megadna evaluate"):
+        export(checkpoint, tmp_path / "again", check=False)
+    assert not (tmp_path / "again").exists()
+
+
 STRANGER = """
 import sys
 

@@ -1,11 +1,15 @@
 """`megadna start`: it finds what preprocess takes, chooses by its rules, and writes what train reads."""
 
 import gzip
+import importlib.util
 import re
 import shlex
+import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megadna.arguments import load_config
@@ -17,18 +21,21 @@ from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError
 from megadna.planning.hardware import GPUS
 from megadna.planning.layouts import evaluate_layout
+from megadna.planning.related import Relations, Sketches
 from megadna.planning.start import (
-    HELD_OUT_BASES,
+    FEW_STEPS,
+    LEAST_BATCH,
     MOST_PASSES,
     ROWS,
     SHAPE,
     SHARE,
     SIZES,
     TOKENS_PER_PARAMETER,
-    Genomes,
+    WARMUP,
     choose,
-    survey,
+    peak_rate,
 )
+from megadna.planning.survey import HELD_OUT_BASES, Genomes, survey
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -43,7 +50,7 @@ def folder_of(path: Path, *names: str) -> Path:
 
 
 def genomes_of(bases: float, **counts: int) -> Genomes:
-    return Genomes([("/a.fa", "a", "")], Counter(kept=int(bases), contigs=5, **counts), [])
+    return Genomes([("/a.fa", "a", "")], Counter(kept=int(bases), contigs=5, **counts))
 
 
 def next_commands(text: str) -> list[list[str]]:
@@ -53,10 +60,29 @@ def next_commands(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", ["demo", "megadna-86m", "aido-dna-300m", "aido-dna-7b"])
 def test_the_sizes_are_those_of_the_shipped_configs(name: str) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml")
-    *shape, lr, tokens = SIZES[name]
+    *shape, lr, lr_tokens, most = SIZES[name]
+    tokens = config.train.global_batch_size * int(config.data.sequence_length)
+    assert lr_tokens == tokens
     assert shape == [getattr(config.model, key) for key in SHAPE] and lr == config.train.lr
     if name != "demo":
-        assert tokens == config.train.global_batch_size * int(config.data.sequence_length)
+        assert most == tokens
+
+
+@pytest.mark.parametrize(("num_ranks", "gpu"), [(1, "cpu"), (2, "cpu"), (3, "cpu"), (2, "h100")])
+def test_every_plan_has_a_batch_a_rate_that_goes_with_it_and_a_warm_up(num_ranks: int, gpu: str) -> None:
+    """From minutes to weeks: at least 8 sequences a step; the rate is the recipe's times the root of the batch's share
+    of the recipe's; the warm-up follows an override of the steps."""
+    for hours in (0.01, 0.1, 1, 24, 500) if gpu == "cpu" else (0.01, 24):
+        start = choose(genomes_of(1e9), num_ranks, hours, GPUS.get(gpu))
+        train, (*_, lr, tokens, _) = start.config.train, SIZES[start.size]
+        assert train.global_batch_size >= LEAST_BATCH and train.global_batch_size % num_ranks == 0
+        assert train.lr == pytest.approx(lr * min(1, (start.step_tokens / tokens) ** 0.5), rel=0.03)
+        assert train.lr == peak_rate(start.size, start.step_tokens) and train.min_lr < train.lr
+        for steps in (train.steps, 7, 1000):
+            warm_up = replace(train, steps=steps).samples_of_warmup / train.global_batch_size
+            assert steps * WARMUP <= warm_up < steps * WARMUP + 1
+        few = "steps are too few" in "\n".join(_lines(genomes_of(1e9), start))
+        assert few == (train.steps < FEW_STEPS)
 
 
 def test_the_sheet_builds_the_dataset_that_was_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,15 +124,122 @@ def test_a_folder_with_a_tab_in_its_name_gives_a_sheet_that_is_read(tmp_path: Pa
 
 
 def test_genomes_of_one_species_do_not_leak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same genome twice under two names: held-out chunks have no copy left in train."""
+    """A genome and a copy of one base in a hundred changed: held-out chunks have no copy left in train."""
     folder = folder_of(tmp_path / "genomes", "mgenitalium_G37.fa.gz")
-    (folder / "copy.fa").write_bytes(gzip.decompress((folder / "mgenitalium_G37.fa.gz").read_bytes()))
+    (folder / "strain.fa").write_bytes(b">strain\n" + mutated(genitalium(), 1) + b"\n")
     main([str(folder), *CPU, "--output", str(tmp_path / "first")])
-    command = next_commands(capsys.readouterr().out)[0]
+    holds_split(next_commands(capsys.readouterr().out)[0], tmp_path)
+
+
+def genitalium() -> bytes:
+    """The bases of M. genitalium."""
+    text = gzip.decompress((DATA / "mgenitalium_G37.fa.gz").read_bytes())
+    return b"".join(text.split(b"\n")[1:]).upper()
+
+
+def mutated(bases: bytes, seed: int, share: float = 0.01) -> bytes:
+    """Other bases at random positions."""
+    rng = np.random.default_rng(seed)
+    letters = np.frombuffer(bases, np.uint8).copy()
+    hit = np.flatnonzero(rng.random(len(letters)) < share)
+    letters[hit] = np.frombuffer(b"ACGT", np.uint8)[rng.integers(4, size=len(hit))]
+    return letters.tobytes()
+
+
+def holds_split(command: list[str], folder: Path) -> None:
     assert "--allow_related" in command and command[-1] == "drop_from_train"
     preprocess.main(command[1:])
-    splits = load_manifest(tmp_path / "first" / "dataset").leakage["splits"]
-    assert splits and all(row["flagged"] == 0 for row in splits.values())
+    manifest = load_manifest(folder / "first" / "dataset")
+    assert manifest.chunks["train"] and all(row["flagged"] == 0 for row in manifest.leakage["splits"].values())
+
+
+def test_near_identical_genomes_inside_one_file_do_not_leak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three strains, one of them reverse-complemented, in one FASTA beside another genome: named, and split so that it
+    holds."""
+    folder = folder_of(tmp_path / "genomes", "lambda.fa.gz")
+    bases = genitalium()[:300_000]
+    other = mutated(bases, 3).translate(bytes.maketrans(b"ACGT", b"TGCA"))[::-1]
+    strains = {"one": bases, "two": mutated(bases, 2), "three": other}
+    (folder / "strains.fa").write_bytes(b"".join(b">%s x\n%s\n" % (k.encode(), v) for k, v in strains.items()))
+    main([str(folder), *CPU, "--output", str(tmp_path / "first")])
+    text = capsys.readouterr().out
+    assert "near-identical, or partly so: strains.fa:one, strains.fa:two, strains.fa:three\n" in text
+    assert re.search(r"held out: 5(\.\d)?% .*near-identical or related genomes", text)
+    holds_split(next_commands(text)[0], tmp_path)
+
+
+def test_unrelated_records_are_not_related(tmp_path: Path) -> None:
+    """Two thirds of shared sequence are found across files of torn contigs; chance, N and short records are not."""
+    folder = folder_of(tmp_path / "genomes", "lambda.fa.gz", "human_mt.fa.gz", "yeast_I_VI_VIII.fa.gz")
+    assert survey(folder).relations.groups == []
+    bases = genitalium()[:100_000]
+    (folder / "a.fa").write_bytes(b">a\n" + bases)
+    torn = [bases[at : at + 400] for at in range(0, 60_000, 400)]
+    (folder / "b.fa").write_bytes(b"".join(b">c%d\n%s\n" % (n, part) for n, part in enumerate(torn)))
+    assert survey(folder).relations.groups == [["a.fa", "b.fa"]]
+
+
+def test_sketches_stay_small_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for a tenth of the hashes the same two records are found."""
+    found = []
+    bases = np.frombuffer(genitalium()[:200_000], np.uint8)
+    for most in (1 << 22, 1000):
+        monkeypatch.setattr("megadna.planning.related.MOST_HASHES", most)
+        sketches = Sketches()
+        sketches.start_file("f")
+        for number, letters in enumerate((bases[:100_000], bases[100_000:], bases[50_000:150_000])):
+            for record in sketches.add(letters, np.array([number]), np.array([len(letters)])):
+                sketches.name(record, str(record))
+        assert sketches._count <= most
+        found.append(sketches.relations())
+    assert found[0].groups == found[1].groups == [["0", "1", "2"]]
+    assert found[0].redundancy == pytest.approx(1.5, rel=0.05) and found[1].redundancy == pytest.approx(1.5, rel=0.1)
+    assert Relations().share_left(0.2) == 1.0 == Relations().redundancy
+    assert Relations(copies=Counter({1: 50, 3: 50})).share_left(0.2) == pytest.approx((1 + 0.64) / 2)
+
+
+def test_what_is_ignored_is_named_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of(tmp_path / "genomes", "lambda.fa.gz")
+    lines = gzip.decompress((DATA / "lambda.fa.gz").read_bytes()).split(b"\n")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "again.fa").write_bytes(lines[0] + b"\n" + b"".join(lines[1:]).lower())
+    (folder / "sub" / "link.fa").symlink_to(DATA / "lambda.fa.gz")
+    (folder / "sub" / "round").symlink_to(folder)
+    (folder / "lost.fa").symlink_to(tmp_path / "nowhere")
+    wrong = {
+        "nothing.fa": b"", "text.fa": b"hello\n", "protein.fa": b">p\nMFEL\n", "bare.fa": b">a\n",
+        "n.fa": b">a\nNNNN\n",
+        "cut.fa.gz": (DATA / "lambda.fa.gz").read_bytes()[:5000], "decoy.fa": b">x_decoy\nACGT\n", "genes.gff3": b"",
+        "table.tsv": b"", "reads.fastq.gz": b"", "old.fa.bz2": b"", "proteins.faa": b"", "lambda.fa.gz.fai": b"",
+        "README": b"", "x.rna.fna": b">t\nACGT\n", "GCF_1_assembly_report.txt": b"",
+    }  # fmt: skip
+    for name, content in wrong.items():
+        (folder / name).write_bytes(content)
+    main([str(folder), *CPU, "--output", str(tmp_path / "first")])
+    text = capsys.readouterr().out
+    assert "found: 1 files, 1 contigs, 48,502 usable bases\n" in text
+    rows = dict(row.split("\t") for row in (tmp_path / "first" / "ignored.tsv").read_text().splitlines())
+    expected = {
+        "sub/again.fa": "same sequences as lambda.fa.gz", "sub/link.fa": "same file as lambda.fa.gz",
+        "nothing.fa": "empty",
+        "text.fa": "line 1", "protein.fa": "line 2: 'F' is no nucleotide code", "bare.fa": "holds no base",
+        "n.fa": "holds N alone", "cut.fa.gz": "cut short", "decoy.fa": "every contig is left out (decoy)",
+        "genes.gff3": "annotation", "table.tsv": "table", "reads.fastq.gz": "reads", "old.fa.bz2": "archive",
+        "proteins.faa": "proteins", "lambda.fa.gz.fai": "index", "README": "no sequence file",
+        "x.rna.fna": "transcripts",
+        "lost.fa": "link to nothing",
+    }  # fmt: skip
+    assert rows.keys() == {"path", *expected}
+    for name, reason in expected.items():
+        assert reason in rows[name] and f"{name}" in text and rows[name] in text
+
+
+def test_usable_bases_are_those_of_the_contigs_that_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "a.fa").write_text(">1\nNNNNacgtACGTRY\n>1_alt\nNNNNNNacg\n>2\nnACGTU\n")
+    found = survey(tmp_path / "g")
+    assert dict(found.bases) == {"kept": 20, "n": 7, "soft_masked": 4, "contigs": 3, "contig_alternate": 9}
+    assert found.usable == 13
 
 
 @pytest.mark.parametrize(("num_ranks", "gpu"), [(1, "h100"), (8, "a100-40"), (64, "h100"), (2, "cpu")])
@@ -129,7 +262,7 @@ def test_the_choice_keeps_to_its_rules(num_ranks: int, gpu: str) -> None:
     assert chosen == sorted(chosen) and chosen[0] < chosen[-1]
 
 
-@pytest.mark.parametrize(("bases", "hours", "wanted"), [(1e5, 24, "bases"), (1e9, 0.01, "hours"), (1e9, 24, "")])
+@pytest.mark.parametrize(("bases", "hours", "wanted"), [(1e4, 24, "bases"), (1e9, 0.001, "hours"), (1e9, 24, "")])
 def test_the_warning_names_what_is_short(bases: float, hours: float, wanted: str) -> None:
     genomes = genomes_of(bases)
     text = "\n".join(_lines(genomes, choose(genomes, 2, hours, None)))
@@ -141,7 +274,7 @@ def test_what_the_genomes_are_like_decides_how_they_are_read(tmp_path: Path) -> 
     assert (plain.packing, plain.lower_case_weight, plain.reverse_complement) == (False, 1.0, 0.5)
     masked = choose(genomes_of(1e8, soft_masked=40_000_000), 1, 1, GPUS["h100"]).config.data
     assert masked.lower_case_weight == 0.1
-    drafts = Genomes([("/a.fa", "a", "")], Counter(kept=10**8, contigs=10**5), [])
+    drafts = Genomes([("/a.fa", "a", "")], Counter(kept=10**8, contigs=10**5))
     start = choose(drafts, 8, 1, GPUS["h100"])
     assert start.config.data.packing
     (tmp_path / "config.yaml").write_text("\n".join(_yaml(start.config)))
@@ -161,10 +294,11 @@ def test_more_gpus_than_a_node_has_go_through_slurm(tmp_path: Path, capsys: pyte
     [
         (["{}/nowhere"], "nowhere: no such folder"),
         (["{}/fine/a.fa"], "a.fa: is a file; name the folder that holds it"),
-        (["{}/empty"], "empty: no FASTA file in this folder"),
+        (["{}/empty"], "empty: no genome to train on in 0 files"),
         (["{}/protein"], "line 2: 'F' is no nucleotide code"),
-        (["{}/transcripts"], "no genome, only transcripts by their names"),
-        (["{}/bare"], "no base is left to train on"),
+        (["{}/transcripts"], "no genome to train on in 1 files; rna.fna: transcripts by its name"),
+        (["{}/bare"], "no genome to train on in 1 files; a.fa: holds no base"),
+        (["{}/small"], "8 usable bases are too few"),
         (["{}/fine", "--gpu", "v100"], "--gpu v100: not one of a100-40, .*, cpu"),
         (["{}/fine", "--gpus", "0"], "must be positive"),
         (["{}/fine", "--hours", "1e-6", *CPU[:2]], "too little for one step"),
@@ -172,7 +306,12 @@ def test_more_gpus_than_a_node_has_go_through_slurm(tmp_path: Path, capsys: pyte
     ],
 )
 def test_mistakes_leave_nothing_behind(tmp_path: Path, words: list[str], message: str) -> None:
-    for name, text in (("protein", ">p\nMFEL\n"), ("bare", ">a\n"), ("fine", ">a\nACGTACGT\n")):
+    for name, text in (
+        ("protein", ">p\nMFEL\n"),
+        ("bare", ">a\n"),
+        ("small", ">a\nACGTACGT\n"),
+        ("fine", f">a\n{'ACGT' * 500}"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.fa").write_text(text)
     (tmp_path / "empty").mkdir()
@@ -183,3 +322,14 @@ def test_mistakes_leave_nothing_behind(tmp_path: Path, words: list[str], message
     with pytest.raises(UserError, match=message):
         main([*words, *([] if "--output" in words else ["--output", str(tmp_path / "out")])])
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_shortest_plan_without_a_warning_beats_composition(tmp_path: Path) -> None:
+    """By tools/prove_start.py, which runs the printed commands; the table of nine runs is in the documentation."""
+    spec = importlib.util.spec_from_file_location("prove_start", ROOT / "tools" / "prove_start.py")
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules["prove_start"] = tool
+    spec.loader.exec_module(tool)
+    proof = tool.prove(DATA / "mgenitalium_G37.fa.gz", 0.045, tmp_path / "proof")
+    assert FEW_STEPS <= proof.steps < 1.1 * FEW_STEPS and proof.worst < 0, proof

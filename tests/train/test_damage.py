@@ -19,10 +19,11 @@ from megadna.config import CheckpointConfig, Config, LogConfig
 from megadna.errors import UserError
 from megadna.log import log_file
 from megadna.train.checkpoint import find_checkpoint, read_numbers
+from megadna.train.evaluations import read_evaluation
 from megadna.train.integrity import ALWAYS, MARKER, check, seal
+from megadna.train.metric_lines import MetricLines, cut_after
 from megadna.train.metrics import _identity
 from megadna.train.report import draw_figures, read_run, render_page
-from megadna.train.run_files import cut_after, read_evaluation, read_metrics
 
 NEWEST, BEFORE = "step-00000004", "step-00000002"
 FILES = [MARKER, *ALWAYS, "weights/*.distcp", "weights", "."]
@@ -361,34 +362,35 @@ LINES = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.9}\n{"step": 3, "loss":
 
 
 @pytest.mark.parametrize(
-    ("line", "problem"),
+    "line",
     [
-        (b'{"step": 2, "lo', "not a JSON object"),
-        (b"\x00\xff\x85\x0b\x0c", "not a JSON object"),
-        (b"[" * 100_000, "not a JSON object"),
-        (b"5", "not a JSON object with a step"),
-        (b'{"loss": 1}', "not a JSON object with a step"),
-        (b'{"step": "2"}', "not a JSON object with a step"),
-        (b'{"step": 2, "loss": "low"}', "loss is not a number"),
+        b'{"step": 2, "lo',
+        b"\x00\xff\x85\x0b\x0c",
+        b"[" * 100_000,
+        b"5",
+        b'{"loss": 1}',
+        b'{"step": "2"}',
+        b'{"step": 2, "loss": "low"}',
     ],
 )
 def test_a_damaged_line_of_the_metrics_is_told_and_left_out(
-    line: bytes, problem: str, run: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    line: bytes, run: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = run / "metrics.jsonl"
     first, second, third = LINES.encode().splitlines()
     file.write_bytes(b"\n".join([first, line, third, second[:9]]))
-    lines, problems = read_metrics(file)
+    lines = MetricLines(file)
     assert [one["step"] for one in lines] == [1, 3]
-    assert len(problems) == 1 and problems[0].startswith(f"{file}:2: {problem}")
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2: .*remove this line"):
-        read_run(run)
+    said = f"{file}: lines left out: 1, as they are no JSON objects of numbers with a step (the first is line 2)"
+    assert lines.notes() == [said, f"{file}: the last line is cut off and was left out"]
+    assert read_run(run).notes == lines.notes()
     inspect.main([str(run)])
-    assert "run at step 3" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "run at step 3" in printed and said in printed
+    caplog.clear()
     cut_after(file, 4)
-    assert file.read_bytes() == first + b"\n" + third + b"\n"
-    (record,) = caplog.records
-    assert f"{file}:2: {problem}" in record.getMessage() and record.getMessage().endswith("left out")
+    assert [json.loads(text)["step"] for text in file.read_text().splitlines()] == [1, 3]
+    assert [record.getMessage() for record in caplog.records] == [said]
 
 
 def test_metrics_that_are_gone_or_a_folder(run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -400,7 +402,11 @@ def test_metrics_that_are_gone_or_a_folder(run: Path, caplog: pytest.LogCaptureF
     assert "missing, so the numbers up to step 2 are lost" in caplog.text
     inspect.main([str(run)])
     file.mkdir()
-    for reader in (read_metrics, lambda file: cut_after(file, 2), lambda file: inspect.main([str(file.parent)])):
+    for reader in (
+        lambda file: list(MetricLines(file)),
+        lambda file: cut_after(file, 2),
+        lambda file: inspect.main([str(file.parent)]),
+    ):
         with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
             reader(file)
 

@@ -12,6 +12,8 @@ from megadna.commands.report import main
 from megadna.data.manifest import dump_manifest, load_manifest
 from megadna.errors import UserError
 from megadna.train import plots
+from megadna.train.evaluations import verdict
+from megadna.train.metric_lines import MOST_POINTS, Curve
 from megadna.train.report import FIGURES, draw_figures, evaluation_groups, read_run, read_runs, render_page
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -119,7 +121,10 @@ def test_a_run_that_is_going_on_is_reported(tmp_path):
     run = make_run(tmp_path / "run", steps=5, splits=())
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 6, "lo')
-    assert len(read_run(run).training) == 5
+    read = read_run(run)
+    assert read.curves["loss"].num_lines == 5 and read.notes == [
+        f"{run}/metrics.jsonl: the last line is cut off and was left out"
+    ]
     main([str(run)])
     (run / "report" / "baselines.png").write_bytes(PNG)  # of an older report
     main([str(run)])
@@ -132,7 +137,7 @@ def test_skipped_steps_and_missing_values_leave_gaps(tmp_path):
     text = (run / "metrics.jsonl").read_text().replace('"loss": 1.4', '"loss": null, "was": 1.4')
     (run / "metrics.jsonl").write_text(text.replace('"loss": 1.8', '"loss": NaN, "was": 1.8'))
     read = read_run(run)
-    (series,) = read.series("loss", lines=read.training)
+    (series,) = read.series("loss")
     values = series.values
     assert 2 <= np.isnan(values).sum() < 40
     assert {"loss.png", "throughput.png"} <= draw_figures([read]).keys()
@@ -140,11 +145,11 @@ def test_skipped_steps_and_missing_values_leave_gaps(tmp_path):
 
 def test_training_loss_and_bits_come_from_different_lines(tmp_path):
     run = read_run(make_run(tmp_path / "run"))
-    assert len(run.training) == 40 and len(run.validation) == 4
-    (bits,) = run.series("valid_bits_per_base", lines=run.validation)
+    assert run.curves["loss"].num_lines == 40 and run.curves["valid_bits_per_base"].num_lines == 4
+    (bits,) = run.series("valid_bits_per_base")
     np.testing.assert_array_equal(bits.steps, [10, 20, 30, 40])
     np.testing.assert_array_equal(bits.errors, [0.003] * 4)
-    assert run.series("loss", lines=run.validation) == []
+    assert run.last["step"] == 40 and "loss" not in run.last
 
 
 def test_smoothing_follows_a_fall_and_drops_a_spike():
@@ -163,7 +168,10 @@ def test_smoothing_follows_a_fall_and_drops_a_spike():
         ("metrics.jsonl", None, r"metrics\.jsonl: no such file; give the --output folder"),
         ("config.yaml", None, r"config\.yaml: no such file"),
         ("metrics.jsonl", "", "no step is logged yet"),
-        ("metrics.jsonl", '{"step": 1}\n{"step"\n{"step": 3}\n', r"metrics\.jsonl:2: not a JSON object"),
+        ("metrics.jsonl", '{"step": 1}\n{"step"\n{"step": 3}\n', "no step is logged yet"),
+        ("config.yaml", "a: [\n", r"config\.yaml: not the YAML of a run .*; copy it back from a checkpoint"),
+        ("config.yaml", "[1]", r"config\.yaml: not the YAML of a run"),
+        ("evaluation-test.json", "[]", r"evaluation-test\.json: no JSON object"),
         ("evaluation-test.json", "{", r"evaluation-test\.json: not JSON .*megadna evaluate"),
         ("evaluation-test.json", '{"step": 1}', "lacks baselines, hidden_bases, model, samples"),
     ],
@@ -177,6 +185,93 @@ def test_mistakes_name_the_file_and_the_remedy(tmp_path, file, content, message)
     with pytest.raises(UserError, match=message):
         main([str(run)])
     assert not (run / "report").exists()
+
+
+GARBAGE = b"\x00\xff\xfe garbage \x80\n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "broken", "first"),
+    [
+        (lambda lines: [*lines[:3], GARBAGE, *lines[3:]], 1, 4),
+        (lambda lines: [b"5\n", b"[]\n", b"{}\n", *lines], 3, 1),
+        (lambda lines: [*lines, b'{"step": "6", "loss": 1.0}\n', b'{"step": 6, "loss": "low"}\n'], 2, 45),
+        (lambda lines: [*lines[:-1], b"x" * 3_000_000 + b"\n", b"\n", lines[-1]], 1, 44),
+        (lambda lines: [*lines, b"[" * 100_000 + b"\n"], 1, 45),
+    ],
+)
+def test_lines_that_cannot_be_read_are_counted(tmp_path, caplog, damage, broken, first):
+    """Every whole line is reported; the others are counted, on the page and in the log."""
+    run = make_run(tmp_path / "run", splits=())
+    whole = read_run(run)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(damage(lines)))
+    read = read_run(run)
+    assert read.curves["loss"].num_lines == 40 and read.last == whole.last and read.lowest == whole.lowest
+    counted = f"lines left out: {broken}, "
+    assert counted in read.notes[0] and f"the first is line {first})" in read.notes[0] and counted in caplog.text
+    assert counted in render_page([read], {})
+
+
+@pytest.mark.parametrize("num_lines", [1, MOST_POINTS, MOST_POINTS + 1, 5 * MOST_POINTS + 3])
+def test_a_curve_is_bounded_and_keeps_extremes_means_and_the_last(num_lines):
+    values = np.random.default_rng(num_lines).normal(size=num_lines)
+    values[num_lines // 3] = 99.0
+    values[num_lines // 2] = -99.0 if num_lines > 3 else values[0]
+    curve = Curve()
+    for step, value in enumerate(values.tolist(), start=1):
+        curve.add(step, value)
+    steps, means, low, high = curve.points()
+    assert (
+        len(steps) <= MOST_POINTS + 1 and (np.diff(steps) > 0).all() and curve.is_thinned == (num_lines > MOST_POINTS)
+    )
+    assert (steps[-1], means[-1]) == (num_lines, values[-1])
+    assert (low.min(), high.max()) == (values.min(), values.max()) and (low <= means).all() and (means <= high).all()
+    if not curve.is_thinned:
+        np.testing.assert_array_equal(means, values)
+    else:
+        width = int(steps[0])
+        np.testing.assert_allclose(means[0], values[:width].mean())
+        np.testing.assert_array_equal(high[1], values[width : 2 * width].max())
+
+
+def test_a_long_run_is_drawn_thinned_and_says_so(tmp_path):
+    run = make_run(tmp_path / "run", splits=())
+    assert "each point of a curve" not in render_page([read_run(run)], {})
+    with (run / "metrics.jsonl").open("a") as metrics:
+        for step in range(41, 2 * MOST_POINTS):
+            metrics.write(json.dumps({"step": step, "loss": None if step % 3 else 1.0, "lr": 0.1}) + "\n")
+    read = read_run(run)
+    assert "each point of a curve is the mean" in render_page([read], draw_figures([read]))
+    (loss,) = read.series("loss")
+    assert loss.band is not None and len(loss.steps) <= MOST_POINTS + 1
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [
+        (1.90, ""),
+        (1.91, "no better than markov (1.9100): the model needs 1.9100 bits per base; train longer"),
+        (1.97, "no better than composition (1.9600) and markov (1.9100): the model needs 1.9700"),
+        (2.04, "no better than guessing (2.0000), composition (1.9600) and markov (1.9100): the model needs 2.0400"),
+    ],
+)
+def test_a_model_no_better_than_a_baseline_is_called_so(tmp_path, bits, expected):
+    run = make_run(tmp_path / "run", splits=("test",))
+    evaluation = json.loads((run / "evaluation-test.json").read_text())
+    found = verdict(scored(bits), evaluation["baselines"])
+    assert found.startswith(expected) and bool(found) == bool(expected)
+    (run / "evaluation-test.json").write_text(json.dumps(evaluation | {"model": scored(bits)}))
+    page = render_page([read_run(run)], {})
+    assert f"<p>run: {expected}" in page if expected else "no better" not in page
+
+
+def test_guessing_is_called_so_without_baselines(tmp_path):
+    assert verdict(scored(2.0), {}).startswith("no better than guessing (2.0000)") and not verdict(scored(1.999), {})
+    run = make_run(tmp_path / "run", splits=())
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps({"step": 50, "valid_bits_per_base": 2.04, "valid_bits_per_base_se": 0.01}) + "\n")
+    assert "2.0400 ± 0.0100 (no better than guessing, 2)" in render_page([read_run(run)], {})
 
 
 def test_only_reports_are_overwritten(tmp_path):

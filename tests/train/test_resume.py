@@ -8,6 +8,7 @@ from ranks import run_ranks
 from toy import losses, metrics, run_training, toy_config
 
 from megadna.errors import UserError
+from megadna.train.describe import describe_run
 from megadna.train.metrics import cut_after
 
 
@@ -68,3 +69,15 @@ def test_cut_after_keeps_whole_lines_up_to_the_step(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 2, "valid_loss": 1}\n{"step": 3}\n{"ste')
     cut_after(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 2, "valid_loss": 1}\n'
+
+
+def test_what_is_no_line_is_left_out_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Garbage in the middle costs no line after it; a last line that is cut is what every killed run leaves."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 1.5}\n\xff\x00\xfe\n[]\n{"step": 2, "loss": null}\n{"step": 3, "lo')
+    said = list(describe_run(tmp_path))
+    assert said[0] == f"run at step 2: {path}" and "lines left out: 2" in said[1] and "line 2)" in said[1]
+    assert said[2] == f"  {path}: the last line is cut off and was left out"
+    cut_after(path, 5)
+    assert path.read_text() == '{"step": 1, "loss": 1.5}\n{"step": 2, "loss": null}\n'
+    assert "lines left out: 2" in caplog.text and "cut off" not in caplog.text

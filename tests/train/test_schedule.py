@@ -84,6 +84,17 @@ def test_warm_up_by_samples_is_that_by_steps() -> None:
     assert list(run_curve(by_samples, 100)) == list(run_curve(settings(), 100))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 10, 100, 101])
+@pytest.mark.parametrize("decay_steps", [None, 60])
+def test_warm_up_by_a_fraction_follows_the_steps(steps: int, decay_steps: int | None) -> None:
+    end = decay_steps or steps
+    train = settings(steps=steps, decay_steps=decay_steps, warmup_steps=0, warmup_fraction=0.1)
+    warm_up = min(end - 1, math.ceil(0.1 * end))
+    assert train.samples_of_warmup == warm_up * BATCH
+    by_steps = settings(steps=steps, decay_steps=decay_steps, warmup_steps=warm_up)
+    assert list(run_curve(train, steps)) == list(run_curve(by_steps, steps))
+
+
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
 def test_weight_decay_grows_to_its_end(shape: str) -> None:
     train = settings(weight_decay=0.02, end_weight_decay=0.1, weight_decay_schedule=shape)
@@ -144,6 +155,11 @@ def test_bionemo_holds_the_last_50000_steps_at_the_lowest_rate() -> None:
     ("keys", "words"),
     [
         ({"warmup_samples": 5}, "warmup_steps and train.warmup_samples exclude"),
+        (
+            {"warmup_fraction": 0.1},
+            "warmup_steps and train.warmup_fraction exclude each other; drop one, or set it to 0",
+        ),
+        ({"warmup_steps": 0, "warmup_fraction": 1.0}, r"warmup_fraction must lie in \[0, 1\), got 1.0"),
         ({"warmup_steps": 100}, r"warmup_steps must lie in 0..steps - 1 .*100 of 100; add --train.warmup_steps 10"),
         ({"warmup_steps": 0, "warmup_samples": 800}, "below the 800 samples"),
         ({"decay_steps": 0}, "decay_steps must be positive"),

@@ -238,6 +238,17 @@ def test_anyones_nucleotide_model_is_scored(dataset: Path, tmp_path: Path) -> No
     assert found.hidden_bases == len(bits) and found.bits_per_base == pytest.approx(np.mean(bits), abs=1e-5)
 
 
+def test_evaluate_says_that_a_model_is_no_better_than_guessing(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_bert(tmp_path / "bert", context=200)
+    evaluate.main(["--model", str(folder), "--data.path", str(dataset), "--samples", "3"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "no better than" in line]
+    result = read(folder / "evaluation-test.json")
+    assert line.startswith("no better than guessing (2.0000), composition (1.")
+    assert f"needs {result['model']['bits_per_base']:.4f} bits per base" in line
+
+
 def test_anyones_k_mer_model_is_scored_under_a_protocol(dataset: Path, tmp_path: Path) -> None:
     """DNABERT's kind: a BERT tokenizer over blank-separated 3-mers."""
     known = KmerTokenizer(3, stride=1, layout="dnabert")
