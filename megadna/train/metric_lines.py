@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.files import atomic_file
 from megadna.log import get_logger
 
@@ -96,6 +96,7 @@ def cut_after(path: Path, step: int) -> None:
         if step:
             log.warning("%s: missing, so the numbers up to step %d are lost", path, step)
         return
+    require(path.is_file(), f"{path}: cannot be read (it is no file); move away what is there")
     lines = MetricLines(path)
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as kept:
         kept.writelines(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
