@@ -160,3 +160,12 @@ def test_ensembl(server, tmp_path):
     assert _fetch(server, tmp_path, "--sheet", str(tmp_path / "a.tsv")) == 0
     names = sorted(path.name for path in (tmp_path / "genomes" / "ensembl_homo_sapiens").iterdir())
     assert names == ["Homo_sapiens.GRCh38.112.gff3.gz", "Homo_sapiens.GRCh38.dna_sm.primary_assembly.fa.gz"]
+
+
+def test_a_sheet_of_others_is_not_replaced(server, tmp_path):
+    sheet = tmp_path / "genomes" / "sheet.tsv"  # the user's list, where the script's would go
+    sheet.parent.mkdir()
+    sheet.write_text("accession\nGCF_000840245.1\n")
+    with pytest.raises(SystemExit, match=r"sheet\.tsv: exists and was not written by this script"):
+        _fetch(server, tmp_path, "--sheet", str(sheet))
+    assert sheet.read_text() == "accession\nGCF_000840245.1\n" and not server.requests
