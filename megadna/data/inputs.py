@@ -12,6 +12,7 @@ from pathlib import Path
 from megadna.data.options import PreprocessOptions
 from megadna.data.splits import TEST, TRAIN, VALID, SplitRule, by_share, mix, unit
 from megadna.errors import UserError
+from megadna.genome.packed import open_bytes
 from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
 
@@ -94,7 +95,14 @@ def _read_sheet(sheet: Path, table: TableFormat, options: PreprocessOptions) -> 
     """Rows of a sample sheet, sorted by genome and path so that the order of its lines does not matter."""
     if not sheet.is_file():
         raise UserError(f"{sheet}: no such sample sheet")
-    rows = list(csv.DictReader(io.StringIO(sheet.read_text(encoding="utf-8-sig")), delimiter="\t"))
+    try:
+        with open_bytes(sheet) as file:
+            text = io.StringIO(file.read().decode("utf-8-sig"), newline=None)
+        rows = list(csv.DictReader(text, delimiter="\t", strict=True))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{sheet}: byte {error.start} is no UTF-8; save the sheet as UTF-8 text") from error
+    except csv.Error as error:  # a quotation mark without its other one would swallow the lines that follow
+        raise UserError(f"{sheet}: cannot be read as a TSV ({error}); are there quotation marks in it?") from error
     if not rows or "path" not in rows[0]:
         raise UserError(f"{sheet}: a sample sheet is a TSV with a header line and a column path")
     if options.split_by and options.split_by not in rows[0]:
