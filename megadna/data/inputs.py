@@ -12,7 +12,6 @@ from pathlib import Path
 from megadna.data.options import PreprocessOptions
 from megadna.data.splits import TEST, TRAIN, VALID, SplitRule, by_share, mix, unit
 from megadna.errors import UserError
-from megadna.genome.packed import open_bytes
 from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
 
@@ -96,8 +95,7 @@ def _read_sheet(sheet: Path, table: TableFormat, options: PreprocessOptions) -> 
     if not sheet.is_file():
         raise UserError(f"{sheet}: no such sample sheet")
     try:
-        with open_bytes(sheet) as file:
-            text = io.StringIO(file.read().decode("utf-8-sig"), newline=None)
+        text = io.StringIO(sheet.read_bytes().decode("utf-8-sig"), newline=None)
         rows = list(csv.DictReader(text, delimiter="\t", strict=True))
     except UnicodeDecodeError as error:
         raise UserError(f"{sheet}: byte {error.start} is no UTF-8; save the sheet as UTF-8 text") from error
