@@ -143,12 +143,15 @@ def _sheet_rows(sheet: Path, options: PreprocessOptions) -> list[tuple[int, dict
     """(line, row by column) of a sample sheet."""
     require(sheet.is_file(), f"{sheet}: no such sample sheet")
     try:
-        reader = csv.DictReader(io.StringIO(sheet.read_text(encoding="utf-8-sig")), delimiter="\t")
+        text = io.StringIO(sheet.read_bytes().decode("utf-8-sig"), newline=None)
+        reader = csv.DictReader(text, delimiter="\t", strict=True)
         columns = [column.strip() for column in reader.fieldnames or []]
         reader.fieldnames = columns
         rows = [(reader.line_num, row) for row in reader]
-    except (csv.Error, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{sheet}: cannot be read as a TSV ({error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{sheet}: byte {error.start} is no UTF-8; save the sheet as UTF-8 text") from error
+    except (csv.Error, OSError) as error:  # a quotation mark without its other one would swallow the lines that follow
+        raise UserError(f"{sheet}: cannot be read as a TSV ({error}); are there quotation marks in it?") from error
     for place, column in enumerate(columns):
         require(column not in columns[:place], f"{sheet}: two columns are named {column!r}; rename one")
         meant = get_close_matches(column.lower(), _SHEET_COLUMNS, 1, 0.85)

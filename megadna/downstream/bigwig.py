@@ -36,30 +36,27 @@ def with_values(
         theirs = _contigs(signal, path, genome, aliases)
         if uncovered == "auto":
             uncovered = _by_what_is_stored(signal, list(theirs.values()), path)
-        labels = pd.Series(np.nan, index=windows.index)
-        stored = pd.Series(False, index=windows.index)
+        found = pd.DataFrame({"mean": np.nan, "stored": False, "value": False}, index=windows.index)
         known = windows[windows["contig"].isin(theirs.keys())]
         for contig, rows in known.groupby("contig", sort=False):
             for group in _neighbours(rows.sort_values("start")):
-                means, any_stored = _means(signal, theirs[str(contig)], group, uncovered == "zero")
-                labels[group.index], stored[group.index] = means, any_stored
+                found.loc[group.index] = _means(signal, theirs[str(contig)], group, uncovered == "zero")
     except RuntimeError as error:
         raise UserError(f"{path}: the bigWig file is cut short or damaged ({error}); fetch it again") from error
     finally:
         signal.close()
-    require(bool(stored.any()), f"{path}: holds no value in any window")
-    lacking, empty = ~windows["contig"].isin(theirs.keys()), labels.isna()
+    lacking, empty = ~windows["contig"].isin(theirs.keys()), found["mean"].isna()
     if lacking.any():
         names = ", ".join(sorted(set(windows["contig"][lacking]))[:20])
         log.warning("%d windows left out: %s has no chromosome %s", lacking.sum(), path, names)
     left_out = {
         "on a contig that the bigWig lacks": int(lacking.sum()),
-        "no base with a value": int((empty & ~lacking & ~stored).sum()),
-        "NaN alone": int((empty & stored).sum()),
+        "no base with a value": int((empty & ~lacking & ~found["stored"]).sum()),
+        "NaN alone": int((empty & found["stored"]).sum()),
     }
-    require(not empty.all(), f"{path}: holds no value but NaN in any window: {left_out}")
+    require(bool(found["value"].any()), f"{path}: holds no value in any of {len(windows)} windows: {left_out}")
     counts = {"left out for the bigWig": left_out, "with a bigWig value": int((~empty).sum()), "uncovered": uncovered}
-    return windows.assign(label=labels)[~empty], counts
+    return windows.assign(label=found["mean"].astype(float))[~empty], counts
 
 
 def _open(path: Path) -> Any:
@@ -103,6 +100,7 @@ def _by_what_is_stored(signal: Any, chromosomes: list[str], path: Path) -> Liter
                 )
                 return "missing"
             covered += int(np.count_nonzero(~np.isnan(values)))
+    require(covered > 0, f"{path}: holds no value but NaN on the contigs of the genome")
     share = covered / sum(sizes[name] for name in chromosomes)
     zero = share < 0.5
     says, other = ("count as 0", "missing") if zero else ("do not count", "zero")
@@ -127,8 +125,9 @@ def _neighbours(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
             first = at
 
 
-def _means(signal: Any, name: str, rows: pd.DataFrame, zero: bool) -> tuple[list[float], list[bool]]:
-    """Mean of each window (NaN where it has none), and whether anything is stored there, be it NaN."""
+def _means(signal: Any, name: str, rows: pd.DataFrame, zero: bool) -> pd.DataFrame:
+    """For each window its mean (NaN where no base counts), whether anything is stored there, be it NaN, and whether a
+    value is."""
     starts, ends = rows["start"].tolist(), rows["end"].tolist()
     low, high = min(starts), max(ends)
     values = signal.values(name, low, high, numpy=True).astype(np.float64)
@@ -138,12 +137,12 @@ def _means(signal: Any, name: str, rows: pd.DataFrame, zero: bool) -> tuple[list
         for start, end, _ in signal.intervals(name, low, high):
             covered[max(0, start - low) : end - low] = True
     values[np.isinf(values)] = np.nan  # the logarithm of 0
+    counts = ~np.isnan(values)
     if zero:
         values[~covered] = 0.0
-    means, stored = [], []
+    found = []
     for start, end in zip(starts, ends, strict=True):
-        piece = values[start - low : end - low]
-        piece = piece[~np.isnan(piece)]
-        means.append(float(piece.mean()) if len(piece) else np.nan)
-        stored.append(bool(covered[start - low : end - low].any()))
-    return means, stored
+        here = slice(start - low, end - low)
+        piece = values[here][~np.isnan(values[here])]
+        found.append((piece.mean() if len(piece) else np.nan, covered[here].any(), counts[here].any()))
+    return pd.DataFrame(found, columns=["mean", "stored", "value"], index=rows.index)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megadna.errors import UserError
+from megadna.genome.packed import open_bytes
 
 _BY_NAME = (
     ("decoy", re.compile(rb"decoy|^hs37d5$|^hs38d1$", re.I)),
@@ -123,11 +124,14 @@ def read_assembly_report(path: Path) -> dict[bytes, str]:
 
 def report_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """(Sequence-Role, every name of the sequence) by line of NCBI's report; UserError with the line that is none."""
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    with open_bytes(path) as file:
+        lines = file.read().decode("utf-8-sig", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         if line.startswith("#") or not line.strip():
             continue
         columns = line.split("\t")
         if len(columns) < 7:
             raise UserError(f"{path}: line {number}: {len(columns)} columns; an assembly report has 10")
-        names = (columns[place].strip() for place in (0, 4, 6, 9) if place < len(columns))
-        yield columns[1], [name for name in names if name not in ("", "na")]
+        others = (columns[position].strip() for position in (4, 6, 9) if position < len(columns))
+        known = [name for name in others if name != "na"]  # no accession; the first column may be called so
+        yield columns[1], [name for name in (columns[0].strip(), *known) if name]

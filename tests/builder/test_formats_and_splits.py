@@ -272,6 +272,39 @@ def test_sample_sheet_splits(tmp_path):
         build(tmp_path, tmp_path / "g1.fa", split="genome", valid=["nix"], output="o5")
 
 
+def test_sheets_and_reports_as_other_programs_save_them(tmp_path):
+    """NA, None and nan are names; CRLF, CR and a byte-order mark are read; no UTF-8 is refused."""
+    names = ["NA", "None", "nan"]
+    report = "# Sequence-Name\tSequence-Role\n"
+    for name, role in (*((name, "assembled-molecule") for name in names), ("null", "alt-scaffold")):
+        report += "\t".join([name, role, "na", "na", "na", "=", "na", "Primary", "300", "na"]) + "\n"
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.fa").write_bytes(
+            fasta({**{other: genome(300) for other in names}, "null": genome(300)})
+        )
+        (tmp_path / name / "assembly_report.txt").write_bytes(b"\xef\xbb\xbf" + report.encode().replace(b"\n", b"\r\n"))
+    rows = [(f"{name}/{name}.fa", name, name, name) for name in names]
+    text = _sheet(tmp_path, rows).read_bytes()
+    (tmp_path / "crlf.tsv").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    (tmp_path / "cr.tsv").write_bytes(text.replace(b"\n", b"\r"))
+    for sheet in ("sheet.tsv", "crlf.tsv", "cr.tsv"):
+        manifest = build(tmp_path, sample_sheet=tmp_path / sheet, overwrite=True, block_chunks=1)
+        assert [(s.name, s.species, s.taxa) for s in manifest.sources] == [(n, n, {"clade": n}) for n in sorted(names)]
+        assert {contig for _, contig, _ in chunks(tmp_path)} == set(names)
+        assert all(source.dropped == {"contig_alternate": 300} for source in manifest.sources)
+    for data, words in (
+        (text.decode().encode("utf-16"), "save the sheet as UTF-8 text"),
+        (text.replace(b"NA\n", b"\xe9\n"), "save the sheet as UTF-8 text"),
+        (text.replace(b"\tNA\n", b'\t"NA\n'), "unexpected end of data"),
+        (text + b"x\0.fa\tx\tx\tx\n" + b"a" * 200_000, "sheet.tsv: "),
+    ):
+        (tmp_path / "sheet.tsv").write_bytes(data)
+        with pytest.raises(UserError, match=words):
+            build(tmp_path, sample_sheet=tmp_path / "sheet.tsv", output="none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_nucleotide_transformer_rule(tmp_path):
     (tmp_path / "x.fa").write_bytes(fasta({"chr1": genome(300)}))
     rows = []

@@ -19,7 +19,6 @@ from megadna import windows
 from megadna.cli import main
 from megadna.downstream.genome import read_genome, reverse_complement
 from megadna.downstream.negatives import shuffle_dinucleotides
-from megadna.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
 HUMAN = DATA / "human_GRCh38_chr9_1-1000000_sm.fa.gz"
@@ -189,30 +188,128 @@ def test_bigwig_values_are_labels(bigwig: Path, bed: Path) -> None:
     assert len(windows(**options, count=30)) <= 30
 
 
-def signal_file(folder: Path, *sizes: tuple[str, int]) -> Path:
-    """1 on the first 10,000 bases of each chromosome."""
-    file = pyBigWig.open(str(folder / "few.bw"), "w")
-    file.addHeader(list(sizes))
-    for contig, _ in sizes:
-        file.addEntries([contig], [0], ends=[10_000], values=[1.0])
+SIZES = {"I": 230_218, "VI": 270_161, "VIII": 562_643}  # of yeast
+SPARSE = DATA / "sparse_coverage.bw"
+Stored = dict[str, dict[int, float]]
+
+
+def random_signal(path: Path, rng: np.random.Generator, *, zeros: bool, holes: bool) -> Stored:
+    """A bigWig of VI and VIII in bedGraph, variableStep and fixedStep sections; value by base, NaN where NaN is
+    stored. Values are float32 there."""
+    stored: Stored = {"VI": {}, "VIII": {}}
+    file = pyBigWig.open(str(path), "w")
+    file.addHeader([(name, SIZES[name]) for name in stored])
+    for name, bases in stored.items():
+        at = 100
+        for kind in range(9):
+            count, span, step = 120, int(rng.integers(1, 6)), int(rng.integers(6, 40))
+            values = np.float32(rng.integers(0 if zeros else 1, 5, count) / 4)
+            if holes:
+                values[rng.random(count) < 0.2] = np.nan
+            starts = at + np.arange(count) * step
+            ends = starts + span
+            if kind % 3 == 0:
+                ends = starts + rng.integers(1, step + 1, count)
+                file.addEntries([name] * count, starts.tolist(), ends=ends.tolist(), values=values.tolist())
+            elif kind % 3 == 1:
+                file.addEntries(name, starts.tolist(), values=values.tolist(), span=span)
+            else:
+                file.addEntries(name, at, values=values.tolist(), span=span, step=step)
+            for start, end, value in zip(starts.tolist(), ends.tolist(), values.tolist(), strict=True):
+                bases |= dict.fromkeys(range(start, end), value)
+            at = int(ends[-1]) + int(rng.integers(1, 3000))
     file.close()
-    return folder / "few.bw"
+    return stored
 
 
-def test_chromosomes_of_a_bigwig(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options = {"genome": YEAST, "length": 500, "split": "region"}
-    lengths = read_genome(YEAST).lengths
-    with caplog.at_level("INFO", "megadna"):
-        found = windows(**options, bigwig=signal_file(tmp_path, ("chrI", lengths["I"]), ("chr2L", 30_000)))
-    assert set(found["contig"]) == {"I"} and len(found) == 20
-    if caplog.records:  # the megadna logger may not propagate
-        assert "1 of 2 left out: the genome lacks chr2L" in caplog.text
-        assert "few.bw has no values of VI, VIII" in caplog.text
-    other = signal_file(tmp_path, ("chrI", lengths["I"] - 1))
-    with pytest.raises(UserError, match=r"few\.bw: chrI has 230,217 bases, I of .* has 230,218; .* another build"):
-        windows(**options, bigwig=other)
-    with pytest.raises(UserError, match=r"few\.bw: 0 of 1 lie on a contig"):
-        windows(**options, bigwig=signal_file(tmp_path, ("chr2L", 30_000)))
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("uncovered", ["zero", "missing"])
+def test_labels_equal_a_loop_over_bases(uncovered: str, holes: bool, tmp_path: Path) -> None:
+    path = tmp_path / "s.bw"
+    stored = random_signal(path, np.random.default_rng(holes), zeros=True, holes=holes)
+    table = windows(genome=YEAST, bigwig=path, length=64, split="random", uncovered=uncovered)
+    labels = {(row.contig, row.start): row.label for row in table.itertuples()}
+    left_out = Counter(
+        {"on a contig that the bigWig lacks": SIZES["I"] // 64, "no base with a value": 0, "NaN alone": 0}
+    )
+    for name, bases in stored.items():
+        for start in range(0, SIZES[name] - 63, 64):
+            found = [bases[base] for base in range(start, start + 64) if base in bases]
+            counted = [value for value in found if not np.isnan(value)]
+            counted += [0.0] * (64 - len(found)) if uncovered == "zero" else []
+            if counted:
+                assert labels.pop((name, start)) == pytest.approx(sum(counted) / len(counted), rel=1e-9), (name, start)
+            else:
+                left_out["NaN alone" if found else "no base with a value"] += 1
+    assert not labels
+    counts = table.attrs["manifest"]["counts"]
+    assert counts["left out for the bigWig"] == dict(left_out) and counts["uncovered"] == uncovered
+    assert (left_out["no base with a value"] > 0) == (uncovered == "missing")
+    assert left_out["NaN alone"] == 0 or holes
+
+
+def test_zeros_that_a_coverage_track_leaves_out_count(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = {"genome": YEAST, "bigwig": SPARSE, "length": 500, "split": "chromosome"}
+    table = windows(**options)
+    assert len(table) == sum(size // 500 for size in SIZES.values())
+    first = table[table["start"] == 0]
+    assert set(first["label"]) == {100 / 500} and set(table["label"]) == {0.0, 100 / 500}
+    assert table.attrs["manifest"]["counts"]["uncovered"] == "zero"
+    alone = windows(**options, uncovered="missing")
+    assert set(alone["start"]) == {0} and set(alone["label"]) == {100.0} and len(alone) == 3
+    main([str(word) for word in ("windows", "--genome", YEAST, "--bigwig", SPARSE, "--output", tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert "sparse_coverage.bw: bases without a value count as 0, as it stores values above 0 alone" in said
+    assert "--uncovered missing for the other way" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        ([1.0, 2.0], 0.1, "zero"),
+        ([1.0, 0.0], 0.1, "missing"),
+        ([1.0, -2.0], 0.1, "missing"),
+        ([1.0, 2.0], 0.9, "missing"),
+        ([0.25, np.nan], 0.1, "zero"),
+        ([np.nan, 0.0], 0.1, "missing"),
+    ],
+)
+def test_what_is_stored_decides(values: list[float], share: float, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.bw"
+    file = pyBigWig.open(str(path), "w")
+    file.addHeader([("chrVI", SIZES["VI"])])
+    half = int(SIZES["VI"] * share / 2)
+    file.addEntries(["chrVI"] * 2, [0, half], ends=[half, 2 * half], values=values)
+    file.close()
+    table = windows(genome=YEAST, bigwig=path, length=1000, split="random")
+    assert table.attrs["manifest"]["counts"]["uncovered"] == expected
+
+
+def test_bigwigs_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def signal(name: str, size: int, values: list[float]) -> Path:
+        file = pyBigWig.open(str(tmp_path / "s.bw"), "w")
+        file.addHeader([(name, size)])
+        file.addEntries(name, 1000, values=values, span=9, step=9)
+        file.close()
+        return tmp_path / "s.bw"
+
+    base = ["--split", "random", "--output", tmp_path / "out", "--bigwig"]
+    for size in (999_999, 1_000_001):
+        line = mistake(capsys, *base, signal("chr9", size, [1.0]))
+        assert (
+            f"chromosome chr9 has {size:,} bases, and 1,000,000 in {HUMAN}: it belongs to another genome build" in line
+        )
+    assert "unknown: chr8; the genome has 9" in mistake(capsys, *base, signal("chr8", 2000, [1.0]))
+    assert "holds no value but NaN on the contigs" in mistake(capsys, *base, signal("9", 1_000_000, [np.nan] * 20_000))
+    assert "holds no value in any of 1933 windows" in mistake(capsys, *base, signal("9", 1_000_000, [1.0]))  # N there
+    whole = SPARSE.read_bytes()
+    (tmp_path / "s.bw").write_bytes(whole[: len(whole) // 2])
+    assert "s.bw: not a bigWig file" in mistake(capsys, *base, tmp_path / "s.bw")
+    peaks = tmp_path / "p.bed"
+    peaks.write_text("9\t20000\t20300\n")
+    line = mistake(capsys, "--output", tmp_path / "out", "--positives", peaks, "--uncovered", "zero")
+    assert "--uncovered zero is said of a --bigwig" in line
+    assert not (tmp_path / "out").exists()
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
