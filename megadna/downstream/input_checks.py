@@ -48,12 +48,12 @@ def check_input(options: InputOptions) -> None:
     hashes = np.sort(array("q", (hash(record.name) for record in records)))  # 8 bytes a record
     repeated = int((hashes[1:] == hashes[:-1]).sum())
     windows = isinstance(options, PredictOptions) and options.window > 0
-    if repeated and (windows or ends_in_bigwig or options.circular):
+    in_coordinates = options.output is not None and options.output.suffix in (".bw", ".bed")
+    if repeated and (windows or in_coordinates or options.circular):
         record_lengths(options.input, options.column)  # names the record
     if repeated:
-        log.warning(
-            "%s: %d records have the name of an earlier one; the rows are in the file's order", options.input, repeated
-        )
+        said = "%s: %d of %d records have the name of an earlier one; the rows are in the file's order"
+        log.warning(said, options.input, repeated, len(hashes))
 
 
 def _require_apart(region: Stretch, last: dict[tuple[str, str], int], apart: bool, output: Path | None) -> None:

@@ -61,7 +61,7 @@ def record_lengths(path: Path, column: str = "") -> dict[str, int]:
         name = names_of([header])[0].decode(errors="replace")
         require(
             name not in lengths,
-            f"{path}: two records are called {name}; --bed, --window, --circular and bigWig files need names that "
+            f"{path}: two records are called {name}; --bed, --window, --circular, BED and bigWig files need names that "
             "are unique: rename or remove one",
         )
         lengths[name] = len(letters)

@@ -206,7 +206,7 @@ def test_two_records_of_one_name(folders, tmp_path, caplog):
     ):
         assert list(zip(table.contig, table.end, strict=True)) == [("1", 45), ("1", 63), ("2", 45)]
     logging.getLogger("megadna").removeHandler(caplog.handler)
-    said = [text for text in caplog.messages if "1 records have the name of an earlier one" in text]
+    said = [text for text in caplog.messages if "1 of 3 records have the name of an earlier one" in text]
     assert len(said) == 2
     with pytest.raises(UserError, match="two records are called 1"):
         predict(folders["sequence"], tmp_path / "twice.fa", window=20)
