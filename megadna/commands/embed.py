@@ -4,6 +4,9 @@ import sys
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.options import EmbedOptions
+from megadna.log import get_logger
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -11,6 +14,8 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("embed", "Embeddings of DNA sequences: a vector a sequence or a nucleotide.")
     add_options(parser, EmbedOptions)
     options = options_from(parse(parser, arguments), EmbedOptions)
+    options.check_files()
+    log.info("reading %s, embedding with %s", options.input, options.model)
     from megadna.downstream.embed import embed_to_file  # after the options are checked: it takes seconds to import
 
     embed_to_file(options)

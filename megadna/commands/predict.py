@@ -4,6 +4,9 @@ import sys
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.options import PredictOptions
+from megadna.log import get_logger
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -11,6 +14,8 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("predict", "Run a fine-tuned model over sequences, BED regions or a whole genome.")
     add_options(parser, PredictOptions)
     options = options_from(parse(parser, arguments), PredictOptions)
+    options.check_files()
+    log.info("reading %s, predicting with %s", options.input, options.model)
     from megadna.downstream.predict import predict_to_file  # after the options are checked: it takes seconds to import
 
     for path in predict_to_file(options):

@@ -1,6 +1,7 @@
 """Embeddings of DNA sequences by any Hugging Face encoder, as a DataFrame or a file."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from megadna.downstream.encoder import load_model, load_tokenizer, pick_device
+from megadna.downstream.encoder import SequenceTokenizer, load_model, load_tokenizer, pick_device
 from megadna.downstream.options import EmbedOptions, InputOptions
-from megadna.downstream.sequences import Stretch, read_regions, read_stretches, record_lengths
-from megadna.downstream.tables_out import WRITERS, check_output, fixed_vectors, in_blocks, join_parts, write_parts
+from megadna.downstream.sequences import Stretch, count_bases, read_regions, read_stretches, record_lengths
+from megadna.downstream.tables_out import WRITERS, fixed_vectors, in_blocks, join_parts, write_parts
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError, require
+from megadna.progress import Progress
 
-MAX_BLOCK_BYTES = 1 << 28  # of outputs per nucleotide that wait to be written
-MAX_BLOCK_LETTERS = 1 << 22
-LONGEST = 1 << 16  # bases of a record worked on at once where there is an output per nucleotide
+MAX_BLOCK_BYTES = 1 << 25  # of outputs per nucleotide that wait to be written; the table is there up to five times
+MAX_BLOCK_LETTERS = 1 << 19  # a saved part: 10 to 60 s of a small model on a CPU
 
 
 def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
@@ -35,21 +36,49 @@ def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
 
 def embed_to_file(options: EmbedOptions) -> None:
     """What `megadna embed` does."""
-    if options.output is None:
-        raise UserError(f"say where to write with --output ({', '.join(WRITERS)})")
-    check_output(options.output, tuple(WRITERS))
+    options.check_files()
+    assert options.output is not None
+    total = input_bases(options)
     embedder = Embedder(options)
-    parts = write_parts(embedder.blocks(), embedder.table, options.output, asdict(replace(options, batch_tokens=1)))
+    with run_progress("embedding", total, embedder.runner, options.strand) as progress:
+        settings = asdict(replace(options, batch_tokens=1)) | {"block": embedder.block_size}
+        parts = write_parts(embedder.blocks(), embedder.table, options.output, settings, progress)
     join_parts(parts, options.output, WRITERS[options.output.suffix])
 
 
-def input_stretches(options: InputOptions, *, context: int, longest: int) -> Iterator[Stretch]:
-    """The stretches that the options name."""
+def input_bases(options: InputOptions) -> int | None:
+    """Bases of the stretches that the options name, found by reading them once; None for standard input."""
+    if options.bed is not None:
+        from megadna.downstream.annotation import read_table  # bioframe, which takes its time to load
+
+        table = read_table(options.bed, "bed", ["chrom", "start", "end"])
+        return int((table["end"] - table["start"]).sum())
+    return None if str(options.input) == "-" else count_bases(options.input, options.column, tuple(options.circular))
+
+
+@contextmanager
+def run_progress(what: str, total: int | None, runner: Runner, strand: str) -> Iterator[Progress]:
+    """Progress in bases of the input, told by the runner; both strands together count as one."""
+    with Progress(what, total, "bases") as progress:
+        passes = 2 if strand in ("both", "apart") else 1
+        runner.report = lambda bases: progress.advance(bases / passes)
+        yield progress
+
+
+def input_stretches(options: InputOptions, tokenizer: SequenceTokenizer, *, longest: int) -> Iterator[Stretch]:
+    """The stretches that the options name; `longest`: above so many bases a record is divided (0: never)."""
     if options.bed is not None:
         require(not options.circular, "--bed names regions, which end with their contig; leave out --circular")
         return read_regions(options.input, options.bed, record_lengths(options.input))
-    circular = tuple(options.circular)
-    return read_stretches(options.input, column=options.column, circular=circular, context=context, longest=longest)
+    return read_stretches(
+        options.input,
+        column=options.column,
+        circular=tuple(options.circular),
+        context=tokenizer.max_bases() // 8,
+        longest=longest,
+        window=tokenizer.max_bases,
+        stride=tokenizer.stride,
+    )
 
 
 def in_precision(model: torch.nn.Module, precision: str) -> tuple[torch.nn.Module, torch.device]:
@@ -57,6 +86,11 @@ def in_precision(model: torch.nn.Module, precision: str) -> tuple[torch.nn.Modul
     device = pick_device()
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32), device
+
+
+def block_size(features: int) -> int:
+    """Letters of a part, about: where each has `features` fp32 numbers, so many as MAX_BLOCK_BYTES hold."""
+    return max(1, MAX_BLOCK_BYTES // (4 * features)) if features else MAX_BLOCK_LETTERS
 
 
 class Embedder:
@@ -77,15 +111,14 @@ class Embedder:
         self.width = config.hidden_size
         batch_tokens = options.batch_tokens
         self.runner = Runner(self.tokenizer, self._forward, reduce, device=device, batch_tokens=batch_tokens)
+        self.block_size = block_size(self.width * len(self.layers) if options.pooling == "nucleotide" else 0)
+        """Letters of a part, about."""
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in blocks that fit memory."""
         per_base = self.options.pooling == "nucleotide"
-        stretches = input_stretches(
-            self.options, context=self.tokenizer.max_bases() // 8, longest=LONGEST if per_base else 0
-        )
-        letters = MAX_BLOCK_BYTES // (4 * self.width * len(self.layers)) if per_base else MAX_BLOCK_LETTERS
-        return in_blocks(stretches, letters)
+        stretches = input_stretches(self.options, self.tokenizer, longest=self.block_size if per_base else 0)
+        return in_blocks(stretches, self.block_size)
 
     def _forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         output = self.model(input_ids=ids_BS, attention_mask=mask_BS, output_hidden_states=self.layers != [-1])

@@ -4,12 +4,24 @@ Nothing here is slow to import, so that `--help` and a mistaken option need neit
 """
 
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from megadna.errors import require, require_share
+from megadna.errors import UserError, require, require_share
 
 Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
+
+_LIBRARIES = {".h5": "h5py", ".h5ad": "anndata", ".bw": "pyBigWig"}
+
+
+def check_model(folder: str) -> None:
+    """UserError where this is neither a Hugging Face folder nor a name on the hub."""
+    path = Path(folder)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json in it; give a Hugging Face folder (megadna export writes one)")
+    if not path.is_dir() and (path.is_absolute() or folder.startswith(".") or folder.count("/") != 1):
+        raise UserError(f"{folder}: no such folder; give a Hugging Face folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +73,26 @@ class InputOptions(ModelOptions):
     batch_tokens: int = 16384
     """Tokens that run at once, padding included."""
 
+    ENDINGS = tuple[str, ...]()  # not annotated: no field
+    """Of --output."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
+
+    def check_files(self) -> None:
+        """UserError where a file or folder is missing, or --output cannot be written; ModuleNotFoundError for a missing
+        library: before anything slow begins."""
+        check_model(self.model)
+        for path in filter(None, (self.input, self.bed)):
+            require(path.exists() or str(path) == "-", f"{path}: no such file")
+        if self.output is None:
+            raise UserError(f"say where to write with --output ({', '.join(self.ENDINGS)})")
+        ending = self.output.suffix
+        require(ending in self.ENDINGS, f"{self.output}: its ending must be one of {', '.join(self.ENDINGS)}")
+        require(not self.output.exists(), f"{self.output}: exists; choose another --output or remove it")
+        if ending in _LIBRARIES and find_spec(_LIBRARIES[ending]) is None:
+            raise ModuleNotFoundError(name=_LIBRARIES[ending])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +100,13 @@ class EmbedOptions(InputOptions):
     """`megadna embed`."""
 
     pooling: Literal["mean", "cls", "max", "nucleotide"] = "mean"
-    """One vector a sequence (mean or max over its tokens, or the first token), or one a nucleotide."""
+    """One vector a sequence (mean or max over the tokens of its bases, or the first token), or one a nucleotide."""
     layers: list[int] = field(default_factory=list)
     """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give a column each."""
     strand: Literal["forward", "reverse", "both"] = "forward"
     """both: mean of the two strands; outputs per nucleotide of the reverse strand are turned round first."""
+
+    ENDINGS = (".parquet", ".npy", ".h5", ".h5ad")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +119,8 @@ class PredictOptions(InputOptions):
     """Bases of a sliding window over the genome in --input (models of sequences); 0: whole records."""
     step: int = 0
     """Bases from window to window (default: --window)."""
+
+    ENDINGS = (".parquet", ".bed", ".bw")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,7 +177,7 @@ class FinetuneOptions(ModelOptions):
     lora_targets: list[str] = field(default_factory=list)
     """LoRA: names of the linear layers (default: query and value projections)."""
     pooling: Literal["mean", "cls", "max", "centre"] = "mean"
-    """What a sequence head reads; centre: the middle token."""
+    """What a sequence head reads: mean or max over the tokens of bases, the first token, or (centre) the middle one."""
     head_sizes: list[int] = field(default_factory=list)
     """Hidden layers of the head."""
     head_activation: Literal["tanh", "relu"] = "tanh"

@@ -21,19 +21,20 @@ from pyarrow import parquet
 from torch import Tensor
 
 from megadna.downstream.embed import (
-    LONGEST,
-    MAX_BLOCK_BYTES,
     MAX_BLOCK_LETTERS,
     base_columns,
+    block_size,
     both_strands,
     in_precision,
+    input_bases,
     input_stretches,
+    run_progress,
     sequence_columns,
 )
 from megadna.downstream.encoder import load_config, load_model, load_tokenizer
 from megadna.downstream.options import PredictOptions
 from megadna.downstream.sequences import Stretch, record_lengths, sliding_stretches
-from megadna.downstream.tables_out import check_output, in_blocks, join_parts, write_parquet, write_parts
+from megadna.downstream.tables_out import in_blocks, join_parts, write_parquet, write_parts
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError, require
 
@@ -48,19 +49,30 @@ def predict(model: Path | str, input: Path | str, **options: Any) -> pd.DataFram
 
 def predict_to_file(options: PredictOptions) -> list[Path]:
     """What `megadna predict` does; the files that it wrote."""
-    if options.output is None:
-        raise UserError("say where to write with --output (.parquet, .bed or .bw)")
-    check_output(options.output, (".parquet", ".bed", ".bw"))
+    options.check_files()
+    assert options.output is not None
+    total = _bases_to_predict(options)
     predictor = Predictor(options)
     require(
         options.output.suffix != ".bed" or not predictor.per_base,
         f"{options.output}: a model of nucleotides writes .parquet or .bw",
     )
-    parts = write_parts(predictor.blocks(), predictor.table, options.output, asdict(replace(options, batch_tokens=1)))
+    with run_progress("predicting", total, predictor.runner, options.strand) as progress:
+        settings = asdict(replace(options, batch_tokens=1)) | {"block": predictor.block_size}
+        parts = write_parts(predictor.blocks(), predictor.table, options.output, settings, progress)
     if parts and options.output.suffix == ".bw":
         return _write_bigwigs(parts, predictor, options.output)
     join_parts(parts, options.output, write_parquet if options.output.suffix == ".parquet" else predictor.write_bed)
     return [options.output]
+
+
+def _bases_to_predict(options: PredictOptions) -> int | None:
+    """Bases of all windows or records; a ring may have some windows more."""
+    if not options.window:
+        return input_bases(options)
+    step = options.step or options.window
+    sizes = record_lengths(options.input, options.column).values()
+    return sum(min(size, options.window) * (1 + -(-max(0, size - options.window) // step)) for size in sizes)
 
 
 class Predictor:
@@ -84,9 +96,11 @@ class Predictor:
         self.problem = config.problem_type or (
             "regression" if config.num_labels == 1 else "single_label_classification"
         )
-        self.context = tokenizer.max_bases() // 8
+        self.tokenizer = tokenizer
         reduce: Any = "nucleotide" if self.per_base else "window"
         self.runner = Runner(tokenizer, self._forward, reduce, device=device, batch_tokens=options.batch_tokens)
+        # per base: 4 B a name, and 60 of what stands beside it (position, name, label) while it is made
+        self.block_size = block_size(15 + len(self.names)) if self.per_base else MAX_BLOCK_LETTERS
 
     def _forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         return self.model(input_ids=ids_BS, attention_mask=mask_BS).logits
@@ -94,14 +108,13 @@ class Predictor:
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in blocks that fit memory."""
         options = self.options
-        letters = MAX_BLOCK_BYTES // (64 * len(self.names)) if self.per_base else MAX_BLOCK_LETTERS
         if options.window:
             require(not self.per_base, "--window is for models of sequences; this one predicts every nucleotide")
             require(options.bed is None, "--window slides over a whole genome; leave out --bed")
             step, circular = options.step or options.window, tuple(options.circular)
-            return in_blocks(sliding_stretches(options.input, options.window, step, circular), letters)
-        longest = LONGEST if self.per_base else 0
-        return in_blocks(input_stretches(options, context=self.context, longest=longest), letters)
+            return in_blocks(sliding_stretches(options.input, options.window, step, circular), self.block_size)
+        longest = self.block_size if self.per_base else 0
+        return in_blocks(input_stretches(options, self.tokenizer, longest=longest), self.block_size)
 
     def table(self, stretches: list[Stretch]) -> pa.Table:
         """The rows of some stretches."""

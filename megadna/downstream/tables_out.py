@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
-from rich.progress import Progress
 
 from megadna.downstream.sequences import Stretch
 from megadna.errors import UserError
-from megadna.log import console, rank_from_environment
+from megadna.log import get_logger, rank_from_environment
+from megadna.progress import Progress, tracked
 
+log = get_logger(__name__)
 MAX_STRETCHES = 4096
-_LIBRARIES = {".h5": "h5py", ".h5ad": "anndata", ".bw": "pyBigWig"}
+MAX_ROW_GROUP = 1 << 26  # bytes of a row group of the joined Parquet file
 
 Compute = Callable[[list[Stretch]], pa.Table]
 
@@ -42,48 +43,60 @@ def in_blocks(stretches: Iterable[Stretch], max_letters: int) -> Iterator[list[S
         yield block
 
 
-def check_output(output: Path, endings: tuple[str, ...]) -> None:
-    """UserError where the output exists already or its ending is unknown; ModuleNotFoundError for a missing library."""
-    if output.suffix not in endings:
-        raise UserError(f"{output}: its ending must be one of {', '.join(endings)}")
-    if output.exists():
-        raise UserError(f"{output}: exists; choose another --output or remove it")
-    if output.suffix in _LIBRARIES:
-        import_module(_LIBRARIES[output.suffix])  # what is missing is to be said now, not when all is computed
-
-
 def write_parts(
-    blocks: Iterator[list[Stretch]], compute: Compute, output: Path, settings: dict[str, Any]
+    blocks: Iterator[list[Stretch]],
+    compute: Compute,
+    output: Path,
+    settings: dict[str, Any],
+    progress: Progress,
 ) -> list[Path]:
-    """Compute every block on one of the ranks; the files of all parts, in order, on rank 0 ([] elsewhere)."""
+    """Compute every block on one of the ranks; the files of all parts, in order, on rank 0 ([] elsewhere).
+
+    settings: what the parts depend on; of files also size and time. `compute` tells `progress` what it does itself.
+    """
     folder = output.with_name(output.name + ".parts")
     rank, num_ranks = rank_from_environment(), int(os.environ.get("WORLD_SIZE", "1"))
-    stated = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
+    stated = json.dumps({key: _stated(value) for key, value in settings.items()}, sort_keys=True)
     note = folder / "settings.json"
     if note.is_file() and note.read_text() != stated:
-        raise UserError(f"{folder}: left by a command with other options; remove it, or repeat that command to resume")
+        raise UserError(
+            f"{folder}: left by a command with other options, or its input has changed since; remove it, or repeat "
+            "that command to resume"
+        )
+    if found := len(list(folder.glob("part-*.parquet"))):
+        log.info("going on in %s, where %d parts are finished", folder, found)
     parts = []
-    with Progress(console=console, disable=rank > 0 or not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("sequences", total=None)
-        for number, block in enumerate(blocks):
-            part = folder / f"part-{number:06d}.parquet"
-            parts.append(part)
-            if number % num_ranks == rank and not part.exists():
-                table = compute(block)
-                folder.mkdir(parents=True, exist_ok=True)
-                note.write_text(stated)
-                parquet.write_table(table, part.with_suffix(".new"))
-                part.with_suffix(".new").rename(part)
-            progress.update(task, advance=len(block))
+    for number, block in enumerate(blocks):
+        part = folder / f"part-{number:06d}.parquet"
+        parts.append(part)
+        bases = sum(stretch.end - stretch.start for stretch in block)
+        if part.exists():
+            progress.skip(bases)
+        elif number % num_ranks == rank:
+            table = compute(block)
+            folder.mkdir(parents=True, exist_ok=True)
+            note.write_text(stated)
+            parquet.write_table(table, part.with_suffix(".new"))
+            part.with_suffix(".new").rename(part)
+        else:
+            progress.advance(bases)  # another rank's, which is about as far
     _wait_for_all(num_ranks)
     return parts if rank == 0 else []
+
+
+def _stated(value: Any) -> str:
+    """A setting as text; of a file its size and time too."""
+    if isinstance(value, Path) and value.is_file():
+        status = value.stat()
+        return f"{value} ({status.st_size} bytes, {status.st_mtime_ns})"
+    return str(value)
 
 
 def _wait_for_all(num_ranks: int) -> None:
     if num_ranks > 1:
         from torch import distributed
 
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=timedelta(days=30))  # a rank may be hours ahead of another
         distributed.barrier()
         distributed.destroy_process_group()
 
@@ -98,20 +111,23 @@ def join_parts(parts: list[Path], output: Path, write: Callable[[list[Path], Pat
 
 
 def write_parquet(parts: list[Path], path: Path) -> None:
-    """One Parquet file, a row group a part."""
+    """One Parquet file, small parts together in row groups of at most about MAX_ROW_GROUP bytes."""
     with parquet.ParquetWriter(path, parquet.read_schema(parts[0])) as writer:
-        for part in parts:
-            writer.write_table(parquet.read_table(part))
+        waiting: list[pa.Table] = []
+        for part in tracked(parts, "joining the parts", len(parts), "parts"):
+            waiting.append(parquet.read_table(part))
+            if sum(table.nbytes for table in waiting) >= MAX_ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
 
 
-def _fill(array: Any, parts: list[Path]) -> Iterator[pd.DataFrame]:
-    """Copy the vectors into the array, part by part, and give what else each part says."""
-    at = 0
-    for part in parts:
+def _tables(parts: list[Path]) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    """The vectors [rows, features] of each part, and what else it says."""
+    for part in tracked(parts, "joining the parts", len(parts), "parts"):
         table = parquet.read_table(part)
-        array[at : at + len(table)] = vectors(table)
-        at += len(table)
-        yield plain(table)
+        yield vectors(table), plain(table)
 
 
 def _shape(parts: list[Path]) -> tuple[int, int]:
@@ -122,11 +138,13 @@ def _shape(parts: list[Path]) -> tuple[int, int]:
 
 def write_npy(parts: list[Path], path: Path) -> None:
     """The vectors as one fp32 array [rows, features]; ids go to OUTPUT.index.tsv."""
-    array = np.lib.format.open_memmap(path, "w+", np.float32, _shape(parts))
     index = path.with_name(path.name.removeprefix(".").split(".partial")[0] + ".index.tsv")
-    for number, ids in enumerate(_fill(array, parts)):
-        ids.to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
-    array.flush()
+    with path.open("wb") as file:  # written, not mapped: pages of a mapped file would count as memory of this process
+        header = {"descr": "<f4", "fortran_order": False, "shape": _shape(parts)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for number, (array, ids) in enumerate(_tables(parts)):
+            file.write(np.ascontiguousarray(array, "<f4").tobytes())
+            ids.to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
 
 
 def write_anndata(parts: list[Path], path: Path) -> None:
@@ -138,7 +156,12 @@ def write_anndata(parts: list[Path], path: Path) -> None:
         array = file.create_dataset("X", _shape(parts), np.float32)
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        ids = pd.concat(list(_fill(array, parts)), ignore_index=True)
+        at, found = 0, []
+        for rows, table in _tables(parts):
+            array[at : at + len(rows)] = rows
+            at += len(rows)
+            found.append(table)
+        ids = pd.concat(found, ignore_index=True)
         columns = [field.name for field in parquet.read_schema(parts[0]) if _is_vector(field.type)]
         width = array.shape[1] // len(columns)
         features = [f"{column}_{place}" for column in columns for place in range(width)]
@@ -153,7 +176,7 @@ def write_hdf5(parts: list[Path], path: Path) -> None:
     import h5py
 
     with h5py.File(path, "w") as file:
-        for part in parts:
+        for part in tracked(parts, "joining the parts", len(parts), "parts"):
             for name, column in zip((table := parquet.read_table(part)).column_names, table.columns, strict=True):
                 values = _array(column)
                 if name not in file:
