@@ -16,8 +16,8 @@ from megadna.data.dataset import ChunkDataset
 from megadna.data.inputs import SEQUENCE_FILE
 from megadna.data.leakage import measure_leakage
 from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, load_manifest
-from megadna.data.show import show_batch
 from megadna.errors import UserError
+from megadna.progress import Progress, tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,8 @@ def _what_it_seems(path: Path) -> str:
 
 def inspect_training(path: Path, options: InspectOptions) -> None:
     """What a checkpoint or a run holds."""
-    from megadna.train.describe import describe_checkpoint, describe_run  # the engine takes seconds to import
+    with Progress("loading the engine"):
+        from megadna.train.describe import describe_checkpoint, describe_run
 
     lines = describe_checkpoint(path, tensors=options.tensors) if (path / "weights").is_dir() else describe_run(path)
     for line in lines:
@@ -93,6 +94,8 @@ def inspect_dataset(path: Path, options: InspectOptions) -> None:
         sys.stdout.write(_locate(path, options.locate) + "\n")
         return
     if options.show_batch:
+        from megadna.data.show import show_batch  # torch, which takes its time to import
+
         config = load_config(Path(options.config)) if options.config else Config()
         sys.stdout.write(show_batch(replace(config, data=replace(config.data, path=str(path)))))
         return
@@ -117,7 +120,7 @@ def _locate(path: Path, text: str) -> str:
 
 def check_files(path: Path, manifest: Manifest, *, checksums: bool) -> None:
     """UserError at the first file that is missing or has not the size or checksum of the manifest."""
-    for name, entry in manifest.files.items():
+    for name, entry in tracked(manifest.files.items(), "checking files", len(manifest.files), "files"):
         file = path / name
         if not file.is_file():
             raise UserError(f"{file}: missing; run megadna preprocess again")

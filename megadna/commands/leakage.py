@@ -8,8 +8,11 @@ import numpy as np
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.benchmark_overlap import Overlap, interval_overlap, sequence_overlap
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.genome.tables import TableFormat
+from megadna.log import get_logger
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ def main(arguments: list[str]) -> None:
     options = options_from(parse(parser, arguments), LeakageOptions)
     if options.output is not None and options.output.exists():
         raise UserError(f"{options.output}: exists; choose another --output")
+    require(options.input.exists() or str(options.input) == "-", f"{options.input}: no such file")
+    log.info("reading %s, comparing with %s of %s", options.input, options.split, options.data)
     if options.input.name.removesuffix(".gz").endswith(".bed"):
         overlap = interval_overlap(options.data, options.split, options.input)
     else:

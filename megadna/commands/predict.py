@@ -5,6 +5,7 @@ import sys
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.options import PredictOptions
 from megadna.log import get_logger
+from megadna.progress import Progress
 
 log = get_logger(__name__)
 
@@ -16,7 +17,8 @@ def main(arguments: list[str]) -> None:
     options = options_from(parse(parser, arguments), PredictOptions)
     options.check_files()
     log.info("reading %s, predicting with %s", options.input, options.model)
-    from megadna.downstream.predict import predict_to_file  # after the options are checked: it takes seconds to import
+    with Progress("loading the libraries"):
+        from megadna.downstream.predict import predict_to_file
 
     for path in predict_to_file(options):
         sys.stdout.write(f"wrote {path}\n")

@@ -5,9 +5,12 @@ from pathlib import Path
 
 from megadna.arguments import new_parser, parse
 from megadna.data.chunks import open_chunks
-from megadna.data.evaluation import evaluation_chunks
 from megadna.errors import UserError
+from megadna.log import get_logger
+from megadna.progress import Progress
 from megadna.tokenizer.bpe import BpeTokenizer, train_bpe
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -22,15 +25,19 @@ def main(arguments: list[str]) -> None:
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise UserError(f"{options.output}: not an empty folder; choose another --output")
     pool = open_chunks(options.data.path, "train")
+    log.info("training a tokenizer on %s", options.data.path)
+    with Progress("loading the libraries"):
+        from megadna.data.evaluation import evaluation_chunks
     numbers = evaluation_chunks(len(pool), max(1, options.sample_bases // pool.chunk_length))
     info = {"datasets": [dataset.manifest.dataset_id for dataset in pool.datasets], "chunks": len(numbers)}
-    train_bpe(
-        (pool[number] for number in numbers.tolist()),
-        options.output,
-        vocab_size=options.vocab_size,
-        max_piece_length=options.max_piece_length,
-        info=info,
-    )
+    with Progress(f"merging pairs of {len(numbers)} chunks"):
+        train_bpe(
+            (pool[number] for number in numbers.tolist()),
+            options.output,
+            vocab_size=options.vocab_size,
+            max_piece_length=options.max_piece_length,
+            info=info,
+        )
     tokenizer = BpeTokenizer(options.output)
     longest = max(tokenizer.tokens()[tokenizer.n_id :], key=len)
     sys.stdout.write(

@@ -28,6 +28,7 @@ from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
 from megadna.downstream.tasks import add_targets, find_tasks, make_target, read_task
 from megadna.errors import UserError, require
 from megadna.log import get_logger
+from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
 RECIPES = {"gue": "gue.yaml", "nt": "nt_tasks.yaml", "splice": "splice_bionemo.yaml"}
@@ -70,7 +71,7 @@ def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | st
 def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) -> pd.DataFrame:
     """What `megadna benchmark` does."""
     require(os.environ.get("WORLD_SIZE", "1") == "1", "benchmark runs as one process; several ranks: megadna finetune")
-    require(options.data.is_dir(), f"{options.data}: no such folder of tasks")
+    options.check_files()
     recipe = _recipe(options)
     tasks = {
         name: folder
@@ -78,7 +79,8 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
         if not options.tasks or any(fnmatch(name, pattern) for pattern in options.tasks)
     }
     require(bool(tasks), f"--tasks {' '.join(options.tasks)}: fits no task of {options.data}")
-    table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in tasks.items()])
+    each = tracked(tasks.items(), "benchmark", len(tasks), "tasks")
+    table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in each])
     mcc = table[table["score"] == "mcc"]
     if mcc["task"].nunique() > 1:
         means = mcc.groupby("method", sort=False)[["mean", "sd"]].mean().reset_index()
@@ -161,7 +163,8 @@ def _baseline(method: str, tables: dict[str, pd.DataFrame], recipe: FinetuneOpti
     train, test = (add_targets(tables[split], target, str(folder)) for split in ("train", "test"))
     rows = []
     for seed in recipe.seeds if "CNN" in method else recipe.seeds[:1]:
-        predicted = BASELINES[method](train, test, target, seed)
+        with Progress(method):
+            predicted = BASELINES[method](train, test, target, seed)
         if predicted is not None:
             truth = list(test["target"].to_numpy()[:, None])
             found = with_intervals(all_scores, truth, list(predicted[:, None]), target, seed=seed)

@@ -44,6 +44,12 @@ class DatasetOptions(Options):
             occupied = not self.output.is_dir() or any(self.output.iterdir())
             require(not occupied, f"{self.output}: not empty; choose another --output")
 
+    def check_files(self) -> None:
+        """UserError where a file to read is missing."""
+        self.must_exist(
+            "genome", "aliases", *(key for key in ("annotation", "positives", "bigwig") if hasattr(self, key))
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowOptions(DatasetOptions):

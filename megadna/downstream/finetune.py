@@ -28,6 +28,7 @@ from megadna.downstream.task_plots import write_plots
 from megadna.downstream.tasks import Target, add_targets, make_target, read_task
 from megadna.errors import UserError, require
 from megadna.log import get_logger, rank_from_environment
+from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
 
@@ -42,10 +43,10 @@ def finetune(model: Path | str, data: Path | str, output: Path | str, **options:
 
 def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
     """What `megadna finetune` does."""
-    for key in ("model", "data", "output"):
-        require(bool(getattr(options, key)) and getattr(options, key) != Path(), f"say --{key}")
+    options.check_files()
     assert options.output is not None
-    tables = read_task(options.data, options.columns)
+    with Progress(f"reading {options.data}"):
+        tables = read_task(options.data, options.columns)
     require("train" in tables, f"{options.data}: no train table (train.csv, .tsv, .parquet, .fna)")
     target = make_target(options.task, tables, options.columns, options.label_names, options.data)
     known = NUMBER_SCORES if target.is_regression else CLASS_SCORES
@@ -148,16 +149,19 @@ def _train_and_score(
 ) -> None:
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
 
+    from megadna.downstream.task_progress import Reporter
+
     set_seed(seed)
     trust = options.trust_remote_code
     config = load_config(options.model, trust_remote_code=trust)
     tokenizer = load_tokenizer(options.model, config, trust_remote_code=trust, max_tokens=options.max_tokens)
     examples = {
         split: examples_of(table, tokenizer, options, augment=options.augment and split == "train")
-        for split, table in tables.items()
+        for split, table in tracked(tables.items(), "tokenizing", len(tables), "tables")
     }
     weights = _class_weights(tables["train"], target) if options.class_weights else None
-    model = build_model(options, target, tokenizer, weights)
+    with Progress(f"loading {options.model}"):
+        model = build_model(options, target, tokenizer, weights)
     trainer = Trainer(
         model=adapt(model, options),
         args=_arguments(options, target, len(examples["train"]), seed, work),
@@ -168,8 +172,13 @@ def _train_and_score(
         callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    predictions = {split: trainer.predict(examples[split]) for split in tables if split != "train"}
+    trainer.add_callback(reporter := Reporter())
+    with reporter.during(f"training {work.name.removeprefix('.').removesuffix('.partial')}", "steps"):
+        trainer.train()
+    predictions = {}
+    for split in (name for name in tables if name != "train"):
+        with reporter.during(f"predicting {split}", "batches"):
+            predictions[split] = trainer.predict(examples[split])
     if not trainer.is_world_process_zero():
         return
     shutil.rmtree(work / "trainer", ignore_errors=True)
@@ -221,7 +230,7 @@ def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
-        disable_tqdm=not os.isatty(2),
+        disable_tqdm=True,  # task_progress.py tells
         logging_steps=max(1, steps // 100),
         report_to="none",
     )

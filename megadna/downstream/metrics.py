@@ -8,6 +8,7 @@ from scipy.special import expit, softmax
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from megadna.downstream.tasks import Target
+from megadna.progress import tracked
 
 RESAMPLES = 500
 NUMBER_SCORES = ("pearson", "spearman", "mse")
@@ -130,7 +131,7 @@ def with_intervals(
         return score(np.concatenate([truth[i] for i in rows]), np.concatenate([predicted[i] for i in rows]), target)
 
     values = joined(np.arange(len(truth)))
-    resampled = [joined(rows) for rows in draws]
+    resampled = [joined(rows) for rows in tracked(draws, "bootstrap intervals", RESAMPLES, "samples")]
     result = {}
     for name, value in values.items():
         spread = np.array([sample[name] for sample in resampled])

@@ -37,6 +37,12 @@ class Options:
                 choices = get_args(entry.type)
                 require(value in choices, f"--{entry.name} must be one of {', '.join(choices)}, got {value!r}")
 
+    def must_exist(self, *names: str) -> None:
+        """UserError for the first of these options that names a file or folder which is not there; before long work."""
+        for name in names:
+            path = getattr(self, name)
+            require(path is None or str(path) == "-" or path.exists(), f"{path}: no such file or folder (--{name})")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Options):
@@ -84,8 +90,7 @@ class InputOptions(ModelOptions):
         """UserError where a file or folder is missing, or --output cannot be written; ModuleNotFoundError for a missing
         library: before anything slow begins."""
         check_model(self.model)
-        for path in filter(None, (self.input, self.bed)):
-            require(path.exists() or str(path) == "-", f"{path}: no such file")
+        self.must_exist("input", "bed")
         if self.output is None:
             raise UserError(f"say where to write with --output ({', '.join(self.ENDINGS)})")
         ending = self.output.suffix
@@ -223,6 +228,17 @@ class FinetuneOptions(ModelOptions):
             require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
         require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
 
+    def check_files(self) -> None:
+        """UserError where something is not named, or a file or folder is missing."""
+        for key in ("model", "data", "output"):
+            require(bool(getattr(self, key)) and getattr(self, key) != Path(), f"say --{key}")
+        check_model(self.model)
+        self.must_exist("data")
+        for entry in self.test:
+            name, _, path = entry.partition("=")
+            require(bool(path), f"--test {entry}: must be name=path, each name once")
+            require(Path(path).exists(), f"{path}: no such file or folder (--test {name})")
+
     @property
     def columns(self) -> Columns:
         """Of the tables."""
@@ -255,3 +271,10 @@ class BenchmarkOptions(Options):
     """Dataset that the model was pretrained on: the share of test sequences in it stands in the table."""
     trust_remote_code: bool = False
     """Run Python files of the model's folder that megadna did not write."""
+
+    def check_files(self) -> None:
+        """UserError where a file or folder is missing."""
+        require(self.data.is_dir(), f"{self.data}: no such folder of tasks")
+        require(self.recipe is None or self.recipe.is_file(), f"{self.recipe}: no such recipe; give one with --recipe")
+        check_model(self.model)
+        self.must_exist("pretraining_data")

@@ -19,6 +19,7 @@ import torch
 
 from megadna.config import Config
 from megadna.engine.recording import Call, Event
+from megadna.progress import tracked
 
 KINDS = {
     "TENSOR_MODEL_PARALLEL_GROUP": "tensor",
@@ -31,7 +32,8 @@ KINDS = {
 def record_ranks(config: Config, num_ranks: int, folder: Path, *, workers: int = 1) -> Iterator[list[Event]]:
     """The events of every rank in turn, by so many processes; each list stands in `folder` as well."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(partial(_record, config, num_ranks, folder), range(num_ranks))
+        found = pool.map(partial(_record, config, num_ranks, folder), range(num_ranks))
+        yield from tracked(found, "dry-running", num_ranks, "ranks")
 
 
 def _record(config: Config, num_ranks: int, folder: Path, rank: int) -> list[Event]:

@@ -37,6 +37,7 @@ from megadna.genome.letters import storage_table
 from megadna.model.flops import num_parameters, training_flops
 from megadna.planning.hardware import GPUS_PER_NODE, Gpu
 from megadna.planning.layouts import Layout, rank_layouts
+from megadna.progress import tracked
 
 TOKENS_PER_PARAMETER, MOST_PASSES, FEW_PASSES = 20, 40, 4
 SHARE = 0.8
@@ -103,7 +104,7 @@ def survey(folder: Path) -> Genomes:
     sources = [source for source in found if source.path.name not in transcripts]
     require(bool(sources), f"{folder}: no genome, only transcripts by their names ({', '.join(transcripts[:3])})")
     bases: Counter[str] = Counter()
-    rows = [_read(source, options, bases) for source in sources]
+    rows = [_read(source, options, bases) for source in tracked(sources, "reading", len(sources), "files")]
     require(bases["kept"] > 0, f"{folder}: no base is left to train on; every contig is empty or left out")
     return Genomes(rows, bases, transcripts)
 
