@@ -76,7 +76,7 @@ def input_stretches(options: InputOptions, tokenizer: SequenceTokenizer, *, long
         circular=tuple(options.circular),
         context=tokenizer.max_bases() // 8,
         longest=longest,
-        window=tokenizer.max_bases,
+        window=tokenizer.window_bases,
         stride=tokenizer.stride,
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 
+from megadna.downstream.genome import reverse_complement
 from megadna.downstream.options import check_model
 from megadna.errors import UserError
 
@@ -91,6 +92,12 @@ class SequenceTokenizer:
         if len(letters) == len(sample) and found <= tokens:
             return len(letters)
         return max(1, 3 * tokens * len(sample) // (4 * found))
+
+    def window_bases(self, letters: str) -> int:
+        """Bases that fit the context on either strand."""
+        if self.k:
+            return self.max_bases()
+        return min(self.max_bases(letters), self.max_bases(reverse_complement(letters)))
 
     def __call__(self, sequences: list[str]) -> list[Tokens]:
         """Tokenize; UserError where a sequence gives more tokens than the context holds."""

@@ -104,10 +104,11 @@ def read_stretches(
         around = min(context, size) if ring else 0
         if around:
             letters = letters[size - around :] + letters + letters[:around]
-        if window is None or not 0 < longest < size:
-            yield Stretch(name, 0, size, ".", letters, around, around)
+        width = 0 if window is None else window(letters)
+        if width and 0 < longest < size:
+            yield from _divided(name, letters, around, longest, width, stride)
         else:
-            yield from _divided(name, letters, around, longest, window(letters), stride)
+            yield Stretch(name, 0, size, ".", letters, around, around, window=width)
 
 
 def _divided(name: str, letters: str, around: int, longest: int, window: int, stride: int) -> Iterator[Stretch]:

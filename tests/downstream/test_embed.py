@@ -120,8 +120,6 @@ def test_a_long_sequence_takes_each_base_from_the_window_with_most_context(kind,
     np.testing.assert_allclose(matrix(embed(folders[kind], path))[0], np.mean(owned, axis=0), atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["nucleotide", "kmer"])
-@pytest.mark.parametrize("pooling", ["mean", "nucleotide"])
 @pytest.mark.parametrize("kind", ["nucleotide", "kmer", "bpe"])
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls", "nucleotide"])
 def test_results_do_not_depend_on_where_parts_end(kind, pooling, folders, genome, tmp_path, monkeypatch):
@@ -162,6 +160,8 @@ def test_windows_of_byte_pairs_are_estimated_from_pieces_of_a_long_record(folder
     assert tokenizer.max_bases(genome[:50]) == 50
 
 
+@pytest.mark.parametrize("kind", ["nucleotide", "kmer"])
+@pytest.mark.parametrize("pooling", ["mean", "nucleotide"])
 def test_both_strands_do_not_depend_on_which_strand_is_given(kind, pooling, folders, genome, tmp_path):
     sequence = genome[2000:2330]
     one, other = (

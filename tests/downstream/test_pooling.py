@@ -1,5 +1,6 @@
-"""One definition of mean and maximum: embed, the heads, the documented program and a loop give the same vectors; folders
-of the earlier definition compute what they were trained with."""
+"""One definition of mean and maximum: embed, the heads, the documented program and a loop give the same vectors.
+
+Folders of the earlier definition compute what they were trained with."""
 
 import gzip
 import json
