@@ -175,7 +175,7 @@ class DnaForPairTask(DnaTaskModel):
         return TokenClassifierOutput(loss=self.loss(logits_BP1.flatten(0, 1), labels.flatten(0, 1)), logits=logits_BP1)
 
 
-def pool(hidden_BSH: Tensor, mask_BS: Tensor, pooling: str, special: tuple[int, int]) -> Tensor:
+def pool(hidden_BSH: Tensor, mask_BS: Tensor, pooling: str, special: tuple[int, int] = (0, 0)) -> Tensor:
     """[B, H]; mean and max leave out so many special tokens at the beginning and at the end (none left: zeros). The
     middle token of S real ones is number (S - 1) // 2, as in BioNeMo's splice-site model."""
     if pooling == "cls":
