@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.options import BenchmarkOptions
+from megadna.log import get_logger
+from megadna.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
+log = get_logger(__name__)
 MAX_CONTAINMENT = 0.2
 
 
@@ -19,7 +22,10 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("benchmark", "A suite of tasks over seeds, beside baselines and published figures.")
     add_options(parser, BenchmarkOptions)
     options = options_from(parse(parser, arguments), BenchmarkOptions)
-    from megadna.downstream.benchmark import benchmark_with, markdown  # after the options are checked: slow to import
+    options.check_files()
+    log.info("suite %s: reading %s", options.suite, options.data)
+    with Progress("loading the libraries"):
+        from megadna.downstream.benchmark import benchmark_with, markdown
 
     dataset = options.pretraining_data
     table = benchmark_with(options, None if dataset is None else lambda test: leaked_share(dataset, test))

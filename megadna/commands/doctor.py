@@ -2,10 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megadna.arguments import new_parser, parse
-from megadna.planning.doctor import Finding, examine
-from megadna.planning.self_test import run_self_test
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+if TYPE_CHECKING:
+    from megadna.planning.doctor import Finding
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -13,6 +19,9 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("doctor", "Versions, packages, limits, disks, and a short self-test of the engine.")
     parser.add_argument("--folders", type=Path, nargs="*", default=[Path()], help="where datasets and checkpoints lie")
     options = parse(parser, arguments)
+    log.info("loading the engine")
+    with Progress("loading the engine"):
+        from megadna.planning.doctor import examine
     findings = []
     for finding in examine([Path(folder) for folder in options.folders]):
         findings.append(_show(finding))
@@ -25,9 +34,13 @@ def main(arguments: list[str]) -> None:
     sys.exit(1)
 
 
-def _self_test() -> Finding:
+def _self_test() -> "Finding":
+    from megadna.planning.doctor import Finding
+    from megadna.planning.self_test import run_self_test
+
     try:
-        found = run_self_test()
+        with Progress("self-test"):
+            found = run_self_test()
     except Exception as error:  # whatever a rank died of is what the user must see
         last = str(error).strip().rpartition("\n")[2]
         return Finding("self-test", f"failed: {last}", "the engine does not run here: mend what stands above first")
@@ -36,7 +49,7 @@ def _self_test() -> Finding:
     return Finding("self-test", text, "" if found.passed else "the loss did not fall: please report this machine")
 
 
-def _show(finding: Finding) -> Finding:
+def _show(finding: "Finding") -> "Finding":
     sys.stdout.write(f"{'!' if finding.remedy else ' '} {finding.name:<20} {finding.text}\n")
     sys.stdout.flush()
     return finding

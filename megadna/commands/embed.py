@@ -4,6 +4,10 @@ import sys
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.options import EmbedOptions
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -11,11 +15,13 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("embed", "Embeddings of DNA sequences: a vector a sequence or a nucleotide.")
     add_options(parser, EmbedOptions)
     options = options_from(parse(parser, arguments), EmbedOptions)
-    from megadna.downstream.input_checks import check_files
-    from megadna.downstream.tables_out import WRITERS
+    options.check_files()
+    log.info("reading %s, embedding with %s", options.input, options.model)
+    from megadna.downstream.input_checks import check_input
 
-    check_files(options, tuple(WRITERS))
-    from megadna.downstream.embed import embed_to_file  # after the input is checked: it takes seconds to import
+    bases = check_input(options)
+    with Progress("loading the libraries"):
+        from megadna.downstream.embed import embed_to_file
 
-    embed_to_file(options)
+    embed_to_file(options, bases)
     sys.stdout.write(f"wrote {options.output}\n")

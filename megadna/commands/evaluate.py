@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -13,17 +13,20 @@ from rich.table import Table
 
 from megadna.arguments import new_parser, parse
 from megadna.config import Config
-from megadna.data.chunks import open_chunks
-from megadna.data.evaluation import WIDTHS, EvaluationSamples
 from megadna.data.manifest import leakage_line
 from megadna.errors import require
 from megadna.files import write_json
+from megadna.log import get_logger
 from megadna.ownership import refuse_foreign
-from megadna.tokenizer.base import Tokenizer
-from megadna.train.baselines import HiddenSamples, baselines
+from megadna.progress import Progress
 from megadna.train.evaluations import verdict
-from megadna.train.scoring import Evaluation, evaluate, names_bases
 
+if TYPE_CHECKING:  # they take seconds to import
+    from megadna.data.evaluation import EvaluationSamples
+    from megadna.tokenizer.base import Tokenizer
+    from megadna.train.scoring import Evaluation
+
+log = get_logger(__name__)
 MICRO_BATCH_SIZE = 8
 
 
@@ -45,10 +48,15 @@ def main(arguments: list[str]) -> None:
     require(options.samples > 0, f"--samples must be positive, got {options.samples}")
     require(options.max_tokens >= 0, f"--max_tokens must not be negative, got {options.max_tokens}")
     require(options.model.is_dir(), f"{options.model}: no such run, checkpoint or Hugging Face folder")
-    protocol = options.protocol if options.protocol in WIDTHS else ""
+    protocol = "" if options.protocol == "as_trained" else options.protocol
     output = options.output or options.model / f"evaluation-{options.split}{protocol and f'-{protocol}'}.json"
     require(output.parent.is_dir(), f"{output.parent}: no such folder; --output names the JSON file to write")
     refuse_foreign(output, "evaluation", "split", "samples", "hidden_bases", "model", "baselines")
+    log.info("evaluating %s on %s", options.model, options.split)
+    with Progress("loading the libraries"):
+        from megadna.data.chunks import open_chunks
+        from megadna.data.evaluation import EvaluationSamples
+        from megadna.train.scoring import names_bases
     is_export = (options.model / "config.json").is_file()
     measure, tokenizer, length, config, facts = (_hugging_face if is_export else _checkpoint)(options)
     path = options["data.path"] or config.data.path
@@ -90,23 +98,25 @@ def main(arguments: list[str]) -> None:
     sys.stdout.write(f"written to {output}\n")
 
 
-Model = tuple[Callable[[EvaluationSamples], Evaluation], Tokenizer, int, Config, dict[str, Any]]
+Model = tuple[Callable[["EvaluationSamples"], "Evaluation"], "Tokenizer", int, Config, dict[str, Any]]
 """What measures it, its tokenizer, tokens a row, the settings of its run, what else tells it in the JSON file."""
 
 
 def _checkpoint(options: Namespace) -> Model:
-    from megadna.engine.distributed import parallel_world
-    from megadna.tokenizer.build import build_tokenizer
-    from megadna.train.checkpoint import checkpoint_model, find_checkpoint, read_config, read_numbers, single_rank
-    from megadna.train.validation import evaluate_split
+    with Progress("loading the engine"):
+        from megadna.engine.distributed import parallel_world
+        from megadna.tokenizer.build import build_tokenizer
+        from megadna.train.checkpoint import checkpoint_model, find_checkpoint, read_config, read_numbers, single_rank
+        from megadna.train.validation import evaluate_split
 
     checkpoint = find_checkpoint(options.model)
     config = single_rank(read_config(checkpoint))
     tokenizer = build_tokenizer(config.tokenizer)
 
-    def measure(samples: EvaluationSamples) -> Evaluation:
+    def measure(samples: "EvaluationSamples") -> "Evaluation":
         with parallel_world(config.engine, config.parallel) as world:
-            model = checkpoint_model(checkpoint, tokenizer.vocab_size, world)
+            with Progress(f"loading {checkpoint}"):
+                model = checkpoint_model(checkpoint, tokenizer.vocab_size, world)
             return evaluate_split([model], samples, world, micro_batch_size=MICRO_BATCH_SIZE)
 
     facts = {"step": read_numbers(checkpoint)["step"]}
@@ -114,28 +124,36 @@ def _checkpoint(options: Namespace) -> Model:
 
 
 def _hugging_face(options: Namespace) -> Model:
-    from megadna.downstream.masked_lm import load_masked_lm
+    from megadna.train.scoring import evaluate
 
-    trust = options.trust_remote_code
-    forward, tokenizer, length = load_masked_lm(
-        str(options.model), max_tokens=options.max_tokens, trust_remote_code=trust
-    )
+    with Progress(f"loading {options.model}"):
+        from megadna.downstream.masked_lm import load_masked_lm
 
-    def measure(samples: EvaluationSamples) -> Evaluation:
+        trust = options.trust_remote_code
+        forward, tokenizer, length = load_masked_lm(
+            str(options.model), max_tokens=options.max_tokens, trust_remote_code=trust
+        )
+
+    def measure(samples: "EvaluationSamples") -> "Evaluation":
         return evaluate(forward, samples, micro_batch_size=MICRO_BATCH_SIZE)
 
     return measure, tokenizer, length, Config(), {"folder": str(options.model)}
 
 
-def _baselines(samples: EvaluationSamples, path: Any, *, both_strands: bool, folder: Path) -> dict[str, Any]:
+def _baselines(samples: "EvaluationSamples", path: Any, *, both_strands: bool, folder: Path) -> dict[str, Any]:
     """Baselines on the very bases that were hidden from the model; k and smoothing chosen on valid.
 
     Kept in baselines.json of the dataset where it is one and may be written, else in `folder`.
     """
-    valid, hidden = (
-        HiddenSamples.stack(*one.for_baselines(), block=WIDTHS.get(one.protocol, 1))
-        for one in (replace(samples, dataset=open_chunks(path, "valid")), samples)
-    )
+    from megadna.data.chunks import open_chunks
+    from megadna.data.evaluation import WIDTHS
+    from megadna.train.baselines import HiddenSamples, baselines
+
+    with Progress("hiding bases for the baselines"):
+        valid, hidden = (
+            HiddenSamples.stack(*one.for_baselines(), block=WIDTHS.get(one.protocol, 1))
+            for one in (replace(samples, dataset=open_chunks(path, "valid")), samples)
+        )
     datasets = samples.dataset.datasets
     home = datasets[0].path if len(datasets) == 1 and os.access(datasets[0].path, os.W_OK) else folder
     return baselines(

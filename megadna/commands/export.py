@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from megadna.arguments import new_parser, parse
+from megadna.errors import require
 from megadna.log import get_logger
+from megadna.progress import Progress
 
 log = get_logger(__name__)
 
@@ -25,10 +27,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--push_to_hub", type=str, default="", help="upload to this repository (OWNER/NAME)")
     parser.add_argument("--public", action="store_true", help="push_to_hub: let anyone see it; default: private")
     options = parse(parser, arguments)
-    from megadna.hf.export import export
-    from megadna.hf.publish import check_upload, upload
-    from megadna.hf.weights import keep_freed_memory
-    from megadna.train.checkpoint import find_checkpoint
+    require(options.checkpoint.is_dir(), f"{options.checkpoint}: no such run or checkpoint folder")
+    log.info("exporting %s", options.checkpoint)
+    with Progress("loading the engine"):
+        from megadna.hf.export import export
+        from megadna.hf.publish import check_upload, upload
+        from megadna.hf.weights import keep_freed_memory
+        from megadna.train.checkpoint import find_checkpoint
 
     keep_freed_memory()
     check_upload(options.push_to_hub, options.license, public=options.public)
@@ -43,4 +48,5 @@ def main(arguments: list[str]) -> None:
     )
     log.info("wrote %s: %s", options.output, found)
     if options.push_to_hub:
+        log.info("uploading")
         log.info("uploaded to %s", upload(options.output, options.push_to_hub, public=options.public))

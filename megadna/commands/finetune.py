@@ -7,6 +7,10 @@ from rich.table import Table
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.options import FinetuneOptions
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +22,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config", action="config", help="YAML file of options (configs/finetune/)")
     add_options(parser, FinetuneOptions)
     options = options_from(parse(parser, arguments), FinetuneOptions)
-    from megadna.downstream.finetune import finetune_with  # after the options are checked: it takes seconds to import
+    options.check_files()
+    log.info("reading %s", options.data)
+    with Progress("loading the libraries"):
+        from megadna.downstream.finetune import finetune_with
 
     scores = finetune_with(options)
     if scores.empty:

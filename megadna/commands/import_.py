@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from megadna.arguments import new_parser, parse
+from megadna.errors import require
 from megadna.log import get_logger
+from megadna.progress import Progress
 
 log = get_logger(__name__)
 
@@ -23,8 +25,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--no_verify", action="store_true", help="do not compare; recorded in the checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that the folder holds")
     options = parse(parser, arguments)
-    from megadna.hf.importing import import_folder
-    from megadna.hf.weights import keep_freed_memory
+    config = options.model / "config.json"
+    require(config.is_file(), f"{config}: no such file; --model names a Hugging Face model folder")
+    log.info("importing %s", options.model)
+    with Progress("loading the engine"):
+        from megadna.hf.importing import import_folder
+        from megadna.hf.weights import keep_freed_memory
 
     keep_freed_memory()
     found = import_folder(

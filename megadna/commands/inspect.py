@@ -18,6 +18,7 @@ from megadna.data.leakage import measure_leakage
 from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, leakage_line, load_manifest
 from megadna.errors import UserError
 from megadna.files import write_text
+from megadna.progress import Progress, tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,8 @@ def _what_it_seems(path: Path) -> str:
 
 def inspect_training(path: Path, options: InspectOptions) -> None:
     """What a checkpoint or a run holds."""
-    from megadna.train.describe import describe_checkpoint, describe_run  # the engine takes seconds to import
+    with Progress("loading the engine"):
+        from megadna.train.describe import describe_checkpoint, describe_run
 
     lines = (
         describe_run(path) if (path / "checkpoints").is_dir() else describe_checkpoint(path, tensors=options.tensors)
@@ -119,7 +121,7 @@ def _locate(path: Path, text: str) -> str:
 
 def check_files(path: Path, manifest: Manifest, *, checksums: bool) -> None:
     """UserError at the first file that is missing or has not the size or checksum of the manifest."""
-    for name, entry in manifest.files.items():
+    for name, entry in tracked(manifest.files.items(), "checking files", len(manifest.files), "files"):
         file = path / name
         if not file.is_file():
             raise UserError(f"{file}: missing; run megadna preprocess again")

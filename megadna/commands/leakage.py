@@ -9,10 +9,13 @@ import numpy as np
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.benchmark_overlap import Overlap, interval_overlap, sequence_overlap
+from megadna.errors import require
 from megadna.files import atomic_file
 from megadna.genome.tables import TableFormat
+from megadna.log import get_logger
 from megadna.ownership import refuse_occupied
 
+log = get_logger(__name__)
 _BED_FILE = re.compile(r"\.(bed|narrowPeak|broadPeak|bedGraph)(\.(gz|bgz|bgzf|zst|zstd))?$", re.I)
 
 
@@ -43,6 +46,8 @@ def main(arguments: list[str]) -> None:
     options = options_from(parse(parser, arguments), LeakageOptions)
     if options.output is not None:
         refuse_occupied(options.output, is_file=True)
+    require(options.input.exists() or str(options.input) == "-", f"{options.input}: no such file")
+    log.info("reading %s, comparing with %s of %s", options.input, options.split, options.data)
     if _BED_FILE.search(options.input.name):
         overlap = interval_overlap(options.data, options.split, options.input)
     else:

@@ -15,6 +15,7 @@ from megadna.files import atomic_file, atomic_folder, write_json
 from megadna.ownership import refuse_foreign, refuse_occupied
 from megadna.planning.hardware import GPUS, Gpu
 from megadna.planning.layouts import Layout, checkpoint_costs, evaluate_layout, rank_layouts, why_worse
+from megadna.progress import Progress
 
 SHOWN = 8
 NUMBERS = {
@@ -48,7 +49,8 @@ def main(arguments: list[str]) -> None:
     if options.check_communications:
         _check_communications(config, rows, options, gpu)
         return
-    layouts = rank_layouts(config, rows, sequence_length, options.gpus, gpu)
+    with Progress("comparing layouts"):
+        layouts = rank_layouts(config, rows, sequence_length, options.gpus, gpu)
     best = layouts[0]
     costs = checkpoint_costs(best, rows, options.gpus, gpu)
     sys.stdout.write(_own_line(config, rows, sequence_length, options.gpus, gpu))

@@ -4,6 +4,10 @@ import sys
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.options import PredictOptions
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -11,10 +15,13 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("predict", "Run a fine-tuned model over sequences, BED regions or a whole genome.")
     add_options(parser, PredictOptions)
     options = options_from(parse(parser, arguments), PredictOptions)
-    from megadna.downstream.input_checks import PREDICTION_ENDINGS, check_files
+    options.check_files()
+    log.info("reading %s, predicting with %s", options.input, options.model)
+    from megadna.downstream.input_checks import check_input
 
-    check_files(options, PREDICTION_ENDINGS)
-    from megadna.downstream.predict import predict_to_file  # after the input is checked: it takes seconds to import
+    bases = check_input(options)
+    with Progress("loading the libraries"):
+        from megadna.downstream.predict import predict_to_file
 
-    for path in predict_to_file(options):
+    for path in predict_to_file(options, bases):
         sys.stdout.write(f"wrote {path}\n")

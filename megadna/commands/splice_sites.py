@@ -3,6 +3,10 @@
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.dataset_options import SpliceOptions
 from megadna.errors import require
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -11,8 +15,9 @@ def main(arguments: list[str]) -> None:
     add_options(parser, SpliceOptions)
     options = options_from(parse(parser, arguments), SpliceOptions)
     require(options.output is not None, "megadna splice-sites: --output is missing: the folder to write")
-    from megadna.downstream.splice_sites import (
-        splice_sites,  # after the options are checked: it takes seconds to import
-    )
+    options.check_files()
+    log.info("reading %s and %s", options.annotation, options.genome)
+    with Progress("loading the libraries"):
+        from megadna.downstream.splice_sites import splice_sites
 
     splice_sites(**vars(options))

@@ -5,17 +5,17 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import torch
-
 from megadna.arguments import config_from, config_parser, parse
 from megadna.config import Config
-from megadna.engine.distributed import launched_outside, parallel_world, select_device, world_size_from_environment
 from megadna.engine.launch import launched_here, run_ranks
 from megadna.errors import EXIT_REQUEUE, UserError
 from megadna.files import mark
-from megadna.log import log_file, rank_from_environment
+from megadna.log import get_logger, log_file, rank_from_environment
 from megadna.ownership import MARKER, check_replaceable, clear_folder, refuse_occupied, refuse_replacing
+from megadna.progress import Progress
 from megadna.train.running import NAME, running
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -41,6 +41,10 @@ def main(arguments: list[str]) -> None:
     if not options.output:
         raise UserError("--output is missing: give the run folder")
     run = Path(options.output)
+    if not launched_here():
+        log.info("reading %s", config.data.path or "the configuration")
+    with Progress("loading the libraries"):
+        from megadna.engine.distributed import launched_outside, world_size_from_environment
     num_ranks = world_size_from_environment() if launched_outside() else config.engine.num_processes
     _check(config, num_ranks)
     starts = not launched_outside() or (rank_from_environment() == 0 and not launched_here())
@@ -60,12 +64,19 @@ def main(arguments: list[str]) -> None:
 
 def _train(config: Config, run: Path, *, resume: str) -> bool:
     """Train on this rank; False where it stopped early with everything saved."""
+    import torch
+
+    from megadna.engine.distributed import parallel_world
+
     with parallel_world(config.engine, config.parallel) as world:
-        from megadna.train.faults import out_of_memory
-        from megadna.train.loop import TrainingRun
+        with Progress("loading the engine"):
+            from megadna.train.faults import out_of_memory
+            from megadna.train.loop import TrainingRun
 
         try:
-            return TrainingRun(config, run, world).train(resume=resume)
+            with Progress("building the model"):
+                training = TrainingRun(config, run, world)
+            return training.train(resume=resume)
         except torch.OutOfMemoryError as error:
             raise UserError(out_of_memory(config, world)) from error
 
@@ -74,6 +85,7 @@ def _check(config: Config, num_ranks: int) -> None:
     """Everything a user can get wrong, before any process group starts."""
     from megadna.data.chunks import open_chunks
     from megadna.data.loader import resolve_sequence_length
+    from megadna.engine.distributed import select_device
     from megadna.tokenizer.build import build_tokenizer
     from megadna.train.metrics import check_log
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from megadna.arguments import new_parser, parse
 from megadna.data.chunks import open_chunks
-from megadna.data.evaluation import evaluation_chunks
 from megadna.files import atomic_folder
+from megadna.log import get_logger
 from megadna.ownership import check_folder
+from megadna.progress import Progress
 from megadna.tokenizer.bpe import BpeTokenizer, train_bpe
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -22,9 +25,12 @@ def main(arguments: list[str]) -> None:
     options = parse(parser, arguments)
     check_folder(options.output, None)
     pool = open_chunks(options.data.path, "train")
+    log.info("training a tokenizer on %s", options.data.path)
+    with Progress("loading the libraries"):
+        from megadna.data.evaluation import evaluation_chunks
     numbers = evaluation_chunks(len(pool), max(1, options.sample_bases // pool.chunk_length))
     info = {"datasets": [dataset.manifest.dataset_id for dataset in pool.datasets], "chunks": len(numbers)}
-    with atomic_folder(options.output) as work:
+    with atomic_folder(options.output) as work, Progress(f"merging pairs of {len(numbers)} chunks"):
         train_bpe(
             (pool[number] for number in numbers.tolist()),
             work,

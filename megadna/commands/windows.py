@@ -3,6 +3,10 @@
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.dataset_options import WindowOptions
 from megadna.errors import require
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -11,6 +15,9 @@ def main(arguments: list[str]) -> None:
     add_options(parser, WindowOptions)
     options = options_from(parse(parser, arguments), WindowOptions)
     require(options.output is not None, "megadna windows: --output is missing: the folder to write")
-    from megadna.downstream.windows import windows  # after the options are checked: it takes seconds to import
+    options.check_files()
+    log.info("reading %s", options.genome)
+    with Progress("loading the libraries"):
+        from megadna.downstream.windows import windows
 
     windows(**vars(options))

@@ -19,6 +19,7 @@ from megadna.genome.letters import storage_table
 from megadna.genome.sources import detect_format
 from megadna.genome.tables import TableFormat
 from megadna.log import get_logger
+from megadna.progress import Progress
 
 log = get_logger(__name__)
 
@@ -37,7 +38,8 @@ class Overlap:
 def sequence_overlap(dataset: Path, split: str, path: Path, table: TableFormat) -> Overlap:
     """By 31-mers, for a FASTA, table or line file; short sequences get denser sketches, so that each has about 20."""
     ChunkDataset(dataset, split)
-    names, letters, lengths = _read(path, table)
+    with Progress(f"reading {path}"):
+        names, letters, lengths = _read(path, table)
     mean_kmers = max(1, int(lengths.mean()) - K + 1)
     scale = int(np.clip(mean_kmers // _WANTED_HASHES, 1, SCALE))
     containment = Containment(batches(letters, lengths), len(lengths), scale)

@@ -24,13 +24,14 @@ from megadna.data.options import PreprocessOptions, recorded_options
 from megadna.data.parts import Part, assemble
 from megadna.data.pieces import Found, Recipe, read_pieces
 from megadna.data.plan import Policy
-from megadna.data.progress import Progress
+from megadna.data.progress import reading
 from megadna.errors import UserError, require
 from megadna.files import Claim, claimed, write_json
 from megadna.genome.contigs import contig_filter
 from megadna.genome.letters import storage_table
 from megadna.log import get_logger
 from megadna.ownership import Kind, check_folder, refuse_replacing
+from megadna.progress import Progress
 
 log = get_logger(__name__)
 
@@ -100,7 +101,8 @@ def _same_dataset(options: PreprocessOptions, sources: list[SourceFile], side: S
     hasher = SourceHasher(enabled=hashed)
     for source in sources:
         hasher.start(source.path)
-    same = all(old.sha256 == hasher.result(new.path) for old, new in zip(manifest.sources, sources, strict=True))
+    with Progress(f"comparing the sources with those of {options.output}"):
+        same = all(old.sha256 == hasher.result(new.path) for old, new in zip(manifest.sources, sources, strict=True))
     return manifest if same else None
 
 
@@ -157,8 +159,9 @@ class Build:
         repeated = assemble(self.work, parts, [source.name for source in self.sources])
         parts = self._check_leakage(parts, forced)
         warnings = warnings_of(parts, self.sources, options, repeated)
-        files = checksum_files(self.work, self._bins)
-        sha256 = [self._hasher.result(source.path) for source in self.sources]
+        with Progress("checksums"):
+            files = checksum_files(self.work, self._bins)
+            sha256 = [self._hasher.result(source.path) for source in self.sources]
         more: Any = {"side_files": self.side.sha256, "notes": self.notes + warnings, "leakage": self._leakage}
         return make_manifest(options, self.sources, parts, sha256, files, **more)
 
@@ -239,7 +242,7 @@ class Build:
             self._hasher.start(source.path)
         bins = Bins(self.work, [sum(part.totals.sizes[split] for part in parts[:finished]) for split in range(3)])
         found = read_pieces(self.sources, finished, recipe, options.workers)
-        with Progress(self.sources, finished) as progress, closing(found) as pieces:
+        with reading(self.sources, finished) as progress, closing(found) as pieces:
             self._write_pieces(pieces, policies, parts, bins, progress)
         self._bins = bins.close()
         return parts
@@ -256,7 +259,8 @@ class Build:
             plan = chunker.plan(found.piece, found.buffer, policies[0].headroom, final=found.last)
             bins.write(plan.runs, found.buffer)
             part.add(plan)
-            progress.report(self.sources[found.source].name, found.piece.size)
+            progress.note = self.sources[found.source].name
+            progress.advance(found.piece.size)
             if found.last:
                 self._finish_source(found.source, part)
                 chunker = None

@@ -16,6 +16,7 @@ from megadna.data.options import PreprocessOptions
 from megadna.data.parts import Part
 from megadna.data.sketch import SCALE, sketch_places
 from megadna.files import atomic_file
+from megadna.progress import Progress
 
 HELD_OUT = ("valid", "test")
 _STRETCH = 1 << 17  # letters sketched at a time: the arrays stay in the cache
@@ -26,6 +27,7 @@ class Bin:
     """Letters, lengths and starts of a split, in a finished or unfinished folder; memory-mapped."""
 
     def __init__(self, folder: Path, split: str) -> None:
+        self.split = split
         self.letters = np.memmap(folder / f"{split}.bin", np.uint8, "r")
         count = int(np.fromfile(folder / f"{split}.idx", np.uint64, 1, offset=18)[0])
         self.lengths = np.memmap(folder / f"{split}.idx", np.int32, "r", offset=34, shape=(count,))
@@ -34,6 +36,13 @@ class Bin:
     def batches(self) -> "Batches":
         """The split's chunks."""
         return batches(self.letters, self.lengths)
+
+    def tracked(self, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Letters and ends of the batches, with progress."""
+        with Progress(what, len(self.letters), "bases") as progress:
+            for _, letters, ends in self.batches():
+                yield letters, ends
+                progress.advance(len(letters))
 
 
 Batches = Iterator[tuple[int, np.ndarray, np.ndarray]]
@@ -83,7 +92,7 @@ class Containment:
 
     def search(self, split: Bin) -> "Containment":
         """Mark what a split contains."""
-        for _, letters, ends in split.batches():
+        for letters, ends in split.tracked(f"comparing with {split.split}"):
             self.mark(sketch_by_chunk(letters, ends, self._scale)[0])
         return self
 
@@ -106,7 +115,7 @@ def measure_leakage(folder: Path, max_containment: float) -> dict[str, Any]:
     summary: dict[str, Any] = {"max_containment": max_containment, "flagged": 0, "splits": {}}
     held = _containments(folder)
     train = Bin(folder, "train")
-    for _, letters, ends in train.batches():
+    for letters, ends in train.tracked("looking for held-out chunks in train"):
         hashes, _ = sketch_by_chunk(letters, ends)
         for containment in held.values():
             containment.mark(hashes)
@@ -160,9 +169,11 @@ def _train_chunks_with(folder: Path, flagged: dict[str, np.ndarray]) -> np.ndarr
             wanted.append(sketch_places(np.asarray(held.letters[ends[chunk] - held.lengths[chunk] : ends[chunk]]))[0])
     hashes = np.unique(np.concatenate(wanted))
     found = [np.zeros(0, np.int64)]
-    for first, letters, ends in Bin(folder, "train").batches():
+    first = 0
+    for letters, ends in Bin(folder, "train").tracked("looking for train chunks to drop"):
         mine, chunk = sketch_by_chunk(letters, ends)
         found.append(np.unique(chunk[np.isin(mine, hashes)]) + first)
+        first += len(ends)
     return np.concatenate(found)
 
 

@@ -30,6 +30,7 @@ from megadna.files import atomic_file, mark, write_text
 from megadna.genome.contig_names import nearest
 from megadna.log import get_logger
 from megadna.ownership import MARKER, read_mark, refuse_occupied
+from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
 RECIPES = {"gue": "gue.yaml", "nt": "nt_tasks.yaml", "splice": "splice_bionemo.yaml"}
@@ -73,7 +74,7 @@ def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | st
 def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) -> pd.DataFrame:
     """What `megadna benchmark` does."""
     require(os.environ.get("WORLD_SIZE", "1") == "1", "benchmark runs as one process; several ranks: megadna finetune")
-    require(options.data.is_dir(), f"{options.data}: no such folder of tasks")
+    options.check_files()
     recipe = _recipe(options)
     tasks = _chosen(find_tasks(options.data), options)
     require(
@@ -83,7 +84,8 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
         _read(folder, recipe, options)
     _begin(options)
     try:
-        table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in tasks.items()])
+        each = tracked(tasks.items(), "benchmark", len(tasks), "tasks")
+        table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in each])
     except UserError:
         if all(path.is_dir() or path.name == MARKER for path in options.output.rglob("*")):
             shutil.rmtree(options.output)
@@ -220,7 +222,8 @@ def _baseline(method: str, tables: dict[str, pd.DataFrame], target: Target, seed
 
     rows = []
     for seed in seeds if "CNN" in method else seeds[:1]:
-        predicted = BASELINES[method](tables["train"], tables["test"], target, seed)
+        with Progress(method):
+            predicted = BASELINES[method](tables["train"], tables["test"], target, seed)
         if predicted is not None:
             truth = list(tables["test"]["target"].to_numpy()[:, None])
             found = scored(truth, list(predicted[:, None]), target, seed=seed)

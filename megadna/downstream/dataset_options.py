@@ -44,6 +44,12 @@ class DatasetOptions(Options):
         if self.output is not None:
             check_folder(self.output, None)
 
+    def check_files(self) -> None:
+        """UserError where a file to read is missing."""
+        self.must_exist(
+            "genome", "aliases", *(key for key in ("annotation", "positives", "bigwig") if hasattr(self, key))
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowOptions(DatasetOptions):

@@ -1,6 +1,7 @@
 """Embeddings of DNA sequences by any Hugging Face encoder, as a DataFrame or a file."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from megadna.downstream.encoder import load_model, load_tokenizer, pick_device
+from megadna.downstream.encoder import SequenceTokenizer, load_model, load_tokenizer, pick_device
 from megadna.downstream.input_checks import check_input
 from megadna.downstream.names import BASE, REGION
 from megadna.downstream.options import EmbedOptions, InputOptions
@@ -19,10 +20,10 @@ from megadna.downstream.sequences import Stretch, read_regions, read_stretches, 
 from megadna.downstream.tables_out import WRITERS, fixed_vectors, held_parts, in_blocks, index_of, write_output
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError
+from megadna.progress import Progress
 
-MAX_BLOCK_BYTES = 1 << 28  # of outputs per nucleotide that wait to be written
-MAX_BLOCK_LETTERS = 1 << 22
-LONGEST = 1 << 16  # bases of a record worked on at once where there is an output per nucleotide
+MAX_BLOCK_BYTES = 1 << 25  # of outputs per nucleotide that wait to be written; the table is there up to five times
+MAX_BLOCK_LETTERS = 1 << 19  # a saved part: 10 to 60 s of a small model on a CPU
 
 
 def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
@@ -37,22 +38,44 @@ def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
     return pa.concat_tables(list(map(embedder.table, embedder.blocks()))).to_pandas()
 
 
-def embed_to_file(options: EmbedOptions) -> None:
-    """What `megadna embed` does, after check_files."""
+def embed_to_file(options: EmbedOptions, bases: int | None = None) -> None:
+    """What `megadna embed` does after check_files; `bases`: what check_input counts."""
     assert options.output is not None
     embedder = Embedder(options)
     name, write = options.output.name, WRITERS[options.output.suffix]
     files = [options.output, index_of(options.output)][: 2 if options.output.suffix == ".npy" else 1]
-    with held_parts(options.output, asdict(replace(options, batch_tokens=1)), files) as parts:
-        write_output(embedder.blocks, embedder.table, parts, lambda paths, folder: write(paths, folder / name))
+    settings = asdict(replace(options, batch_tokens=1)) | {"block": embedder.block_size}
+    with (
+        held_parts(options.output, settings, files) as parts,
+        run_progress("embedding", bases, embedder.runner, options.strand) as progress,
+    ):
+        write_output(
+            embedder.blocks, embedder.table, parts, lambda paths, folder: write(paths, folder / name), progress
+        )
 
 
-def input_stretches(options: InputOptions, *, context: int, longest: int) -> Iterator[Stretch]:
-    """The stretches that the options name."""
+@contextmanager
+def run_progress(what: str, total: int | None, runner: Runner, strand: str) -> Iterator[Progress]:
+    """Progress in bases of the input, told by the runner; both strands together count as one."""
+    with Progress(what, total, "bases") as progress:
+        passes = 2 if strand in ("both", "apart") else 1
+        runner.report = lambda bases: progress.advance(bases / passes)
+        yield progress
+
+
+def input_stretches(options: InputOptions, tokenizer: SequenceTokenizer, *, longest: int) -> Iterator[Stretch]:
+    """The stretches that the options name; `longest`: above so many bases a record is divided (0: never)."""
     if options.bed is not None:
         return read_regions(options.input, options.bed, record_lengths(options.input))
-    circular = tuple(options.circular)
-    return read_stretches(options.input, column=options.column, circular=circular, context=context, longest=longest)
+    return read_stretches(
+        options.input,
+        column=options.column,
+        circular=tuple(options.circular),
+        context=tokenizer.max_bases() // 8,
+        longest=longest,
+        window=tokenizer.window_bases,
+        stride=tokenizer.stride,
+    )
 
 
 def in_precision(model: torch.nn.Module, precision: str) -> tuple[torch.nn.Module, torch.device]:
@@ -60,6 +83,11 @@ def in_precision(model: torch.nn.Module, precision: str) -> tuple[torch.nn.Modul
     device = pick_device()
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32), device
+
+
+def block_size(features: int) -> int:
+    """Letters of a part, about: where each has `features` fp32 numbers, so many as MAX_BLOCK_BYTES hold."""
+    return max(1, MAX_BLOCK_BYTES // (4 * features)) if features else MAX_BLOCK_LETTERS
 
 
 class Embedder:
@@ -80,15 +108,14 @@ class Embedder:
         self.width = config.hidden_size
         batch_tokens = options.batch_tokens
         self.runner = Runner(self.tokenizer, self._forward, reduce, device=device, batch_tokens=batch_tokens)
+        self.block_size = block_size(self.width * len(self.layers) if options.pooling == "nucleotide" else 0)
+        """Letters of a part, about."""
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in blocks that fit memory."""
         per_base = self.options.pooling == "nucleotide"
-        stretches = input_stretches(
-            self.options, context=self.tokenizer.max_bases() // 8, longest=LONGEST if per_base else 0
-        )
-        letters = MAX_BLOCK_BYTES // (4 * self.width * len(self.layers)) if per_base else MAX_BLOCK_LETTERS
-        return in_blocks(stretches, letters)
+        stretches = input_stretches(self.options, self.tokenizer, longest=self.block_size if per_base else 0)
+        return in_blocks(stretches, self.block_size)
 
     def _forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         output = self.model(input_ids=ids_BS, attention_mask=mask_BS, output_hidden_states=self.layers != [-1])

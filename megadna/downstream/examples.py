@@ -20,6 +20,7 @@ from megadna.downstream.names import REGION
 from megadna.downstream.splits import leakage, split_windows
 from megadna.files import atomic_folder
 from megadna.log import get_logger
+from megadna.progress import Progress
 
 log = get_logger(__name__)
 
@@ -49,11 +50,13 @@ def finish(
     """
     fractions, contigs = (options.dev_fraction, options.test_fraction), (options.dev_contigs, options.test_contigs)
     examples = examples.assign(group=examples["name"])
-    examples["split"] = split_windows(examples, by, fractions, contigs, options.seed)
+    with Progress("splitting"):
+        examples["split"] = split_windows(examples, by, fractions, contigs, options.seed)
     examples = examples.sample(frac=1, random_state=np.random.default_rng((options.seed, 2)), ignore_index=True)
     classes = examples["label" if examples["label"].dtype == np.int64 else "kind"]  # a regression has no classes
     windows = pd.crosstab(examples["split"], classes).to_dict("index")
-    counts = {**counts, "windows": windows, "leakage": leakage(examples)}
+    with Progress("looking for leakage between the splits"):
+        counts = {**counts, "windows": windows, "leakage": leakage(examples)}
     for what in ("windows", "leakage"):
         log.info("%s: %s", what, "; ".join(f"{name}: {count}" for name, count in counts[what].items()))
     table = examples[["sequence", "label", *REGION, "kind", *columns, "split"]]

@@ -23,6 +23,7 @@ from megadna.errors import UserError, require
 from megadna.files import atomic_file, atomic_folder, work_folder
 from megadna.log import get_logger, rank_from_environment
 from megadna.ownership import clear_folder, refuse_occupied
+from megadna.progress import Progress
 
 log = get_logger(__name__)
 
@@ -37,10 +38,10 @@ def finetune(model: Path | str, data: Path | str, output: Path | str, **options:
 
 def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
     """What `megadna finetune` does."""
-    for key in ("model", "data", "output"):
-        require(bool(getattr(options, key)) and getattr(options, key) != Path(), f"say --{key}")
+    options.check_files()
     assert options.output is not None
-    tables, target = read_data(options)
+    with Progress(f"reading {options.data}"):
+        tables, target = read_data(options)
     for name, table in tables.items():
         if absent := missing_classes(table, target):
             log.warning("%s: no %s of class %s", name, target.unit, ", ".join(absent))

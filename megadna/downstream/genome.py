@@ -18,6 +18,7 @@ from megadna.genome.contigs import names_of
 from megadna.genome.letters import storage_table
 from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
+from megadna.progress import tracked
 
 COMPLEMENT = np.arange(256, dtype=np.uint8)
 COMPLEMENT[list(b"ACGTRYKMBVDHacgtrykmbvdh")] = list(b"TGCAYRMKVBHDtgcayrmkvbhd")
@@ -77,7 +78,7 @@ def read_genome(path: Path) -> Genome:
     """Every record of the file; UserError where it is no FASTA, empty, or names a contig twice."""
     require(path != STDIN and not path.name.endswith(_TABLE_ENDINGS), f"{path}: a genome is a FASTA or 2bit file")
     genome: dict[str, np.ndarray] = {}
-    for header, letters in read_letters(path, ambiguous="keep", fold=False):
+    for header, letters in tracked(read_letters(path, ambiguous="keep", fold=False), f"reading {path}", unit="contigs"):
         name = names_of([header])[0].decode(errors="replace")
         require(name not in genome, f"{path}: contig {name} stands there twice; keep one of them")
         genome[name] = letters

@@ -11,49 +11,56 @@ import numpy as np
 
 from megadna.downstream.options import InputOptions, PredictOptions
 from megadna.downstream.sequences import Stretch, read_regions, read_stretches, record_lengths
-from megadna.downstream.tables_out import check_output
 from megadna.errors import UserError
 from megadna.log import get_logger
+from megadna.progress import Progress
 
 log = get_logger(__name__)
-PREDICTION_ENDINGS = (".parquet", ".bed", ".bw")
 
 
-def check_files(options: InputOptions, endings: tuple[str, ...]) -> None:
-    """UserError where the output cannot be written, or the input not be read."""
-    if options.output is None:
-        raise UserError(f"say where to write with --output ({', '.join(endings)})")
-    check_output(options.output, endings)
-    check_input(options)
-
-
-def check_input(options: InputOptions) -> None:
-    """UserError where a record, a region or a name does not fit.
+def check_input(options: InputOptions) -> int | None:
+    """Bases that a model will read; UserError where a record, a region or a name does not fit. None for standard input,
+    which can be read but once.
 
     Records of one name are allowed where the order of the rows tells them apart, and counted in the log (reads and
     peaks often share a name); not where coordinates need the name.
     """
+    if str(options.input) == "-":
+        return None
+    with Progress(f"checking {options.input}"):
+        return _check_records(options) if options.bed is None else _check_regions(options)
+
+
+def _check_regions(options: InputOptions) -> int:
     ends_in_bigwig = options.output is not None and options.output.suffix == ".bw"
-    if options.bed is not None:
-        regions = read_regions(options.input, options.bed, record_lengths(options.input))
-        if not ends_in_bigwig:
-            next(regions, None)  # all lines are checked before the first region comes
-            return
-        apart = isinstance(options, PredictOptions) and options.strand == "apart"
-        last: dict[tuple[str, str], int] = {}
-        for region in regions:
+    apart = isinstance(options, PredictOptions) and options.strand == "apart"
+    last: dict[tuple[str, str], int] = {}
+    bases = 0
+    assert options.bed is not None
+    for region in read_regions(options.input, options.bed, record_lengths(options.input)):
+        bases += region.end - region.start
+        if ends_in_bigwig:
             _require_apart(region, last, apart, options.output)
-        return
-    records = read_stretches(options.input, column=options.column, circular=tuple(options.circular))
-    hashes = np.sort(array("q", (hash(record.name) for record in records)))  # 8 bytes a record
-    repeated = int((hashes[1:] == hashes[:-1]).sum())
-    windows = isinstance(options, PredictOptions) and options.window > 0
+    return bases
+
+
+def _check_records(options: InputOptions) -> int:
+    window = options.window if isinstance(options, PredictOptions) else 0
+    step = (isinstance(options, PredictOptions) and options.step) or window
+    hashes, bases = array("q"), 0
+    for record in read_stretches(options.input, column=options.column, circular=tuple(options.circular)):
+        hashes.append(hash(record.name))  # 8 bytes a record
+        size = record.end - record.start
+        bases += min(size, window) * (1 + -(-max(0, size - window) // step)) if window else size
+    sorted_hashes = np.sort(hashes)
+    repeated = int((sorted_hashes[1:] == sorted_hashes[:-1]).sum())
     in_coordinates = options.output is not None and options.output.suffix in (".bw", ".bed")
-    if repeated and (windows or in_coordinates or options.circular):
+    if repeated and (window or in_coordinates or options.circular):
         record_lengths(options.input, options.column)  # names the record
     if repeated:
         said = "%s: %d of %d records have the name of an earlier one; the rows are in the file's order"
         log.warning(said, options.input, repeated, len(hashes))
+    return bases
 
 
 def _require_apart(region: Stretch, last: dict[tuple[str, str], int], apart: bool, output: Path | None) -> None:

@@ -10,6 +10,7 @@ from scipy.special import expit, softmax
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from megadna.downstream.tasks import CLASS_SCORES, NUMBER_SCORES, SPLICE_NAMES, Target
+from megadna.progress import tracked
 
 RESAMPLES = 500
 
@@ -178,7 +179,7 @@ def with_intervals(
         return score(np.concatenate([truth[i] for i in rows]), np.concatenate([predicted[i] for i in rows]), target)
 
     values = joined(np.arange(len(truth)))
-    resampled = [joined(rows) for rows in draws]
+    resampled = [joined(rows) for rows in tracked(draws, "bootstrap intervals", RESAMPLES, "samples")]
     result = {}
     for name, value in values.items():
         spread = np.array([sample[name] for sample in resampled])

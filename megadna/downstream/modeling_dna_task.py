@@ -1,10 +1,10 @@
 """A fine-tuned DNA encoder for transformers: one prediction a sequence, one a nucleotide, or one a pair of them.
 
 This file travels with a fine-tuned model and needs torch and transformers only. A sequence head pools the last hidden
-states (mean over real tokens, the first token, their maximum, or the middle token) and runs a small MLP; a base head
-gives logits a token, and its loss is taken per nucleotide: the mean over the tokens that cover it. A pair head gives
-every nucleotide two vectors q, k of R numbers and a number b; the logit of i and j is (q_i k_j + q_j k_i) / sqrt(R) +
-b_i + b_j.
+states (mean or maximum over the tokens of bases, special tokens and padding left out; the first token; or the middle
+token) and runs a small MLP; a base head gives logits a token, and its loss is taken per nucleotide: the mean over the
+tokens that cover it. A pair head gives every nucleotide two vectors q, k of R numbers and a number b; the logit of i
+and j is (q_i k_j + q_j k_i) / sqrt(R) + b_i + b_j.
 
 SPDX-License-Identifier: Apache-2.0
 
@@ -27,7 +27,8 @@ EncoderConfig: Any = None
 
 class DnaTaskConfig(PretrainedConfig):
     """encoder: config.json of the encoder; k, stride, prefix, suffix: bases a token covers, bases from token to token,
-    special tokens before and behind; head_sizes: hidden layers of the head, with `head_activation` between."""
+    special tokens before and behind; head_sizes: hidden layers of the head, with `head_activation` between;
+    pool_special_tokens: whether mean and maximum take special tokens in, as they did in folders without this field."""
 
     model_type = "dna-task"
 
@@ -43,11 +44,13 @@ class DnaTaskConfig(PretrainedConfig):
         prefix: int = 1,
         suffix: int = 1,
         class_weights: list[float] | None = None,
+        pool_special_tokens: bool = True,
         **kwargs: Any,
     ) -> None:
         self.encoder, self.pooling, self.class_weights = encoder, pooling, class_weights
         self.head_sizes, self.head_activation, self.head_dropout = list(head_sizes), head_activation, head_dropout
         self.k, self.stride, self.prefix, self.suffix = k, stride, prefix, suffix
+        self.pool_special_tokens = pool_special_tokens
         super().__init__(**kwargs)
 
 
@@ -126,7 +129,8 @@ class DnaForSequenceTask(DnaTaskModel):
     ) -> SequenceClassifierOutput:
         """Logits [B, C] and, with labels, the loss."""
         hidden_BSH, mask_BS = self.hidden(input_ids, attention_mask)
-        logits_BC = self.head(pool(hidden_BSH, mask_BS, self.config.pooling))
+        special = (0, 0) if self.config.pool_special_tokens else (self.config.prefix, self.config.suffix)
+        logits_BC = self.head(pool(hidden_BSH, mask_BS, self.config.pooling, special))
         return SequenceClassifierOutput(loss=None if labels is None else self.loss(logits_BC, labels), logits=logits_BC)
 
 
@@ -171,13 +175,17 @@ class DnaForPairTask(DnaTaskModel):
         return TokenClassifierOutput(loss=self.loss(logits_BP1.flatten(0, 1), labels.flatten(0, 1)), logits=logits_BP1)
 
 
-def pool(hidden_BSH: Tensor, mask_BS: Tensor, pooling: str) -> Tensor:
-    """[B, H]; the middle token of S real ones is number (S - 1) // 2, as in BioNeMo's splice-site model."""
+def pool(hidden_BSH: Tensor, mask_BS: Tensor, pooling: str, special: tuple[int, int] = (0, 0)) -> Tensor:
+    """[B, H]; mean and max leave out so many special tokens at the beginning and at the end (none left: zeros). The
+    middle token of S real ones is number (S - 1) // 2, as in BioNeMo's splice-site model."""
     if pooling == "cls":
         return hidden_BSH[:, 0]
     if pooling == "centre":
         return hidden_BSH[torch.arange(len(hidden_BSH), device=mask_BS.device), (mask_BS.sum(1) - 1) // 2]
+    number_BS, total_B1 = mask_BS.cumsum(1), mask_BS.sum(1, keepdim=True)  # real tokens are counted from 1
+    keep_BS1 = ((mask_BS > 0) & (number_BS > special[0]) & (number_BS <= total_B1 - special[1]))[:, :, None]
     if pooling == "max":
-        return hidden_BSH.masked_fill(mask_BS[:, :, None] == 0, torch.finfo(hidden_BSH.dtype).min).amax(dim=1)
-    weight_BS1 = mask_BS[:, :, None].to(hidden_BSH.dtype)
+        lowest = torch.finfo(hidden_BSH.dtype).min
+        return hidden_BSH.masked_fill(~keep_BS1, lowest).amax(dim=1).masked_fill(~keep_BS1.any(1), 0)
+    weight_BS1 = keep_BS1.to(hidden_BSH.dtype)
     return (hidden_BSH * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1).clamp_min(1)

@@ -4,12 +4,25 @@ Nothing here is slow to import, so that `--help` and a mistaken option need neit
 """
 
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from megadna.errors import require, require_share
+from megadna.errors import UserError, require, require_share
+from megadna.ownership import refuse_occupied
 
 Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
+
+_LIBRARIES = {".h5": "h5py", ".h5ad": "anndata", ".bw": "pyBigWig"}
+
+
+def check_model(folder: str) -> None:
+    """UserError where this is neither a Hugging Face folder nor a name on the hub."""
+    path = Path(folder)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json in it; give a Hugging Face folder (megadna export writes one)")
+    if not path.is_dir() and (path.is_absolute() or folder.startswith(".") or folder.count("/") != 1):
+        raise UserError(f"{folder}: no such folder; give a Hugging Face folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +37,12 @@ class Options:
             if get_origin(entry.type) is Literal:
                 choices = get_args(entry.type)
                 require(value in choices, f"--{entry.name} must be one of {', '.join(choices)}, got {value!r}")
+
+    def must_exist(self, *names: str) -> None:
+        """UserError for the first of these options that names a file or folder which is not there; before long work."""
+        for name in names:
+            path = getattr(self, name)
+            require(path is None or str(path) == "-" or path.exists(), f"{path}: no such file or folder (--{name})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +80,28 @@ class InputOptions(ModelOptions):
     batch_tokens: int = 16384
     """Tokens that run at once, padding included."""
 
+    ENDINGS = tuple[str, ...]()  # not annotated: no field
+    """Of --output."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
         whole = self.bed is None or not self.circular
         require(whole, "--bed names regions, which end with their contig; leave out --circular")
+
+    def check_files(self) -> None:
+        """UserError where a file or folder is missing, or --output cannot be written; ModuleNotFoundError for a missing
+        library: before anything slow begins."""
+        check_model(self.model)
+        self.must_exist("input", "bed")
+        if self.output is None:
+            raise UserError(f"say where to write with --output ({', '.join(self.ENDINGS)})")
+        ending = self.output.suffix
+        require(ending in self.ENDINGS, f"{self.output}: its ending must be one of {', '.join(self.ENDINGS)}")
+        if not self.output.with_name(f"{self.output.name}.parts").exists():  # else a stopped command goes on
+            refuse_occupied(self.output, " or remove it", is_file=True)
+        if ending in _LIBRARIES and find_spec(_LIBRARIES[ending]) is None:
+            raise ModuleNotFoundError(name=_LIBRARIES[ending])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +109,13 @@ class EmbedOptions(InputOptions):
     """`megadna embed`."""
 
     pooling: Literal["mean", "cls", "max", "nucleotide"] = "mean"
-    """One vector a sequence (mean or max over its tokens, or the first token), or one a nucleotide."""
+    """One vector a sequence (mean or max over the tokens of its bases, or the first token), or one a nucleotide."""
     layers: list[int] = field(default_factory=list)
     """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give a column each."""
     strand: Literal["forward", "reverse", "both"] = "forward"
     """both: mean of the two strands; outputs per nucleotide of the reverse strand are turned round first."""
+
+    ENDINGS = (".parquet", ".npy", ".h5", ".h5ad")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +132,8 @@ class PredictOptions(InputOptions):
     """Bases of a sliding window over the genome in --input (models of sequences); 0: whole records."""
     step: int = 0
     """Bases from window to window (default: --window)."""
+
+    ENDINGS = (".parquet", ".bed", ".bw")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,7 +191,7 @@ class FinetuneOptions(ModelOptions):
     lora_targets: list[str] = field(default_factory=list)
     """LoRA: names of the linear layers (default: query and value projections)."""
     pooling: Literal["mean", "cls", "max", "centre"] = "mean"
-    """What a sequence head reads; centre: the middle token."""
+    """What a sequence head reads: mean or max over the tokens of bases, the first token, or (centre) the middle one."""
     head_sizes: list[int] = field(default_factory=list)
     """Hidden layers of the head."""
     head_activation: Literal["tanh", "relu"] = "tanh"
@@ -197,6 +237,17 @@ class FinetuneOptions(ModelOptions):
             require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
         require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
 
+    def check_files(self) -> None:
+        """UserError where something is not named, or a file or folder is missing."""
+        for key in ("model", "data", "output"):
+            require(bool(getattr(self, key)) and getattr(self, key) != Path(), f"say --{key}")
+        check_model(self.model)
+        self.must_exist("data")
+        for entry in self.test:
+            name, _, path = entry.partition("=")
+            require(bool(path), f"--test {entry}: must be name=path, each name once")
+            require(Path(path).exists(), f"{path}: no such file or folder (--test {name})")
+
     @property
     def columns(self) -> Columns:
         """Of the tables."""
@@ -229,3 +280,10 @@ class BenchmarkOptions(Options):
     """Dataset that the model was pretrained on: the share of test sequences in it stands in the table."""
     trust_remote_code: bool = False
     """Run Python files of the model's folder that megadna did not write."""
+
+    def check_files(self) -> None:
+        """UserError where a file or folder is missing."""
+        require(self.data.is_dir(), f"{self.data}: no such folder of tasks")
+        require(self.recipe is None or self.recipe.is_file(), f"{self.recipe}: no such recipe; give one with --recipe")
+        check_model(self.model)
+        self.must_exist("pretraining_data")

@@ -22,13 +22,13 @@ from pyarrow import parquet
 from torch import Tensor
 
 from megadna.downstream.embed import (
-    LONGEST,
-    MAX_BLOCK_BYTES,
     MAX_BLOCK_LETTERS,
     base_columns,
+    block_size,
     both_strands,
     in_precision,
     input_stretches,
+    run_progress,
     sequence_columns,
 )
 from megadna.downstream.encoder import load_config, load_model, load_tokenizer
@@ -51,8 +51,8 @@ def predict(model: Path | str, input: Path | str, **options: Any) -> pd.DataFram
     return pa.concat_tables(list(map(predictor.table, predictor.blocks()))).to_pandas()
 
 
-def predict_to_file(options: PredictOptions) -> list[Path]:
-    """What `megadna predict` does, after check_files; the files that it wrote."""
+def predict_to_file(options: PredictOptions, bases: int | None = None) -> list[Path]:
+    """What `megadna predict` does after check_files; the files that it wrote. `bases`: what check_input counts."""
     assert options.output is not None
     predictor = Predictor(options)
     require(
@@ -71,8 +71,12 @@ def predict_to_file(options: PredictOptions) -> list[Path]:
         else:
             write_parquet(paths, folder / output.name)
 
-    with held_parts(output, asdict(replace(options, batch_tokens=1)), files) as parts:
-        return write_output(predictor.blocks, predictor.table, parts, write)
+    settings = asdict(replace(options, batch_tokens=1)) | {"block": predictor.block_size}
+    with (
+        held_parts(output, settings, files) as parts,
+        run_progress("predicting", bases, predictor.runner, options.strand) as progress,
+    ):
+        return write_output(predictor.blocks, predictor.table, parts, write, progress)
 
 
 class Predictor:
@@ -98,9 +102,11 @@ class Predictor:
             "regression" if config.num_labels == 1 else "single_label_classification"
         )
         self.columns = value_columns(self.names, is_regression=self.problem == "regression")
-        self.context = tokenizer.max_bases() // 8
+        self.tokenizer = tokenizer
         reduce: Any = "nucleotide" if self.per_base else "window"
         self.runner = Runner(tokenizer, self._forward, reduce, device=device, batch_tokens=options.batch_tokens)
+        # per base: 4 B a name, and 60 of what stands beside it (position, name, label) while it is made
+        self.block_size = block_size(15 + len(self.names)) if self.per_base else MAX_BLOCK_LETTERS
 
     def _forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         return self.model(input_ids=ids_BS, attention_mask=mask_BS).logits
@@ -108,13 +114,12 @@ class Predictor:
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in blocks that fit memory."""
         options = self.options
-        letters = MAX_BLOCK_BYTES // (64 * len(self.names)) if self.per_base else MAX_BLOCK_LETTERS
         if options.window:
             require(not self.per_base, "--window is for models of sequences; this one predicts every nucleotide")
             step, circular = options.step or options.window, tuple(options.circular)
-            return in_blocks(sliding_stretches(options.input, options.window, step, circular), letters)
-        longest = LONGEST if self.per_base else 0
-        return in_blocks(input_stretches(options, context=self.context, longest=longest), letters)
+            return in_blocks(sliding_stretches(options.input, options.window, step, circular), self.block_size)
+        longest = self.block_size if self.per_base else 0
+        return in_blocks(input_stretches(options, self.tokenizer, longest=longest), self.block_size)
 
     def table(self, stretches: list[Stretch]) -> pa.Table:
         """The rows of some stretches."""

@@ -3,14 +3,19 @@
 In:  FASTA (gzip, BGZF, zstd, 2bit too), CSV, TSV or Parquet with a sequence column; a genome FASTA with a BED file.
 Out: Stretch, in file order (BED regions: contig by contig, in the BED file's order). Letters are upper-case, U is T,
      IUPAC codes and gaps are N. One record at a time is in memory.
+Where a record is given in several stretches, their windows are those of the whole record: the outputs do not depend on
+where it was divided.
 A record is circular where its header says `circular=true` or `topology=circular`, or where the caller names it: the
 letters beyond one end are then those of the other end.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from megadna.downstream.genome import read_letters, reverse_complement
 from megadna.errors import UserError, require
@@ -38,14 +43,36 @@ class Stretch:
     """Letters of context in front."""
     after: int = 0
     """Letters of context behind."""
+    far_before: int = 0
+    """Bases of the record before `letters`; the grid of windows begins with the first of them."""
+    far_after: int = 0
+    """Bases of the record after `letters`."""
+    window: int = 0
+    """Bases of a window, the same in all stretches of a record; 0: what the tokenizer makes of `letters`."""
     region: str = ""
     """Name of the BED region (column 4); empty elsewhere."""
 
     def reversed(self) -> "Stretch":
         """The other strand of the same bases."""
-        strand = {"+": "-", "-": "+", ".": "-"}[self.strand]
-        letters = reverse_complement(self.letters)
-        return replace(self, strand=strand, letters=letters, before=self.after, after=self.before)
+        return replace(
+            self,
+            strand={"+": "-", "-": "+", ".": "-"}[self.strand],
+            letters=reverse_complement(self.letters),
+            before=self.after,
+            after=self.before,
+            far_before=self.far_after,
+            far_after=self.far_before,
+        )
+
+
+def window_grid(length: int, size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """(starts [W], borders [W - 1]) of the windows of at most `size` bases over `length` bases, on the grid of `stride`
+    bases where tokens do not overlap; a border is the middle of the overlap of two neighbours."""
+    step = max(stride, (size - size // 4) // stride * stride)
+    starts = np.arange(0, max(1, length - size + step), step) if length > size else np.zeros(1, np.int64)
+    if stride == 1:
+        starts[-1] = max(0, length - size)
+    return starts, (starts[:-1] + size + starts[1:]) // 2
 
 
 def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
@@ -69,21 +96,47 @@ def record_lengths(path: Path, column: str = "") -> dict[str, int]:
 
 
 def read_stretches(
-    path: Path, *, column: str = "", circular: tuple[str, ...] = (), context: int = 0, longest: int = 0
+    path: Path,
+    *,
+    column: str = "",
+    circular: tuple[str, ...] = (),
+    context: int = 0,
+    longest: int = 0,
+    window: Callable[[str], int] | None = None,
+    stride: int = 1,
 ) -> Iterator[Stretch]:
-    """One stretch a record; records above `longest` bases (0: no limit) in several, with `context` letters around."""
+    """One stretch a record, of a ring with `context` letters around; records above `longest` bases (0: no limit) in
+    several, divided where windows of `window` of its letters meet."""
     for header, letters, ring in _with_rings(path, column, circular):
         name, size = names_of([header])[0].decode(errors="replace"), len(letters)
-        if size == 0:
-            raise UserError(f"{path}: record {name} has no letters; remove it")
-        for start in range(0, size, longest or size):
-            end = min(size, start + (longest or size))
-            before, after = min(context, size if ring else start), min(context, size if ring else size - end)
-            front = letters[max(0, start - before) : start]
-            behind = letters[end : end + after]
-            front = letters[size - (before - len(front)) :] + front if before > len(front) else front
-            behind += letters[: after - len(behind)]
-            yield Stretch(name, start, end, ".", front + letters[start:end] + behind, before, after)
+        around = min(context, size) if ring else 0
+        if around:
+            letters = letters[size - around :] + letters + letters[:around]
+        width = 0 if window is None else window(letters)
+        if width and 0 < longest < size:
+            yield from _divided(name, letters, around, longest, width, stride)
+        else:
+            yield Stretch(name, 0, size, ".", letters, around, around, window=width)
+
+
+def _divided(name: str, letters: str, around: int, longest: int, window: int, stride: int) -> Iterator[Stretch]:
+    """Stretches of a record, each with the letters of every window that answers for a base of it."""
+    size = len(letters) - 2 * around
+    borders = window_grid(len(letters), window, stride)[1] - around
+    for start, end in pairwise(_cuts(size, borders, longest)):
+        first, last = max(0, around + start - window), min(len(letters), around + end + window)
+        before, after = around + start - first, last - around - end
+        far = first, len(letters) - last
+        yield Stretch(name, start, end, ".", letters[first:last], before, after, *far, window)
+
+
+def _cuts(size: int, borders: np.ndarray, longest: int) -> list[int]:
+    """0, the last border within `longest` bases of the cut before (or `longest` bases on, without one), ..., size."""
+    cuts = [0]
+    while size - cuts[-1] > longest:
+        at = int(np.searchsorted(borders, cuts[-1] + longest, side="right")) - 1
+        cuts.append(int(borders[at]) if at >= 0 and borders[at] > cuts[-1] else cuts[-1] + longest)
+    return [*cuts, size]
 
 
 def read_regions(genome: Path, bed: Path, lengths: dict[str, int]) -> Iterator[Stretch]:
@@ -119,10 +172,13 @@ def sliding_stretches(path: Path, window: int, step: int, circular: tuple[str, .
 
 
 def _with_rings(path: Path, column: str, circular: tuple[str, ...]) -> Iterator[tuple[bytes, str, bool]]:
-    """(header, letters, whether it is a ring) of each record; UserError where `circular` names none of them."""
+    """(header, letters, whether it is a ring) of each record; UserError where one is empty, or `circular` names none of
+    them."""
     missing, known = set(circular), []
     for header, letters in read_records(path, column):
         name = names_of([header])[0].decode(errors="replace")
+        if not letters:
+            raise UserError(f"{path}: record {name} has no letters; remove it")
         missing.discard(name)
         known += [name] if missing else []
         yield header, letters, name in circular or _CIRCULAR.search(header) is not None

@@ -18,6 +18,7 @@ from megadna.downstream.genome import Genome, read_genome
 from megadna.downstream.negatives import Sites, hard_negatives, midpoint_negatives, random_negatives
 from megadna.errors import require
 from megadna.log import get_logger
+from megadna.progress import Progress
 
 log = get_logger(__name__)
 
@@ -31,7 +32,8 @@ def splice_sites(**options: Any) -> pd.DataFrame:
     """The dataset of these SpliceOptions as one table: sequence, label, contig, start, end, name (the gene's), strand,
     kind, position, canonical, split; the manifest in `attrs`. Also written where `output` names a folder."""
     chosen = SpliceOptions(**options)
-    transcripts, exons = read_annotation(chosen.annotation)
+    with Progress(f"reading {chosen.annotation}"):
+        transcripts, exons = read_annotation(chosen.annotation)
     genome = read_genome(chosen.genome)
     transcripts = on_genome(transcripts, genome, chosen.annotation, chosen.aliases)
     taken = of_biotypes(transcripts, chosen.biotypes, chosen.annotation)
@@ -50,7 +52,8 @@ def splice_sites(**options: Any) -> pd.DataFrame:
     left_out = counts["positives left out"]
     require(count > 0, f"{chosen.genome}: no donor and acceptor with a window of {chosen.length} bases: {left_out}")
     positives = positives.groupby("kind").head(count)
-    places = _negatives(positives, taken, introns, forbidden, genome, chosen)
+    with Progress("drawing negatives"):
+        places = _negatives(positives, taken, introns, forbidden, genome, chosen)
     negatives, counts["negatives left out"] = _windows(places, genome, chosen)
     examples = _balanced(positives, negatives, chosen).rename(columns={"gene": "name"})
     return finish(examples, chosen, chosen.split, ["position", "canonical"], {**counts, "labels": LABELS})

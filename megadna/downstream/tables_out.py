@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,16 +18,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
-from rich.progress import Progress
 
 from megadna.downstream.sequences import Stretch
 from megadna.errors import UserError
 from megadna.files import Claim, atomic_file, claimed, publish_files, sync_tree, write_text
-from megadna.log import console, rank_from_environment
+from megadna.log import get_logger, rank_from_environment
 from megadna.ownership import refuse_occupied, resolved
+from megadna.progress import Progress, tracked
 
+log = get_logger(__name__)
 MAX_STRETCHES = 4096
-_LIBRARIES = {".h5": "h5py", ".h5ad": "anndata", ".bw": "pyBigWig"}
+MAX_ROW_GROUP = 1 << 26  # bytes of a row group of the joined Parquet file
 
 Compute = Callable[[list[Stretch]], pa.Table]
 Answer = TypeVar("Answer")
@@ -46,17 +46,6 @@ def in_blocks(stretches: Iterable[Stretch], max_letters: int) -> Iterator[list[S
             block, letters = [], 0
     if block:
         yield block
-
-
-def check_output(output: Path, endings: tuple[str, ...]) -> None:
-    """UserError where the ending is unknown or `output` is no name of a file; ModuleNotFoundError for a missing
-    library."""
-    if output.suffix not in endings:
-        raise UserError(f"{output}: its ending must be one of {', '.join(endings)}")
-    if not _folder(output).exists():  # else a stopped command may have begun to give its files their names
-        refuse_occupied(output, " or remove it", is_file=True)
-    if output.suffix in _LIBRARIES:
-        import_module(_LIBRARIES[output.suffix])  # what is missing is to be said now, not when all is computed
 
 
 def _folder(output: Path) -> Path:
@@ -82,7 +71,7 @@ def held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Ite
     other settings, or where another command fills it.
     """
     rank, num_ranks = rank_from_environment(), int(os.environ.get("WORLD_SIZE", "1"))
-    stated = json.dumps({key: str(value) for key, value in settings.items()}, sort_keys=True)
+    stated = json.dumps({key: _stated(value) for key, value in settings.items()}, sort_keys=True)
     with ExitStack() as stack:
         if num_ranks > 1:
             stack.enter_context(_process_group())
@@ -110,7 +99,8 @@ def _begin(claim: Claim, stated: str, files: list[Path]) -> None:
     if note.is_file() and note.read_text(encoding="utf-8") != stated:
         claim.is_kept = True
         raise UserError(
-            f"{claim.folder}: left by a command with other options; remove it, or repeat that command to resume"
+            f"{claim.folder}: left by a command with other options, or its input has changed since; remove it, or "
+            "repeat that command to resume"
         )
     if not (claim.folder / "ready").is_dir():
         claim.is_kept = note.is_file()
@@ -120,20 +110,33 @@ def _begin(claim: Claim, stated: str, files: list[Path]) -> None:
         write_text(note, stated)
 
 
-def write_parts(blocks: Iterator[list[Stretch]], compute: Compute, parts: Parts) -> list[Path]:
-    """Compute every block on one of the ranks; the files of all parts, in order, on rank 0 ([] elsewhere)."""
+def _stated(value: Any) -> str:
+    """A setting as text; of a file its size and time too."""
+    if isinstance(value, Path) and value.is_file():
+        status = value.stat()
+        return f"{value} ({status.st_size} bytes, {status.st_mtime_ns})"
+    return str(value)
+
+
+def write_parts(blocks: Iterator[list[Stretch]], compute: Compute, parts: Parts, progress: Progress) -> list[Path]:
+    """Compute every block on one of the ranks; the files of all parts, in order, on rank 0 ([] elsewhere). `compute`
+    tells `progress` what it does itself."""
     rank, num_ranks = rank_from_environment(), int(os.environ.get("WORLD_SIZE", "1"))
+    if found := len(list(parts.folder.glob("part-*.parquet"))):
+        log.info("going on in %s, where %d parts are finished", parts.folder, found)
     paths = []
-    with Progress(console=console, disable=rank > 0 or not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("sequences", total=None)
-        for number, block in enumerate(blocks):
-            part = parts.folder / f"part-{number:06d}.parquet"
-            paths.append(part)
-            if number % num_ranks == rank and not part.exists():
-                table = compute(block)
-                with atomic_file(part) as temporary:
-                    parquet.write_table(table, temporary)
-            progress.update(task, advance=len(block))
+    for number, block in enumerate(blocks):
+        part = parts.folder / f"part-{number:06d}.parquet"
+        paths.append(part)
+        bases = sum(stretch.end - stretch.start for stretch in block)
+        if part.exists():
+            progress.skip(bases)
+        elif number % num_ranks == rank:
+            table = compute(block)
+            with atomic_file(part) as temporary:
+                parquet.write_table(table, temporary)
+        else:
+            progress.advance(bases)  # another rank's, which is about as far
     _from_rank_0("", num_ranks)  # when all are done
     return paths if rank == 0 else []
 
@@ -143,6 +146,7 @@ def write_output(
     compute: Compute,
     parts: Parts,
     write: Callable[[list[Path], Path], None],
+    progress: Progress,
 ) -> list[Path]:
     """Compute the parts, `write` the output files of them into a folder, and give these their names; on rank 0, what
     was written ([] elsewhere).
@@ -150,7 +154,7 @@ def write_output(
     A command that is stopped between two names goes on there: the files are complete before the first gets its own.
     """
     is_ready = _from_rank_0(parts.ready.is_dir(), int(os.environ.get("WORLD_SIZE", "1")))
-    paths = [] if is_ready else write_parts(blocks(), compute, parts)
+    paths = [] if is_ready else write_parts(blocks(), compute, parts, progress)
     if parts.claim is None:
         return []
     if paths:
@@ -187,20 +191,23 @@ def _from_rank_0(value: Answer, num_ranks: int) -> Answer:
 
 
 def write_parquet(parts: list[Path], path: Path) -> None:
-    """One Parquet file, a row group a part."""
+    """One Parquet file, small parts together in row groups of at most about MAX_ROW_GROUP bytes."""
     with parquet.ParquetWriter(path, parquet.read_schema(parts[0])) as writer:
-        for part in parts:
-            writer.write_table(parquet.read_table(part))
+        waiting: list[pa.Table] = []
+        for part in tracked(parts, "joining the parts", len(parts), "parts"):
+            waiting.append(parquet.read_table(part))
+            if sum(table.nbytes for table in waiting) >= MAX_ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
 
 
-def _fill(array: Any, parts: list[Path]) -> Iterator[pd.DataFrame]:
-    """Copy the vectors into the array, part by part, and give what else each part says."""
-    at = 0
-    for part in parts:
+def _tables(parts: list[Path]) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+    """The vectors [rows, features] of each part, and what else it says."""
+    for part in tracked(parts, "joining the parts", len(parts), "parts"):
         table = parquet.read_table(part)
-        array[at : at + len(table)] = vectors(table)
-        at += len(table)
-        yield plain(table)
+        yield vectors(table), plain(table)
 
 
 def _shape(parts: list[Path]) -> tuple[int, int]:
@@ -211,11 +218,13 @@ def _shape(parts: list[Path]) -> tuple[int, int]:
 
 def write_npy(parts: list[Path], path: Path) -> None:
     """The vectors as one fp32 array [rows, features]; ids go to OUTPUT.index.tsv."""
-    array = np.lib.format.open_memmap(path, "w+", np.float32, _shape(parts))
     index = index_of(path)
-    for number, ids in enumerate(_fill(array, parts)):
-        ids.to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
-    array.flush()
+    with path.open("wb") as file:  # written, not mapped: pages of a mapped file would count as memory of this process
+        header = {"descr": "<f4", "fortran_order": False, "shape": _shape(parts)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for number, (array, ids) in enumerate(_tables(parts)):
+            file.write(np.ascontiguousarray(array, "<f4").tobytes())
+            ids.to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
 
 
 def index_of(path: Path) -> Path:
@@ -232,7 +241,12 @@ def write_anndata(parts: list[Path], path: Path) -> None:
         array = file.create_dataset("X", _shape(parts), np.float32)
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        ids = pd.concat(list(_fill(array, parts)), ignore_index=True)
+        at, found = 0, []
+        for rows, table in _tables(parts):
+            array[at : at + len(rows)] = rows
+            at += len(rows)
+            found.append(table)
+        ids = pd.concat(found, ignore_index=True)
         columns = [field.name for field in parquet.read_schema(parts[0]) if _is_vector(field.type)]
         width = array.shape[1] // len(columns)
         features = [f"{column}_{place}" for column in columns for place in range(width)]
@@ -247,7 +261,7 @@ def write_hdf5(parts: list[Path], path: Path) -> None:
     import h5py
 
     with h5py.File(path, "w") as file:
-        for part in parts:
+        for part in tracked(parts, "joining the parts", len(parts), "parts"):
             for name, column in zip((table := parquet.read_table(part)).column_names, table.columns, strict=True):
                 values = _array(column)
                 if name not in file:

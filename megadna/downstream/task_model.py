@@ -42,6 +42,7 @@ def build_model(
     config = DnaTaskConfig(
         encoder=encoder.config.to_dict(),
         pooling=options.pooling,
+        pool_special_tokens=False,
         head_sizes=tuple(options.head_sizes),
         head_activation=options.head_activation,
         head_dropout=options.dropout,

@@ -22,8 +22,10 @@ from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.task_batches import NO_LABEL, Collator, examples_of
 from megadna.downstream.task_model import adapt, build_model, save_model
 from megadna.downstream.task_plots import write_plots
+from megadna.downstream.task_progress import Reporter
 from megadna.downstream.tasks import Target
 from megadna.log import get_logger
+from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
 
@@ -38,10 +40,11 @@ def train_and_score(
     tokenizer = load_tokenizer(options.model, config, trust_remote_code=trust, max_tokens=options.max_tokens)
     examples = {
         split: examples_of(table, tokenizer, options, augment=options.augment and split == "train")
-        for split, table in tables.items()
+        for split, table in tracked(tables.items(), "tokenizing", len(tables), "tables")
     }
     weights = _class_weights(tables["train"], target) if options.class_weights else None
-    model = build_model(options, target, tokenizer, weights)
+    with Progress(f"loading {options.model}"):
+        model = build_model(options, target, tokenizer, weights)
     trainer = Trainer(
         model=adapt(model, options),
         args=_arguments(options, target, len(examples["train"]), seed, work),
@@ -52,8 +55,13 @@ def train_and_score(
         callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    predictions = {split: trainer.predict(examples[split]) for split in tables if split != "train"}
+    trainer.add_callback(reporter := Reporter())
+    with reporter.during(f"training with seed {seed}", "steps"):
+        trainer.train()
+    predictions = {}
+    for split in (name for name in tables if name != "train"):
+        with reporter.during(f"predicting {split}", "batches"):
+            predictions[split] = trainer.predict(examples[split])
     if not trainer.is_world_process_zero():
         return
     shutil.rmtree(work / "trainer", ignore_errors=True)
@@ -124,7 +132,7 @@ def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
-        disable_tqdm=not os.isatty(2),
+        disable_tqdm=True,  # task_progress.py tells
         logging_steps=max(1, steps // 100),
         report_to="none",
     )

@@ -19,6 +19,7 @@ from megadna.downstream.negatives import matched_windows, shuffle_dinucleotides
 from megadna.errors import require
 from megadna.genome.bed import BedLine, read_bed
 from megadna.log import get_logger
+from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
 
@@ -61,7 +62,8 @@ def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
     """contig, start, end, strand, anchor (the base that a window is laid around), kind and name of each positive: of a
     peak what BED's column 4 calls it and no other, else where it is."""
     if options.annotation is not None:
-        found = of_biotypes(read_annotation(options.annotation)[0], options.biotypes, options.annotation)
+        with Progress(f"reading {options.annotation}"):
+            found = of_biotypes(read_annotation(options.annotation)[0], options.biotypes, options.annotation)
         found = on_genome(found, genome, options.annotation, options.aliases)
         anchor = found["start"].where(found["strand"] == "+", found["end"] - 1)
         # start and end: only the site itself is taken, so that the gene's body may hold negatives
@@ -94,9 +96,11 @@ def _negatives(
     if kind == "none":
         return positives[:0]
     if kind == "shuffled":
-        shuffled = [shuffle_dinucleotides(sequence, rng) for sequence in positives["sequence"]]
+        each = tracked(positives["sequence"], "shuffling", len(positives), "windows")
+        shuffled = [shuffle_dinucleotides(sequence, rng) for sequence in each]
         return positives.assign(sequence=shuffled, kind=kind)
-    matched = matched_windows(positives, taken, genome, rng)
+    with Progress("matching negatives"):
+        matched = matched_windows(positives, taken, genome, rng)
     if len(matched) < len(positives):
         log.warning(
             "%d of %d positives: no negative is left on their contig", len(positives) - len(matched), len(positives)

@@ -1,5 +1,7 @@
 """Stretches of DNA through a model: windows, length-sorted batches, and the windows' outputs merged again.
 
+Windows are cut and tokenized some hundred thousand bases at a time: memory does not grow with the stretches.
+
 A stretch that fits the context is one window. A longer one is cut into windows that overlap by a quarter; the border
 between two neighbours is the middle of their overlap, and a token counts in the window on whose side its middle base
 lies: every output comes from the window in which it has the most context on its poorer side.
@@ -9,7 +11,6 @@ are averaged over windows; per nucleotide, a base gets the mean of the tokens th
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,41 +18,40 @@ import torch
 from torch import Tensor
 
 from megadna.downstream.encoder import SequenceTokenizer, Tokens
-from megadna.downstream.sequences import Stretch
+from megadna.downstream.sequences import Stretch, window_grid
 from megadna.errors import UserError
 
 # Shapes: B batch, S sequence (tokens), F features, L bases.
 Reduce = Literal["mean", "max", "window", "nucleotide"]
 Forward = Callable[[Tensor, Tensor], Tensor]
 """ids [B, S], attention mask [B, S] -> features [B, S, F]; [B, F] where the reduction is `window`."""
+MAX_GROUP_BASES = 1 << 17
+"""Bases of the windows that are tokenized and sorted by length at once: a token takes up to 200 bytes meanwhile."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Window:
-    """Letters start to end of stretch number `owner`; it answers for the bases own_start to own_end."""
+    """Letters `start` to `start + size` of stretch number `owner`; it answers for its letters own_start to own_end."""
 
     owner: int
-    letters: str
     start: int
+    size: int
     own_start: int
     own_end: int
 
 
-def cut_windows(owner: int, stretch: Stretch, size: int, stride: int) -> list[Window]:
-    """Windows of at most `size` bases, on the grid of `stride` bases where tokens do not overlap."""
-    length = len(stretch.letters)
-    first, last = stretch.before, length - stretch.after
-    step = max(stride, (size - size // 4) // stride * stride)
-    starts = list(range(0, max(1, length - size + step), step)) if length > size else [0]
-    if stride == 1:
-        starts[-1] = max(0, length - size)
-    borders = [(left + size + right) // 2 for left, right in pairwise(starts)]
-    edges = [first, *(min(max(border, first), last) for border in borders), last]
-    return [
-        Window(owner, stretch.letters[start : start + size], start, edges[i], edges[i + 1])
-        for i, start in enumerate(starts)
-        if edges[i] < edges[i + 1]
-    ]
+def cut_windows(owner: int, stretch: Stretch, size: int, stride: int) -> Iterator[Window]:
+    """Windows of at most `size` bases, on the grid of the record that the stretch is part of."""
+    held = len(stretch.letters)
+    if held <= size and not (stretch.far_before or stretch.far_after):
+        yield Window(owner, 0, held, stretch.before, held - stretch.after)
+        return
+    starts, borders = window_grid(stretch.far_before + held + stretch.far_after, size, stride)
+    first, last = stretch.before, held - stretch.after
+    edges = [first, *(borders - stretch.far_before).clip(first, last).tolist(), last]
+    starts -= stretch.far_before
+    for i in np.flatnonzero(np.diff(edges) > 0).tolist():
+        yield Window(owner, int(starts[i]), min(size, held - int(starts[i])), edges[i], edges[i + 1])
 
 
 class Runner:
@@ -62,26 +62,39 @@ class Runner:
     ) -> None:
         self.tokenizer, self.reduce = tokenizer, reduce
         self._forward, self._device, self._batch_tokens = forward, device, batch_tokens
+        self.report: Callable[[int], None] = lambda bases: None
+        """Called with the bases that are done since the last call."""
 
     def __call__(self, stretches: Sequence[Stretch]) -> list[np.ndarray]:
         """fp32 [F] of each stretch; per nucleotide [L, F], context left out, in the order of its letters."""
-        windows = [
-            window
-            for number, stretch in enumerate(stretches)
-            for window in cut_windows(number, stretch, self.tokenizer.max_bases(stretch.letters), self.tokenizer.stride)
-        ]
-        tokens = self.tokenizer([window.letters for window in windows])
-        for window, found in zip(windows, tokens, strict=True):
-            if not len(found.starts):
-                raise UserError(
-                    f"{stretches[window.owner].name}: {len(window.letters)} bases give no token; leave it out"
-                )
         merged = [_Merged(stretch, self.reduce) for stretch in stretches]
-        for batch in self._batches(tokens):
-            owned = [_owned(windows[i], tokens[i]) for i in batch]
-            for i, mask, features in zip(batch, owned, self._run([tokens[i] for i in batch], owned), strict=True):
-                merged[windows[i].owner].add(windows[i], tokens[i], mask, features)
+        for group in self._groups(stretches):
+            texts = [stretches[w.owner].letters[w.start : w.start + w.size] for w in group]
+            tokens = self.tokenizer(texts)
+            for window, found in zip(group, tokens, strict=True):
+                if not len(found.starts):
+                    raise UserError(f"{stretches[window.owner].name}: {window.size} bases give no token; leave it out")
+            for batch in self._batches(tokens):
+                owned = [_owned(group[i], tokens[i]) for i in batch]
+                for i, mask, features in zip(batch, owned, self._run([tokens[i] for i in batch], owned), strict=True):
+                    merged[group[i].owner].add(group[i], tokens[i], mask, features)
+                self.report(sum(group[i].own_end - group[i].own_start for i in batch))
         return [each.result() for each in merged]
+
+    def _groups(self, stretches: Sequence[Stretch]) -> Iterator[list[Window]]:
+        """The windows of all stretches, MAX_GROUP_BASES and a window at most at a time."""
+        group: list[Window] = []
+        bases = 0
+        for number, stretch in enumerate(stretches):
+            size = stretch.window or self.tokenizer.max_bases(stretch.letters)
+            for window in cut_windows(number, stretch, size, self.tokenizer.stride):
+                group.append(window)
+                bases += window.size
+                if bases >= MAX_GROUP_BASES:
+                    yield group
+                    group, bases = [], 0
+        if group:
+            yield group
 
     def _batches(self, tokens: list[Tokens]) -> Iterator[list[int]]:
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
@@ -122,7 +135,7 @@ class _Merged:
 
     def __init__(self, stretch: Stretch, reduce: Reduce) -> None:
         self._reduce, self._before, self._size = reduce, stretch.before, stretch.end - stretch.start
-        self._total: np.ndarray | None = None
+        self._total: np.ndarray | None = None  # sums in fp64: a chromosome is the sum of many thousand windows
         self._count = 0
 
     def add(self, window: Window, tokens: Tokens, owned: np.ndarray, features: np.ndarray) -> None:
@@ -131,14 +144,14 @@ class _Merged:
             return
         self._count += int(owned.sum()) if self._reduce == "mean" else 1
         if self._total is None:
-            self._total = features.copy()
+            self._total = features.astype(np.float32 if self._reduce == "max" else np.float64)
         elif self._reduce == "max":
             np.maximum(self._total, features, out=self._total)
         else:
             self._total += features
 
     def _add_bases(self, window: Window, tokens: Tokens, features_TF: np.ndarray) -> None:
-        num_bases = len(window.letters)
+        num_bases = window.size
         total_LF, count_L = np.zeros((num_bases, features_TF.shape[1]), np.float32), np.zeros(num_bases, np.float32)
         for place in range(int(tokens.lengths.max(initial=0))):
             inside = tokens.lengths > place
@@ -156,4 +169,4 @@ class _Merged:
         if self._reduce in ("nucleotide", "max"):
             return self._total
         with np.errstate(invalid="ignore"):
-            return self._total / np.float32(self._count)
+            return (self._total / self._count).astype(np.float32)

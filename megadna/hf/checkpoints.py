@@ -24,6 +24,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from megadna.arguments import dump_config
 from megadna.config import Config
 from megadna.errors import UserError
+from megadna.progress import Progress
 from megadna.train.checkpoint import MASTER_PREFIX
 from megadna.train.integrity import refuse_foreign_pickles, seal
 from megadna.train.saving import versions
@@ -117,8 +118,13 @@ def write_tensors(
     hollow = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
     # A file each: torch holds every tensor of a file until the file is finished. Sealing syncs.
     writer = _Nameless(weights, single_file_per_rank=False, thread_count=1, sync_files=False)
-    with _alone(), _without_crc32():
-        dcp.save(hollow, storage_writer=writer, planner=_Streamed(read), no_dist=True)
+    with _alone(), _without_crc32(), Progress("writing", len(shapes), "tensors") as progress:
+
+        def told(name: str) -> Tensor:
+            progress.advance()
+            return read(name)
+
+        dcp.save(hollow, storage_writer=writer, planner=_Streamed(told), no_dist=True)
     (weights / "metadata.json").write_text(json.dumps(BACKEND | COMMON))
     torch.save({}, weights / "common.pt")
 
@@ -129,4 +135,5 @@ def seal_checkpoint(folder: Path, config: Config, facts: dict[str, Any]) -> None
     numbers = start | facts | {"versions": versions()}
     (folder / "state.json").write_text(json.dumps(numbers, indent=2) + "\n")
     (folder / "config.yaml").write_text(dump_config(config))
-    seal(folder)
+    with Progress("checksums"):
+        seal(folder)

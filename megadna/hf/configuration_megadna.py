@@ -43,7 +43,9 @@ class MegaDnaConfig(PretrainedConfig):
         hidden_dropout_prob: dropout of embeddings and residual branches.
         attention_probs_dropout_prob: dropout of attention weights.
         classifier_dropout: dropout before a classification head; None takes hidden_dropout_prob.
-        classifier_pooling: what a sequence classifier reads: `mean` over real tokens, or `cls` (the first token).
+        classifier_pooling: what a sequence classifier reads: `mean` over tokens, or `cls` (the first token).
+        special_token_ids: ids of the tokens that stand for no base ([PAD], [CLS], [SEP]), which that mean leaves out;
+            None or empty: the mean over all tokens but padding, as in folders that were written without this field.
         initializer_range: standard deviation of weights that no checkpoint supplies.
     """
 
@@ -73,6 +75,7 @@ class MegaDnaConfig(PretrainedConfig):
         attention_probs_dropout_prob: float = 0.0,
         classifier_dropout: float | None = None,
         classifier_pooling: str = "mean",
+        special_token_ids: list[int] | None = None,
         initializer_range: float = 0.02,
         pad_token_id: int = 0,
         tie_word_embeddings: bool = True,
@@ -104,6 +107,7 @@ class MegaDnaConfig(PretrainedConfig):
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.classifier_dropout = classifier_dropout
         self.classifier_pooling = classifier_pooling
+        self.special_token_ids = special_token_ids
         self.initializer_range = initializer_range
         for key, known in CHOICES.items():
             if getattr(self, key) not in known:

@@ -131,6 +131,7 @@ def config_json(target: str, config: Config, *, max_length: int, dtype: str) -> 
         "normalization_type": {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[model.normalization],
         "position_embedding_type": {"rotary": "rope", "learned": "learned"}[model.positions],
         "rotary_percent": 1.0,
+        "special_token_ids": [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id],
         "seq_len_interpolation_factor": None if model.rotary_interpolation == 1.0 else model.rotary_interpolation,
         "tokenizer_type": "BertWordPieceLowerCase",  # a label of Megatron's that AIDO's files carry; nothing reads it
     }

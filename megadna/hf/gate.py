@@ -34,6 +34,7 @@ from megadna.errors import UserError
 from megadna.hf.names import NameTable
 from megadna.model.encoder import build_encoder
 from megadna.model.vocabulary import hide_padding
+from megadna.progress import Progress, tracked
 from megadna.tokenizer.base import Tokenizer
 from megadna.train.checkpoint import single_rank
 
@@ -68,7 +69,11 @@ def verify(read: Callable[[str], Tensor], config: Config, tokenizer: Tokenizer, 
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         for precision in ("fp32", "bf16"):
-            for number, state in enumerate(reference_states(read, config, tokenizer, ids_BS, precision)):
+            states = reference_states(read, config, tokenizer, ids_BS, precision)
+            total = config.model.num_layers + 2
+            for number, state in enumerate(
+                tracked(states, f"running megatron's model in {precision}", total, "layers")
+            ):
                 kind = "logits" if number == config.model.num_layers + 1 else number
                 if precision == "fp32" or kind == "logits":
                     np.save(work / f"{precision}-{kind}.npy", state.numpy())
@@ -98,7 +103,8 @@ def _run(work: Path) -> dict[str, float]:
         "PYTHONPATH": os.pathsep.join(paths),
     }
     command = [sys.executable, "-m", "megadna.hf.load_check", str(work / "task.json")]
-    result = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True)
+    with Progress("running the Hugging Face model"):
+        result = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True)
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or [f"it ended with status {result.returncode}"])[-1]
         raise UserError(f"transformers cannot load the Hugging Face model, so nothing was written: {reason}")

@@ -434,7 +434,7 @@ class MegaDnaWithHead(MegaDnaPreTrainedModel):
     bert: MegaDnaModel
     output_class: type
 
-    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
         """Logits of the head."""
         raise NotImplementedError
 
@@ -456,7 +456,7 @@ class MegaDnaWithHead(MegaDnaPreTrainedModel):
         output = self.bert(
             input_ids, attention_mask, inputs_embeds, output_attentions, output_hidden_states, return_dict=True
         )
-        logits = self.predict(output.last_hidden_state, attention_mask)
+        logits = self.predict(output.last_hidden_state, attention_mask, input_ids)
         result = self.output_class(
             loss=None if labels is None else self.loss(logits, labels),
             logits=logits,
@@ -487,7 +487,7 @@ class MegaDnaForMaskedLM(MegaDnaWithHead):
         """Replace the decoder."""
         self.cls.predictions.decoder = value
 
-    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
         """Logits [B, S, V]."""
         return self.cls(hidden_BSH)
 
@@ -498,13 +498,27 @@ def classifier_dropout(config: MegaDnaConfig) -> nn.Dropout:
     return nn.Dropout(config.hidden_dropout_prob if own is None else own)
 
 
-def pooled(hidden_BSH: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
-    """[B, H]: the first token, or the mean over real tokens."""
-    if pooling == "cls":
-        return hidden_BSH[:, 0]
+def tokens_to_pool(
+    config: MegaDnaConfig, hidden_BSH: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None
+) -> Tensor:
+    """Bool [B, S]: tokens that are neither padding nor any of config.special_token_ids."""
     if attention_mask is None:
-        return hidden_BSH.mean(dim=1)
-    weight_BS1 = attention_mask[:, :, None].to(hidden_BSH.dtype)
+        keep_BS = torch.ones(hidden_BSH.shape[:2], dtype=torch.bool, device=hidden_BSH.device)
+    else:
+        keep_BS = attention_mask.bool()
+    if config.special_token_ids and input_ids is None:
+        raise ValueError(
+            "the mean leaves special tokens out, which only input_ids show; give input_ids, or set "
+            "config.special_token_ids = [] to take them in"
+        )
+    for number in config.special_token_ids or ():
+        keep_BS = keep_BS & (input_ids != number)
+    return keep_BS
+
+
+def mean_over(hidden_BSH: Tensor, keep_BS: Tensor) -> Tensor:
+    """[B, H]; zeros for a row without a token to keep."""
+    weight_BS1 = keep_BS[:, :, None].to(hidden_BSH.dtype)
     return (hidden_BSH * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1).clamp_min(1)
 
 
@@ -549,9 +563,13 @@ class MegaDnaForSequenceClassification(MegaDnaWithHead):
         self.classifier = MegaDnaClassificationHead(config)
         self.post_init()
 
-    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
         """Logits [B, C]."""
-        return self.classifier(pooled(hidden_BSH, attention_mask, self.config.classifier_pooling))
+        if self.config.classifier_pooling == "cls":
+            return self.classifier(hidden_BSH[:, 0])
+        return self.classifier(
+            mean_over(hidden_BSH, tokens_to_pool(self.config, hidden_BSH, attention_mask, input_ids))
+        )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of config.problem_type."""
@@ -572,6 +590,6 @@ class MegaDnaForTokenClassification(MegaDnaWithHead):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def predict(self, hidden_BSH: Tensor, attention_mask: Tensor | None, input_ids: Tensor | None) -> Tensor:
         """Logits [B, S, C]."""
         return self.classifier(self.dropout(hidden_BSH))

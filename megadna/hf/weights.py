@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from megadna.errors import UserError
+from megadna.progress import Progress
 
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I64": torch.int64}
@@ -110,17 +111,19 @@ def write_weights(
         shards[-1].append(group)
         filled += size
     files: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        planned = {key: tensor for group in shard for key, tensor in groups[group].items()}
-        with (folder / name).open("wb") as file:
-            file.write(_new_header(planned))
-            for group in shard:
-                for key, tensor in read(group).items():
-                    expected = planned[key]
-                    assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype), key
-                    file.write(_bytes(tensor))
-        files |= dict.fromkeys(planned, name)
+    with Progress("writing", len(groups), "tensors") as progress:
+        for number, shard in enumerate(shards, 1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+            planned = {key: tensor for group in shard for key, tensor in groups[group].items()}
+            with (folder / name).open("wb") as file:
+                file.write(_new_header(planned))
+                for group in shard:
+                    for key, tensor in read(group).items():
+                        expected = planned[key]
+                        assert (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype), key
+                        file.write(_bytes(tensor))
+                    progress.advance()
+            files |= dict.fromkeys(planned, name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

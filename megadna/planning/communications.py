@@ -21,6 +21,7 @@ import torch
 from megadna.config import Config
 from megadna.engine.launch import die_with_parent
 from megadna.engine.recording import Call, Event
+from megadna.progress import tracked
 
 KINDS = {
     "TENSOR_MODEL_PARALLEL_GROUP": "tensor",
@@ -34,7 +35,8 @@ def record_ranks(config: Config, num_ranks: int, folder: Path, *, workers: int =
     """The events of every rank in turn, by so many processes; each list stands in `folder` as well."""
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
-        yield from pool.map(partial(_record, config, num_ranks, folder), range(num_ranks))
+        found = pool.map(partial(_record, config, num_ranks, folder), range(num_ranks))
+        yield from tracked(found, "dry-running", num_ranks, "ranks")
 
 
 def _record(config: Config, num_ranks: int, folder: Path, rank: int) -> list[Event]:

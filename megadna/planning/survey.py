@@ -25,6 +25,7 @@ from megadna.genome.contigs import contig_filter, names_of
 from megadna.genome.fasta import Piece
 from megadna.genome.letters import storage_table
 from megadna.planning.related import Relations, Sketches
+from megadna.progress import tracked
 
 HELD_OUT_BASES = 200 * 4000
 """Of each split, so that bits per base have a standard error below 0.004 (data/finish.py)."""
@@ -202,7 +203,7 @@ def survey(folder: Path) -> Genomes:
     require(not folder.is_file(), f"{folder}: is a file; name the folder that holds it")
     require(folder.is_dir(), f"{folder}: no such folder; name the one that holds the FASTA files")
     found = _Survey(folder)
-    for path in _files(folder, found.ignored):
+    for path in tracked(list(_files(folder, found.ignored)), f"reading {folder}", unit="files"):
         found.take(path)
     if not found.rows:
         looked = [(name, reason) for name, reason in found.ignored if reason != _OTHER] or found.ignored

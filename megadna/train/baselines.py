@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from megadna.files import write_json
 from megadna.log import get_logger
+from megadna.progress import Progress, tracked
 from megadna.tokenizer.alphabet import OTHER, Letters, base_codes
 from megadna.train.bits import ChunkSums, UnitScores
 
@@ -177,7 +178,7 @@ def fit(letters: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> Ma
     """
     width = 2 * k + 1
     counts = np.zeros(4**width, dtype=np.int64)
-    for codes in _batches(letters):
+    for codes in tracked(_batches(letters), "counting contexts of the Markov baseline", unit="batches"):
         counts += np.bincount(_windows(codes, width), minlength=4**width)
     window = counts.reshape((4,) * width)
     if both_strands:
@@ -245,7 +246,8 @@ def baselines(
     cache, is_ours = _read_cache(cache_file)
     if key not in cache:
         table = fit(_spread(train, MAX_FIT_LETTERS), both_strands=both_strands)
-        k, smoothing = table.choose(valid)
+        with Progress("choosing k and smoothing of the Markov baseline"):
+            k, smoothing = table.choose(valid)
         markov = table.score(test, k, smoothing).score().to_dict()
         scores = {
             "uniform": uniform(test).score().to_dict(),

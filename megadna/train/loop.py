@@ -27,6 +27,7 @@ from megadna.errors import Diverged, UserError
 from megadna.files import write_text
 from megadna.log import get_logger
 from megadna.model.vocabulary import padded_vocab_size
+from megadna.progress import Progress
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import (
     complete_checkpoints,
@@ -83,11 +84,13 @@ class TrainingRun:
         """
         source = self.config.checkpoint.init_from
         if resume == "always" or (resume == "auto" and self._agreed(lambda: has_checkpoints(self.run))):
-            self._resume()
+            with Progress("loading the checkpoint"):
+                self._resume()
         elif source:
             checkpoint = self._agreed(lambda: find_checkpoint(Path(source)))
             check_weights(checkpoint, self.config)
-            load_weights(self.state, checkpoint)
+            with Progress(f"loading {checkpoint}"):
+                load_weights(self.state, checkpoint)
             self.writer.facts["init_from"] = str(checkpoint)
             log.info("starting from the weights of %s", checkpoint)
         self._agreed(self._open_files)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from megadna.config import Config, LogConfig
 from megadna.errors import UserError, require
 from megadna.files import write_text
-from megadna.log import console, get_logger
+from megadna.log import get_logger
+from megadna.progress import Progress
 from megadna.train.evaluations import beside_guessing
 from megadna.train.metric_lines import cut_after
 
@@ -42,12 +42,11 @@ class Metrics:
         self._open(first_step)
         self.wandb = _wandb(run, config) if config.log.wandb else None
         self.first_step, self.started, self.shown = first_step, time.monotonic(), -math.inf
+        self.shown_step = first_step
         self.progress: Progress | None = None
         if sys.stderr.isatty():
-            numbers = (MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
-            self.progress = Progress(*Progress.get_default_columns(), *numbers, console=console)
-            self.progress.start()
-            self.task = self.progress.add_task("training", total=self.steps, completed=first_step, numbers="")
+            self.progress = Progress("training", self.steps, "steps", own_lines=True).__enter__()
+            self.progress.skip(first_step)
 
     def _open(self, step: int) -> None:
         cut_after(self.run / "metrics.jsonl", step)
@@ -85,7 +84,7 @@ class Metrics:
     def close(self) -> None:
         """Flush and close every sink."""
         if self.progress:
-            self.progress.stop()
+            self.progress.__exit__()
         if self.wandb:
             self.wandb.finish()
         self._close_files()
@@ -98,7 +97,9 @@ class Metrics:
     def _show(self, step: int, numbers: dict[str, Any]) -> None:
         loss, speed = numbers["loss"], numbers["tokens_per_second"]
         if self.progress:
-            self.progress.update(self.task, completed=step, numbers=f"loss {loss:.4f}  {speed:,.0f} tokens/s")
+            self.progress.advance(step - self.shown_step)
+            self.progress.note = f"loss {loss:.4f}, {speed:,.0f} tokens/s"
+        self.shown_step = step
         now = time.monotonic()
         interval = self.config.interval
         every = max(1, self.steps // PLAIN_LINES // interval) * interval

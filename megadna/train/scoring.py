@@ -21,6 +21,7 @@ from torch import Tensor
 from megadna.data.batch import Batch
 from megadna.data.evaluation import WIDTHS, EvaluationSamples, HiddenBases
 from megadna.errors import require
+from megadna.progress import Progress
 from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train.bits import HIDDEN, LOSS, TOKENS, ChunkSums, MaskedScore, UnitScores
@@ -91,20 +92,25 @@ def evaluate(
     protocol = samples.protocol or protocol_of(tokenizer)
     require(len(samples) > 0, f"protocol {protocol}: no sampled chunk has 48 known bases in a row; raise --samples")
     sums, strands = [], []
-    for first in range(0, len(own), micro_batch_size):
-        part = own[first : first + micro_batch_size]
-        batch, hidden = samples.batch([samples[index] for index in part], part)
-        score = partial(score_batch, labels_BS=batch.labels_BS, hidden=hidden, tokenizer=tokenizer, protocol=protocol)
-        scored = forward(batch, score)
-        if scored is not None:
-            sums.append((np.add.outer(2 * part, [0, 1]).ravel(), scored))
-    for index in own[own % STRAND_INTERVAL == 0] if names_bases(tokenizer) else ():
-        pair = [samples[index], samples[index].other_strand(tokenizer)]
-        batch, hidden = samples.batch(pair, np.array([index, index]))
-        divergence = partial(strand_divergence, labels_BS=batch.labels_BS, hidden=hidden, tokenizer=tokenizer)
-        scored = forward(batch, divergence)
-        if scored is not None:
-            strands.append((int(index), *scored))
+    both = own[own % STRAND_INTERVAL == 0] if names_bases(tokenizer) else own[:0]
+    with Progress("evaluating", len(own) + 2 * len(both), "samples") as progress:
+        for first in range(0, len(own), micro_batch_size):
+            part = own[first : first + micro_batch_size]
+            batch, hidden = samples.batch([samples[index] for index in part], part)
+            labels_BS = batch.labels_BS
+            score = partial(score_batch, labels_BS=labels_BS, hidden=hidden, tokenizer=tokenizer, protocol=protocol)
+            scored = forward(batch, score)
+            if scored is not None:
+                sums.append((np.add.outer(2 * part, [0, 1]).ravel(), scored))
+            progress.advance(len(part))
+        for index in both:
+            pair = [samples[index], samples[index].other_strand(tokenizer)]
+            batch, hidden = samples.batch(pair, np.array([index, index]))
+            divergence = partial(strand_divergence, labels_BS=batch.labels_BS, hidden=hidden, tokenizer=tokenizer)
+            scored = forward(batch, divergence)
+            if scored is not None:
+                strands.append((int(index), *scored))
+            progress.advance(2)
     return _evaluation(gather((sums, strands)), samples, protocol)
 
 

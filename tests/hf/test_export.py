@@ -208,7 +208,7 @@ def test_config_json_is_aido_dnas_and_ours(exported):
         "position_embedding_type", "rotary_percent", "seq_len_interpolation_factor", "tokenizer_type", "torch_dtype",
         "type_vocab_size", "use_cache", "vocab_size",
     }  # fmt: skip
-    assert set(stored) == aido | {"auto_map"}
+    assert set(stored) == aido | {"auto_map", "special_token_ids"}
     assert stored["model_type"] == "rnabert" and stored["normalization_type"] == "LayerNorm"
     assert stored["auto_map"].keys() == {
         "AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
