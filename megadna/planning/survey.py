@@ -116,7 +116,6 @@ class _Survey:
             self.ignored.append((name, reason))
 
     def _read_safely(self, path: Path, name: str) -> str:
-        before = self.num_records
         self.sketches.start_file(name)
         try:
             (source,), _ = find_sources(PreprocessOptions(input=[path], output=self.folder))
@@ -132,7 +131,6 @@ class _Survey:
             self._same_text.setdefault(digest, name)
         if reason:
             self.sketches.drop_file()
-            self.num_records = before
             return reason
         self.rows.append(row)
         self.bases.update(bases)

@@ -159,6 +159,7 @@ def test_near_identical_genomes_inside_one_file_do_not_leak(tmp_path: Path, caps
     folder = folder_of(tmp_path / "genomes", "lambda.fa.gz")
     bases = genitalium()[:300_000]
     other = mutated(bases, 3).translate(bytes.maketrans(b"ACGT", b"TGCA"))[::-1]
+    (folder / "broken.fa").write_bytes(b">broken\n" + bases + b"\n>p\nMFEL\n")  # left out, whatever it shares
     strains = {"one": bases, "two": mutated(bases, 2), "three": other}
     (folder / "strains.fa").write_bytes(b"".join(b">%s x\n%s\n" % (k.encode(), v) for k, v in strains.items()))
     main([str(folder), *CPU, "--output", str(tmp_path / "first")])
