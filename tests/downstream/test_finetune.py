@@ -406,19 +406,20 @@ def test_mistakes_end_in_one_line(folders, tmp_path, capsys):
 
 
 def test_runs_of_others_stay(folders, tmp_path):
-    run, options = tmp_path / "run", {"max_steps": 1, "seeds": [1, 2]}
+    run, options = tmp_path / "run", {"max_steps": 1}
     run.mkdir()
     (run / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"run: not empty; .* no stopped run of these options"):
         finetune(folders["nucleotide"], GUE, run, **options)
     (run / "thesis.txt").rename(tmp_path / "thesis.txt")
+    finetune(folders["nucleotide"], GUE, run, **options)
+    stamp = (run / "seed-1" / "metrics.json").stat().st_mtime_ns
     with claimed(run / "seed-2") as claim:  # as another finetune that is there already
         (claim.fresh() / "model").mkdir()
         with pytest.raises(UserError, match="seed-2: another process is writing it"):
-            finetune(folders["nucleotide"], GUE, run, **options)
+            finetune(folders["nucleotide"], GUE, run, seeds=[1, 2], **options)
         assert (claim.new / "model").is_dir()
-    stamp = (run / "seed-1" / "metrics.json").stat().st_mtime_ns
-    finetune(folders["nucleotide"], GUE, run, **options)  # goes on behind the run that is whole
+    finetune(folders["nucleotide"], GUE, run, seeds=[1, 2], **options)  # goes on after the run that is whole
     assert (run / "seed-1" / "metrics.json").stat().st_mtime_ns == stamp
     assert {path.name for path in run.iterdir()} == {"options.json", "metrics.csv", "seed-1", "seed-2"}
 
