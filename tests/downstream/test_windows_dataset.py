@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import logging
 import subprocess
 import sys
 from collections import Counter
@@ -248,19 +249,21 @@ def test_labels_equal_a_loop_over_bases(uncovered: str, holes: bool, tmp_path: P
     assert left_out["NaN alone"] == 0 or holes
 
 
-def test_zeros_that_a_coverage_track_leaves_out_count(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_zeros_that_a_coverage_track_leaves_out_count(caplog: pytest.LogCaptureFixture) -> None:
     options = {"genome": YEAST, "bigwig": SPARSE, "length": 500, "split": "chromosome"}
-    table = windows(**options)
+    logger = logging.getLogger("megadna.downstream.bigwig")  # its parent may not propagate
+    logger.addHandler(caplog.handler)
+    with caplog.at_level("INFO", "megadna"):
+        table = windows(**options)
+    logger.removeHandler(caplog.handler)
+    assert "sparse_coverage.bw: bases without a value count as 0, as it stores values above 0 alone" in caplog.text
+    assert "--uncovered missing for the other way" in caplog.text
     assert len(table) == sum(size // 500 for size in SIZES.values())
     first = table[table["start"] == 0]
     assert set(first["label"]) == {100 / 500} and set(table["label"]) == {0.0, 100 / 500}
     assert table.attrs["manifest"]["counts"]["uncovered"] == "zero"
     alone = windows(**options, uncovered="missing")
     assert set(alone["start"]) == {0} and set(alone["label"]) == {100.0} and len(alone) == 3
-    main([str(word) for word in ("windows", "--genome", YEAST, "--bigwig", SPARSE, "--output", tmp_path / "out")])
-    said = capsys.readouterr().err
-    assert "sparse_coverage.bw: bases without a value count as 0, as it stores values above 0 alone" in said
-    assert "--uncovered missing for the other way" in said
 
 
 @pytest.mark.parametrize(
