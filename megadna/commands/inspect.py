@@ -135,7 +135,7 @@ def check_files(path: Path, manifest: Manifest, *, checksums: bool) -> None:
 
 def print_dataset(path: Path, manifest: Manifest) -> None:
     """Totals, sources, notes and leakage on standard output."""
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(file=sys.stdout, highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     console.print(f"dataset {manifest.dataset_id} at {path}, chunks of {manifest.chunk_length:,} nt, ", end="")
     console.print(f"by megadna {manifest.program_version}")
     splits = Table("split", "chunks", "bases", box=None)
@@ -149,5 +149,5 @@ def print_dataset(path: Path, manifest: Manifest) -> None:
         console.print(
             f"leakage: {row['flagged']:,} of {row['chunks']:,} {split} chunks share more than "
             f"{manifest.leakage['max_containment']:g} of their sketch with train "
-            f"(mean {row['mean']}, highest {row['highest']})"
+            f"(mean {row.get('mean')}, highest {row.get('highest')})"
         )

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from megadna.arguments import read_yaml
 from megadna.errors import UserError, require
+from megadna.reading import parse_json, read_json
 from megadna.train import plots
 
 FIGURES = {
@@ -86,11 +87,13 @@ def read_run(folder: Path, name: str = "", number: int = 0) -> Run:
         require(file.is_file(), f"{file}: no such file; {remedy}")
     lines = _read_lines(metrics)
     require(bool(lines), f"{metrics}: no step is logged yet; report again when the run has made one")
+    tree = read_yaml(config)
+    require(isinstance(tree, dict | None), f"{config}: not a config but {type(tree).__name__}; {remedy}")
     config_text = config.read_text(encoding="utf-8")
     return Run(
         name=name or folder.resolve().name,
         number=number,
-        config=_flat(yaml.safe_load(config_text) or {}),
+        config=_flat(tree or {}),
         config_text=config_text,
         training=[line for line in lines if "loss" in line],
         validation=[line for line in lines if any(key.startswith("valid_") for key in line)],
@@ -300,20 +303,17 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
         if not text.strip():
             continue
         try:
-            lines.append(json.loads(text))
-        except ValueError as error:
+            lines.append(parse_json(text, f"{file}:{number}", "remove this line", what="a JSON object"))
+        except UserError:
             if number == len(texts):  # no newline ends it: the run is writing it, or was killed doing so
                 break
-            raise UserError(f"{file}:{number}: not a JSON object ({error}); remove this line") from error
+            raise
     return lines
 
 
 def _read_evaluation(file: Path) -> dict[str, Any]:
     remedy = "delete it and run `megadna evaluate` again"
-    try:
-        evaluation: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); {remedy}") from error
+    evaluation = read_json(file, remedy)
     missing = {"step", "samples", "hidden_bases", "model", "baselines"} - evaluation.keys()
     require(not missing, f"{file}: lacks {', '.join(sorted(missing))}; {remedy}")
     return evaluation
