@@ -17,8 +17,8 @@ from megadna.config_data import RateChange
 from megadna.errors import UserError
 from megadna.reading import read_text
 
-# Where a section belongs, jsonargparse takes a text for the dotted name of a class and imports its module: whoever wrote
-# the config would choose what runs. It still has to find the one class that stands in lists.
+# Where a section belongs, jsonargparse takes a text for the dotted name of a class and imports its module: who wrote the
+# config would choose what runs. It still has to find the one class that stands in lists.
 set_parsing_settings(
     docstring_parse_attribute_docstrings=True,
     import_path_denylist=["*"],

@@ -1,4 +1,4 @@
-"""Text and JSON files that a user or a stranger wrote -> their content, in bounded time and memory, or one UserError."""
+"""Text and JSON files that a user or a stranger wrote -> their content in bounded time and memory, or one UserError."""
 
 import json
 import math
@@ -46,9 +46,10 @@ def parse_json(text: str | bytes, where: str, remedy: str = "", *, what: str = "
     return content
 
 
-def read_json(path: Path, remedy: str = "", *, what: str = "JSON") -> dict[str, Any]:
-    """The JSON object that a file contains; UserError, as from `parse_json`, where it is missing or something else."""
-    return parse_json(read_text(path, remedy), str(path), remedy, what=what)
+def read_json(path: Path, remedy: str = "", *, what: str = "JSON", limit: int = MAX_BYTES) -> dict[str, Any]:
+    """The JSON object that a file contains; UserError, as from `parse_json`, where it is missing, something else, or
+    larger than `limit` bytes."""
+    return parse_json(read_text(path, remedy, limit=limit), str(path), remedy, what=what)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """A text column of a Parquet file, batch by batch, with memory bounded by bytes and not by rows.
 
-A page of the file is small on disk where its values repeat: a dictionary keeps each once, and compression keeps one of a
-run. Arrow unpacks what a batch of rows asks for, so the rows of a batch follow from the longest value that the column's
-encoding can give (specification: https://parquet.apache.org/docs/file-format/data-pages/encodings/).
+A page of the file is small on disk where its values repeat: a dictionary keeps each once, and compression keeps one of
+a run. Arrow unpacks what a batch of rows asks for, so the rows of a batch follow from the longest value that the
+column's encoding can give (specification: https://parquet.apache.org/docs/file-format/data-pages/encodings/).
 """
 
 from collections.abc import Iterator
