@@ -17,8 +17,8 @@ from megadna.config_data import RateChange
 from megadna.errors import UserError
 from megadna.reading import read_text
 
-# Where a section belongs, jsonargparse takes a text for the dotted name of a class and imports its module: who wrote the
-# config would choose what runs. It still has to find the one class that stands in lists.
+# Where a section belongs, jsonargparse takes a text for the dotted name of a class and imports its module: the
+# author of a config would choose what runs. It still has to find the one class that stands in lists.
 set_parsing_settings(
     docstring_parse_attribute_docstrings=True,
     import_path_denylist=["*"],
@@ -151,13 +151,13 @@ _KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "mer
 def _compose(text: str, where: str) -> Any:
     """The nodes of a YAML text (None: it is empty); UserError, beginning with `where`, where it nests too deeply, or
     where aliases (`*name`) make it endless or larger than MAX_YAML_VALUES. YAMLError for what is no YAML."""
-    depth = 0
+    depth: int = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):  # keeps a stack of its own, where composing recurses
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_YAML_DEPTH:
-                line = event.start_mark.line + 1
-                raise UserError(f"{where}: line {line}: nested more than {MAX_YAML_DEPTH} deep; write it plainer")
+                line = "" if event.start_mark is None else f" line {event.start_mark.line + 1}:"
+                raise UserError(f"{where}:{line} nested more than {MAX_YAML_DEPTH} deep; write it plainer")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError as error:
         raise UserError(f"{where}: nested too deeply; write it plainer") from error

@@ -93,7 +93,7 @@ class ChunkDataset:
             raise UserError(f"{file}: missing; {_AGAIN}")
         try:
             starts = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError, OverflowError) as error:  # a pickle, no array, or cut short
+        except Exception as error:  # numpy reads its header as Python: from TokenError to MemoryError
             raise UserError(f"{file}: not an array of numbers ({first_line(error)}); {_AGAIN}") from error
         if not isinstance(starts, np.ndarray) or (starts.dtype, starts.shape) != (np.dtype("<u8"), (len(self),)):
             raise UserError(f"{file}: not a uint64 for each of the {len(self)} chunks; {_AGAIN}")

@@ -14,6 +14,7 @@ from megadna.data.splits import TEST, TRAIN, VALID, SplitRule, by_share, mix, un
 from megadna.errors import UserError
 from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
+from megadna.reading import read_text
 
 SEQUENCE_FILE = re.compile(r"\.(fa|fna|fasta|fas|ffn|frn|seq)(\.(gz|bgz|bgzf|zst|zstd))?$|\.2bit$", re.I)
 _ENDINGS = re.compile(r"(\.(fa|fna|fasta|fas|ffn|frn|seq|txt|csv|tsv|parquet|2bit))?(\.(gz|bgz|bgzf|zst|zstd))?$", re.I)
@@ -92,9 +93,13 @@ def _expand(inputs: list[Path], table: TableFormat) -> list[Path]:
 
 def _read_sheet(sheet: Path, table: TableFormat, options: PreprocessOptions) -> list[SourceFile]:
     """Rows of a sample sheet, sorted by genome and path so that the order of its lines does not matter."""
-    if not sheet.is_file():
+    if not sheet.exists():
         raise UserError(f"{sheet}: no such sample sheet")
-    rows = list(csv.DictReader(io.StringIO(sheet.read_text(encoding="utf-8-sig")), delimiter="\t"))
+    lines = csv.DictReader(io.StringIO(read_text(sheet, "save the sheet as UTF-8 text")), delimiter="\t")
+    try:
+        rows = list(lines)
+    except csv.Error as error:
+        raise UserError(f"{sheet}: line {lines.line_num + 1}: no row of a sample sheet ({error})") from error
     if not rows or "path" not in rows[0]:
         raise UserError(f"{sheet}: a sample sheet is a TSV with a header line and a column path")
     if options.split_by and options.split_by not in rows[0]:

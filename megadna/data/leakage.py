@@ -33,7 +33,7 @@ class Bin:
             count = int(np.fromfile(folder / f"{split}.idx", np.uint64, 1, offset=18)[0])
             self.lengths = np.memmap(folder / f"{split}.idx", np.int32, "r", offset=34, shape=(count,))
             self.starts = np.load(folder / f"{split}.start.npy", mmap_mode="r")
-        except (ValueError, IndexError, OverflowError) as error:
+        except Exception as error:  # numpy reads its header as Python: from TokenError to MemoryError
             raise UserError(f"{folder}: its {split} files are damaged ({first_line(error)}); {_AGAIN}") from error
         if self.lengths.min(initial=0) < 0 or int(self.lengths.sum(dtype=np.int64)) != len(self.letters):
             raise UserError(f"{folder / split}.idx: its lengths are not those of the .bin file; {_AGAIN}")

@@ -28,6 +28,7 @@ from megadna.downstream.task_plots import write_plots
 from megadna.downstream.tasks import Columns, Target, Task, add_targets, make_target, read_task
 from megadna.errors import UserError, require, require_share
 from megadna.log import get_logger, rank_from_environment
+from megadna.reading import read_json
 
 log = get_logger(__name__)
 
@@ -204,7 +205,7 @@ def _one_run(
         return pd.DataFrame()
     rows = [
         {"seed": seed, "fold": fold, "split": split, "score": score, **values}
-        for split, found in json.loads((folder / "metrics.json").read_text()).items()
+        for split, found in read_json(folder / "metrics.json").items()
         for score, values in found.items()
     ]
     return pd.DataFrame(rows)

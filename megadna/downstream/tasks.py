@@ -17,7 +17,8 @@ import pandas as pd
 
 from megadna.downstream.sequences import read_records
 from megadna.errors import UserError, require
-from megadna.genome.tables import join_kmers
+from megadna.genome.tables import join_kmers, open_bounded
+from megadna.reading import first_line
 
 Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
 _SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}
@@ -92,11 +93,18 @@ def _read(path: Path) -> pd.DataFrame:
         return pd.DataFrame({"sequence": [letters for _, letters in rows], "label": [words[1] for words, _ in rows]})
     try:
         if kind == "parquet":
+            from megadna.genome.parquet import refuse_large_table
+
+            refuse_large_table(path)
             return pd.read_parquet(path)
         labels_as_written = {"label": str, "labels": str}
-        return pd.read_csv(path, sep="\t" if kind in ("tsv", "txt") else ",", dtype=labels_as_written)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
+        separator = "\t" if kind in ("tsv", "txt") else ","
+        with open_bounded(path, separator) as file:
+            return pd.read_csv(file, sep=separator, dtype=labels_as_written)
+    except UserError:
+        raise
+    except Exception as error:  # of pandas, pyarrow, gzip or zlib
+        raise UserError(f"{path}: cannot be read as a table ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)

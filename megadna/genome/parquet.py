@@ -13,12 +13,11 @@ import pyarrow
 from pyarrow import compute, parquet
 
 from megadna.errors import UserError
+from megadna.genome.tables import refuse_bomb
 
 _ROWS = 1024
 _BATCH = 1 << 24  # bytes of a batch of rows
 _PIECE = 1 << 20  # bytes read from disk to see a dictionary; without it, a whole row group
-_SMALL = 1 << 29  # bytes that any file may take
-_RATIO = 500  # times its own size that a larger column may take; sequences take 4 to 20 times
 _DICTIONARY = ("RLE_DICTIONARY", "PLAIN_DICTIONARY")
 
 
@@ -36,7 +35,7 @@ def text_batches(path: Path, column: str) -> Iterator[pyarrow.RecordBatch]:
     as_dictionary = parquet.ParquetFile(path, read_dictionary=[column], buffer_size=_PIECE)
     for group in range(file.num_row_groups):
         chunk = _chunk(file, group, column)
-        _refuse_bombs(path, chunk.total_uncompressed_size, chunk.total_compressed_size)
+        refuse_bomb(path, chunk.total_uncompressed_size, chunk.total_compressed_size)
         rows = _rows(chunk, _longest_entry(as_dictionary, group, column, chunk))
         yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=[column])
 
@@ -52,7 +51,7 @@ def refuse_large_table(path: Path) -> None:
             chunk = file.metadata.row_group(group).column(number)
             longest = _longest_entry(as_dictionary, group, leaf, chunk)
             size += chunk.total_uncompressed_size + chunk.num_values * (8 + longest)
-    _refuse_bombs(path, size, path.stat().st_size)
+    refuse_bomb(path, size, path.stat().st_size)
 
 
 def _chunk(file: Any, group: int, column: str) -> Any:
@@ -83,11 +82,3 @@ def _rows(chunk: Any, longest: int) -> int:
         longest = max(longest, size)
     row = max(longest, size // max(1, chunk.num_values), 1)
     return max(1, min(_ROWS, _BATCH // row))
-
-
-def _refuse_bombs(path: Path, unpacked: int, packed: int) -> None:
-    if unpacked > _SMALL and unpacked > _RATIO * packed:
-        raise UserError(
-            f"{path}: {packed:,} bytes unpack to {unpacked:,}: not read, as no sequences shrink so much; write the "
-            "table again without repeated rows, or as FASTA"
-        )

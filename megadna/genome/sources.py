@@ -217,7 +217,7 @@ def _bgzf_blocks(path: Path, place: int, least: int = BLOCK) -> Iterator[bytes]:
             file.seek(place)
             while head := file.read(18):
                 size = struct.unpack("<H", head[16:18])[0] + 1
-                data = file.read(size - 18)
+                data = file.read(max(0, size - 18))
                 text = isal_zlib.decompress(data[:-8], wbits=-15)
                 check, length = struct.unpack("<II", data[-8:])
                 if len(text) != length or isal_zlib.crc32(text) != check:

@@ -5,8 +5,6 @@ In:  the checkpoint and, where they are still to be found, its run folder (valid
 Out: text that names no path, user or machine: of paths the last part at most, of settings numbers and kinds.
 """
 
-import csv
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,11 @@ from typing import Any
 
 from megadna import __version__
 from megadna.config import Config
+from megadna.data.contigs import ContigTable
 from megadna.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from megadna.errors import UserError
 from megadna.hf.formats import REMOTE
+from megadna.reading import read_json
 from megadna.train.checkpoint import read_config, read_numbers
 
 SHOWN = 5
@@ -84,6 +84,9 @@ REMOTE_NOTE = """\
 
 """
 
+_MOST_STARTS = 20
+"""Runs that are followed back from one that started from another's weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
@@ -111,7 +114,7 @@ class Provenance:
                 datasets.append(load_manifest(path))
                 contigs |= _contigs(path / "contigs.tsv")
         run = checkpoint.absolute().parent.parent
-        evaluations = [json.loads(path.read_text()) for path in sorted(run.glob("evaluation-*.json"))]
+        evaluations = [read_json(path) for path in sorted(run.glob("evaluation-*.json"))]
         return cls(
             numbers=numbers,
             datasets=datasets,
@@ -134,23 +137,25 @@ class Provenance:
 def _contigs(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for row in csv.DictReader(file, delimiter="\t"):
-                found.setdefault(row["source"], []).append(row["record"])
+        table = ContigTable.load(path)
+        for source, record in zip(table.sources, table.records, strict=True):
+            found.setdefault(source, []).append(record)
     return found
 
 
 def _source(config: Config, numbers: dict[str, Any]) -> dict[str, Any]:
     """The imported model's facts: of this checkpoint itself, or of the one that its run started from."""
-    start = config.checkpoint.init_from
-    if "imported" in numbers or not start:
-        return dict(numbers.get("imported", {}))
-    try:
-        return {"name": Path(start).name, "license": "unknown"} | _source(
-            read_config(Path(start)), read_numbers(Path(start))
-        )
-    except (OSError, UserError):
-        return {"name": Path(start).name, "license": "unknown"}
+    found: dict[str, Any] = {}
+    for _ in range(_MOST_STARTS):  # a run may name itself
+        start = config.checkpoint.init_from
+        if "imported" in numbers or not start:
+            return found | dict(numbers.get("imported", {}))
+        found |= {"name": Path(start).name, "license": "unknown"}
+        try:
+            config, numbers = read_config(Path(start)), read_numbers(Path(start))
+        except (OSError, UserError):
+            break
+    return found
 
 
 def model_card(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from megadna.arguments import dump_config
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.hf.checkpoints import CheckpointTensors, seal_checkpoint, write_tensors
 from megadna.hf.export import NOT_COMPARED, compared, replaced_folder
 from megadna.hf.formats import config_of, name_table, recognise
@@ -58,6 +58,10 @@ def import_folder(
     sentencepiece model. license_name: of the weights; default: what the folder's README.md states.
     """
     content = read_json(folder / "config.json", "--model names a Hugging Face model folder")
+    second = content.get("configuration_files")
+    require(
+        not second, f"{folder / 'config.json'}: configuration_files names another config; import reads this one alone"
+    )
     target = recognise(content)
     weights = FolderWeights(folder)
     _check_tied(weights)
@@ -102,7 +106,8 @@ def _fitting(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: lacks {error}; its model cannot be told") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, ArgumentError) as error:
         if isinstance(error, UserError):
-            raise
+            named = str(path.parent) in str(error) or "config.json" in str(error)
+            raise error if named else UserError(f"{path}: {error}") from error
         raise UserError(f"{path}: a value is not of its kind ({first_line(error)})") from error
 
 
@@ -110,7 +115,8 @@ def _check_counts(content: dict[str, Any], tensors: int) -> None:
     """TypeError or ValueError where config.json's counts are none, or its layers more than the weights' tensors."""
     for key in _COUNTS:
         value = content.get(key)
-        if value is not None and not (type(value) is int and 0 <= value < 1 << 31):
+        required = key in content and not key.startswith("num_key")  # grouped queries may be null
+        if (required or value is not None) and not (type(value) is int and 0 <= value < 1 << 31):
             raise TypeError(f"{key}: {str(value)[:40]}")
     if content["num_hidden_layers"] > tensors:
         raise ValueError(f"num_hidden_layers: {content['num_hidden_layers']}, and the weights are {tensors} tensors")

@@ -4,9 +4,9 @@
 
 In:  TASK.json: `weights` (folder), `config` (folder with config.json and tokenizer), `runs_code` (whether it holds our
      modeling files), `renamed` (parts of names), `rows` (megadna's row of every row of this vocabulary, -1: none),
-     `bias_factor`; beside it ids.npy [B, S] in this
-     vocabulary, mask.npy [B, S] and labels.npy [B, S] of the hidden tokens in megadna's, fp32-N.npy (state N: the
-     embeddings, each layer, the last norm), fp32-logits.npy and bf16-logits.npy.
+     `bias_factor`; beside it ids.npy [B, S] in this vocabulary, mask.npy [B, S] and labels.npy [B, S] of the hidden
+     tokens in megadna's, fp32-N.npy (state N: the embeddings, each layer, the last norm), fp32-logits.npy and
+     bf16-logits.npy.
 Out: one JSON line of differences. megadna and megatron cannot be imported here, so an export that needs them fails.
 One layer is in memory at a time.
 """

@@ -23,7 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megadna.errors import UserError
 from megadna.log import get_logger
+from megadna.reading import read_json
 from megadna.tokenizer.alphabet import OTHER, Letters, base_codes
 from megadna.train.bits import ChunkSums, UnitScores
 
@@ -269,10 +271,23 @@ def write_json(path: Path, content: Any) -> None:
 
 def _read_cache(cache_file: Path | None) -> dict[str, Any]:
     try:
-        return dict(json.loads(cache_file.read_bytes())) if cache_file is not None and cache_file.is_file() else {}
-    except ValueError:
-        log.warning("%s is not JSON; computing the baselines anew", cache_file)
+        content = read_json(cache_file) if cache_file is not None and cache_file.is_file() else {}
+    except UserError as error:
+        log.warning("%s; computing the baselines anew", error)
         return {}
+    return {key: entry for key, entry in content.items() if isinstance(entry, dict) and _are_scores(entry)}
+
+
+def _are_scores(entry: dict[str, Any]) -> bool:
+    """Whether the entry has the scores of the three baselines, as numbers."""
+    scores = entry.get("baselines")
+    found = [scores.get(name) for name in ("uniform", "composition", "markov")] if isinstance(scores, dict) else [None]
+    numbers = ("bits_per_base", "perplexity", "accuracy")
+    return all(isinstance(score, dict) and all(_is_number(score.get(key)) for key in numbers) for score in found)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _spread(chunks: Chunks, max_letters: int) -> Iterator[Letters]:

@@ -10,7 +10,6 @@ A folder without the marker does not count (integrity.py); saving.py writes them
 """
 
 import gc
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +32,18 @@ from megadna.engine.optimizer import (
     optimizer_shards,
     reload_master_weights,
 )
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.log import get_logger
 from megadna.model.encoder import build_encoder
 from megadna.model.sharding import SHARDING_METADATA, flat, sharded_weights
+from megadna.reading import read_json
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
 from megadna.train.state import TrainState
 
 log = get_logger(__name__)
 
 MASTER_PREFIX = "optimizer.state.param."
+MOST_LAYERS = 10_000  # of a checkpoint that somebody else may have written; each is an object before weights are read
 """Name prefix of the fp32 master weights among the tensors of a checkpoint."""
 
 
@@ -154,12 +155,28 @@ def find_checkpoint(path: Path) -> Path:
 
 def read_config(checkpoint: Path) -> Config:
     """The resolved config that a checkpoint was trained with."""
-    return load_config(checkpoint / "config.yaml")
+    config = load_config(checkpoint / "config.yaml")
+    layers = config.model.num_layers
+    require(layers <= MOST_LAYERS, f"{checkpoint / 'config.yaml'}: model.num_layers is {layers}; it is damaged")
+    return config
 
 
 def read_numbers(checkpoint: Path) -> dict[str, Any]:
     """state.json: step, consumed samples, the last validation, what the run must agree with."""
-    numbers: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    file, damaged = checkpoint / "state.json", "the checkpoint is damaged"
+    numbers = read_json(file, damaged)
+    for key in ("step", "consumed_samples"):
+        value = numbers.get(key)
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            raise UserError(f"{file}: {key} is no count but {str(value)[:40]}; {damaged}")
+    skipped, objects = numbers.get("skipped", []), [numbers.get(key, {}) for key in ("versions", "imported")]
+    pairs = skipped if isinstance(skipped, list) else [None]
+    if not all(isinstance(pair, list) and [type(end) for end in pair] == [int, int] for pair in pairs):
+        raise UserError(f"{file}: skipped is no list of pairs; {damaged}")
+    if not all(isinstance(one, dict) for one in objects) or not isinstance(
+        numbers.get("valid_bits_per_base", 0.0), int | float
+    ):
+        raise UserError(f"{file}: versions, imported or valid_bits_per_base is not of its kind; {damaged}")
     return numbers
 
 

@@ -1,6 +1,5 @@
 """What a run folder or a checkpoint holds, as lines of text; reads no weights beyond their checksums."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.config import Config
 from megadna.errors import UserError
+from megadna.reading import parse_json
 from megadna.train.checkpoint import complete_checkpoints, optimizer_format, read_config, read_numbers
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
 
@@ -31,7 +31,7 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
     yield f"checkpoint of step {numbers['step']:,}, {numbers['consumed_samples']:,} samples consumed"
     yield f"  {_model_line(config)}, {parameters:,} parameters"
     yield f"  tokenizer {numbers.get('tokenizer')}, dataset {numbers.get('dataset_id')}"
-    yield "  written by " + ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
+    yield "  written by " + ", ".join(f"{name} {version}" for name, version in numbers.get("versions", {}).items())
     if "valid_bits_per_base" in numbers:
         yield f"  valid {numbers['valid_bits_per_base']:.4f} bits per base"
     yield f"  {len(shapes)} tensors in {len(shards)} shards, {size / 1e6:,.1f} MB; every checksum fits"
@@ -46,7 +46,10 @@ def describe_run(run: Path) -> Iterator[str]:
     metrics = run / "metrics.jsonl"
     last = metrics.read_text(encoding="utf-8").splitlines()[-1:] if metrics.is_file() else []
     if last:
-        yield f"run at step {json.loads(last[0])['step']:,}: {metrics}"
+        step = parse_json(last[0], f"{metrics}: last line").get("step")
+        if type(step) is not int:
+            raise UserError(f"{metrics}: its last line states no step; remove it")
+        yield f"run at step {step:,}: {metrics}"
     folders = complete_checkpoints(run)
     yield f"{len(folders)} whole checkpoints" + (":" if folders else "")
     for folder in folders:

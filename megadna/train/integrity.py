@@ -16,6 +16,7 @@ import torch
 from isal import isal_zlib
 
 from megadna.errors import UserError
+from megadna.reading import first_line, read_json
 
 MARKER = "complete"
 BLOCK = 1 << 20
@@ -55,10 +56,11 @@ def publish(temporary: Path, final: Path) -> None:
 
 def check(folder: Path) -> None:
     """UserError that names the file which is missing, cut short or changed since `seal`."""
-    try:
-        entries: dict[str, dict[str, int]] = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / MARKER}: not readable ({error}); the checkpoint was never finished") from error
+    entries: dict[str, dict[str, int]] = read_json(folder / MARKER, "the checkpoint was never finished")
+    for name, stated in entries.items():
+        parts = Path(name).parts
+        if not isinstance(stated, dict) or "bytes" not in stated or Path(name).is_absolute() or ".." in parts:
+            raise UserError(f"{folder / MARKER}: {name[:80]!r} is no file of a checkpoint; the checkpoint is damaged")
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(_entry_or_none, (folder / name for name in entries))
         for (name, expected), entry in zip(entries.items(), found, strict=True):
@@ -79,13 +81,17 @@ def refuse_foreign_pickles(weights: Path) -> None:
         for name, entry in metadata.state_dict_metadata.items():
             if type(entry).__name__ != "TensorStorageMetadata":
                 raise pickle.UnpicklingError(f"{name} is no tensor")
-    except (pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{weights / '.metadata'}: refused, not a description of tensors ({error})") from error
+    except OSError as error:
+        what = f"cannot be read ({error.strerror}); the checkpoint is damaged"
+        raise UserError(f"{weights / '.metadata'}: {what}") from error
+    except Exception as error:  # unpickling ends in any of a dozen, MemoryError and RecursionError among them
+        what = f"refused, not a description of tensors ({first_line(error)})"
+        raise UserError(f"{weights / '.metadata'}: {what}") from error
     try:
         torch.load(weights / "common.pt", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"{weights / 'common.pt'}: refused, holds more than plain values ({_first_line(error)})"
+            f"{weights / 'common.pt'}: refused, holds more than plain values ({first_line(error)})"
         ) from error
 
 
@@ -123,7 +129,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

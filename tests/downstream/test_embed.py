@@ -21,8 +21,8 @@ from toy_models import dnabert_folder, kmer_folder, megadna_folder
 from megadna import embed
 from megadna.cli import main
 from megadna.downstream import tables_out
-from megadna.downstream.trust import check_folder
 from megadna.downstream.genome import reverse_complement
+from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
 
 DATA = Path(__file__).parents[1] / "data"
