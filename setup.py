@@ -42,7 +42,7 @@ setup(
         "isal",  # gzip and BGZF, three times as fast as zlib
         "pyarrow",  # Parquet, CSV and zstd files
         "psutil",  # megatron-core's checkpointing imports it without asking for it
-        "jsonargparse[signatures]>=4.49",
+        "jsonargparse[signatures]>=4.53",
         "PyYAML",
         "rich",
         "tensorboard",

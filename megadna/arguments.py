@@ -4,6 +4,7 @@ import difflib
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
@@ -14,11 +15,25 @@ from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from megadna.config import Config
+from megadna.config_data import RateChange
 from megadna.errors import UserError
+from megadna.reading import read_text
 
 Options = TypeVar("Options")
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# Where a section belongs, jsonargparse takes a text for the dotted name of a class and imports its module: the
+# author of a config would choose what runs. It still has to find the one class that stands in lists.
+set_parsing_settings(
+    docstring_parse_attribute_docstrings=True,
+    import_path_denylist=["*"],
+    import_path_allowlist=[f"{RateChange.__module__}.{RateChange.__qualname__}"],
+)
+
+MAX_YAML_BYTES = 1 << 18
+MAX_YAML_DEPTH = 50
+MAX_YAML_DIGITS = 400
+MAX_YAML_VALUES = 20_000
+"""Values of a YAML file, each counted as often as aliases repeat it."""
 
 
 def new_parser(command: str, description: str) -> ArgumentParser:
@@ -28,17 +43,30 @@ def new_parser(command: str, description: str) -> ArgumentParser:
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     """Parse and build the dataclasses; UserError with the key and a suggestion where something is wrong."""
+    sections = _sections(parser)
+    for key, value in _options(arguments):
+        if key.removeprefix("--") in sections and not value.startswith("{"):
+            raise UserError(f"{parser.prog}: {key} is a section; set its keys one by one, as {key}.KEY")
+        if _YAML_SIGNS.search(value):
+            with suppress(yaml.YAMLError):  # the parser reads values as YAML where they are, and as text elsewhere
+                _compose(value, f"{parser.prog}: {key}")
     for path in _refuse_repeats(parser, arguments):
-        _refuse_double_keys(path)
+        _check_yaml(path, sections)
     try:
         return parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
         raise UserError(_explain(parser, str(error)) + _in_config(arguments)) from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         message = "a section holds a list or a value where keys belong" if "mapping" in str(error) else str(error)
         raise UserError(f"{parser.prog}: {message}{_in_config(arguments)}") from error
+
+
+def _sections(parser: ArgumentParser) -> set[str]:
+    """Dotted names of the keys that contain keys."""
+    names = [str(action.dest) for action in parser._actions]
+    return {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
 
 
 def _options(arguments: list[str]) -> Iterable[tuple[str, str]]:
@@ -69,24 +97,104 @@ def _refuse_repeats(parser: ArgumentParser, arguments: list[str]) -> list[Path]:
     return files
 
 
-def _refuse_double_keys(path: Path) -> None:
-    """UserError where a YAML file holds a key twice in one section; other faults are left to the parser."""
+def read_yaml(path: Path) -> Any:
+    """What a YAML file of the user contains; UserError with the line for what is no YAML or too large, in bounded
+    time and memory."""
+    text = read_text(path, limit=MAX_YAML_BYTES)
     try:
-        nodes = [yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        _compose(text, str(path))
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, ArithmeticError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def _check_yaml(path: Path, sections: set[str]) -> None:
+    """UserError where a YAML file does not end, contains a key twice in one section or something else where a section
+    belongs (the parser would load it as a file); a missing file and other faults are left to the parser."""
+    if not path.exists():
         return
+    text = read_text(path, limit=MAX_YAML_BYTES)
+    try:
+        root = _compose(text, str(path))
+    except yaml.YAMLError:
+        return
+    nodes: list[tuple[str, Any]] = [("", root)]
+    seen: set[tuple[str, int]] = set()
     while nodes:
-        node = nodes.pop()
+        name, node = nodes.pop()
+        if name in sections and isinstance(node, yaml.ScalarNode) and node.value not in ("", "null", "~"):
+            line = node.start_mark.line + 1
+            raise UserError(f"{path}: line {line}: {name} is a section of keys, not {node.value[:80]!r}")
+        if (name, id(node)) in seen:  # an alias
+            continue
+        seen.add((name, id(node)))
         if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
+            nodes += [(f"{name}[]", item) for item in node.value]
         elif isinstance(node, yaml.MappingNode):
             lines: dict[str, int] = {}
             for key, value in node.value:
                 line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode):
+                    raise UserError(f"{path}: line {line}: a list or section stands where a key belongs")
                 if key.value in lines:
                     raise UserError(f"{path}: line {line}: {key.value} stands in line {lines[key.value]} already")
+                if key.value == "config" and not name:
+                    raise UserError(f"{path}: line {line}: a file names no other; give several with --config each")
                 lines[key.value] = line
-                nodes.append(value)
+                inside = "" if key.tag == _MERGE else key.value
+                nodes.append((".".join(filter(None, (name, inside))), value))
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+_YAML_SIGNS = re.compile(r"[\[{&*\n]")
+_KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge")
+
+
+def _compose(text: str, where: str) -> Any:
+    """The nodes of a YAML text (None: it is empty); UserError, beginning with `where`, where it nests too deeply, or
+    where aliases (`*name`) make it endless or larger than MAX_YAML_VALUES. YAMLError for what is no YAML."""
+    depth: int = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # keeps a stack of its own, where composing recurses
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_YAML_DEPTH:
+                line = "" if event.start_mark is None else f" line {event.start_mark.line + 1}:"
+                raise UserError(f"{where}:{line} nested more than {MAX_YAML_DEPTH} deep; write it plainer")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise UserError(f"{where}: nested too deeply; write it plainer") from error
+    if root is not None:
+        _count_values(root, where, {})
+    return root
+
+
+def _count_values(node: Any, where: str, counts: dict[int, int]) -> int:
+    """Values of a node, aliases counted wherever they stand; UserError where that does not end, or is too many."""
+    known = counts.get(id(node))
+    if known is not None:
+        line = node.start_mark.line + 1
+        if not known:
+            raise UserError(f"{where}: line {line}: an alias within the value that it names has no end; write it out")
+        return known
+    counts[id(node)] = 0
+    kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+    if kind not in _KINDS:
+        raise UserError(
+            f"{where}: line {node.start_mark.line + 1}: a value of kind {kind[:80]}; write it without the tag"
+        )
+    if kind in ("int", "float") and len(node.value) > MAX_YAML_DIGITS:
+        raise UserError(f"{where}: line {node.start_mark.line + 1}: a number of {len(node.value):,} characters")
+    parts: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in parts for part in pair]
+    total = 1 + sum(_count_values(part, where, counts) for part in parts)
+    if total > MAX_YAML_VALUES:
+        line = node.start_mark.line + 1
+        raise UserError(f"{where}: line {line}: more than {MAX_YAML_VALUES:,} values with its aliases; write them out")
+    counts[id(node)] = total
+    return total
 
 
 def _in_config(arguments: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Hide some bases of a real sequence and let an exported model guess them. Needs torch and transformers, nothing else.
+"""Hide some bases of a real sequence and let an exported model guess them. Needs numpy, torch and transformers alone.
 
     python tools/fill_mask.py HF_FOLDER --input genome.fa.gz
     python tools/fill_mask.py HF_FOLDER --sequence ACGTTGCA... --masks 5
@@ -9,7 +9,8 @@ Out: of the first window the hidden bases marked and p(A), p(C), p(G), p(T) of e
 The windows come from the whole file, most of it seen in training if the model was trained on it: no score of held-out
 regions, which `megadna evaluate --split test` gives.
 A fixed --seed picks the windows (A, C, G, T only) and the hidden positions; in each, all are hidden at once by [MASK].
-A window longer than what the model saw in training is warned about.
+A window longer than what the model saw in training is warned about. Python files of the folder run only where they are
+those of megadna/ beside this script, or with --trust_remote_code.
 """
 
 import argparse
@@ -22,8 +23,11 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-from transformers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone is enough, installed or not
+
+from megadna.downstream.encoder import load_config, load_model, load_tokenizer
+from megadna.errors import UserError
 
 BASES = "ACGT"
 LINE = 60
@@ -61,11 +65,11 @@ def pick_window(records: dict[str, str], length: int, rng: random.Random) -> tup
 class Model:
     """An exported model and its tokenizer."""
 
-    def __init__(self, folder: str) -> None:
-        logging.disable_progress_bar()
+    def __init__(self, folder: str, *, trust_remote_code: bool = False) -> None:
         self.folder = folder
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-        self.model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+        config = load_config(folder, trust_remote_code=trust_remote_code)
+        self.tokenizer = load_tokenizer(folder, config, trust_remote_code=trust_remote_code).tokenizer
+        self.model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code)
 
     def check_length(self, length: int) -> None:
         """Warn where a window of `length` bases is longer than the sequences of training."""
@@ -144,6 +148,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=480, help="bases of each")
     parser.add_argument("--masks", type=int, default=24, help="bases to hide in each")
     parser.add_argument("--seed", type=int, default=0, help="draws the windows and the positions")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run Python files that are not megadna's")
     return parser.parse_args()
 
 
@@ -163,7 +168,10 @@ def main() -> None:
     num_candidates = sum(base in BASES for base in windows[0][1])
     if not 0 < arguments.masks <= num_candidates:
         sys.exit(f"--masks must lie in 1..{num_candidates} (the bases A, C, G, T of the window), got {arguments.masks}")
-    model = Model(arguments.folder)
+    try:
+        model = Model(arguments.folder, trust_remote_code=arguments.trust_remote_code)
+    except UserError as error:
+        sys.exit(str(error))
     model.check_length(len(windows[0][1]))
     scores = []
     for number, (place, window) in enumerate(windows):

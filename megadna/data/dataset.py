@@ -18,7 +18,9 @@ from megadna.data.contigs import ContigTable, find_contig
 from megadna.data.indexed import IDX_HEADER, UINT8_CODE
 from megadna.data.manifest import SPLITS, Manifest, load_manifest
 from megadna.errors import UserError
+from megadna.reading import first_line
 
+_AGAIN = "run megadna preprocess again"
 _FIXED = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents
 
 
@@ -53,15 +55,13 @@ class ChunkDataset:
         idx = _map_file(self.path / f"{self.split}.idx")
         self._bin = _map_file(self.path / f"{self.split}.bin")
         if len(idx) < _FIXED.size:
-            raise UserError(f"{self.path / self.split}.idx: cut short; run megadna preprocess again")
+            raise UserError(f"{self.path / self.split}.idx: cut short; {_AGAIN}")
         magic, version, dtype, sequences, documents = _FIXED.unpack(idx[: _FIXED.size].tobytes())
         expected = _FIXED.size + 12 * sequences + 8 * documents
         if (magic, version, dtype) != (IDX_HEADER, 1, UINT8_CODE) or len(idx) != expected:
-            raise UserError(
-                f"{self.path / self.split}.idx: not a whole uint8 index of Megatron; run megadna preprocess again"
-            )
+            raise UserError(f"{self.path / self.split}.idx: not a whole uint8 index of Megatron; {_AGAIN}")
         if sequences != self.manifest.chunks[self.split] or len(self._bin) != self.manifest.bases[self.split]:
-            raise UserError(f"{self.path / self.split}.bin: does not fit manifest.json; run megadna preprocess again")
+            raise UserError(f"{self.path / self.split}.bin: does not fit manifest.json; {_AGAIN}")
         at = _FIXED.size
         self.lengths = np.ndarray((sequences,), np.int32, idx, at)
         """int32 [N], bases of each chunk; memory-mapped."""
@@ -78,17 +78,26 @@ class ChunkDataset:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Letters of chunk `index`, uint8 [lengths[index]], a read-only view; negative indices count from the end."""
-        pointer = self._pointers[index]
-        return self._bin[pointer : pointer + self.lengths[index]]
+        """Letters of chunk `index`, uint8 [lengths[index]], a read-only view; negative indices count from the end.
+        UserError where the index points outside the .bin file."""
+        start, length = int(self._pointers[index]), int(self.lengths[index])
+        if not 0 <= start <= start + length <= len(self._bin):
+            raise UserError(f"{self.path / self.split}.idx: chunk {index} lies outside the .bin file; {_AGAIN}")
+        return self._bin[start : start + length]
 
     @cached_property
     def starts(self) -> np.ndarray:
         """uint64 [N], first base of each chunk on its contig, 0-based; memory-mapped."""
         file = self.path / f"{self.split}.start.npy"
         if not file.is_file():
-            raise UserError(f"{file}: missing; run megadna preprocess again")
-        return np.load(file, mmap_mode="r")
+            raise UserError(f"{file}: missing; {_AGAIN}")
+        try:
+            starts = np.load(file, mmap_mode="r")
+        except Exception as error:  # numpy reads its header as Python: from TokenError to MemoryError
+            raise UserError(f"{file}: not an array of numbers ({first_line(error)}); {_AGAIN}") from error
+        if not isinstance(starts, np.ndarray) or (starts.dtype, starts.shape) != (np.dtype("<u8"), (len(self),)):
+            raise UserError(f"{file}: not a uint64 for each of the {len(self)} chunks; {_AGAIN}")
+        return starts
 
     @cached_property
     def contigs(self) -> ContigTable:
@@ -115,7 +124,7 @@ class ChunkDataset:
 def _map_file(path: Path) -> np.ndarray:
     """uint8 read-only map of a file's bytes."""
     if not path.is_file():
-        raise UserError(f"{path}: missing; run megadna preprocess again")
+        raise UserError(f"{path}: missing; {_AGAIN}")
     if path.stat().st_size == 0:
-        raise UserError(f"{path}: empty; run megadna preprocess again")
+        raise UserError(f"{path}: empty; {_AGAIN}")
     return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))

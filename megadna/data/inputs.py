@@ -17,6 +17,7 @@ from megadna.errors import UserError, require, require_one_line
 from megadna.genome.contig_names import nearest
 from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
+from megadna.reading import read_text
 
 SEQUENCE_FILE = re.compile(r"\.(fa|fna|fasta|fas|ffn|frn|seq)(\.(gz|bgz|bgzf|zst|zstd))?$|\.2bit$", re.I)
 _ENDINGS = re.compile(r"(\.(fa|fna|fasta|fas|ffn|frn|seq|txt|csv|tsv|parquet|2bit))?(\.(gz|bgz|bgzf|zst|zstd))?$", re.I)
@@ -141,16 +142,14 @@ def _read_sheet(sheet: Path, table: TableFormat, options: PreprocessOptions) -> 
 
 def _sheet_rows(sheet: Path, options: PreprocessOptions) -> list[tuple[int, dict[str, str]]]:
     """(line, row by column) of a sample sheet."""
-    require(sheet.is_file(), f"{sheet}: no such sample sheet")
+    require(sheet.exists(), f"{sheet}: no such sample sheet")
     try:
-        text = io.StringIO(sheet.read_bytes().decode("utf-8-sig"), newline=None)
+        text = io.StringIO(read_text(sheet, "save the sheet as UTF-8 text"), newline=None)
         reader = csv.DictReader(text, delimiter="\t", strict=True)
         columns = [column.strip() for column in reader.fieldnames or []]
         reader.fieldnames = columns
         rows = [(reader.line_num, row) for row in reader]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{sheet}: byte {error.start} is no UTF-8; save the sheet as UTF-8 text") from error
-    except (csv.Error, OSError) as error:  # a quotation mark without its other one would swallow the lines that follow
+    except csv.Error as error:  # a quotation mark without its other one would swallow the lines that follow
         raise UserError(f"{sheet}: cannot be read as a TSV ({error}); are there quotation marks in it?") from error
     for place, column in enumerate(columns):
         require(column not in columns[:place], f"{sheet}: two columns are named {column!r}; rename one")

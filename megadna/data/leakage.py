@@ -15,10 +15,13 @@ from megadna.data.contigs import ContigTable
 from megadna.data.options import PreprocessOptions
 from megadna.data.parts import Part
 from megadna.data.sketch import SCALE, sketch_places
+from megadna.errors import UserError
 from megadna.files import atomic_file
 from megadna.progress import Progress
+from megadna.reading import first_line
 
 HELD_OUT = ("valid", "test")
+_AGAIN = "run megadna preprocess again"
 _STRETCH = 1 << 17  # letters sketched at a time: the arrays stay in the cache
 _FILTER_BITS = 22
 
@@ -28,10 +31,15 @@ class Bin:
 
     def __init__(self, folder: Path, split: str) -> None:
         self.split = split
-        self.letters = np.memmap(folder / f"{split}.bin", np.uint8, "r")
-        count = int(np.fromfile(folder / f"{split}.idx", np.uint64, 1, offset=18)[0])
-        self.lengths = np.memmap(folder / f"{split}.idx", np.int32, "r", offset=34, shape=(count,))
-        self.starts = np.load(folder / f"{split}.start.npy", mmap_mode="r")
+        try:
+            self.letters = np.memmap(folder / f"{split}.bin", np.uint8, "r")
+            count = int(np.fromfile(folder / f"{split}.idx", np.uint64, 1, offset=18)[0])
+            self.lengths = np.memmap(folder / f"{split}.idx", np.int32, "r", offset=34, shape=(count,))
+            self.starts = np.load(folder / f"{split}.start.npy", mmap_mode="r")
+        except Exception as error:  # numpy reads its header as Python: from TokenError to MemoryError
+            raise UserError(f"{folder}: its {split} files are damaged ({first_line(error)}); {_AGAIN}") from error
+        if self.lengths.min(initial=0) < 0 or int(self.lengths.sum(dtype=np.int64)) != len(self.letters):
+            raise UserError(f"{folder / split}.idx: its lengths are not those of the .bin file; {_AGAIN}")
 
     def batches(self) -> "Batches":
         """The split's chunks."""

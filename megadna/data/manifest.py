@@ -7,16 +7,20 @@ The format is documented in docs/dataset_format.md.
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, get_args, get_origin
 
 from megadna.errors import UserError
+from megadna.reading import read_json
 
 SPLITS = ("train", "valid", "test")
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+_AGAIN = "run megadna preprocess again"
+_LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,24 +165,73 @@ def load_manifest(path: Path | str) -> Manifest:
             f"{file}: missing, so {folder} is not a finished dataset; run megadna preprocess again "
             "(with --resume if it was interrupted)"
         )
+    raw = read_json(file, _AGAIN, what="a manifest, or damaged")
+    version = raw.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
+        newer = f"dataset format {str(version)[:20]} is newer than this megadna reads ({FORMAT_VERSION})"
+        raise UserError(f"{file}: {newer}; upgrade megadna")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if raw["format_version"] <= FORMAT_VERSION:
-            return _from_json(raw)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: not a manifest, or damaged ({error}); run megadna preprocess again") from error
-    newer = f"dataset format {raw['format_version']} is newer than this megadna reads ({FORMAT_VERSION})"
-    raise UserError(f"{file}: {newer}; upgrade megadna")
+        manifest = _typed(Manifest, raw, "")
+        _check(manifest)
+    except (_Unfit, RecursionError) as error:
+        raise UserError(f"{file}: not a manifest, or damaged ({error}); {_AGAIN}") from error
+    return manifest
 
 
-def _from_json(raw: dict[str, Any]) -> Manifest:
-    sources = tuple(
-        Source(**{**source, "ranges": {split: (first, end) for split, (first, end) in source["ranges"].items()}})
-        for source in raw["sources"]
-    )
-    files = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
-    known = {entry.name for entry in fields(Manifest)}
-    unknown = set(raw) - known
-    if unknown:
-        raise ValueError(f"unknown key {sorted(unknown)[0]}")
-    return Manifest(**{**raw, "sources": sources, "files": files, "notes": tuple(raw["notes"])})
+class _Unfit(Exception):
+    """A key, and what is wrong with its value."""
+
+
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    """`value`, out of a JSON file, as `kind`: a dataclass of here, a mapping, a tuple, text or a count; else _Unfit."""
+    if kind is Any:
+        return value
+    if kind in (int, str):
+        fits = type(value) is kind and (kind is str or 0 <= value <= _LARGEST)
+        return value if fits else _unfit(key, value, "text" if kind is str else "a count")
+    of = get_args(kind)
+    if get_origin(kind) is tuple:
+        whole = of[1] is Ellipsis
+        if not isinstance(value, list) or not (whole or len(value) == len(of)):
+            return _unfit(key, value, "a list" if whole else f"a list of {len(of)}")
+        return tuple(_typed(of[0], item, f"{key}[{number}]") for number, item in enumerate(value))
+    if not isinstance(value, dict):
+        return _unfit(key, value, "an object")
+    if of:
+        return {name: _typed(of[1], item, f"{key}.{name}") for name, item in value.items()}
+    known = {entry.name: entry for entry in fields(kind)}
+    inside = f"{key}." if key else ""
+    if unknown := sorted(value.keys() - known.keys()):
+        raise _Unfit(f"unknown key {inside}{unknown[0][:80]}")
+    for name, entry in known.items():
+        if name not in value and entry.default is MISSING and entry.default_factory is MISSING:
+            raise _Unfit(f"no key {inside}{name}")
+    return kind(**{name: _typed(known[name].type, item, inside + name) for name, item in value.items()})
+
+
+def _unfit(key: str, value: Any, wanted: str) -> NoReturn:
+    raise _Unfit(f"{key[:80] or 'the file'} is not {wanted} but {reprlib.repr(value)}")
+
+
+def _check(manifest: Manifest) -> None:
+    """_Unfit where a split has no count, a file lies elsewhere or a source's chunks are not its split's."""
+    for where, table in (("chunks", manifest.chunks), ("bases", manifest.bases)):
+        for split in SPLITS:
+            if split not in table:
+                raise _Unfit(f"no key {where}.{split}")
+    for name in manifest.files:
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise _Unfit(f"files: {name[:80]!r} is not the name of a file in this folder")
+    if not manifest.chunk_length:
+        raise _Unfit("chunk_length is 0")
+    for split, row in _typed(Mapping[str, Any], manifest.leakage.get("splits", {}), "leakage.splits").items():
+        numbers = [row.get(key) for key in ("flagged", "chunks")] if isinstance(row, dict) else [None]
+        if not all(type(value) in (int, float) for value in (*numbers, manifest.leakage.get("max_containment"))):
+            raise _Unfit(f"leakage.splits.{split[:80]}: flagged, chunks and leakage.max_containment are numbers")
+    for number, source in enumerate(manifest.sources):
+        for split in SPLITS:
+            if split not in source.ranges or split not in source.chunks:
+                raise _Unfit(f"sources[{number}] lacks {split} in ranges or chunks")
+            first, end = source.ranges[split]
+            if not first <= end <= manifest.chunks[split]:
+                raise _Unfit(f"sources[{number}].ranges.{split} does not lie in the {manifest.chunks[split]} chunks")

@@ -7,7 +7,6 @@ Out: OUTPUT/results.csv and results.md: a row a task, method and score (mean and
 A stopped benchmark goes on where it stood. Published figures are quoted, not measured here, and marked so.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from megadna.genome.contig_names import nearest
 from megadna.log import get_logger
 from megadna.ownership import MARKER, read_mark, refuse_occupied
 from megadna.progress import Progress, tracked
+from megadna.reading import read_json
 
 log = get_logger(__name__)
 RECIPES = {"gue": "gue.yaml", "nt": "nt_tasks.yaml", "splice": "splice_bionemo.yaml"}
@@ -234,7 +234,8 @@ def _baseline(method: str, tables: dict[str, pd.DataFrame], target: Target, seed
 def _random_split(folder: Path) -> bool:
     """Whether `megadna splice-sites` made the folder with a random split or easy negatives, as the card's set."""
     manifest = folder / "manifest.json"
-    stated = json.loads(manifest.read_text()).get("options", {}) if manifest.is_file() else {}
+    stated: Any = read_json(manifest).get("options") if manifest.is_file() else {}
+    require(isinstance(stated, dict), f"{manifest}: its options are no object; make the folder again")
     return stated.get("split") == "random" or stated.get("negatives") in ("random", "midpoint")
 
 

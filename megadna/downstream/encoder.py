@@ -4,11 +4,10 @@ Tokens of one nucleotide, overlapping k-mers (raw or, as DNABERT's, from blank-s
 byte-pair pieces are told apart by what the tokenizer makes of a probe sequence, not by names.
 """
 
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 
 from megadna.downstream.genome import reverse_complement
 from megadna.downstream.options import check_model
+from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
+from megadna.reading import first_line
 
 _PROBE = "ACGTTGCAACGGATCTCAGATTACAGGCCTAAGCTTGACCATGGTACCGTAAGTCTCGAGA"
-_REMOTE_ENCODER = re.compile(r"^from (transformers|\.\w+) import \w+ as (Encoder|EncoderConfig)\n", re.M)
-EARLIER_FILES = {
-    "e22de68036c08f3b3c8dc9c77a68b5db961d1581121ace1a90fab3ab56921783",  # modeling_dna_task.py, special tokens pooled
-    "657e8d2524174db20c9fa20aef0c865be82db78a08a8a6e8f6d4b79a5dfca8bf",  # modeling_megadna.py, special tokens pooled
-    "e7d0add18249bb5fa1ea14d97e325e24f057373547ff1111bf8e957c8ce8afcd",  # configuration_megadna.py, without their ids
-}
-"""SHA-256 of files that megadna once wrote: folders with them go on computing what they computed."""
 _FAR = 10**9
 _SAMPLE = 1 << 16  # letters from which the bases of a byte-pair token are estimated
 
@@ -147,12 +142,13 @@ def _spread(letters: str) -> str:
 def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tokens: int = 0) -> SequenceTokenizer:
     """The folder's tokenizer; the context is the smallest that tokenizer and config state, or `max_tokens`."""
     tokenizer = _load(transformers.AutoTokenizer, folder, trust_remote_code)
-    if not max_tokens:
-        stated = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or _FAR)
-        max_tokens = min(int(size) for size in stated)
-    if max_tokens >= _FAR:
-        raise UserError(f"{folder}: neither tokenizer nor config states the context; give it with --max_tokens")
-    found = SequenceTokenizer(tokenizer, max_tokens)
+    with one_line(f"{folder}: its tokenizer reads no sequence"):
+        if not max_tokens:
+            stated = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or _FAR)
+            max_tokens = min(int(size) for size in stated)
+        if max_tokens >= _FAR:
+            raise UserError(f"{folder}: neither tokenizer nor config states the context; give it with --max_tokens")
+        found = SequenceTokenizer(tokenizer, max_tokens)
     if found.max_bases() < 1:
         raise UserError(f"{folder}: a context of {max_tokens} tokens leaves no room for a base; raise --max_tokens")
     return found
@@ -179,36 +175,37 @@ def load_config(folder: str, *, trust_remote_code: bool) -> Any:
 def _load(auto_class: Any, folder: str, trust_remote_code: bool, **options: Any) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    check_model(folder)
-    path = Path(folder)
-    try:
-        trusted = trust_remote_code or (path.is_dir() and runs_own_code(path))
+    trusted = trust_remote_code or _checked(folder)
+    with one_line(f"{folder}: {auto_class.__name__} cannot load it"):
         return auto_class.from_pretrained(folder, trust_remote_code=trusted, **options)
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, RuntimeError) as error:
-        hint = "; read its Python files, then say --trust_remote_code" if "trust_remote_code" in str(error) else ""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: {auto_class.__name__} cannot load it ({reason}){hint}") from error
 
 
-def runs_own_code(folder: Path) -> bool:
-    """Whether every Python file of the folder is one that megadna writes or wrote, letter for letter, and none
-    elsewhere (`sub/file.Class`, `owner/name--file.Class`) is named in its auto_map."""
-    package = Path(__file__).parents[1]
-    for config in (folder / "config.json", folder / "tokenizer_config.json"):
-        named = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {}) if config.is_file() else {}
-        classes = [name for names in named.values() for name in (names if isinstance(names, list) else [names])]
-        if not all(name is None or re.fullmatch(r"\w+\.\w+", name) for name in classes):
-            return False
-    for path in folder.glob("*.py"):
-        ours = next(
-            (package / p / path.name for p in ("hf", "downstream") if (package / p / path.name).is_file()), None
+def _checked(folder: str) -> bool:
+    """Whether the folder's own code may run; UserError where it is none, or leads to what may not be loaded unasked."""
+    path = Path(folder)
+    check_model(folder)
+    if path.is_dir():
+        return check_folder(path)
+    with one_line(f"{folder}: no such folder, and not to be had from the Hugging Face Hub"):
+        copy = snapshot_download(folder, allow_patterns=["*.json", "*.py", "custom_generate/*"])
+    check_folder(Path(copy))
+    return False  # what the Hub holds may change until it is fetched again
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside, with files that others wrote, ends in a UserError of one line that begins so."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of transformers, torch, safetensors, tokenizers, pickle, or code that was trusted
+        unsafe = "trust_remote_code" in str(error)
+        hint = "; read its Python files, then say --trust_remote_code" if unsafe else ""
+        kind = (
+            "" if isinstance(error, OSError | ValueError | RuntimeError | ImportError) else f"{type(error).__name__}: "
         )
-        text = _REMOTE_ENCODER.sub("", path.read_text(encoding="utf-8"))
-        text = text.replace('model_type = "rnabert"', 'model_type = "megadna"')  # hf/export.py: an `aido` folder
-        is_ours = ours is not None and text == ours.read_text(encoding="utf-8")
-        if not is_ours and hashlib.sha256(text.encode()).hexdigest() not in EARLIER_FILES:
-            return False
-    return True
+        raise UserError(f"{what} ({kind}{first_line(error)}){hint}") from error
 
 
 def pick_device() -> torch.device:

@@ -24,6 +24,7 @@ from megadna.files import atomic_file, atomic_folder, work_folder
 from megadna.log import get_logger, rank_from_environment
 from megadna.ownership import clear_folder, refuse_occupied
 from megadna.progress import Progress
+from megadna.reading import read_json
 
 log = get_logger(__name__)
 
@@ -133,7 +134,7 @@ def _one_run(
         return pd.DataFrame()
     rows = [
         {"seed": seed, "fold": fold, "split": split, "score": score, "remark": "", **values}
-        for split, found in json.loads((folder / "metrics.json").read_text()).items()
+        for split, found in read_json(folder / "metrics.json").items()
         for score, values in found.items()
     ]
     order = ["seed", "fold", "split", "score", "value", "low", "high", "remark"]

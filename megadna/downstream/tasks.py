@@ -22,7 +22,8 @@ from megadna.downstream.names import in_natural_order, require_names
 from megadna.downstream.options import Columns, Task
 from megadna.downstream.sequences import read_records
 from megadna.errors import UserError, require
-from megadna.genome.tables import join_kmers
+from megadna.genome.tables import join_kmers, open_bounded
+from megadna.reading import first_line
 
 NUMBER_SCORES = ("pearson", "spearman", "mse")
 SPLICE_NAMES = ("donor", "acceptor", "negative")
@@ -120,15 +121,20 @@ def _read(path: Path) -> pd.DataFrame:
         return _read_fasta(path)
     try:
         if kind == "parquet":
+            from megadna.genome.parquet import refuse_large_table
+
+            refuse_large_table(path)
             found = parquet.read_table(path)
             names, cells = found.column_names, [_as_text(column) for column in found.columns]
         else:
             separator = "\t" if kind in ("tsv", "txt") else ","
-            rows = pd.read_csv(path, sep=separator, header=None, dtype=str, na_filter=False)
+            with open_bounded(path, separator) as file:
+                rows = pd.read_csv(file, sep=separator, header=None, dtype=str, na_filter=False)
             names, cells = rows.iloc[0].tolist(), [rows[column].iloc[1:] for column in rows]
-    except (pa.ArrowException, OSError, ValueError, EOFError) as error:  # pandas' own errors are ValueErrors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read as a table ({reason})") from error
+    except UserError:
+        raise
+    except Exception as error:  # of pandas, pyarrow, gzip or zlib
+        raise UserError(f"{path}: cannot be read as a table ({first_line(error)})") from error
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     require(not twice, f"{path}: two columns are called {twice[0] if twice else ''!r}; rename one")
     return pd.DataFrame({name: column.to_numpy(object) for name, column in zip(names, cells, strict=True)})

@@ -1,17 +1,23 @@
 """Parquet, CSV, TSV and line files (read by pyarrow) -> FASTA text, one record a row, named row_1, row_2, ..."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow
+from isal import igzip
 from pyarrow import csv
 
 from megadna.errors import UserError
 
 _FLUSH = 1 << 17
+_SMALL = 1 << 29  # bytes that any file may take
+_RATIO = 200  # times its own size that a larger one may take; sequences take 4 to 20 times, labels of bases 40
+_HEADER = 1 << 16  # bytes in which columns are counted
+_COLUMNS = 5_000
 _LONGEST_ROW = 1 << 25  # bytes
 
 
@@ -53,6 +59,51 @@ def join_kmers(text: str, where: str) -> str:
     return "".join(kmers[:1] + [kmer[-1] for kmer in kmers[1:]])
 
 
+def open_bounded(path: Path, separator: str) -> IO[bytes]:
+    """The bytes of a table file, plain or gzip, for a reader that takes all of it; UserError where it has more columns
+    than a table has, or where more comes out than `refuse_bomb` allows."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    opened = io.BufferedReader(_Bounded(path, igzip.open(path, "rb") if packed else path.open("rb")), _HEADER)
+    columns = opened.peek().partition(b"\n")[0].count(separator.encode()) + 1
+    if columns > _COLUMNS:
+        raise UserError(f"{path}: its header line has more than {_COLUMNS:,} columns; leave out those not needed")
+    return opened
+
+
+class _Bounded(io.RawIOBase):
+    """Bytes of a file that may be compressed, counted."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file, self._read = path, file, 0
+        self._size = path.stat().st_size
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As of any raw file; UserError beyond what `refuse_bomb` allows."""
+        count = int(self._file.readinto(buffer))
+        self._read += count
+        refuse_bomb(self._path, self._read, self._size)
+        return count
+
+    def close(self) -> None:
+        """Close the file below too."""
+        self._file.close()
+        super().close()
+
+
+def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
+    """UserError where `packed` bytes on disk take memory out of all proportion."""
+    if unpacked > _SMALL and unpacked > _RATIO * packed:
+        raise UserError(
+            f"{path}: {packed:,} bytes unpack to {unpacked:,}: not read, as no sequences shrink so much; write the "
+            "table again without repeated rows, or as FASTA"
+        )
+
+
 def _sequences(path: Path, table: TableFormat) -> Iterator[str]:
     if not table.lines and not table.column:
         raise UserError(f"{path}: a table; say which column holds the sequences with --column")
@@ -60,7 +111,9 @@ def _sequences(path: Path, table: TableFormat) -> Iterator[str]:
         with path.open("rb") as file:
             magic = file.read(4)
         if magic == b"PAR1":
-            batches = _parquet(path, table.column)
+            from megadna.genome.parquet import text_batches  # pyarrow's takes a tenth of a second
+
+            batches = text_batches(path, table.column)
         else:
             batches = _delimited(path, table, "gzip" if magic[:2] == b"\x1f\x8b" else None)
         for batch in batches:
@@ -70,15 +123,9 @@ def _sequences(path: Path, table: TableFormat) -> Iterator[str]:
                 yield value
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())
+        if "straddling" in what:  # pyarrow's word for it
+            what = f"a row is longer than {_LONGEST_ROW:,} bytes; give it as FASTA"
         raise UserError(f"{path}: cannot be read as {'lines' if table.lines else 'a table'} ({what})") from error
-
-
-def _parquet(path: Path, column: str) -> Iterator[pyarrow.RecordBatch]:
-    from pyarrow import parquet  # takes a tenth of a second
-
-    file = parquet.ParquetFile(path)
-    _require_column(path, column, file.schema_arrow.names)
-    yield from file.iter_batches(batch_size=1024, columns=[column])
 
 
 def _delimited(path: Path, table: TableFormat, compression: str | None) -> Iterator[pyarrow.RecordBatch]:

@@ -27,23 +27,33 @@ def twobit_blocks(path: Path) -> Iterator[bytes]:
             for _ in range(count):
                 name = file.read(file.read(1)[0])
                 offset = struct.unpack(order + ("Q" if version else "I"), file.read(8 if version else 4))[0]
+                if b"\n" in name or b"\r" in name:
+                    raise ValueError("a line end in a name")
                 index.append((name, offset))
+            end = path.stat().st_size
+            room = end  # records that shared their bytes would make a small file endless
             for name, offset in index:
                 yield b">" + name + b"\n"
-                yield from _letters(file, offset, order)
+                for letters in _letters(file, offset, order, end):
+                    if file.tell() - offset > room:
+                        raise ValueError("records that overlap")
+                    yield letters
+                room -= file.tell() - offset
+                if room < 0:
+                    raise ValueError("records that overlap")
                 yield b"\n"
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError, OSError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: the 2bit file is cut short or damaged; fetch it again") from error
 
 
-def _letters(file: BinaryIO, offset: int, order: str) -> Iterator[bytes]:
-    """Letters of the sequence whose record begins at `offset`."""
+def _letters(file: BinaryIO, offset: int, order: str, end: int) -> Iterator[bytes]:
+    """Letters of the sequence whose record begins at `offset` of a file of `end` bytes."""
     file.seek(offset)
     size = struct.unpack(order + "I", file.read(4))[0]
-    n_starts, n_ends = _blocks(file, order)
-    mask_starts, mask_ends = _blocks(file, order)
+    n_starts, n_ends = _blocks(file, order, size, end)
+    mask_starts, mask_ends = _blocks(file, order, size, end)
     file.read(4)
     for first in range(0, size, _STEP):
         length = min(_STEP, size - first)
@@ -58,14 +68,16 @@ def _letters(file: BinaryIO, offset: int, order: str) -> Iterator[bytes]:
         yield letters.tobytes()
 
 
-def _blocks(file: BinaryIO, order: str) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends of a list of blocks."""
+def _blocks(file: BinaryIO, order: str, size: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends of a list of blocks of a sequence of `size` bases; ValueError unless they rise and lie in it."""
     count = struct.unpack(order + "I", file.read(4))[0]
-    data = file.read(8 * count)
-    if len(data) < 8 * count:
+    if 8 * count > end - file.tell():  # before memory is set aside for them
         raise ValueError("cut short")
-    starts, sizes = np.frombuffer(data, order + "u4").astype(np.int64).reshape(2, count)
-    return starts, starts + sizes
+    starts, sizes = np.frombuffer(file.read(8 * count), order + "u4").astype(np.int64).reshape(2, count)
+    ends = starts + sizes
+    if count and ((starts[1:] < ends[:-1]).any() or ends[-1] > size):
+        raise ValueError("blocks that overlap or pass the end")
+    return starts, ends
 
 
 def _within(starts: np.ndarray, ends: np.ndarray, first: int, length: int) -> Iterator[tuple[int, int]]:

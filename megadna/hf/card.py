@@ -87,6 +87,9 @@ REMOTE_NOTE = """\
 
 """
 
+_MOST_STARTS = 20
+"""Runs that are followed back from one that started from another's weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
@@ -159,15 +162,17 @@ def _contigs(path: Path) -> dict[str, list[str]]:
 
 def _source(config: Config, numbers: dict[str, Any]) -> dict[str, Any]:
     """The imported model's facts: of this checkpoint itself, or of the one that its run started from."""
-    start = config.checkpoint.init_from
-    if "imported" in numbers or not start:
-        return dict(numbers.get("imported", {}))
-    try:
-        return {"name": Path(start).name, "license": "unknown"} | _source(
-            read_config(Path(start)), read_numbers(Path(start))
-        )
-    except (OSError, UserError):
-        return {"name": Path(start).name, "license": "unknown"}
+    found: dict[str, Any] = {}
+    for _ in range(_MOST_STARTS):  # a run may name itself
+        start = config.checkpoint.init_from
+        if "imported" in numbers or not start:
+            return found | dict(numbers.get("imported", {}))
+        found |= {"name": Path(start).name, "license": "unknown"}
+        try:
+            config, numbers = read_config(Path(start)), read_numbers(Path(start))
+        except (OSError, UserError):
+            break
+    return found
 
 
 def model_card(

@@ -6,6 +6,7 @@ starts from it with checkpoint.init_from.
 """
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ class CheckpointTensors:
         refuse_foreign_pickles(checkpoint / "weights")
         self._reader = FileSystemReader(checkpoint / "weights")
         entries = self._reader.read_metadata().state_dict_metadata
+        self._bytes = sum(path.stat().st_size for path in (checkpoint / "weights").glob("*.distcp"))
         tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
         self.has_master = any(name.startswith(MASTER_PREFIX) for name in tensors)
         self._prefix = MASTER_PREFIX if master and self.has_master else ""
@@ -61,8 +63,10 @@ class CheckpointTensors:
         return next(iter(self._entries.values())).properties.dtype
 
     def read(self, name: str) -> Tensor:
-        """One tensor, whole."""
+        """One tensor, whole; UserError where the shards are too small to hold it."""
         entry = self._entries[name]
+        if math.prod(entry.size) * entry.properties.dtype.itemsize > self._bytes:  # before memory is set aside for it
+            raise UserError(f"{self._reader.path}: {name} {list(entry.size)} does not fit its files; it is damaged")
         wanted = {self._prefix + name: torch.empty(entry.size, dtype=entry.properties.dtype)}
         with _alone():
             load_shards(wanted, storage_reader=self._reader, no_dist=True)

@@ -30,6 +30,7 @@ from megadna.hf.tokenizers import write_tokenizer
 from megadna.hf.weights import write_weights
 from megadna.log import get_logger
 from megadna.ownership import Kind, refuse_replacing
+from megadna.reading import read_json
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import read_config
 
@@ -39,6 +40,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RECORD = "megadna.json"
 REMOTE_CODE = ("configuration_megadna.py", "modeling_megadna.py")
 NOT_COMPARED = "not compared (--no_verify)"
+_LEADS_ELSEWHERE = (
+    *("auto_map", "configuration_files", "transformers_weights", "quantization_config"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "id2label", "num_labels"),
+)
+"""Keys of config.json that name code or files, or are no part of the model: not copied for the comparison."""
 AS_BERT = [("model.", "bert."), ("lm_head.", "cls.predictions."), ("layer_norm", "LayerNorm")]
 """multimolecule's names -> those of transformers' BertForMaskedLM, which computes the same."""
 
@@ -133,23 +139,24 @@ def write_code(folder: Path, target: str) -> None:
 @contextmanager
 def compared(target: str, folder: Path, *, foreign: bool = False, bias_factor: float = 1.0) -> Iterator[Other]:
     """How the gate reads a folder: as it is; of another's making or class, with our files and never with its code."""
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content = read_json(folder / "config.json")
     if foreign or target == "multimolecule":
         with tempfile.TemporaryDirectory() as view:
             yield Other(
                 weights=folder,
                 config=_view(target, content, Path(view)),
+                runs_code=target in REMOTE,
                 tokenizer=False,
                 renamed=AS_BERT if target == "multimolecule" else [],
                 bias_factor=bias_factor,
             )
     else:
-        yield Other(weights=folder, config=folder, tokenizer=True, renamed=[], bias_factor=bias_factor)
+        yield Other(weights=folder, config=folder, runs_code=True, tokenizer=True, renamed=[], bias_factor=bias_factor)
 
 
 def _view(target: str, content: dict[str, Any], view: Path) -> Path:
     """config.json (and code) under which transformers itself computes what the folder's class does."""
-    content = {key: value for key, value in content.items() if key != "auto_map"}
+    content = {key: value for key, value in content.items() if key not in _LEADS_ELSEWHERE}
     if target == "multimolecule":
         content |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
         content |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -54,6 +54,8 @@ class Other:
     """Folder of the weight files."""
     config: Path
     """Folder of a config.json that transformers can read, with what it names."""
+    runs_code: bool
+    """Whether that folder holds our modeling files, for transformers to run."""
     tokenizer: bool
     """Whether transformers must be able to load a tokenizer from there."""
     renamed: list[tuple[str, str]]
@@ -83,6 +85,7 @@ def verify(read: Callable[[str], Tensor], config: Config, tokenizer: Tokenizer, 
         task = {
             "weights": str(other.weights.absolute()),
             "config": str(other.config.absolute()),
+            "runs_code": other.runs_code,
             "tokenizer": other.tokenizer,
             "renamed": other.renamed,
             "rows": table.vocab_rows,

@@ -6,14 +6,17 @@ Out: CHECKPOINT/ weights/, config.yaml, state.json, the marker `complete`: what 
      `inspect` and `export` take. Written under a temporary name, compared there (gate.py), and renamed last.
 """
 
-import json
 import re
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from megadna.arguments import dump_config
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder
 from megadna.hf.checkpoints import CheckpointTensors, seal_checkpoint, write_tensors
@@ -25,11 +28,16 @@ from megadna.hf.tokenizers import recognise_tokenizer
 from megadna.hf.weights import FolderWeights
 from megadna.log import get_logger
 from megadna.ownership import Kind, refuse_replacing
+from megadna.reading import first_line, read_json
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.integrity import MARKER
 
 log = get_logger(__name__)
 
+_COUNTS = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+    *("vocab_size", "max_position_embeddings", "type_vocab_size", "num_token_types"),
+)
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -53,16 +61,23 @@ def import_folder(
     double_bias: the folder was trained by DNABERT's code, which adds the decoder's bias twice. pieces: folder of a
     sentencepiece model. license_name: of the weights; default: what the folder's README.md states.
     """
-    content = _read_json(folder / "config.json")
+    content = read_json(folder / "config.json", "--model names a Hugging Face model folder")
+    second = content.get("configuration_files")
+    require(
+        not second, f"{folder / 'config.json'}: configuration_files names another config; import reads this one alone"
+    )
     target = recognise(content)
     weights = FolderWeights(folder)
     _check_tied(weights)
-    tokenizer_config = recognise_tokenizer(folder, target, int(content["vocab_size"]), pieces)
-    config = config_of(target, content, tokenizer_config, token_types=False)
-    table = name_table(target, config)
-    if table.token_types in weights and weights.read(table.token_types).any():
-        config = config_of(target, content, tokenizer_config, token_types=True)
+    with _fitting(folder / "config.json"):
+        _check_counts(content, len(weights.names()))
+        tokenizer_config = recognise_tokenizer(folder, target, int(content["vocab_size"]), pieces)
+        config = config_of(target, content, tokenizer_config, token_types=False)
         table = name_table(target, config)
+        if table.token_types in weights and weights.read(table.token_types).any():
+            config = config_of(target, content, tokenizer_config, token_types=True)
+            table = name_table(target, config)
+        dump_config(config)  # checks the kinds of all values
     expected = {part for name in table.shapes for part in table.hf_names(name)}
     check_names(set(weights.names()) - ({table.token_types} - expected), expected, str(folder))
 
@@ -88,13 +103,38 @@ def import_folder(
     return found
 
 
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """UserError that names the file where a key is missing or its value of another kind."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{path}: lacks {error}; its model cannot be told") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError, ArgumentError) as error:
+        if isinstance(error, UserError):
+            named = str(path.parent) in str(error) or "config.json" in str(error)
+            raise error if named else UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: a value is not of its kind ({first_line(error)})") from error
+
+
+def _check_counts(content: dict[str, Any], tensors: int) -> None:
+    """TypeError or ValueError where config.json's counts are none, or its layers more than the weights' tensors."""
+    for key in _COUNTS:
+        value = content.get(key)
+        required = key in content and not key.startswith("num_key")  # grouped queries may be null
+        if (required or value is not None) and not (type(value) is int and 0 <= value < 1 << 31):
+            raise TypeError(f"{key}: {str(value)[:40]}")
+    if content["num_hidden_layers"] > tensors:
+        raise ValueError(f"num_hidden_layers: {content['num_hidden_layers']}, and the weights are {tensors} tensors")
+
+
 def _checkpoint_files(folder: Path) -> str | None:
     """What a checkpoint folder may contain (Kind): what its commit marker names."""
     try:
-        entries = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        entries = read_json(folder / MARKER)
         if not all(entry.keys() == {"bytes", "crc32"} for entry in entries.values()):
             return None
-    except (OSError, ValueError, AttributeError):
+    except (UserError, AttributeError):
         return None
     return "|".join(map(re.escape, [MARKER, *entries])) if "state.json" in entries else None
 
@@ -118,16 +158,7 @@ def _check_tied(weights: FolderWeights) -> None:
 def _license(folder: Path) -> str:
     """What the model card's header says; `unknown` where it says nothing."""
     card = folder / "README.md"
-    for line in card.read_text(encoding="utf-8").splitlines() if card.is_file() else []:
+    for line in card.read_text(encoding="utf-8", errors="replace").splitlines() if card.is_file() else []:
         if line.startswith("license:"):
             return line.partition(":")[2].strip() or "unknown"
     return "unknown"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    require(path.is_file(), f"{path}: no such file; --model names a Hugging Face model folder")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error

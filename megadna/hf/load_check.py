@@ -2,10 +2,11 @@
 
     python -m megadna.hf.load_check TASK.json
 
-In:  TASK.json: `weights` (folder), `config` (folder with config.json and tokenizer), `renamed` (parts of names), `rows`
-     (megadna's row of every row of this vocabulary, -1: none), `bias_factor`; beside it ids.npy [B, S] in this
-     vocabulary, mask.npy [B, S] and labels.npy [B, S] of the hidden tokens in megadna's, fp32-N.npy (state N: the
-     embeddings, each layer, the last norm), fp32-logits.npy and bf16-logits.npy.
+In:  TASK.json: `weights` (folder), `config` (folder with config.json and tokenizer), `runs_code` (whether it holds our
+     modeling files), `renamed` (parts of names), `rows` (megadna's row of every row of this vocabulary, -1: none),
+     `bias_factor`; beside it ids.npy [B, S] in this vocabulary, mask.npy [B, S] and labels.npy [B, S] of the hidden
+     tokens in megadna's, fp32-N.npy (state N: the embeddings, each layer, the last norm), fp32-logits.npy and
+     bf16-logits.npy.
 Out: one JSON line of differences. megadna and megatron cannot be imported here, so an export that needs them fails.
 One layer is in memory at a time.
 """
@@ -50,9 +51,9 @@ class Widened(TorchFunctionMode):
 class Streamed:
     """A masked language model on the meta device that gets the weights of one part at a time."""
 
-    def __init__(self, config: Any, weights: FolderWeights) -> None:
+    def __init__(self, config: Any, weights: FolderWeights, runs_code: bool) -> None:
         with torch.device("meta"):
-            self.model = AutoModelForMaskedLM.from_config(config, trust_remote_code=True).eval()
+            self.model = AutoModelForMaskedLM.from_config(config, trust_remote_code=runs_code).eval()
         self.weights = weights
         expected = {name for name, _ in self.model.named_parameters() if "decoder" not in name}
         if wrong := expected ^ set(weights.names()):
@@ -97,13 +98,13 @@ class Streamed:
 
 def compare(task: dict[str, Any], folder: Path) -> dict[str, float]:
     """Largest differences in fp32, agreement in bf16."""
-    config = AutoConfig.from_pretrained(task["config"], trust_remote_code=True)
+    config = AutoConfig.from_pretrained(task["config"], trust_remote_code=task["runs_code"])
     if task["tokenizer"]:
-        tokenizer = AutoTokenizer.from_pretrained(task["config"], trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(task["config"], trust_remote_code=task["runs_code"])
         if len(tokenizer) > config.vocab_size:
             raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}")
     weights = FolderWeights(Path(task["weights"]), task["renamed"])
-    streamed = Streamed(config, weights)
+    streamed = Streamed(config, weights, task["runs_code"])
     ids_BS = torch.from_numpy(np.load(folder / "ids.npy"))
     rows = torch.tensor(task["rows"])
     bias = (task["bias_factor"] - 1) * weights.read("cls.predictions.bias").float()

@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from megadna.config import TokenizerConfig
 from megadna.errors import UserError
+from megadna.reading import read_json, read_text
 from megadna.tokenizer.alphabet import BASES, IUPAC_AMBIGUOUS
 from megadna.tokenizer.base import Tokenizer as DnaTokenizer
 from megadna.tokenizer.build import build_tokenizer
@@ -67,9 +68,12 @@ def recognise_tokenizer(folder: Path, target: str, vocab_size: int, pieces: str)
         return TokenizerConfig(kind="sentencepiece", model=pieces)
     words: list[str] | None = None
     if (folder / "vocab.txt").is_file():
-        words = (folder / "vocab.txt").read_text(encoding="utf-8").split()
+        words = read_text(folder / "vocab.txt").split()
     elif (folder / "tokenizer.json").is_file():
-        vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        model = read_json(folder / "tokenizer.json").get("model")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocabulary, dict) or not all(type(number) is int for number in vocabulary.values()):
+            raise UserError(f"{folder / 'tokenizer.json'}: model.vocab is no table of tokens and their numbers")
         words = sorted(vocabulary, key=vocabulary.__getitem__)
     stride_one = (folder / "vocab.txt").is_file() or words is None
     layouts = {"multimolecule": ["multimolecule"], "megatron_bert": ["bionemo", "dnabert"]}.get(target, list(LAYOUTS))

@@ -9,6 +9,7 @@ Files are read and not mapped: pages of a mapped file would count as memory of t
 
 import ctypes
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from megadna.errors import UserError
 from megadna.progress import Progress
+from megadna.reading import first_line, parse_json
 
 SHARD_BYTES = 5_000_000_000
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I64": torch.int64}
@@ -84,8 +86,10 @@ class FolderWeights:
             return self._pickled[name].clone()
         if entry["dtype"] not in DTYPES:
             raise UserError(f"{path}: {name} is stored as {entry['dtype']}; convert it to {', '.join(DTYPES)}")
-        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
         first, end = entry["data_offsets"]
+        if start + end > path.stat().st_size:  # before memory is set aside for it
+            raise UserError(f"{path}: ends before {name} does; the file is damaged, fetch it again")
+        tensor = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
         with path.open("rb") as file:
             file.seek(start + first)
             if file.readinto(_bytes(tensor)) != end - first:
@@ -152,22 +156,48 @@ def _header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= min(100 << 20, path.stat().st_size):
                 raise ValueError("no header")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length), str(path), "fetch it again", what="a safetensors file")
     except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: not a safetensors file ({error}); fetch it again") from error
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if not _is_entry(entry):
+            raise UserError(f"{path}: not a safetensors file (the entry of {name[:80]}); fetch it again")
     return header, 8 + length
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a tensor's type, shape and range of bytes are stated, and belong together."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    for numbers in (entry.get("shape"), entry.get("data_offsets")):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+            return False
+    if len(entry["data_offsets"]) != 2:
+        return False
+    first, end = entry["data_offsets"]
+    dtype = DTYPES.get(entry["dtype"])
+    return first <= end and (dtype is None or math.prod(entry["shape"]) * dtype.itemsize == end - first)
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """A .bin file through torch's reader of tensors alone, mapped into memory where its format allows."""
     try:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # written before torch 1.6
-            return torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: refused, not a file of tensors ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: refused, not a file of tensors ({first_line(error)})") from error
+    size = path.stat().st_size
+    for name, tensor in found.items() if isinstance(found, dict) else [("its content", found)]:
+        # A pickle may state any shape over a few bytes, or none of its own.
+        whole = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not whole or not isinstance(name, str) or tensor.nbytes > size:
+            raise UserError(f"{path}: refused, not a file of tensors ({str(name)[:80]} is none that fits the file)")
+    return found
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -16,11 +16,13 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from megadna.errors import UserError
+from megadna.reading import first_line, read_json
 from megadna.tokenizer.alphabet import BASES, Letters, table
 from megadna.tokenizer.base import Tokenizer
 
 MODEL_NAME = "sentencepiece.model"
 INFO_NAME = "sentencepiece.json"
+_AGAIN = "make one with megadna train-tokenizer"
 _LETTERS = table({base: ord(base) for base in BASES}, ord("N"))
 
 
@@ -34,9 +36,15 @@ class BpeTokenizer(Tokenizer):
         for name in (MODEL_NAME, INFO_NAME):
             if not (folder / name).is_file():
                 raise UserError(f"tokenizer.model: {folder / name} is missing; make one with megadna train-tokenizer")
-        info = json.loads((folder / INFO_NAME).read_text(encoding="utf-8"))
-        self.mean_bases: float = info["bases_per_token"]
-        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_NAME))
+        mean = read_json(folder / INFO_NAME, _AGAIN).get("bases_per_token")
+        if not isinstance(mean, int | float) or not mean > 0:
+            raise UserError(f"tokenizer.model: {folder / INFO_NAME} states no bases_per_token; {_AGAIN}")
+        self.mean_bases = float(mean)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_NAME))
+        except (OSError, RuntimeError, ValueError) as error:
+            what = f"not a sentencepiece model ({first_line(error)})"
+            raise UserError(f"tokenizer.model: {folder / MODEL_NAME}: {what}; {_AGAIN}") from error
         pieces = self.tokens()
         self.nucleotide_ids = np.array([number for number, text in enumerate(pieces) if set(text) <= set(BASES)])
         self._lengths_V = np.array([len(text) if number > self.mask_id else 0 for number, text in enumerate(pieces)])

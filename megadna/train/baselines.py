@@ -22,9 +22,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megadna.errors import UserError
 from megadna.files import write_json
 from megadna.log import get_logger
 from megadna.progress import Progress, tracked
+from megadna.reading import read_json
 from megadna.tokenizer.alphabet import OTHER, Letters, base_codes
 from megadna.train.bits import ChunkSums, UnitScores
 
@@ -267,13 +269,25 @@ def _read_cache(cache_file: Path | None) -> tuple[dict[str, Any], bool]:
     if cache_file is None or not cache_file.exists():
         return {}, True
     try:
-        content = json.loads(cache_file.read_bytes())
-        if all("baselines" in entry for entry in content.values()):
-            return content, True
-    except (OSError, ValueError, AttributeError, TypeError):
-        pass
-    log.warning("%s is no cache of baselines and is left as it is; computing them anew", cache_file)
-    return {}, False
+        content = read_json(cache_file)
+    except UserError:
+        content = {"": None}
+    if not all(isinstance(entry, dict) and "baselines" in entry for entry in content.values()):
+        log.warning("%s is no cache of baselines and is left as it is; computing them anew", cache_file)
+        return {}, False
+    return {key: entry for key, entry in content.items() if _are_scores(entry)}, True
+
+
+def _are_scores(entry: dict[str, Any]) -> bool:
+    """Whether the entry has the scores of the three baselines, as numbers."""
+    scores = entry.get("baselines")
+    found = [scores.get(name) for name in ("uniform", "composition", "markov")] if isinstance(scores, dict) else [None]
+    numbers = ("bits_per_base", "perplexity", "accuracy")
+    return all(isinstance(score, dict) and all(_is_number(score.get(key)) for key in numbers) for score in found)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _spread(chunks: Chunks, max_letters: int) -> Iterator[Letters]:

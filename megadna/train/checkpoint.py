@@ -10,7 +10,6 @@ A folder without the marker does not count (integrity.py); saving.py writes them
 """
 
 import gc
-import json
 import os
 import re
 from dataclasses import replace
@@ -35,10 +34,11 @@ from megadna.engine.optimizer import (
     optimizer_shards,
     reload_master_weights,
 )
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.log import get_logger
 from megadna.model.encoder import build_encoder
 from megadna.model.sharding import SHARDING_METADATA, flat, sharded_weights
+from megadna.reading import read_json
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
 from megadna.train.state import TrainState
 
@@ -47,6 +47,7 @@ log = get_logger(__name__)
 STEP = re.compile(r"step-[0-9]+")
 """Name of a checkpoint folder."""
 MASTER_PREFIX = "optimizer.state.param."
+MOST_LAYERS = 10_000  # of a checkpoint that somebody else may have written; each is an object before weights are read
 """Name prefix of the fp32 master weights among the tensors of a checkpoint."""
 
 
@@ -182,7 +183,10 @@ def _check_whole(folder: Path) -> None:
 
 def read_config(checkpoint: Path) -> Config:
     """The resolved config that a checkpoint was trained with."""
-    return load_config(checkpoint / "config.yaml")
+    config = load_config(checkpoint / "config.yaml")
+    layers = config.model.num_layers
+    require(layers <= MOST_LAYERS, f"{checkpoint / 'config.yaml'}: model.num_layers is {layers}; it is damaged")
+    return config
 
 
 def read_numbers(checkpoint: Path) -> dict[str, Any]:
@@ -190,31 +194,26 @@ def read_numbers(checkpoint: Path) -> dict[str, Any]:
 
     UserError where it is damaged, or holds other than what saving.py writes.
     """
-    path = checkpoint / "state.json"
-    try:
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); the checkpoint is damaged") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); the checkpoint is damaged") from error
+    path, damaged = checkpoint / "state.json", "the checkpoint is damaged"
+    numbers = read_json(path, damaged)
     problem = _problem_of(numbers)
     if problem:
-        raise UserError(f"{path}: {problem}; the checkpoint is damaged")
-    return dict(numbers)
+        raise UserError(f"{path}: {problem}; {damaged}")
+    return numbers
 
 
-def _problem_of(numbers: Any) -> str:
+def _problem_of(numbers: dict[str, Any]) -> str:
     """What is wrong with the content of state.json; empty where nothing is."""
-    if not isinstance(numbers, dict):
-        return "not an object of names and values"
     for name in ("step", "consumed_samples"):
-        if type(numbers.get(name)) is not int or numbers[name] < 0:
+        if type(numbers.get(name)) is not int or not 0 <= numbers[name] < 1 << 63:
             return f"{name} is {numbers.get(name)!r}, not a count"
     skipped = numbers.get("skipped")
     if not isinstance(skipped, list) or not all(_is_range(one) for one in skipped):
         return f"skipped is {skipped!r}, not a list of ranges of samples"
     if not isinstance(numbers.get("versions"), dict):
         return f"versions is {numbers.get('versions')!r}, not versions by program"
+    if not isinstance(numbers.get("imported", {}), dict):
+        return f"imported is {numbers['imported']!r}, not what an import states"
     for name, value in numbers.items():
         if name.startswith("valid_") and name != "valid_protocol" and not isinstance(value, int | float | None):
             return f"{name} is {value!r}, not a number"

@@ -28,7 +28,7 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
     yield f"checkpoint of step {numbers['step']:,}, {numbers['consumed_samples']:,} samples consumed"
     yield f"  {_model_line(config)}, {parameters:,} parameters"
     yield f"  tokenizer {numbers.get('tokenizer')}, dataset {numbers.get('dataset_id')}"
-    yield "  written by " + ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
+    yield "  written by " + ", ".join(f"{name} {version}" for name, version in numbers.get("versions", {}).items())
     if "valid_bits_per_base" in numbers:
         bits = numbers["valid_bits_per_base"]
         yield f"  valid {bits:.4f} bits per base{beside_guessing(bits)}"

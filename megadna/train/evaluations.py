@@ -1,10 +1,10 @@
 """evaluation-SPLIT.json: reading it, and one line where a model is no better than a baseline."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from megadna.errors import UserError, require
+from megadna.errors import require
+from megadna.reading import read_json
 
 GUESSING = 2.0
 """Bits per base of a uniform guess among A, C, G and T."""
@@ -15,13 +15,7 @@ SCORES = ("bits_per_base", "perplexity", "accuracy")
 def read_evaluation(file: Path) -> dict[str, Any]:
     """evaluation-SPLIT.json as `megadna evaluate` writes it; UserError with the remedy where it is something else."""
     remedy = "delete it and run `megadna evaluate` again"
-    try:
-        evaluation = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); {remedy}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({error}); {remedy}") from error
-    require(isinstance(evaluation, dict), f"{file}: not an object of names and values; {remedy}")
+    evaluation = read_json(file, remedy)
     missing = {"split", "samples", "hidden_bases", "model", "baselines"} - evaluation.keys()
     require(not missing, f"{file}: lacks {', '.join(sorted(missing))}; {remedy}")
     counts = [evaluation[key] for key in ("step", "samples", "hidden_bases") if key in evaluation]
@@ -29,7 +23,7 @@ def read_evaluation(file: Path) -> dict[str, Any]:
     baselines = evaluation["baselines"]
     scores = [evaluation["model"], *baselines.values()] if isinstance(baselines, dict) else [None]
     require(all(map(_is_score, scores)), f"{file}: model or baselines without {', '.join(SCORES)}; {remedy}")
-    return dict(evaluation)
+    return evaluation
 
 
 def _is_score(score: Any) -> bool:

@@ -16,6 +16,7 @@ import torch
 from isal import isal_zlib
 
 from megadna.errors import UserError
+from megadna.reading import first_line, read_json
 
 MARKER = "complete"
 ALWAYS = ("state.json", "config.yaml", "weights/.metadata", "weights/common.pt", "weights/metadata.json")
@@ -73,14 +74,14 @@ def check(folder: Path) -> None:
 def read_marker(folder: Path) -> dict[str, dict[str, int]]:
     """Size and checksum by file; UserError where the marker is not what `seal` writes for the files that are there."""
     marker = folder / MARKER
-    try:
-        entries = json.loads(marker.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{marker}: missing, so the checkpoint was never finished or is damaged") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{marker}: cannot be read ({_reason(error)}); the checkpoint is damaged") from error
-    if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
+    if not marker.exists():
+        raise UserError(f"{marker}: missing, so the checkpoint was never finished or is damaged")
+    entries = read_json(marker, "the checkpoint is damaged")
+    if not all(map(_is_entry, entries.values())):
         raise UserError(f"{marker}: does not give size and checksum of each file; the checkpoint is damaged")
+    for name in entries:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{marker}: {name[:80]!r} is no file of a checkpoint; the checkpoint is damaged")
     shards = (path.relative_to(folder).as_posix() for path in (folder / "weights").glob("*.distcp"))
     for name in (*ALWAYS, *shards):
         if name not in entries:
@@ -103,18 +104,18 @@ def refuse_foreign_pickles(weights: Path) -> None:
             if type(entry).__name__ != "TensorStorageMetadata":
                 raise pickle.UnpicklingError(f"{name} is no tensor")
     except OSError as error:
-        raise UserError(f"{weights / '.metadata'}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # whatever a damaged pickle leads to
-        raise UserError(
-            f"{weights / '.metadata'}: refused, not a description of tensors ({_first_line(error)})"
-        ) from error
+        what = f"cannot be read ({error.strerror}); the checkpoint is damaged"
+        raise UserError(f"{weights / '.metadata'}: {what}") from error
+    except Exception as error:  # unpickling ends in any of a dozen, MemoryError and RecursionError among them
+        what = f"refused, not a description of tensors ({first_line(error)})"
+        raise UserError(f"{weights / '.metadata'}: {what}") from error
     try:
         torch.load(weights / "common.pt", weights_only=True)
     except OSError as error:
         raise UserError(f"{weights / 'common.pt'}: cannot be read ({error.strerror})") from error
     except Exception as error:
         raise UserError(
-            f"{weights / 'common.pt'}: refused, holds more than plain values ({_first_line(error)})"
+            f"{weights / 'common.pt'}: refused, holds more than plain values ({first_line(error)})"
         ) from error
 
 
@@ -159,8 +160,4 @@ def _sync(path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """Without number and path, which the message has already."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from megadna.arguments import read_yaml
 from megadna.data.manifest import SPLITS, leakage_line, load_manifest
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, write_text
@@ -368,12 +367,11 @@ def _read_settings(file: Path) -> tuple[dict[str, Any], str]:
     """Content of config.yaml, and its text."""
     remedy = "take the one of a checkpoint (checkpoints/step-*/config.yaml)"
     try:
-        text = file.read_text(encoding="utf-8")
-        settings = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: not YAML ({' '.join(str(error).split())}); {remedy}") from error
+        settings = read_yaml(file)
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
     require(isinstance(settings, dict), f"{file}: not a mapping of keys; {remedy}")
-    return settings, text
+    return settings, file.read_text(encoding="utf-8")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

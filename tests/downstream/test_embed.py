@@ -22,9 +22,10 @@ from megadna import embed
 from megadna.cli import main
 from megadna.downstream import embed as embed_module
 from megadna.downstream import encoder, tables_out, windows_run
-from megadna.downstream.encoder import load_config, load_tokenizer, runs_own_code
+from megadna.downstream.encoder import load_config, load_tokenizer
 from megadna.downstream.genome import reverse_complement
 from megadna.downstream.sequences import read_regions, record_lengths
+from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
 from megadna.files import claimed
 
@@ -369,7 +370,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (folders["kmer"], "short.fa", "x.npy", [], "b: 2 bases give no token"),
         (str(tmp_path / "nowhere"), "a.fa", "x.npy", [], "no such folder"),
         (str(tmp_path), "a.fa", "x.npy", [], "no config.json"),
-        (str(torn), "a.fa", "x.npy", [], "AutoConfig cannot load it (Expecting property name"),
+        (str(torn), "a.fa", "x.npy", [], "config.json: not JSON (Expecting property name"),
         (str(foreign), "a.fa", "x.npy", [], "say --trust_remote_code"),
         (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "unknown.bed")], "line 1: no contig chr7"),
         (model, "a.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "line 2: s0 ends at 50, the interval at 51"),
@@ -399,18 +400,18 @@ def test_only_files_that_megadna_writes_run_unasked(tmp_path):
     folder = megadna_folder(tmp_path / "model")
     code, config = folder / "modeling_megadna.py", folder / "config.json"
     text, stated = code.read_text(), config.read_text()
-    assert runs_own_code(folder)
+    assert check_folder(folder)
     code.write_text(text.replace('model_type = "megadna"', 'model_type = "rnabert"'))
-    assert runs_own_code(folder)
+    assert check_folder(folder)
     code.write_text(text + "import os\n")
-    assert not runs_own_code(folder)
+    assert not check_folder(folder)
     code.write_text(text)
     for elsewhere in ("sub/evil.Model", "../evil.Model", "owner/name--modeling_megadna.MegaDnaModel"):
         config.write_text(stated.replace("modeling_megadna.MegaDnaModel", elsewhere))
-        assert not runs_own_code(folder)
+        assert not check_folder(folder)
     config.write_text(stated)
     (folder / "evil.py").write_text("")
-    assert not runs_own_code(folder)
+    assert not check_folder(folder)
 
 
 def test_nothing_of_it_imports_megatron():

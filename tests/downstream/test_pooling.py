@@ -20,12 +20,13 @@ from toy_models import kmer_folder, megadna_folder
 
 from megadna import embed, predict
 from megadna.config import Config
-from megadna.downstream.encoder import load_config, load_tokenizer, runs_own_code
+from megadna.downstream.encoder import load_config, load_tokenizer
 from megadna.downstream.modeling_dna_task import DnaTaskConfig
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.task_batches import Collator, examples_of
 from megadna.downstream.task_model import build_model, save_model
 from megadna.downstream.tasks import Target, add_targets
+from megadna.downstream.trust import check_folder
 from megadna.hf.formats import config_json
 from megadna.hf.modeling_megadna import MegaDnaForSequenceClassification
 
@@ -135,7 +136,7 @@ def test_a_folder_of_the_earlier_definition_computes_what_it_was_trained_with(po
         line = "# A saved copy imports the encoder's class and configuration here.\n"
         (tmp_path / "task" / packed.stem).write_text(text.replace(line, f"{line}{added} EncoderConfig\n"))
     (tmp_path / "task").rename(tmp_path / "old")  # transformers keeps code by folder
-    assert runs_own_code(tmp_path / "old")
+    assert check_folder(tmp_path / "old")
     np.testing.assert_allclose(predict(tmp_path / "old", path)[["0", "1"]], expected, atol=1e-6)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "old", trust_remote_code=True)
     assert not hasattr(loaded.config, "pool_special_tokens")
