@@ -210,7 +210,7 @@ def _shards(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in (folder / "weights").glob("*.distcp")]
 
 
-@pytest.mark.parametrize("number", [40, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [40, pytest.param(500, marks=pytest.mark.slow)])
 def test_random_damage_never_passes_and_never_ends_in_a_traceback(number: int, run: Path, tmp_path: Path) -> None:
     """What is found holds the bytes that were saved (a marker may change in white space), whatever was damaged."""
     rng = random.Random(7)
@@ -449,7 +449,7 @@ def test_an_evaluation_that_is_none_is_one_line(text: bytes, run: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [12, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [12, pytest.param(300, marks=pytest.mark.slow)])
 def test_random_damage_of_run_files_is_one_line_at_most(number: int, run: Path) -> None:
     rng = random.Random(11)
     (run / "evaluation-test.json").write_text(EVALUATION % (SCORE, SCORE))
