@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -37,6 +38,19 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
+class _StandardError(logging.StreamHandler):
+    """Writes to what sys.stderr is now, not to what it was when logging was set up: it may be closed since."""
+
+    @property
+    def stream(self) -> Any:
+        """The current standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _value: Any) -> None:
+        pass
+
+
 def setup_logging(level: int = logging.INFO) -> None:
     """Attach the handler of the `megadna` logger tree once; ranks above 0 keep only errors."""
     root = logging.getLogger("megadna")
@@ -46,7 +60,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     if sys.stderr.isatty():
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     else:
-        handler = logging.StreamHandler()
+        handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     handler.setLevel(level)
     root.addHandler(handler)

@@ -155,6 +155,8 @@ def _become(request: dict, streams: list[int], program: str) -> None:
     sys.stdout = open(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.executable = program
+    if "MEGADNA_LAUNCHER" in os.environ:  # who started the client; this fork's parent ends it with the client
+        os.environ["MEGADNA_LAUNCHER"] = str(os.getppid())
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))

@@ -1,6 +1,7 @@
 """A user's mistake: one line on standard error that names it and the remedy, exit status 2, nothing left behind."""
 
 import gzip
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
         main([str(argument) for argument in arguments])
     error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert error.startswith("megadna: error: ") and error.count("\n") == 1, error
-    return error
+    *lines, last = error.splitlines(keepends=True)  # what was begun comes before what is wrong
+    assert last.startswith("megadna: error: ") and last.endswith("\n"), error
+    assert len(lines) <= 2 and all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines), error
+    return last
 
 
 def write(path: Path, content: bytes) -> Path:

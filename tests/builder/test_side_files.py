@@ -15,7 +15,7 @@ from megadna.data.builder import build_dataset
 from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError
 
-NOT_THIS = "not empty and not this dataset"
+NOT_THIS = "it is not this dataset"
 COLUMNS = ("path", "genome", "species", "split")
 ROWS = [("a.fa", "ga", "Aa aa", "train"), ("b.fa", "gb", "Bb bb", "test"), ("c.fa", "gc", "Cc cc", "valid")]
 REPORT = "c\t{}\t1\tChromosome\tCM1.1\t=\tNC_1.1\tPrimary\t600\tchr1\n"
@@ -83,7 +83,7 @@ def test_resume_does_not_mix_old_and_new(tmp_path, change):
     (tmp_path / "c.fa").write_bytes(b">c\nAC!T\n")
     with pytest.raises(UserError, match="'!' is no nucleotide"):
         build(tmp_path, **values)
-    assert len(list((tmp_path / ".out.partial" / "parts").glob("*.json"))) == 2
+    assert len(list((tmp_path / ".out.partial" / "new" / "parts").glob("*.json"))) == 2
     (tmp_path / "c.fa").write_bytes(good)
     CHANGES.get(change, same_size_and_time)(tmp_path)
     resumed = build(tmp_path, resume=True, **values)

@@ -83,7 +83,7 @@ def test_embed_and_the_heads_pool_the_same_tokens(folder, pooling, sequences, tm
     np.testing.assert_allclose(np.stack(embed(folder, path, pooling=pooling)["embedding"]), expected, atol=1e-6)
     model, batch = task_folder(folder, tmp_path / "task", sequences, pooling)
     assert json.loads((tmp_path / "task" / "config.json").read_text())["pool_special_tokens"] is False
-    logits = predict(tmp_path / "task", path)[["0", "1"]].to_numpy()
+    logits = predict(tmp_path / "task", path)[["p_0", "p_1"]].to_numpy()
     head = model.head
     with torch.no_grad():
         wanted = head(torch.from_numpy(expected).float()).softmax(-1).numpy()
@@ -129,7 +129,7 @@ def test_a_folder_of_the_earlier_definition_computes_what_it_was_trained_with(po
     del config["pool_special_tokens"]
     (tmp_path / "task" / "config.json").write_text(json.dumps(config))
     assert DnaTaskConfig().pool_special_tokens
-    np.testing.assert_allclose(predict(tmp_path / "task", path)[["0", "1"]], expected, atol=1e-6)
+    np.testing.assert_allclose(predict(tmp_path / "task", path)[["p_0", "p_1"]], expected, atol=1e-6)
     added = "from .modeling_megadna import MegaDnaModel as Encoder\nfrom .configuration_megadna import MegaDnaConfig as"
     for packed in EARLIER.glob("*.gz"):
         text = gzip.decompress(packed.read_bytes()).decode()
@@ -137,6 +137,6 @@ def test_a_folder_of_the_earlier_definition_computes_what_it_was_trained_with(po
         (tmp_path / "task" / packed.stem).write_text(text.replace(line, f"{line}{added} EncoderConfig\n"))
     (tmp_path / "task").rename(tmp_path / "old")  # transformers keeps code by folder
     assert check_folder(tmp_path / "old")
-    np.testing.assert_allclose(predict(tmp_path / "old", path)[["0", "1"]], expected, atol=1e-6)
+    np.testing.assert_allclose(predict(tmp_path / "old", path)[["p_0", "p_1"]], expected, atol=1e-6)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "old", trust_remote_code=True)
     assert not hasattr(loaded.config, "pool_special_tokens")
