@@ -28,6 +28,14 @@ class Kind:
     does not prove that megadna wrote it."""
 
 
+def is_unused(folder: Path, *known: str) -> bool:
+    """Whether `folder` is absent or contains nothing but the entries `known` and what a kill left of a file."""
+    leftover = re.compile(_PARTIAL)
+    return not folder.exists() or (
+        folder.is_dir() and all(entry.name in known or leftover.fullmatch(entry.name) for entry in folder.iterdir())
+    )
+
+
 def refuse_occupied(output: Path, remedy: str = "", *, is_file: bool = False) -> None:
     """UserError where `output` exists and is not an empty folder; with `is_file`, where it exists at all."""
     end = f"; choose another --output{remedy}"

@@ -11,7 +11,7 @@ from megadna.engine.launch import launched_here, run_ranks
 from megadna.errors import EXIT_REQUEUE, UserError
 from megadna.files import mark
 from megadna.log import get_logger, log_file, rank_from_environment
-from megadna.ownership import MARKER, check_replaceable, clear_folder, refuse_occupied, refuse_replacing
+from megadna.ownership import MARKER, check_replaceable, clear_folder, is_unused, refuse_occupied, refuse_replacing
 from megadna.progress import Progress
 from megadna.train.running import NAME, running
 
@@ -106,7 +106,7 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool, configs
     """
     from megadna.train.checkpoint import find_checkpoint, has_checkpoints
     from megadna.train.resume import check_weights
-    from megadna.train.run_folder import RUN, is_run, is_unused
+    from megadna.train.run_folder import RUN, is_run
 
     if resume != "never" and overwrite:
         raise UserError("--resume and --overwrite exclude each other")
@@ -119,10 +119,10 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool, configs
         find_checkpoint(run, warn=False)  # the run itself says which it takes, in log.txt as well
     elif source is not None:
         check_weights(find_checkpoint(source, warn=False), config)
-    if overwrite and not is_unused(run):
+    if overwrite and not is_unused(run, MARKER, NAME):
         check_replaceable(run, RUN)
         mark(run, "run")  # first: a run half deleted is one still
         clear_folder(run, keep=[MARKER, NAME])
-    elif not is_unused(run) and (resume == "never" or (resume == "auto" and not is_run(run))):
+    elif not is_unused(run, MARKER, NAME) and (resume == "never" or (resume == "auto" and not is_run(run))):
         refuse_occupied(run, ", or say --resume to continue the run in it, or --overwrite to delete it")
     mark(run, "run")

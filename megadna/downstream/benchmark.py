@@ -28,14 +28,14 @@ from megadna.errors import UserError, require
 from megadna.files import atomic_file, mark, write_text
 from megadna.genome.contig_names import nearest
 from megadna.log import get_logger
-from megadna.ownership import MARKER, read_mark, refuse_occupied
+from megadna.ownership import MARKER, is_unused, read_mark, refuse_occupied, resolved
 from megadna.progress import Progress, tracked
 from megadna.reading import read_json
 
 log = get_logger(__name__)
 RECIPES = {"gue": "gue.yaml", "nt": "nt_tasks.yaml", "splice": "splice_bionemo.yaml"}
 MEAN = "mean of tasks"
-_FILES = {"results.csv", "results.md", "runs"}
+_FILES = ("results.csv", "results.md", "runs")
 _CARD = [
     f"class_vs_negative.{site}.{score}" for site in ("donor", "acceptor", "mean") for score in ("accuracy", "f1", "mcc")
 ]
@@ -106,17 +106,14 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
 def _begin(options: BenchmarkOptions) -> None:
     """Mark the output folder; UserError where it contains something else than this suite, model and tasks' results."""
     output = options.output
-    stated = {"suite": options.suite, "model": options.model, "data": str(options.data)}
+    model = str(resolved(Path(options.model))) if Path(options.model).exists() else options.model
+    stated = {"kind": "benchmark", "suite": options.suite, "model": model, "data": str(resolved(options.data))}
     before = read_mark(output)
-    is_same = {key: before.get(key) for key in stated} == stated
-    if before.get("kind") != "benchmark" or not is_same:
-        is_older = (
-            not before and output.is_dir() and {entry.name for entry in output.iterdir()} <= _FILES
-        )  # no mark yet
-        if not is_older:
-            refuse_occupied(output, " (it contains no benchmark of this suite, model and data)")
+    is_older = not before and is_unused(output, *_FILES)  # new, or from before there were marks
+    if not is_older and {key: before.get(key) for key in stated} != stated:
+        refuse_occupied(output, " (it contains no benchmark of this suite, model and data)")
     output.mkdir(parents=True, exist_ok=True)
-    mark(output, "benchmark", **stated)
+    mark(output, **stated)
 
 
 def _chosen(tasks: dict[str, Path], options: BenchmarkOptions) -> dict[str, Path]:

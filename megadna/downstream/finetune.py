@@ -22,7 +22,7 @@ from megadna.downstream.tasks import Target, add_targets, make_target, missing_c
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, atomic_folder, work_folder
 from megadna.log import get_logger, rank_from_environment
-from megadna.ownership import clear_folder, refuse_occupied
+from megadna.ownership import clear_folder, is_unused, refuse_occupied
 from megadna.progress import Progress
 from megadna.reading import read_json
 
@@ -110,7 +110,8 @@ def _begin(options: FinetuneOptions) -> bool:
     output, note = options.output, options.output / "options.json"
     if note.is_file() and note.read_text(encoding="utf-8") == _stated(options):
         return False
-    refuse_occupied(output, " (it contains no stopped run of these options)")
+    if not is_unused(output):
+        refuse_occupied(output, " (it contains no stopped run of these options)")
     output.mkdir(parents=True, exist_ok=True)
     with atomic_file(note, replace=False) as temporary:
         temporary.write_text(_stated(options), encoding="utf-8")

@@ -21,9 +21,9 @@ from pyarrow import parquet
 
 from megadna.downstream.sequences import Stretch
 from megadna.errors import UserError
-from megadna.files import Claim, atomic_file, claimed, publish_files, sync_tree, write_text
+from megadna.files import LOCK, Claim, atomic_file, claimed, publish_files, sync_tree, write_text
 from megadna.log import get_logger, rank_from_environment
-from megadna.ownership import refuse_occupied, resolved
+from megadna.ownership import clear_folder, refuse_occupied, resolved
 from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
@@ -95,14 +95,16 @@ def held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Ite
 
 
 def _begin(claim: Claim, stated: str, files: list[Path]) -> None:
-    note = claim.folder / "settings.json"
+    note, ready = claim.folder / "settings.json", claim.folder / "ready"
+    if ready.is_dir() and not any(ready.iterdir()):  # a kill came after the last file had got its name
+        clear_folder(claim.folder, keep=[LOCK])
     if note.is_file() and note.read_text(encoding="utf-8") != stated:
         claim.is_kept = True
         raise UserError(
             f"{claim.folder}: left by a command with other options, or its input has changed since; remove it, or "
             "repeat that command to resume"
         )
-    if not (claim.folder / "ready").is_dir():
+    if not ready.is_dir():
         claim.is_kept = note.is_file()
         for file in files:
             refuse_occupied(file, " or remove it", is_file=True)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from megadna.arguments import load_config
 from megadna.errors import UserError
-from megadna.ownership import MARKER, Kind, read_mark
-from megadna.train.running import NAME
+from megadna.ownership import Kind, read_mark
 
 _CHECKPOINT = r"(state\.json|config\.yaml|complete|weights/(\.metadata|common\.pt|metadata\.json|[^/]+\.distcp))"
 _FILES = "|".join(
@@ -22,11 +21,6 @@ _FILES = "|".join(
         r"report/(report\.html|[a-z_]+\.png)",
     )
 )
-
-
-def is_unused(folder: Path) -> bool:
-    """Whether `folder` is absent, empty, or contains only what marks and locks a run that has not begun."""
-    return not folder.exists() or (folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {NAME, MARKER})
 
 
 def is_run(folder: Path) -> bool:

@@ -15,8 +15,7 @@ import pytest
 
 from megadna.cli import main
 from megadna.errors import UserError
-from megadna.ownership import clear_folder
-from megadna.train.run_folder import is_unused
+from megadna.ownership import clear_folder, is_unused
 from megadna.train.running import NAME, running
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -57,14 +56,14 @@ def test_a_second_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
         assert (run / NAME).read_text().startswith(f"process {process.pid}, ")
     assert not (tmp_path / "runs").exists()  # made by it, and left empty
     with running(run):
-        assert is_unused(run)
+        assert is_unused(run, NAME)
 
 
 def test_a_killed_one_holds_nothing(tmp_path: Path) -> None:
     with held(tmp_path) as process:
         process.kill()
         process.wait()
-    assert (tmp_path / NAME).exists() and is_unused(tmp_path)
+    assert (tmp_path / NAME).exists() and is_unused(tmp_path, NAME)
     with running(tmp_path):
         assert (tmp_path / NAME).read_text().startswith(f"process {os.getpid()}, ")
     assert not (tmp_path / NAME).exists()
