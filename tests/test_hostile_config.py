@@ -110,7 +110,7 @@ def fuzz(tmp_path: Path, count: int, seed: int) -> int:
     file, rng = tmp_path / "config.yaml", random.Random(seed)
     refusals = 0
     for _ in range(count):
-        start = rng.randrange(len(whole))
+        start = whole.find(b"\n", rng.randrange(len(whole))) + 1 if rng.random() < 0.5 else 0
         text = mutated(whole[start : start + rng.choice([40, 400, 4_000])], rng)
         file.write_bytes(text)
         refusals += bool(refused(lambda: load_config(file)))

@@ -87,7 +87,7 @@ REMOTE_NOTE = """\
 
 """
 
-_MOST_STARTS = 20
+_MOST_STARTS = 10
 """Runs that are followed back from one that started from another's weights."""
 
 

@@ -21,6 +21,7 @@ from megadna.reading import first_line, read_json
 MARKER = "complete"
 ALWAYS = ("state.json", "config.yaml", "weights/.metadata", "weights/common.pt", "weights/metadata.json")
 """Files that every checkpoint has, beside its shards."""
+MOST_OBJECTS = 1 << 24
 BLOCK = 1 << 20
 THREADS = 4
 
@@ -119,11 +120,34 @@ def refuse_foreign_pickles(weights: Path) -> None:
         ) from error
 
 
-class _AllowList(pickle.Unpickler):
+_Unpickler: Any = pickle._Unpickler
+
+
+class _AllowList(_Unpickler):
+    """Python's own unpickler, written in Python, so that an entry of its memo costs what it holds: the one in C, with
+    which torch reads the file next, sets aside room for every number below it, which ten bytes can make 64 GB."""
+
     def find_class(self, module: str, name: str) -> Any:
+        """The class, if it is one of ALLOWED."""
         if name not in ALLOWED.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
+
+    def load_long_binput(self) -> None:
+        """Refuse numbers that no file of tensors needs."""
+        number = int.from_bytes(self.read(4), "little")
+        if number > MOST_OBJECTS:
+            raise pickle.UnpicklingError(f"it numbers an object {number}")
+        self.memo[number] = self.stack[-1]
+
+    def load_put(self) -> None:
+        """Refuse the text form, which torch's writer does not use."""
+        raise pickle.UnpicklingError("it is of pickle protocol 0")
+
+    dispatch = _Unpickler.dispatch | {
+        pickle.LONG_BINPUT[0]: load_long_binput,
+        pickle.PUT[0]: load_put,
+    }
 
 
 def _entry(path: Path) -> dict[str, int]:

@@ -18,7 +18,7 @@ from megadna.hf.export import export
 from megadna.hf.importing import import_folder
 from megadna.hf.weights import FolderWeights
 from megadna.train.checkpoint import read_config, read_numbers
-from megadna.train.integrity import check, seal
+from megadna.train.integrity import check, refuse_foreign_pickles, seal
 
 TRIMERS = Config(model=BERT, tokenizer=kmers(), data=DataConfig(sequence_length=128))
 
@@ -138,6 +138,14 @@ def test_a_tensor_larger_than_its_files_is_refused_before_memory_is_taken(checkp
     assert "does not fit its files" in refused(lambda: tensors.read(name))
 
 
+@pytest.mark.parametrize("memo", [b"r\xff\xff\xff\xff", b"p4294967295\n"])
+def test_a_description_of_tensors_sets_no_memory_aside(checkpoint, memo):
+    data = (checkpoint / "weights" / ".metadata").read_bytes()
+    assert data[-1:] == b"."
+    (checkpoint / "weights" / ".metadata").write_bytes(data[:-1] + memo + b".")
+    assert ".metadata: refused" in refused(lambda: refuse_foreign_pickles(checkpoint / "weights"))
+
+
 def test_a_run_that_started_from_itself_has_an_end(checkpoint):
     text = (checkpoint / "config.yaml").read_text()
     assert "  init_from: ''\n" in text
@@ -178,8 +186,8 @@ def fuzz(made, tmp_path, count, seed):
 
 
 def test_fuzz_quick(made, tmp_path):
-    read, refusals = fuzz(made, tmp_path, 30, seed=7)
-    assert read >= 1 and refusals > 12
+    read, refusals = fuzz(made, tmp_path, 16, seed=7)
+    assert read >= 1 and refusals > 5
 
 
 @pytest.mark.slow
