@@ -32,22 +32,7 @@ MICRO_BATCH_SIZE = 8
 
 def main(arguments: list[str]) -> None:
     """Print a table and write evaluation-SPLIT.json into the model's folder (or --output)."""
-    parser = new_parser("evaluate", "Masked bits per base (every chosen base hidden) beside baselines.")
-    add = parser.add_argument
-    add("--model", type=Path, required=True, help="run, step folder, or Hugging Face folder")
-    add("--data.path", type=list[str] | str, default="", help="dataset; default: the one the run was trained on")
-    add("--split", type=str, default="test", help="train, valid or test")
-    what = "what is hidden: as when training validates, or the same bases or blocks of six for every tokenizer"
-    add("--protocol", type=Literal["as_trained", "base", "block6"], default="as_trained", help=what)
-    add("--samples", type=int, default=1024, help="windows of the context (chunks under a protocol), spread evenly")
-    add("--seed", type=int | None, default=None, help="of what is hidden; default: the run's, or 1234")
-    add("--max_tokens", type=int, default=0, help="tokens a row; default: as trained")
-    add("--trust_remote_code", action="store_true", help="run the code of a Hugging Face folder")
-    add("--output", type=Path | None, default=None, help="JSON file; default: MODEL/evaluation-SPLIT[-PROTOCOL].json")
-    options = parse(parser, arguments)
-    require(options.samples > 0, f"--samples must be positive, got {options.samples}")
-    require(options.max_tokens >= 0, f"--max_tokens must not be negative, got {options.max_tokens}")
-    require(options.model.is_dir(), f"{options.model}: no such run, checkpoint or Hugging Face folder")
+    options = _options(arguments)
     protocol = "" if options.protocol == "as_trained" else options.protocol
     output = options.output or options.model / f"evaluation-{options.split}{protocol and f'-{protocol}'}.json"
     require(output.parent.is_dir(), f"{output.parent}: no such folder; --output names the JSON file to write")
@@ -96,6 +81,27 @@ def main(arguments: list[str]) -> None:
     if not beside:
         sys.stdout.write(f"no baselines: theirs are scores of single bases, not of protocol {score.protocol}\n")
     sys.stdout.write(f"written to {output}\n")
+
+
+def _options(arguments: list[str]) -> Namespace:
+    """What was asked for; UserError where the model is not here."""
+    parser = new_parser("evaluate", "Masked bits per base (every chosen base hidden) beside baselines.")
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="run, step folder, or Hugging Face folder")
+    add("--data.path", type=list[str] | str, default="", help="dataset; default: the one the run was trained on")
+    add("--split", type=str, default="test", help="train, valid or test")
+    what = "what is hidden: as when training validates, or the same bases or blocks of six for every tokenizer"
+    add("--protocol", type=Literal["as_trained", "base", "block6"], default="as_trained", help=what)
+    add("--samples", type=int, default=1024, help="windows of the context (chunks under a protocol), spread evenly")
+    add("--seed", type=int | None, default=None, help="of what is hidden; default: the run's, or 1234")
+    add("--max_tokens", type=int, default=0, help="tokens a row; default: as trained")
+    add("--trust_remote_code", action="store_true", help="run the code of a Hugging Face folder")
+    add("--output", type=Path | None, default=None, help="JSON file; default: MODEL/evaluation-SPLIT[-PROTOCOL].json")
+    options = parse(parser, arguments)
+    require(options.samples > 0, f"--samples must be positive, got {options.samples}")
+    require(options.max_tokens >= 0, f"--max_tokens must not be negative, got {options.max_tokens}")
+    require(options.model.is_dir(), f"{options.model}: no such run, checkpoint or Hugging Face folder")
+    return options
 
 
 Model = tuple[Callable[["EvaluationSamples"], "Evaluation"], "Tokenizer", int, Config, dict[str, Any]]

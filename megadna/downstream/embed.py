@@ -16,13 +16,13 @@ from megadna.downstream.encoder import SequenceTokenizer, load_model, load_token
 from megadna.downstream.input_checks import check_input
 from megadna.downstream.names import BASE, REGION
 from megadna.downstream.options import EmbedOptions, InputOptions
-from megadna.downstream.sequences import Stretch, read_regions, read_stretches, record_lengths
+from megadna.downstream.sequences import Stretch, divided, read_regions, read_stretches, record_lengths
 from megadna.downstream.tables_out import WRITERS, fixed_vectors, held_parts, in_blocks, index_of, write_output
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError
 from megadna.progress import Progress
 
-MAX_BLOCK_BYTES = 1 << 25  # of outputs per nucleotide that wait to be written; the table is there up to five times
+MAX_BLOCK_BYTES = 1 << 23  # of outputs per nucleotide that wait to be written; the table is there up to five times
 MAX_BLOCK_LETTERS = 1 << 19  # a saved part: 10 to 60 s of a small model on a CPU
 
 
@@ -64,18 +64,13 @@ def run_progress(what: str, total: int | None, runner: Runner, strand: str) -> I
 
 
 def input_stretches(options: InputOptions, tokenizer: SequenceTokenizer, *, longest: int) -> Iterator[Stretch]:
-    """The stretches that the options name; `longest`: above so many bases a record is divided (0: never)."""
+    """The stretches that the options name; `longest`: above so many bases one is divided (0: never)."""
     if options.bed is not None:
-        return read_regions(options.input, options.bed, record_lengths(options.input))
-    return read_stretches(
-        options.input,
-        column=options.column,
-        circular=tuple(options.circular),
-        context=tokenizer.max_bases() // 8,
-        longest=longest,
-        window=tokenizer.window_bases,
-        stride=tokenizer.stride,
-    )
+        found = read_regions(options.input, options.bed, record_lengths(options.input))
+    else:
+        context, circular = tokenizer.max_bases() // 8, tuple(options.circular)
+        found = read_stretches(options.input, column=options.column, circular=circular, context=context)
+    return divided(found, longest=longest, window=tokenizer.window_bases, stride=tokenizer.stride)
 
 
 def in_precision(model: torch.nn.Module, precision: str) -> tuple[torch.nn.Module, torch.device]:

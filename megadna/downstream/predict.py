@@ -118,7 +118,9 @@ class Predictor:
             require(not self.per_base, "--window is for models of sequences; this one predicts every nucleotide")
             step, circular = options.step or options.window, tuple(options.circular)
             return in_blocks(sliding_stretches(options.input, options.window, step, circular), self.block_size)
-        longest = self.block_size if self.per_base else 0
+        # the rows of a minus-strand region go down; within one part they are sorted for a bigWig
+        sorted_parts = options.bed is not None and options.output is not None and options.output.suffix == ".bw"
+        longest = self.block_size if self.per_base and not sorted_parts else 0
         return in_blocks(input_stretches(options, self.tokenizer, longest=longest), self.block_size)
 
     def table(self, stretches: list[Stretch]) -> pa.Table:

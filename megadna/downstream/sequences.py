@@ -10,7 +10,7 @@ letters beyond one end are then those of the other end.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -96,46 +96,50 @@ def record_lengths(path: Path, column: str = "") -> dict[str, int]:
 
 
 def read_stretches(
-    path: Path,
-    *,
-    column: str = "",
-    circular: tuple[str, ...] = (),
-    context: int = 0,
-    longest: int = 0,
-    window: Callable[[str], int] | None = None,
-    stride: int = 1,
+    path: Path, *, column: str = "", circular: tuple[str, ...] = (), context: int = 0
 ) -> Iterator[Stretch]:
-    """One stretch a record, of a ring with `context` letters around; records above `longest` bases (0: no limit) in
-    several, divided where windows of `window` of its letters meet."""
+    """One stretch a record, of a ring with `context` letters around."""
     for header, letters, ring in _with_rings(path, column, circular):
-        name, size = names_of([header])[0].decode(errors="replace"), len(letters)
+        size = len(letters)
         around = min(context, size) if ring else 0
         if around:
             letters = letters[size - around :] + letters + letters[:around]
-        width = 0 if window is None else window(letters)
-        if width and 0 < longest < size:
-            yield from _divided(name, letters, around, longest, width, stride)
-        else:
-            yield Stretch(name, 0, size, ".", letters, around, around, window=width)
+        yield Stretch(names_of([header])[0].decode(errors="replace"), 0, size, ".", letters, around, around)
 
 
-def _divided(name: str, letters: str, around: int, longest: int, window: int, stride: int) -> Iterator[Stretch]:
-    """Stretches of a record, each with the letters of every window that answers for a base of it."""
-    size = len(letters) - 2 * around
-    borders = window_grid(len(letters), window, stride)[1] - around
-    for start, end in pairwise(_cuts(size, borders, longest)):
-        first, last = max(0, around + start - window), min(len(letters), around + end + window)
-        before, after = around + start - first, last - around - end
-        far = first, len(letters) - last
-        yield Stretch(name, start, end, ".", letters[first:last], before, after, *far, window)
+def divided(
+    stretches: Iterable[Stretch], *, longest: int, window: Callable[[str], int], stride: int
+) -> Iterator[Stretch]:
+    """The stretches, each with its window (`window` of its letters); those above `longest` bases (0: no limit) in
+    several, divided where windows meet, each with the letters of every window that answers for a base of it."""
+    for stretch in stretches:
+        width = window(stretch.letters)
+        size = stretch.end - stretch.start
+        if not longest or size <= max(longest, width):
+            yield replace(stretch, window=width)
+            continue
+        borders = window_grid(len(stretch.letters), width, stride)[1] - stretch.before
+        for one, other in pairwise(_cuts(size, borders, max(longest, width))):
+            first = max(0, stretch.before + one - width)
+            last = min(len(stretch.letters), stretch.before + other + width)
+            yield replace(
+                stretch,
+                start=stretch.end - other if stretch.strand == "-" else stretch.start + one,
+                end=stretch.end - one if stretch.strand == "-" else stretch.start + other,
+                letters=stretch.letters[first:last],
+                before=stretch.before + one - first,
+                after=last - stretch.before - other,
+                far_before=first,
+                far_after=len(stretch.letters) - last,
+                window=width,
+            )
 
 
 def _cuts(size: int, borders: np.ndarray, longest: int) -> list[int]:
-    """0, the last border within `longest` bases of the cut before (or `longest` bases on, without one), ..., size."""
+    """0, the last border within `longest` bases of the cut before, ..., size; borders are at most `longest` apart."""
     cuts = [0]
     while size - cuts[-1] > longest:
-        at = int(np.searchsorted(borders, cuts[-1] + longest, side="right")) - 1
-        cuts.append(int(borders[at]) if at >= 0 and borders[at] > cuts[-1] else cuts[-1] + longest)
+        cuts.append(int(borders[np.searchsorted(borders, cuts[-1] + longest, side="right") - 1]))
     return [*cuts, size]
 
 

@@ -28,7 +28,7 @@ from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
 MAX_STRETCHES = 4096
-MAX_ROW_GROUP = 1 << 26  # bytes of a row group of the joined Parquet file
+MAX_ROW_GROUP = 1 << 24  # bytes of a row group of the joined Parquet file
 
 Compute = Callable[[list[Stretch]], pa.Table]
 Answer = TypeVar("Answer")
@@ -136,7 +136,7 @@ def write_parts(blocks: Iterator[list[Stretch]], compute: Compute, parts: Parts,
         elif number % num_ranks == rank:
             table = compute(block)
             with atomic_file(part) as temporary:
-                parquet.write_table(table, temporary)
+                parquet.write_table(table, temporary, use_dictionary=_texts(table.schema))
         else:
             progress.advance(bases)  # another rank's, which is about as far
     _from_rank_0("", num_ranks)  # when all are done
@@ -192,9 +192,15 @@ def _from_rank_0(value: Answer, num_ranks: int) -> Answer:
     return said[0]
 
 
+def _texts(schema: pa.Schema) -> list[str]:
+    """Columns whose values repeat, as numbers do not."""
+    return [field.name for field in schema if pa.types.is_string(field.type)]
+
+
 def write_parquet(parts: list[Path], path: Path) -> None:
     """One Parquet file, small parts together in row groups of at most about MAX_ROW_GROUP bytes."""
-    with parquet.ParquetWriter(path, parquet.read_schema(parts[0])) as writer:
+    schema = parquet.read_schema(parts[0])
+    with parquet.ParquetWriter(path, schema, use_dictionary=_texts(schema)) as writer:
         waiting: list[pa.Table] = []
         for part in tracked(parts, "joining the parts", len(parts), "parts"):
             waiting.append(parquet.read_table(part))
@@ -225,7 +231,7 @@ def write_npy(parts: list[Path], path: Path) -> None:
         header = {"descr": "<f4", "fortran_order": False, "shape": _shape(parts)}
         np.lib.format.write_array_header_1_0(file, header)
         for number, (array, ids) in enumerate(_tables(parts)):
-            file.write(np.ascontiguousarray(array, "<f4").tobytes())
+            np.ascontiguousarray(array, "<f4").tofile(file)
             ids.to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
 
 

@@ -145,6 +145,19 @@ def test_results_do_not_depend_on_where_parts_end(kind, pooling, folders, genome
         assert divided.groupby("name", sort=False).size().tolist() == [1100, 50, 35, 700, 333]
 
 
+def test_a_long_region_of_the_minus_strand_is_divided_in_the_order_of_its_letters(
+    folders, genome, tmp_path, monkeypatch
+):
+    bed = tmp_path / "r.bed"
+    bed.write_text(f"{name(genome)}\t100\t1200\tx\t0\t-\n{name(genome)}\t40\t60\ty\t0\t+\n")
+    options = {"bed": bed, "pooling": "nucleotide", "strand": "both"}
+    whole = embed(folders["nucleotide"], DATA / "lambda.fa.gz", **options)
+    monkeypatch.setattr(embed_module, "MAX_BLOCK_BYTES", 4 * 32 * 200)
+    divided = embed(folders["nucleotide"], DATA / "lambda.fa.gz", **options)
+    assert divided.position.tolist() == [*range(1199, 99, -1), *range(40, 60)]
+    np.testing.assert_allclose(matrix(divided), matrix(whole), atol=2e-6)
+
+
 def test_letters_by_table_are_what_the_tokenizer_gives(folders):
     config = load_config(folders["nucleotide"], trust_remote_code=False)
     tokenizer = load_tokenizer(folders["nucleotide"], config, trust_remote_code=False)
@@ -279,11 +292,11 @@ def test_a_stopped_command_goes_on_where_it_stood(folders, genome, tmp_path, mon
     computed = []
     write = tables_out.parquet.write_table
 
-    def stop_at_the_third(table, part):
+    def stop_at_the_third(table, part, **options):
         computed.append(part.name)
         if len(computed) == 3:
             raise KeyboardInterrupt
-        write(table, part)
+        write(table, part, **options)
 
     monkeypatch.setattr(tables_out.parquet, "write_table", stop_at_the_third)
     output = tmp_path / "b.parquet"
@@ -321,10 +334,10 @@ def test_parts_of_another_input_are_not_gone_on_from(folders, genome, tmp_path, 
     run = ["embed", "--model", folders["nucleotide"], "--input", str(path), "--output", str(tmp_path / "x.npy")]
     write = tables_out.parquet.write_table
 
-    def stop_at_the_second(table, part):
+    def stop_at_the_second(table, part, **options):
         if "000001" in part.name:
             raise KeyboardInterrupt
-        write(table, part)
+        write(table, part, **options)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(tables_out.parquet, "write_table", stop_at_the_second)
