@@ -35,6 +35,18 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
+class StandardError(logging.Handler):
+    """Lines to standard error as it is when they are written: a caller (a notebook, a test) may have replaced it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
 def setup_logging(level: int = logging.INFO) -> None:
     """Attach the handler of the `megadna` logger tree once; ranks above 0 keep only errors."""
     root = logging.getLogger("megadna")
@@ -44,7 +56,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     if sys.stderr.isatty():
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     else:
-        handler = logging.StreamHandler()
+        handler = StandardError()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     handler.setLevel(level)
     root.addHandler(handler)

@@ -15,14 +15,15 @@ CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The line that the command ends in."""
+    """The line that the command ends in; before it there may be lines that say what is being done."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert error.startswith("megadna: error: ") and error.count("\n") == 1, error
-    return error
+    lines = [line for line in error.splitlines() if line.startswith("megadna: error: ")]
+    assert len(lines) == 1 and error.endswith(f"{lines[0]}\n") and "Traceback" not in error, error
+    return lines[0]
 
 
 def write(path: Path, content: bytes) -> Path:
