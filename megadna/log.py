@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -38,17 +37,16 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-class _StandardError(logging.StreamHandler):
-    """Writes to what sys.stderr is now, not to what it was when logging was set up: it may be closed since."""
+class StandardError(logging.Handler):
+    """Lines to standard error as it is when they are written: a caller (a notebook, a test) may have replaced it."""
 
-    @property
-    def stream(self) -> Any:
-        """The current standard error."""
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _value: Any) -> None:
-        pass
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -60,7 +58,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     if sys.stderr.isatty():
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     else:
-        handler = _StandardError()
+        handler = StandardError()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     handler.setLevel(level)
     root.addHandler(handler)

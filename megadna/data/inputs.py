@@ -143,14 +143,19 @@ def _read_sheet(sheet: Path, table: TableFormat, options: PreprocessOptions) -> 
 def _sheet_rows(sheet: Path, options: PreprocessOptions) -> list[tuple[int, dict[str, str]]]:
     """(line, row by column) of a sample sheet."""
     require(sheet.exists(), f"{sheet}: no such sample sheet")
+    text = io.StringIO(read_text(sheet, "save the sheet as UTF-8 text"), newline=None)
+    reader = csv.DictReader(text, delimiter="\t", strict=True)
+    rows: list[tuple[int, dict[str, str]]] = []
     try:
-        text = io.StringIO(read_text(sheet, "save the sheet as UTF-8 text"), newline=None)
-        reader = csv.DictReader(text, delimiter="\t", strict=True)
         columns = [column.strip() for column in reader.fieldnames or []]
         reader.fieldnames = columns
-        rows = [(reader.line_num, row) for row in reader]
+        line = reader.line_num + 1
+        for row in reader:
+            rows.append((line, row))
+            line = reader.line_num + 1
     except csv.Error as error:  # a quotation mark without its other one would swallow the lines that follow
-        raise UserError(f"{sheet}: cannot be read as a TSV ({error}); are there quotation marks in it?") from error
+        where = f"{sheet}: line {reader.line_num + 1}"
+        raise UserError(f"{where}: no row of a sample sheet ({error}); are there quotation marks in it?") from error
     for place, column in enumerate(columns):
         require(column not in columns[:place], f"{sheet}: two columns are named {column!r}; rename one")
         meant = get_close_matches(column.lower(), _SHEET_COLUMNS, 1, 0.85)

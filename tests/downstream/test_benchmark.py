@@ -185,10 +185,12 @@ def test_results_of_others_stay(tmp_path):
     ):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    run = {"model": tmp_path / "none", "data": tmp_path / "tasks", "output": output}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    run = {"model": tmp_path / "model", "data": tmp_path / "tasks", "output": output}
     with pytest.raises(UserError, match=r"o: not empty; .* no benchmark of this suite, model and data"):
         benchmark("gue", **run)
     assert (output / "results.csv").read_text() == "mine" and len(list(output.iterdir())) == 2
     with pytest.raises(UserError, match="no such folder"):  # the model
-        benchmark("gue", **{**run, "output": tmp_path / "new"})
+        benchmark("gue", **{**run, "model": tmp_path / "none", "output": tmp_path / "new"})
     assert not (tmp_path / "new").exists()

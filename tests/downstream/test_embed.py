@@ -142,7 +142,7 @@ def test_results_do_not_depend_on_where_parts_end(kind, pooling, folders, genome
         np.testing.assert_allclose(matrix(divided, column), matrix(whole, column), atol=2e-6)
     pd.testing.assert_frame_equal(divided.iloc[:, :3], whole.iloc[:, :3])
     if pooling == "nucleotide":
-        assert divided.groupby("name", sort=False).size().tolist() == [1100, 50, 35, 700, 333]
+        assert divided.groupby("contig", sort=False).size().tolist() == [1100, 50, 35, 700, 333]
 
 
 def test_a_long_region_of_the_minus_strand_is_divided_in_the_order_of_its_letters(
@@ -378,7 +378,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
             ["--circular", "chrs0"],
             "--circular names chrs0, which is no record of it; did you mean s0?",
         ),
-        (model, "twice.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "two records are named s0"),
+        (model, "twice.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "two records are called s0"),
         (model, "a.fa", "x.npy", ["--max_tokens", "2"], "2 tokens leaves no room for a base"),
         (folders["kmer"], "short.fa", "x.npy", [], "b: 2 bases give no token"),
         (str(tmp_path / "nowhere"), "a.fa", "x.npy", [], "no such folder"),

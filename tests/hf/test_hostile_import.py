@@ -115,13 +115,17 @@ def test_a_bin_file_holds_whole_tensors(tmp_path, content):
     ("name", "content", "message"),
     [
         ("state.json", "[" * 60_000, "nested too deeply"),
-        ("state.json", '{"step": "1", "consumed_samples": 0}', "step is no count but 1"),
-        ("state.json", '{"step": 1, "consumed_samples": -1}', "consumed_samples is no count"),
-        ("state.json", '{"step": 1, "consumed_samples": 1, "skipped": [3]}', "skipped is no list of pairs"),
-        ("state.json", '{"step": 1, "consumed_samples": 1, "imported": []}', "versions, imported or"),
+        ("state.json", '{"step": "1", "consumed_samples": 0}', "step is '1', not a count"),
+        ("state.json", '{"step": 1, "consumed_samples": -1}', "consumed_samples is -1, not a count"),
+        ("state.json", '{"step": 1, "consumed_samples": 1, "skipped": [3]}', "skipped is [3], not a list of ranges"),
+        (
+            "state.json",
+            '{"step": 1, "consumed_samples": 1, "skipped": [], "versions": {}, "imported": []}',
+            "imported is []",
+        ),
         ("config.yaml", "model: {num_layers: 1000000000}\n", "model.num_layers is 1000000000"),
         ("complete", '{"../../other": {"bytes": 1, "crc32": 1}}', "'../../other' is no file of a checkpoint"),
-        ("complete", '{"state.json": 3}', "'state.json' is no file of a checkpoint"),
+        ("complete", '{"state.json": 3}', "does not give size and checksum"),
         ("complete", "[]", "no object but list"),
     ],
 )

@@ -160,8 +160,9 @@ def test_the_card_tells_data_recipe_and_validation(toy_dataset, tmp_path):
     checkpoint, _ = random_checkpoint(run / "checkpoints" / "step-00000010", config)
     numbers = read_numbers(checkpoint) | {"step": 10, "consumed_samples": 320, "dataset_id": "abc"}
     (checkpoint / "state.json").write_text(json.dumps(numbers))
-    score = {"bits_per_base": 1.9312, "standard_error": 0.0123, "accuracy": 0.35}
-    evaluation = {"split": "test", "step": 10, "model": score, "baselines": {"markov": score | {"bits_per_base": 1.8}}}
+    score = {"bits_per_base": 1.9312, "standard_error": 0.0123, "perplexity": 3.81, "accuracy": 0.35}
+    counts = {"split": "test", "step": 10, "samples": 4, "hidden_bases": 70}
+    evaluation = {**counts, "model": score, "baselines": {"markov": score | {"bits_per_base": 1.8}}}
     (run / "evaluation-test.json").write_text(json.dumps(evaluation))
     export(checkpoint, tmp_path / "hf", check=False, license_name="apache-2.0")
     card = (tmp_path / "hf" / "README.md").read_text()
