@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from megadna.data.hashing import mix, unit
 from megadna.data.manifest import SPLITS
 from megadna.data.options import PreprocessOptions
-from megadna.data.splits import TEST, TRAIN, VALID, SplitRule, by_share, mix, unit
+from megadna.data.splits import TEST, TRAIN, VALID, SplitRule, by_share
 from megadna.errors import UserError, require, require_one_line
 from megadna.genome.contig_names import nearest
 from megadna.genome.sources import STDIN, detect_format

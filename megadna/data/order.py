@@ -16,10 +16,11 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from megadna.data.hashing import mix
+
 UInt64 = NDArray[np.uint64]
 Int64 = NDArray[np.int64]
 _ROUNDS = 8
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Stream(IntEnum):
@@ -34,18 +35,6 @@ def sample_rng(seed: int, index: int, stream: Stream) -> np.random.Generator:
     key = np.array([seed % 2**64, index], dtype=np.uint64)
     counter = np.array([0, 0, 0, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def mix(*values: int | NDArray) -> UInt64:
-    """Hash of integers or integer arrays (broadcast) to 64 bits each: SplitMix64's finaliser, chained."""
-    state = np.zeros(1, dtype=np.uint64)
-    for value in values:
-        word = np.uint64(value % 2**64) if isinstance(value, int) else np.asarray(value).astype(np.uint64)
-        state = (state ^ word) + np.uint64(_GOLDEN)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return state
 
 
 def permute(places: Int64, size: int, keys: UInt64) -> Int64:

@@ -7,11 +7,12 @@ U as T) have no hash. Own numpy code: it works on whole chunks at once, at about
 
 import numpy as np
 
+from megadna.data.hashing import mix
+from megadna.tokenizer.alphabet import OTHER, table
+
 K = 31
 SCALE = 64
-_CODES = np.full(256, 4, np.uint8)
-for _letters, _code in ((b"Aa", 0), (b"Cc", 1), (b"Gg", 2), (b"TtUu", 3)):
-    _CODES[list(_letters)] = _code
+_CODES = table({"A": 0, "C": 1, "G": 2, "T": 3, "U": 3}, OTHER)
 
 
 def kmer_codes(letters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -45,15 +46,6 @@ def _packed(codes: np.ndarray) -> np.ndarray:
 def sketch_places(letters: np.ndarray, scale: int = SCALE) -> tuple[np.ndarray, np.ndarray]:
     """(hashes, first letters) of the 31-mers that belong to the sketch, in order, with repeats; 1 in `scale` does."""
     codes, good = kmer_codes(letters)
-    hashes = _scramble(codes)
+    hashes = mix(codes)  # invertible, so that low hashes are a random sample of k-mers
     places = np.flatnonzero((hashes <= np.uint64(2**64 // scale - 1)) & good)
     return hashes[places], places
-
-
-def _scramble(codes: np.ndarray) -> np.ndarray:
-    """splitmix64 finaliser: an invertible mix, so that low hashes are a random sample of k-mers."""
-    with np.errstate(over="ignore"):
-        state = codes + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return state ^ (state >> np.uint64(31))

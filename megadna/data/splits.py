@@ -12,28 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megadna.data.hashing import mix, unit
 from megadna.genome.contigs import fits
 
 RUN_BLOCKS = 100
 _STEP = 37
 TRAIN, VALID, TEST = 0, 1, 2
-
-
-def mix(*words: np.ndarray | int) -> np.ndarray:
-    """64-bit hash of integers or integer arrays (broadcast): splitmix64 steps (Steele et al. 2014, OOPSLA)."""
-    state = np.zeros((), np.uint64)
-    with np.errstate(over="ignore"):
-        for word in words:
-            state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return state
-
-
-def unit(hashes: np.ndarray) -> np.ndarray:
-    """Hashes as float64 in [0, 1)."""
-    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def region_split(seed: int, keys: np.ndarray | int, blocks: np.ndarray, valid: float, test: float) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megadna.data.chunks import ChunkPool
-from megadna.data.order import mix
+from megadna.data.hashing import mix
 
 _BLOCK = 1024
 TAIL_SHARE = 32

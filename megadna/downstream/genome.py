@@ -19,9 +19,9 @@ from megadna.genome.letters import storage_table
 from megadna.genome.sources import STDIN, detect_format
 from megadna.genome.tables import TableFormat
 from megadna.progress import tracked
+from megadna.tokenizer import alphabet
+from megadna.tokenizer.alphabet import COMPLEMENT
 
-COMPLEMENT = np.arange(256, dtype=np.uint8)
-COMPLEMENT[list(b"ACGTRYKMBVDHacgtrykmbvdh")] = list(b"TGCAYRMKVBHDtgcayrmkvbhd")
 PLAIN = np.zeros(256, bool)
 PLAIN[list(b"ACGTacgt")] = True
 _TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
@@ -93,4 +93,4 @@ def as_text(windows: np.ndarray) -> list[str]:
 
 def reverse_complement(text: str) -> str:
     """The other strand of a sequence, read in its own direction."""
-    return COMPLEMENT[np.frombuffer(text.encode(), np.uint8)][::-1].tobytes().decode()
+    return alphabet.reverse_complement(alphabet.letters_of(text)).tobytes().decode()

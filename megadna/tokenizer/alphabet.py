@@ -31,7 +31,7 @@ def _complement_table() -> Letters:
 
 
 BASE_CODES = table({base: code for code, base in enumerate(BASES)}, OTHER)
-_COMPLEMENT = _complement_table()
+COMPLEMENT = _complement_table()
 _CODE_LETTERS = np.frombuffer(b"ACGTN", dtype=np.uint8)
 
 
@@ -52,4 +52,4 @@ def code_letters(codes: NDArray[np.uint8]) -> Letters:
 
 def reverse_complement(letters: Letters) -> Letters:
     """The other strand read 5' to 3', case and IUPAC codes kept."""
-    return _COMPLEMENT.take(letters[::-1])
+    return COMPLEMENT.take(letters[::-1])

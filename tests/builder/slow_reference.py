@@ -5,7 +5,7 @@ import re
 import zlib
 from dataclasses import dataclass, field
 
-from megadna.data.splits import mix
+from megadna.data.hashing import mix
 
 GAPS = "-*."
 

@@ -395,7 +395,9 @@ def test_mistakes_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
     report = tmp_path / "report.txt"
     report.write_text(REPORT.replace("CM1.1", "CM2.1").replace("chr1", "chr2").replace("1\tass", "2\tass"))
     assert "report.txt: names no contig of" in mistake(capsys, *base, annotation, "--aliases", report)
-    assert "no.txt: no such file or folder (--aliases)" in mistake(capsys, *base, annotation, "--aliases", tmp_path / "no.txt")
+    assert "no.txt: no such file or folder (--aliases)" in mistake(
+        capsys, *base, annotation, "--aliases", tmp_path / "no.txt"
+    )
     assert "no intron of 41" in mistake(capsys, *base, annotation, "--min_intron", "41")
     assert "--length must be even" in mistake(capsys, *base, annotation, "--length", "401")
     assert "--output" in mistake(capsys, "--genome", genome, "--annotation", annotation)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from megadna.data.order import Stream, epoch_rows, mix, permute, sample_rng, skip_ranges
+from megadna.data.hashing import mix
+from megadna.data.order import Stream, epoch_rows, permute, sample_rng, skip_ranges
 
 
 def chi_square(counts: np.ndarray, expected: float) -> float:
