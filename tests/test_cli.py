@@ -148,6 +148,23 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     assert f"megadna {command}" in capsys.readouterr().out
 
 
+SLOW_TO_IMPORT = """
+import sys
+from megadna.cli import COMMANDS, main
+for command in COMMANDS:
+    try:
+        main([command, "--help"])
+    except SystemExit:
+        pass
+    found = {"torch", "pandas", "matplotlib", "transformers", "megatron", "scipy", "sklearn"} & set(sys.modules)
+    assert not found, (command, found)
+"""
+
+
+def test_help_of_no_command_imports_what_is_slow() -> None:
+    subprocess.run([sys.executable, "-c", SLOW_TO_IMPORT], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_module_and_command_are_the_same(tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.fa.gz", gzip.compress(b"ACGT\n"))
     command = [sys.executable, "-m", "megadna", "preprocess", "--input", str(bad), "--output", str(tmp_path / "d")]

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from megadna.arguments import new_parser, parse
-from megadna.train.report import read_runs, write_report
 
 
 def main(arguments: list[str]) -> None:
@@ -19,6 +18,8 @@ def main(arguments: list[str]) -> None:
         "with the figures as PNG beside it",
     )
     options = parse(parser, arguments)
+    from megadna.train.report import read_runs, write_report  # matplotlib, which takes its time to import
+
     folders = [Path(run) for run in options.runs]
     default = (folders[0] if len(folders) == 1 else Path()) / "report" / "report.html"
     output = Path(options.output) if options.output else default
