@@ -22,7 +22,7 @@ from megadna.reading import read_text
 Options = TypeVar("Options")
 
 # Where a section belongs, jsonargparse takes a text for the dotted name of a class and imports its module: the
-# author of a config would choose what runs. It still has to find the one class that stands in lists.
+# author of a config would choose what runs. It still has to find the one class that is used in lists.
 set_parsing_settings(
     docstring_parse_attribute_docstrings=True,
     import_path_denylist=["*"],
@@ -70,7 +70,7 @@ def _sections(parser: ArgumentParser) -> set[str]:
 
 
 def _options(arguments: list[str]) -> Iterable[tuple[str, str]]:
-    """Each --key on the command line, and the value or word behind it."""
+    """Each --key on the command line, and the value or word after it."""
     for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         if word.startswith("--"):
             key, assigned, value = word.partition("=")
@@ -137,9 +137,9 @@ def _check_yaml(path: Path, sections: set[str]) -> None:
             for key, value in node.value:
                 line = key.start_mark.line + 1
                 if not isinstance(key, yaml.ScalarNode):
-                    raise UserError(f"{path}: line {line}: a list or section stands where a key belongs")
+                    raise UserError(f"{path}: line {line}: a list or section is where a key belongs")
                 if key.value in lines:
-                    raise UserError(f"{path}: line {line}: {key.value} stands in line {lines[key.value]} already")
+                    raise UserError(f"{path}: line {line}: {key.value} is in line {lines[key.value]} already")
                 if key.value == "config" and not name:
                     raise UserError(f"{path}: line {line}: a file names no other; give several with --config each")
                 lines[key.value] = line
@@ -171,7 +171,7 @@ def _compose(text: str, where: str) -> Any:
 
 
 def _count_values(node: Any, where: str, counts: dict[int, int]) -> int:
-    """Values of a node, aliases counted wherever they stand; UserError where that does not end, or is too many."""
+    """Values of a node, aliases counted at every use; UserError where that does not end, or is too many."""
     known = counts.get(id(node))
     if known is not None:
         line = node.start_mark.line + 1

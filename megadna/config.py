@@ -47,7 +47,7 @@ class ModelConfig:
     activation: Literal["swiglu", "gelu"] = "swiglu"
     """`swiglu`: silu(gate) * up. `gelu`: one projection and the exact (erf) GELU, as BERT."""
     norm_placement: Literal["pre", "post"] = "pre"
-    """`pre`: before each branch, and at the end. `post`: behind each residual sum, and behind the embeddings (BERT)."""
+    """`pre`: before each branch, and at the end. `post`: after each residual sum, and after the embeddings (BERT)."""
     normalization: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Kind of every norm."""
     qk_norm: bool = False
@@ -175,7 +175,7 @@ class FaultConfig:
     max_rollbacks: int = 2
     """Roll-backs after which one more ends the run."""
     spike_zscore: float = 0.0
-    """Skip a step whose loss or gradient norm stands so many robust deviations above the last 100; 0 skips none."""
+    """Skip a step whose loss or gradient norm is this many robust deviations above the last 100; 0 skips none."""
 
     def __post_init__(self) -> None:
         require_positive("faults", self, "max_skipped")
@@ -192,7 +192,7 @@ class CheckpointConfig:
     keep_last: int = 3
     """Newest checkpoints kept."""
     keep_every: int = 0
-    """Checkpoints of every so many steps are kept for ever; 0 keeps none for that."""
+    """Keep every N-th step permanently; 0: none."""
     keep_best: int = 1
     """Best checkpoints by validation bits per base kept."""
     asynchronous: bool = True

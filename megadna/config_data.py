@@ -44,7 +44,7 @@ class RateChange:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
-    """Which tokens the model must predict, and what it sees in their place (BERT, arXiv:1810.04805, section 3.1)."""
+    """Which tokens the model must predict, and what it sees instead (BERT, arXiv:1810.04805, section 3.1)."""
 
     fraction: float = 0.15
     """Share of the maskable tokens chosen for prediction."""
@@ -110,7 +110,7 @@ class DataConfig:
     reverse_complement: float = 0.5
     """Probability that a sample is read from the other strand."""
     crop: Literal["windows", "random"] = "windows"
-    """A chunk longer than a row gives consecutive windows, or one window at a random place."""
+    """A chunk longer than a row gives consecutive windows, or one window at a random position."""
     variable_length: float = 0.0
     """Share of samples cut to a length drawn uniformly, as DNABERT's 0.5."""
     packing: bool = False

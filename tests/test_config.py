@@ -63,7 +63,7 @@ def test_of_several_yamls_the_later_win_key_by_key(tmp_path: Path) -> None:
     config = parse_config(*files, "--seed", "6")
     assert (config.seed, config.model.num_layers, config.model.hidden_size) == (6, 4, 96)
     assert (config.data.masking.fraction, config.data.masking.mask_share) == (0.2, 0.9)
-    with pytest.raises(UserError, match=r"c.yaml: line 2: model stands in line 1 already"):
+    with pytest.raises(UserError, match=r"c.yaml: line 2: model is in line 1 already"):
         parse_config(*files, "--config", str(tmp_path / "c.yaml"))
     with pytest.raises(UserError, match=r"num_layers.*look in .*a.yaml, .*b.yaml and at the options"):
         parse_config(*files, "--model.num_layers", "many")
@@ -119,10 +119,10 @@ def test_a_list_where_keys_belong_names_the_file(tmp_path: Path) -> None:
 
 def test_a_key_that_stands_twice_in_a_yaml_names_both_lines(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("train:\n  steps: 5\n  lr: 1.0e-4\n  steps: 6\n")
-    with pytest.raises(UserError, match=r"bad.yaml: line 4: steps stands in line 2 already"):
+    with pytest.raises(UserError, match=r"bad.yaml: line 4: steps is in line 2 already"):
         load_config(tmp_path / "bad.yaml")
     (tmp_path / "bad.yaml").write_text("seed: 1\ntrain: {steps: 5}\ntrain: {lr: 1.0e-4}\n")
-    with pytest.raises(UserError, match=r"bad.yaml: line 3: train stands in line 2 already"):
+    with pytest.raises(UserError, match=r"bad.yaml: line 3: train is in line 2 already"):
         load_config(tmp_path / "bad.yaml")
 
 

@@ -22,7 +22,7 @@ CASES = [
     ("seed: 1\nmodel: &m\n  extra: *m\n", "line 2: an alias within"),
     (NINE, "line 5: more than 20,000 values with its aliases"),
     (MERGED, "line 5: more than 20,000 values with its aliases"),
-    ("? [a, b]\n: 1\n", "line 1: a list or section stands where a key belongs"),
+    ("? [a, b]\n: 1\n", "line 1: a list or section is where a key belongs"),
     ("a: " + "[" * 5_000, "nested more than 50 deep"),
     ("{a: " * 5_000, "nested more than 50 deep"),
     ("- " * 3_000, "nested more than 50 deep"),

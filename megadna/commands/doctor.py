@@ -15,7 +15,7 @@ log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
-    """Print what is found, then `ready` or what to mend."""
+    """Print what is found, then `ready` or what to repair."""
     parser = new_parser("doctor", "Versions, packages, limits, disks, and a short self-test of the engine.")
     parser.add_argument("--folders", type=Path, nargs="*", default=[Path()], help="where datasets and checkpoints lie")
     options = parse(parser, arguments)
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     if not mend:
         sys.stdout.write("ready\n")
         return
-    sys.stdout.write("to mend:\n" + "".join(f"  {finding.name}: {finding.remedy}\n" for finding in mend))
+    sys.stdout.write("to repair:\n" + "".join(f"  {finding.name}: {finding.remedy}\n" for finding in mend))
     sys.exit(1)
 
 
@@ -43,7 +43,9 @@ def _self_test() -> "Finding":
             found = run_self_test()
     except Exception as error:  # whatever a rank died of is what the user must see
         last = str(error).strip().rpartition("\n")[2]
-        return Finding("self-test", f"failed: {last}", "the engine does not run here: mend what stands above first")
+        return Finding(
+            "self-test", f"failed: {last}", "the engine does not run here: repair what is listed above first"
+        )
     rate = f", all-reduce {found.all_reduce / 1e9:.2f} GB/s a rank" if found.all_reduce else ""
     text = f"{found.num_ranks} ranks on {found.device}, loss {found.first_loss:.3f} -> {found.last_loss:.3f}{rate}"
     return Finding("self-test", text, "" if found.passed else "the loss did not fall: please report this machine")

@@ -44,7 +44,7 @@ class Batch:
     samples_B: Tensor
     """int64: sample indices (training) or chunk numbers (evaluation)."""
     positions_BS: Tensor | None = None
-    """int64, packed batches only: place of each token in its own segment."""
+    """int64, packed batches only: position of each token in its own segment."""
     cumulative_lengths: Tensor | None = None
     """int32, packed batches only: where segments begin in the B x S tokens laid end to end, and B x S. The padding
     behind a row is a segment of its own."""

@@ -77,7 +77,7 @@ def _source(
 
 
 def warnings_of(parts: list[Part], sources: list[SourceFile], options: PreprocessOptions, repeated: int) -> list[str]:
-    """One line each; they also stand among the manifest's notes."""
+    """One line each; they are in the manifest's notes as well."""
     found = []
     empty = sum(part.totals.empty_records for part in parts)
     if empty:

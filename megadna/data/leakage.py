@@ -58,7 +58,7 @@ Batches = Iterator[tuple[int, np.ndarray, np.ndarray]]
 
 
 def batches(letters: np.ndarray, lengths: np.ndarray) -> Batches:
-    """Sequences that stand one behind the other, in batches of about 100,000 letters."""
+    """Sequences one after the other, in batches of about 100,000 letters."""
     at = first = 0
     while first < len(lengths):
         ends = np.cumsum(lengths[first : first + _STRETCH // 8], dtype=np.int64)

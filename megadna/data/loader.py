@@ -76,7 +76,7 @@ def _check_positions(config: Config, length: int) -> int:
 
 
 class _MicroBatches(Dataset[Rows]):
-    """The micro-batch whose first sample stands at a place of the run."""
+    """The micro-batch that begins with a given sample of the run."""
 
     def __init__(self, samples: Samples, micro_batch_size: int) -> None:
         self._samples = samples
@@ -108,7 +108,7 @@ class TrainBatches(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """End the worker processes, which take no signal: a process that still has them at its end waits for ever."""
+        """End the worker processes, which take no signal: a process that still has them at its end waits indefinitely."""
         self._rows = iter(())
 
     def metrics(self, consumed_samples: int) -> dict[str, float]:

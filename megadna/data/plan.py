@@ -73,7 +73,7 @@ class State:
 
 @dataclass
 class Plan:
-    """What one piece comes to."""
+    """Chunks planned for one input block."""
 
     runs: list[np.ndarray]
     """Per split int64 [W, 2]: stretches of the buffer (absolute positions) to write, in order."""
@@ -175,7 +175,7 @@ class Chunks:
 
 
 def covered(starts: np.ndarray, ends: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Letters before each place that lie in the runs."""
+    """Bases before each position that lie in the runs."""
     index = np.searchsorted(starts, places, "right")
     lengths = np.concatenate(([0], np.cumsum(ends - starts)))
     return lengths[index] - np.where(index > 0, np.maximum(0, ends[index - 1] - places), 0)

@@ -7,6 +7,6 @@ _BASES_PER_BYTE = {"gzip": 4.0, "bgzf": 3.6, "zstd": 4.2, "2bit": 4.0}  # a gues
 
 
 def reading(sources: list[SourceFile], finished: int) -> Progress:
-    """Around the sources behind the `finished` ones; no total where one is standard input."""
+    """Around the sources after the `finished` ones; no total where one is standard input."""
     expected = [int(source.size * _BASES_PER_BYTE.get(source.kind, 0.98)) for source in sources[finished:]]
     return Progress("reading", sum(expected) if all(expected) else None, "bases")

@@ -44,7 +44,7 @@ class GroupRows:
 
 
 class Samples:
-    """Rows of samples by their place in the run; holds tables and memory maps only, so loader workers share it."""
+    """Rows of samples by their position in the run; holds tables and memory maps only, so loader workers share it."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Samples:
         return Segment(tokens, targets, chosen, self._weights(letters, targets))
 
     def _cut(self, letters: Letters, rng: np.random.Generator) -> Letters:
-        """The whole window, or for `variable_length` of the samples a piece of uniform length at a uniform place."""
+        """The whole window, or for `variable_length` of the samples a piece of uniform length at a uniform position."""
         share = self._config.data.variable_length
         if not share or rng.random() >= share:
             return letters

@@ -19,7 +19,7 @@ _CODES[list(b"ACGT")] = range(4)
 
 
 def two_letters(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
-    """Donor where GT follows the middle of the window, acceptor where AG stands before it, negative otherwise."""
+    """Donor where GT follows the middle of the window, acceptor where AG precedes it, negative otherwise."""
     if set(target.names) != set(SPLICE_NAMES):
         return None
     place = {name: number for number, name in enumerate(target.names)}
@@ -101,7 +101,7 @@ def _all_classes(found: np.ndarray, classes: np.ndarray, target: Target) -> np.n
 
 
 def _one_hot(sequences: pd.Series) -> np.ndarray:
-    """[N, 5, longest]: A, C, G, T and the distance from the middle; shorter sequences stand in the middle."""
+    """[N, 5, longest]: A, C, G, T and the distance from the middle; shorter sequences are centred."""
     longest = int(sequences.str.len().max())
     codes = _codes(sequences.map(lambda text: text.center(longest, "N")))
     ramp = np.broadcast_to(np.abs(np.linspace(-1, 1, longest)), (len(codes), 1, longest))

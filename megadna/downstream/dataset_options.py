@@ -71,7 +71,7 @@ class WindowOptions(DatasetOptions):
     count: int = 0
     """Places to draw at random from all peaks, start sites or tiles of the genome; 0 takes every one."""
     negatives: Literal["matched", "shuffled", "none"] = "matched"
-    """`matched`: other places of the chromosome with the nearest GC and repeat share; `shuffled`: the positive with its
+    """`matched`: other positions of the chromosome with the nearest GC and repeat share; `shuffled`: the positive with its
     dinucleotides shuffled."""
     split: Literal["chromosome", "region", "random"] = "chromosome"
     """`chromosome`, `region`: no window overlaps one of another split; `random`: each by itself."""
@@ -111,7 +111,7 @@ class SpliceOptions(DatasetOptions):
     per_class: int = 10000
     """Windows of each class; fewer where the smallest class holds fewer."""
     centre: Literal["boundary", "bionemo"] = "boundary"
-    """What stands in the middle: the boundary, or the exon's edge base as in BioNeMo."""
+    """What is in the middle: the boundary, or the exon's edge base as in BioNeMo."""
     minus_strand: Literal["reverse_complement", "forward"] = "reverse_complement"
     """Windows of the minus strand: read along the transcript, or left on the forward strand as BioNeMo did."""
     split: Literal["gene", "chromosome", "random"] = "gene"

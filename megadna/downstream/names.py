@@ -37,7 +37,7 @@ def _pieces(name: str) -> list[str | Decimal]:
 
 
 def require_names(names: Sequence[str], where: str) -> None:
-    """UserError where a name is empty, stands there twice, or cannot stand in one line of a table."""
+    """UserError where a name is empty, occurs twice, or cannot be written in one line of a table."""
     for name, count in Counter(names).items():
         require(bool(name), f"{where}: a name is empty; give every one a name")
         require(count == 1, f"{where}: {name!r} is there {count} times; each name once")

@@ -277,7 +277,7 @@ class BenchmarkOptions(Options):
     max_steps: int = 0
     """Fine-tuning steps, instead of the recipe's epochs."""
     pretraining_data: Path | None = None
-    """Dataset that the model was pretrained on: the share of test sequences in it stands in the table."""
+    """Dataset that the model was pretrained on: the share of test sequences in it is a column of the table."""
     trust_remote_code: bool = False
     """Run Python files of the model's folder that megadna did not write."""
 

@@ -36,13 +36,13 @@ class Stretch:
     start: int
     end: int
     strand: str
-    """+ or -; "." where the input says nothing (read as it stands)."""
+    """+ or -; "." where the input says nothing (read as it is)."""
     letters: str
     """As the model reads them, 5' to 3' of the strand, context included."""
     before: int = 0
-    """Letters of context in front."""
+    """Bases of context before."""
     after: int = 0
-    """Letters of context behind."""
+    """Bases of context after."""
     far_before: int = 0
     """Bases of the record before `letters`; the grid of windows begins with the first of them."""
     far_after: int = 0

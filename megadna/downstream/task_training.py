@@ -91,7 +91,7 @@ def _remark_on_training(dev: dict[str, dict[str, Any]], best: str, history: list
 
 
 def _without_nan(found: Any) -> Any:
-    """null in the place of NaN, which JSON does not have."""
+    """null instead of NaN, which JSON does not have."""
     if isinstance(found, dict):
         return {key: _without_nan(value) for key, value in found.items()}
     return None if isinstance(found, float) and math.isnan(found) else found

@@ -324,7 +324,7 @@ def _numbers(values: object, where: str) -> np.ndarray:
 
 
 def _contacts(text: str, size: int, where: str) -> np.ndarray:
-    """int8 [L, L]: 1 for each pair of the text (0-based, as 3-17) and its mirror image; "-" stands for no pair."""
+    """int8 [L, L]: 1 for each pair of the text (0-based, as 3-17) and its mirror image; "-" means no pair."""
     fits = re.fullmatch(r"-|\d+-\d+( \d+-\d+)*", text) is not None
     require(fits, f"{where}: contacts are pairs such as 3-17 9-40, or - for none, got {text[:40]!r}")
     pairs = np.array(re.findall(r"(\d+)-(\d+)", text), np.int64).reshape(-1, 2)

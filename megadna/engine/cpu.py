@@ -75,7 +75,7 @@ def settle_kernels() -> None:
 
 
 def _on(target: torch.device, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`function` with `target` in the place of every CUDA device."""
+    """`function` with `target` instead of every CUDA device."""
 
     @functools.wraps(function)
     def redirected(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:

@@ -29,7 +29,7 @@ DEFAULT_PORT = "29531"
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among the ranks."""
+    """The position of this process among the ranks."""
 
     rank: int
     size: int
@@ -96,7 +96,7 @@ def parallel_world(engine: EngineConfig, parallel: ParallelConfig) -> Iterator[W
     try:
         yield _split(rank, size, device, parallel, timeout_minutes=engine.timeout_minutes)
     except RankLost:
-        raise  # to take leave would be to wait for a rank that is gone
+        raise  # destroy_process_group would block on the dead rank
     except BaseException:
         _leave()
         raise
@@ -148,7 +148,7 @@ def _split(rank: int, size: int, device: torch.device, parallel: ParallelConfig,
 
 
 def seed_dropout(seed: int, step: int, world: World) -> None:
-    """Random states of a step: a pure function of (seed, step, place of the rank), so that a resumed run repeats them.
+    """Random states of a step: a pure function of (seed, step, position of the rank), so that a resumed run repeats them.
 
     Tensor-parallel ranks share one state for what they replicate and have each another for what they split.
     """

@@ -35,7 +35,7 @@ class Call:
     """One communication of one rank."""
 
     number: int
-    """Its place among the events of the rank, from 1."""
+    """Its position among the events of the rank, from 1."""
     kind: str
     """A key of METHODS, send or recv."""
     group: str

@@ -144,7 +144,7 @@ class Scanner:
             self._line_start = block[-1] == 10
 
     def _go_on_with_header(self, block: bytes | bytearray, at: int = 0) -> int:
-        """Read header text from `at`; the place after its line end, or the block's end where it goes on."""
+        """Read header text from `at`; the position after its line end, or the block's end where it goes on."""
         assert self._header is not None
         end = block.find(b"\n", at)
         self._header += bytes(block[at : end if end >= 0 else len(block)])
@@ -158,7 +158,7 @@ class Scanner:
         return end + 1
 
     def _many_records(self, block: bytes | bytearray, at: int) -> int:
-        """Read all records that end in the block at once; the place of the last record's '>' (or `at`: not
+        """Read all records that end in the block at once; the position of the last record's '>' (or `at`: not
         possible)."""
         text = bytes(block)
         array = np.frombuffer(text, np.uint8)

@@ -139,7 +139,7 @@ def _bgzf_cuts(path: Path, size: int) -> Iterator[TextRange]:
 
 
 def _line_end(text: bytes) -> int:
-    """Place behind the first line end; 0 if there is none."""
+    """Position after the first line end; 0 if there is none."""
     return min((end + 1 for end in (text.find(b"\n"), text.find(b"\r")) if end >= 0), default=0)
 
 

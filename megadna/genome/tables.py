@@ -23,7 +23,7 @@ _LONGEST_ROW = 1 << 25  # bytes
 
 @dataclass(frozen=True)
 class TableFormat:
-    """Where the sequences of a table or line file stand."""
+    """Where the sequences of a table or line file are."""
 
     column: str = ""
     """Column that holds the sequences."""

@@ -136,7 +136,7 @@ def _judge(found: dict[str, float]) -> str:
 def reference_states(
     read: Callable[[str], Tensor], config: Config, tokenizer: Tokenizer, ids_BS: Tensor, precision: str
 ) -> Iterator[Tensor]:
-    """The embeddings, the output of each layer (of the last: behind the last norm), the logits [B, S, V]; as fp32."""
+    """The embeddings, the output of each layer (of the last: after the last norm), the logits [B, S, V]; as fp32."""
     alone = single_rank(config)
     engine = replace(alone.engine, device="cpu", precision=precision)  # type: ignore[arg-type]
     alone = replace(alone, engine=engine, model=replace(alone.model, attention="sdpa"))

@@ -74,7 +74,7 @@ class Streamed:
         return output[0] if isinstance(output, tuple) else output
 
     def states(self, ids_BS: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The embeddings, the output of each layer (of the last: behind the last norm), the logits; in fp32."""
+        """The embeddings, the output of each layer (of the last: after the last norm), the logits; in fp32."""
         base = self.model.bert
         length = ids_BS.shape[1]
         ours: tuple[Any, ...] = ()

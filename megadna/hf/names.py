@@ -71,7 +71,7 @@ TABLES = {
         f"{_LAYER}.self_attention.k_layernorm": (f"{_HF}.attention.self.key_norm",),
     },
 }  # fmt: skip
-"""Format -> megatron-core module -> Hugging Face modules; `{l}` stands for the layer."""
+"""Format -> megatron-core module -> Hugging Face modules; `{l}` is the layer's number."""
 
 
 def tensor_shapes(model: ModelConfig, vocab_rows: int) -> dict[str, tuple[int, ...]]:

@@ -31,7 +31,7 @@ class DropoutAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query_ASD: Tensor, key_ASD: Tensor, value_ASD: Tensor, dropout: float) -> Tensor:
-        """Draws one number from torch's generator; the dropped places follow from it."""
+        """Draws one number from torch's generator; the dropped positions follow from it."""
         ctx.dropped = min(round(dropout * LEVELS), LEVELS - 1)
         ctx.seed = int(torch.randint(1 << 62, ()))
         scaled_ASD, context_ASD = query_ASD * query_ASD.shape[-1] ** -0.5, torch.empty_like(query_ASD)

@@ -27,7 +27,7 @@ PEAK_TFLOPS = {
     "H200": 989.4,
     "B200": 2250.0,
 }
-"""Dense 16-bit peak of the data sheets, by words of torch's device name; the first whose words all stand in it."""
+"""Dense 16-bit peak of the data sheets, by words of torch's device name; the first whose words are all in it."""
 
 
 def peak_tflops(device_name: str) -> float | None:

@@ -29,7 +29,7 @@ def swiglu(gate_up_SB2F: Tensor) -> Tensor:
 
 
 class PostNormLayer(TransformerLayer):
-    """megatron's layer without norms before its branches, and with one behind each residual sum."""
+    """megatron's layer without norms before its branches, and with one after each residual sum."""
 
     def __init__(
         self, config: TransformerConfig, submodules: TransformerLayerSubmodules, layer_number: int = 1, **kwargs: Any

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def packed_segments(cumulative_lengths: Tensor, device: torch.device) -> PackedSeqParams:
-    """Segments that begin at the given places; `cumulative_lengths` int32 on the host, B x S its last entry."""
+    """Segments that begin at the given positions; `cumulative_lengths` int32 on the host, B x S its last entry."""
     bounds = cumulative_lengths.to(device, non_blocking=True)
     longest = int(cumulative_lengths.diff().max())
     # "thd" would make megatron squeeze the batch away; here rows stay rows, and only the core attention looks.

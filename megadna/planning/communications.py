@@ -32,7 +32,7 @@ KINDS = {
 
 
 def record_ranks(config: Config, num_ranks: int, folder: Path, *, workers: int = 1) -> Iterator[list[Event]]:
-    """The events of every rank in turn, by so many processes; each list stands in `folder` as well."""
+    """The events of every rank in turn, by `workers` processes; each list is written to `folder` as well."""
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
         found = pool.map(partial(_record, config, num_ranks, folder), range(num_ranks))

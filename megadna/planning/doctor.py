@@ -29,7 +29,7 @@ class Finding:
     name: str
     text: str
     remedy: str = ""
-    """What to mend; empty where all is well."""
+    """What to repair; empty where all is well."""
 
 
 def examine(folders: list[Path]) -> Iterator[Finding]:

@@ -99,7 +99,7 @@ def rank_layouts(config: Config, vocab_rows: int, sequence_length: int, num_gpus
 
 
 def why_worse(layout: Layout, best: Layout, gpu: Gpu) -> str:
-    """One phrase: what keeps `layout` behind `best`."""
+    """One phrase: why `layout` is slower than `best`."""
     if not layout.fits:
         parts = {name: value for name, value in vars(layout.memory).items() if name not in ("context", "margin")}
         largest = max(parts, key=lambda name: parts[name])

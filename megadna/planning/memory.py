@@ -78,7 +78,7 @@ def _stage_memory(config: Config, vocab_rows: int, sequence_length: int, place: 
 
 
 def chunks_in_flight(config: Config, stage: int, micro_batches: int) -> int:
-    """Forward passes of model chunks that a stage has behind it when its first backward pass begins.
+    """Forward passes of model chunks that a stage has done when its first backward pass begins.
 
     1F1B: stages - stage; interleaved: megatron's warm-up, 2 (stages - stage - 1) + (chunks - 1) stages, and one more.
     """

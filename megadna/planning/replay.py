@@ -56,7 +56,7 @@ class Replay:
             self._places[rank] += 1
 
     def _settle(self, rank: int, channel: Channel) -> None:
-        """End the calls at the heads of a communicator whose counterparts are there, and so on behind them."""
+        """End the calls at the heads of a communicator whose counterparts are there, and then those after them."""
         pending = [rank]
         while pending:
             met = self._meeting(pending.pop(), channel)

@@ -25,12 +25,12 @@ class Parameter:
     size: int
     """Elements on this rank."""
     is_shared: bool = False
-    """The embedding table where it stands on two pipeline stages: megatron gives it a bucket of its own."""
+    """The embedding table where it is on two pipeline stages: megatron gives it a bucket of its own."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands: tensor is the fastest dimension of the rank order, then context, data, pipeline."""
+    """Position of a rank in the layout: tensor is the fastest dimension of the rank order, then context, data, pipeline."""
 
     stage: int
     shard: int
@@ -39,7 +39,7 @@ class Place:
 
     @classmethod
     def of(cls, config: Config, rank: int, num_ranks: int) -> "Place":
-        """The place of `rank` among `num_ranks`."""
+        """The position of `rank` among `num_ranks`."""
         parallel = config.parallel
         shards = num_ranks // (parallel.tensor * parallel.pipeline)
         return cls(rank // (parallel.tensor * shards), rank // parallel.tensor % shards, shards)
@@ -86,7 +86,7 @@ def chunk_layers(config: Config, stage: int) -> int:
 
 
 def _layer(model: ModelConfig, tensor: int) -> Iterator[Parameter]:
-    """Norms and the biases behind row-split matrices are whole on every tensor-parallel rank, all else is split."""
+    """Norms and the biases after row-split matrices are whole on every tensor-parallel rank, all else is split."""
     h, bias, norm = model.hidden_size, model.linear_bias, _norm(model, model.hidden_size)
     width = model.num_attention_heads * model.head_size
     projections = (width + 2 * model.query_groups * model.head_size) // tensor

@@ -26,7 +26,7 @@ class Answers(NamedTuple):
     """Tensors of this rank, on its device."""
 
     rows_M: Tensor
-    """int64: places in the tokens whose hidden states this rank holds."""
+    """int64: positions in the tokens whose hidden states this rank holds."""
     labels_M1: Tensor
     """int64 [P x M, 1]: the answers, of all parts one after the other."""
     weights_M1: Tensor

@@ -91,7 +91,7 @@ class MaskedScore:
     Scores of two protocols never stand in one table."""
 
     def to_dict(self) -> dict[str, float | None]:
-        """The numbers as they stand in evaluation files; `loss` only where there is one."""
+        """The numbers as evaluation files have them; `loss` only where there is one."""
         numbers = {
             "bits_per_base": self.bits_per_base,
             "standard_error": self.standard_error,

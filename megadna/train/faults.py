@@ -45,7 +45,7 @@ class FaultGuard:
             for name, value, past in (("loss", loss, losses), ("gradient norm", grad_norm, norms)):
                 score = _robust_zscore(value, past)
                 if score > self.config.spike_zscore:
-                    return f"{name} {value:.4g} stands {score:.1f} robust deviations above the last {len(past)} steps"
+                    return f"{name} {value:.4g} is {score:.1f} robust deviations above the last {len(past)} steps"
         self.history.append((loss, grad_norm))
         return ""
 

@@ -26,7 +26,7 @@ PACKAGE = str(Path(__file__).parents[1])
 LONGEST_INTERVAL = 5.0
 """Seconds between two signs, at most; a tenth of the timeout where that is less."""
 PATIENCE = 5.0
-"""Seconds for an answer of the store: torch waits for ever where the wire to its node is cut."""
+"""Seconds for an answer of the store: torch waits indefinitely where the connection to its node is cut."""
 SIGNS_OF_GLOO = ("gloo", "pair closure")
 """In what gloo raises: a path of its source, or "Application timeout caused pair closure" alone."""
 LEFT, HERE = "left", Path(__file__).name

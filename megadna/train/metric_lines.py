@@ -144,7 +144,7 @@ class Curve:
 
     @property
     def is_thinned(self) -> bool:
-        """Whether a point stands for several lines."""
+        """Whether a point summarises several lines."""
         return self._width > 1
 
     def points(self) -> tuple[NDArray[np.float64], ...]:

@@ -77,7 +77,7 @@ class Metrics:
         self._write({"step": step, **numbers})
 
     def go_back(self, step: int) -> None:
-        """Drop what was written behind `step`: the run goes on from there."""
+        """Drop what was written after `step`: the run goes on from there."""
         self._close_files()
         self._open(step)
 

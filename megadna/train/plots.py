@@ -48,7 +48,7 @@ class Series:
     style: int = 0
     """Number of the line style, where a run has several series."""
     band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-    """Where a point stands for several steps, their lowest and highest values; `values` are then their means."""
+    """Where a point summarises several steps, their lowest and highest values; `values` are then their means."""
 
 
 @dataclass(frozen=True)

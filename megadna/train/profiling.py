@@ -18,7 +18,7 @@ log = get_logger(__name__)
 
 
 def build_profiler(run: Path, config: LogConfig, *, first_step: int) -> profile | None:
-    """A started profiler that wants its `step` called behind every step; None where there is nothing to record.
+    """A started profiler that wants its `step` called after every step; None where there is nothing to record.
 
     first_step: step that the run starts or resumes behind.
     """

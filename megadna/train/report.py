@@ -107,7 +107,7 @@ class Run:
         return self.curves.setdefault(key, Curve())
 
     def series(self, key: str, *, label: str = "", style: int = 0) -> list[plots.Series]:
-        """The values of `key` over steps, with standard errors where KEY_se stands beside; [] where no line has it."""
+        """The values of `key` over steps, with standard errors where the lines have KEY_se; [] where no line has it."""
         curve, errors = self.curves.get(key), self.curves.get(f"{key}_se")
         if curve is None:
             return []

@@ -56,7 +56,7 @@ class CheckpointWriter:
     """The saves of one run on one rank; every method is called on all ranks together."""
 
     def __init__(self, run: Path, config: Config, world: World, facts: dict[str, Any]) -> None:
-        """`facts` stand in every state.json: what a resumed run must agree with (tokenizer, dataset)."""
+        """`facts` are written to every state.json: what a resumed run must agree with (tokenizer, dataset)."""
         self.run, self.config, self.world, self.facts = run, config, world, facts
         self.config_text = dump_config(config)
         self.queue = AsyncCallsQueue()
@@ -216,7 +216,7 @@ class CheckpointWriter:
         """True on all ranks where any has a problem; logged and counted once, and nothing is left of the save."""
         if problem is not None:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
-            log.error("checkpoint of step %d failed: %s; those before it stand", step, reason)
+            log.error("checkpoint of step %d failed: %s; earlier checkpoints are intact", step, reason)
         flag = torch.tensor([float(problem is not None)], device=self.world.device)
         torch.distributed.all_reduce(flag)
         failed = bool(flag.item())

@@ -23,7 +23,7 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     consumed_samples: int = 0
-    """Samples of the run that are behind us; with `skipped` the whole data state."""
+    """Samples that the run has consumed; with `skipped` the whole data state."""
     skipped: list[tuple[int, int]] = field(default_factory=list)
     """Ranges of samples left out after roll-backs, half-open."""
 
