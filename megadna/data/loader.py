@@ -108,7 +108,7 @@ class TrainBatches(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """End the worker processes, which take no signal: a process that still has them at its end waits indefinitely."""
+        """End the worker processes, which ignore SIGTERM: a process that still has them at its end never ends."""
         self._rows = iter(())
 
     def metrics(self, consumed_samples: int) -> dict[str, float]:

@@ -71,8 +71,8 @@ class WindowOptions(DatasetOptions):
     count: int = 0
     """Places to draw at random from all peaks, start sites or tiles of the genome; 0 takes every one."""
     negatives: Literal["matched", "shuffled", "none"] = "matched"
-    """`matched`: other positions of the chromosome with the nearest GC and repeat share; `shuffled`: the positive with its
-    dinucleotides shuffled."""
+    """`matched`: other positions of the chromosome with the nearest GC and repeat share; `shuffled`: the positive with
+    its dinucleotides shuffled."""
     split: Literal["chromosome", "region", "random"] = "chromosome"
     """`chromosome`, `region`: no window overlaps one of another split; `random`: each by itself."""
 

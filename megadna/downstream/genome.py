@@ -80,7 +80,7 @@ def read_genome(path: Path) -> Genome:
     genome: dict[str, np.ndarray] = {}
     for header, letters in tracked(read_letters(path, ambiguous="keep", fold=False), f"reading {path}", unit="contigs"):
         name = names_of([header])[0].decode(errors="replace")
-        require(name not in genome, f"{path}: contig {name} stands there twice; keep one of them")
+        require(name not in genome, f"{path}: contig {name} occurs twice; keep one of them")
         genome[name] = letters
     require(any(map(len, genome.values())), f"{path}: empty: holds no sequence")
     return Genome(path, genome)

@@ -148,7 +148,7 @@ def _split(rank: int, size: int, device: torch.device, parallel: ParallelConfig,
 
 
 def seed_dropout(seed: int, step: int, world: World) -> None:
-    """Random states of a step: a pure function of (seed, step, position of the rank), so that a resumed run repeats them.
+    """Random states of a step: a function of (seed, step, position of the rank) alone, so a resumed run repeats them.
 
     Tensor-parallel ranks share one state for what they replicate and have each another for what they split.
     """
