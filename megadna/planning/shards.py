@@ -30,7 +30,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Place:
-    """Position of a rank in the layout: of the rank order tensor is the fastest dimension, then context, data, pipeline."""
+    """Position of a rank in the layout, whose fastest dimension is tensor, then context, data, pipeline."""
 
     stage: int
     shard: int
