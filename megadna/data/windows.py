@@ -66,7 +66,7 @@ class Windows:
         slack = max(0, length - self.row_bases) if self._random_crop else 0
         if not self._random_crop and full and tail <= self.row_bases // TAIL_SHARE:
             slack = tail
-        offset = int(mix(seed, epoch, chunk)[0] % np.uint64(slack + 1)) if slack else 0
+        offset = int(mix(seed, epoch, chunk) % np.uint64(slack + 1)) if slack else 0
         start = offset + number * self.row_bases
         return chunk, start, min(start + self.row_bases, length)
 
