@@ -34,7 +34,7 @@ def text_batches(path: Path, column: str) -> Iterator[pyarrow.RecordBatch]:
         raise UserError(f"{path}: column {column!r} holds {kind}, not text")
     as_dictionary = parquet.ParquetFile(path, read_dictionary=[column], buffer_size=_PIECE)
     for group in range(file.num_row_groups):
-        chunk = _chunk(file, group, column)
+        chunk = _chunk(path, file, group, column)
         refuse_bomb(path, chunk.total_uncompressed_size, chunk.total_compressed_size)
         rows = _rows(chunk, _longest_entry(as_dictionary, group, column, chunk))
         yield from file.iter_batches(batch_size=rows, row_groups=[group], columns=[column])
@@ -54,10 +54,13 @@ def refuse_large_table(path: Path) -> None:
     refuse_bomb(path, size, path.stat().st_size)
 
 
-def _chunk(file: Any, group: int, column: str) -> Any:
-    """Metadata of a column's part of a row group."""
+def _chunk(path: Path, file: Any, group: int, column: str) -> Any:
+    """Metadata of a column's part of a row group; UserError where the row group lacks it."""
     found = file.metadata.row_group(group)
-    return next(c for c in map(found.column, range(found.num_columns)) if c.path_in_schema == column)
+    parts = [part for part in map(found.column, range(found.num_columns)) if part.path_in_schema == column]
+    if not parts:
+        raise UserError(f"{path}: damaged: row group {group} has no column {column!r}; fetch it again")
+    return parts[0]
 
 
 def _longest_entry(as_dictionary: Any, group: int, column: str, chunk: Any) -> int:
