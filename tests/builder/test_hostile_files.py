@@ -274,5 +274,5 @@ def test_fuzz_quick(tmp_path, copy):
 
 @pytest.mark.slow
 def test_fuzz(tmp_path, copy):
-    read, refusals = fuzz(tmp_path, copy, 3_000, seed=2)
-    assert read > 1_000 and refusals > 5_000
+    read, refusals = fuzz(tmp_path, copy, 4_000, seed=2)
+    assert read > 200 and refusals > 5_000
