@@ -7,13 +7,12 @@ is refused before anything is written (megadna.data.inputs). A table may have mi
 answered line by line, and the whole table is held as arrays, never as Python strings.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow
-import pyarrow.compute
 from pyarrow import csv
 
 from megadna.data.manifest import SPLITS
@@ -109,12 +108,3 @@ class ContigTable:
     def name_of(self, row: int) -> tuple[str, str]:
         """Source and record of a line."""
         return self.names["source"][row].as_py(), self.names["record"][row].as_py()
-
-    def rows_of(self, records: Sequence[str]) -> dict[str, list[int]]:
-        """Lines of the records with one of these names, by name; a name may occur in several sources."""
-        wanted = pyarrow.array(list(records), pyarrow.string())
-        rows = np.flatnonzero(np.asarray(pyarrow.compute.is_in(self.names["record"], value_set=wanted)))
-        found: dict[str, list[int]] = {}
-        for row in rows.tolist():
-            found.setdefault(self.names["record"][row].as_py(), []).append(row)
-        return found
