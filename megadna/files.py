@@ -98,7 +98,7 @@ class Claim:
 
     def fresh(self) -> Path:
         """The folder to write into, empty; leftovers are gone."""
-        clear_folder(self.folder, keep=[LOCK])
+        self._clear()
         self.new.mkdir()
         return self.new
 
@@ -142,11 +142,20 @@ class Claim:
             ) from error
         log.warning("%s: put back; a command that replaced it was stopped half-way", self.output)
 
+    def _clear(self) -> None:
+        """Delete all but the lock. `new` loses its name first: a kill must not leave half of it to be taken up."""
+        doomed = self.folder / "doomed"
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        if self.new.exists():
+            self.new.rename(doomed)
+        clear_folder(self.folder, keep=[LOCK])
+
     def close(self) -> None:
         """Delete the work folder, the lock last."""
         if not self.is_kept:
             with suppress(OSError):
-                clear_folder(self.folder, keep=[LOCK])
+                self._clear()
                 (self.folder / LOCK).unlink()
                 self.folder.rmdir()
 

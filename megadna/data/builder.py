@@ -293,7 +293,10 @@ class Build:
     def _on_disk(self, parts: list[Part]) -> bool:
         sizes = [sum(part.totals.sizes[split] for part in parts) for split in range(3)]
         files = [self.work / f"{name}.bin" for name in SPLITS]
-        return all(not size or file.stat().st_size >= size for file, size in zip(files, sizes, strict=True))
+        return all(
+            not size or (file.is_file() and file.stat().st_size >= size)
+            for file, size in zip(files, sizes, strict=True)
+        )
 
     def _missing_splits(self, parts: list[Part]) -> list[int]:
         """Held-out splits that were asked for and got no chunk."""

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,33 @@ def test_resume_reads_a_changed_source_again(tmp_path):
     files[1].write_bytes(fasta({"other": genome(9000)}))
     resumed = build(tmp_path, *files, resume=True)
     assert resumed.dataset_id == build(tmp_path, *files, output="fresh").dataset_id
+
+
+@pytest.mark.parametrize("deleted", [0, 3, 8, 20])
+def test_killed_while_it_clears_an_older_attempt(tmp_path, monkeypatch, deleted):
+    files = _genomes(tmp_path, 3)
+    whole = build(tmp_path, *files, output="whole")
+    good = files[2].read_bytes()
+    files[2].write_bytes(b"ACGT")
+    with pytest.raises(UserError):
+        build(tmp_path, *files)
+    files[2].write_bytes(good)
+
+    def killed_rmtree(folder):
+        for file in sorted((file for file in Path(folder).rglob("*") if file.is_file()), reverse=True)[:deleted]:
+            file.unlink()
+        os._exit(9)
+
+    def begin_again():
+        monkeypatch.setattr(shutil, "rmtree", killed_rmtree)
+        build(tmp_path, *files)
+
+    process = multiprocessing.get_context("fork").Process(target=begin_again)
+    process.start()
+    process.join()
+    assert process.exitcode == 9 and not (tmp_path / "out").exists()
+    assert build(tmp_path, *files, resume=True).dataset_id == whole.dataset_id
+    assert not (tmp_path / ".out.partial").exists()
 
 
 @pytest.mark.parametrize("limit", [4096, 20_000])  # bytes a file may have: too few for an index file, for the .bin
