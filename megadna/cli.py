@@ -8,9 +8,9 @@ import os
 import sys
 
 from megadna import __version__
-from megadna.engine.launch import end_with_launcher
 from megadna.errors import RunEnded, UserError
 from megadna.log import rank_from_environment, setup_logging
+from megadna.processes import end_with_launcher
 
 COMMANDS = {
     "start": "a folder of genomes -> what to train: sample sheet, config, next commands",

@@ -30,9 +30,8 @@ from megadna.errors import UserError
 from megadna.model.flops import peak_tflops, training_flops
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
-from megadna.train.answers import own_answers
 from megadna.train.state import TrainState, build_state
-from megadna.train.step import train_step
+from megadna.train.step import own_answers, train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WARMUP, STEPS = 3, 10

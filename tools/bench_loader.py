@@ -25,7 +25,7 @@ import torch.multiprocessing as mp
 from megadna.commands import preprocess
 from megadna.config import Config, DataConfig, EngineConfig, TokenizerConfig, TrainConfig
 from megadna.data.batch import Batch
-from megadna.data.chunks import ChunkPool, open_chunks
+from megadna.data.dataset import ChunkPool, open_chunks
 from megadna.data.loader import resolve_sequence_length, train_batches
 from megadna.data.order import epoch_rows
 from megadna.data.samples import Samples

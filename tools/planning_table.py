@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from megadna.config import Config, DataConfig, MaskingConfig, ModelConfig, ParallelConfig, TrainConfig
 from megadna.model.flops import training_flops
 from megadna.planning import step_time as model_of_time
-from megadna.planning.hardware import GPUS
+from megadna.planning.step_time import GPUS
 
 MEGATRON = "Megatron-LM images/model_table.png"
 ESM2 = "BioNeMo docs/docs/models/ESM-2"

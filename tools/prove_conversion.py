@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from megadna.arguments import load_config
-from megadna.hf.checkpoints import seal_checkpoint, write_tensors
 from megadna.hf.names import tensor_shapes
+from megadna.hf.weights import seal_checkpoint, write_tensors
 from megadna.model.initial_weights import weight_std
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megadna.arguments import load_config
-from megadna.data.chunks import open_chunks
+from megadna.data.dataset import open_chunks
 from megadna.data.evaluation import EvaluationSamples
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.baselines import HiddenSamples, composition

@@ -36,7 +36,7 @@ def leaked_share(dataset: Path, test: "pd.DataFrame") -> float:
     """Share of the test sequences of which the dataset's training split contains more than MAX_CONTAINMENT."""
     import numpy as np
 
-    from megadna.data.benchmark_overlap import sequence_overlap
+    from megadna.data.leakage import sequence_overlap
     from megadna.genome.tables import TableFormat
 
     with tempfile.TemporaryDirectory() as folder:

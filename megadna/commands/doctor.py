@@ -35,8 +35,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _self_test() -> "Finding":
-    from megadna.planning.doctor import Finding
-    from megadna.planning.self_test import run_self_test
+    from megadna.planning.doctor import Finding, run_self_test
 
     try:
         with Progress("self-test"):

@@ -19,7 +19,7 @@ from megadna.files import write_json
 from megadna.log import get_logger
 from megadna.ownership import refuse_foreign
 from megadna.progress import Progress
-from megadna.train.evaluations import verdict
+from megadna.train.run_folder import verdict
 
 if TYPE_CHECKING:  # they take seconds to import
     from megadna.data.evaluation import EvaluationSamples
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     refuse_foreign(output, "evaluation", "split", "samples", "hidden_bases", "model", "baselines")
     log.info("evaluating %s on %s", options.model, options.split)
     with Progress("loading the libraries"):
-        from megadna.data.chunks import open_chunks
+        from megadna.data.dataset import open_chunks
         from megadna.data.evaluation import EvaluationSamples
         from megadna.train.scoring import names_bases
     is_export = (options.model / "config.json").is_file()
@@ -133,7 +133,7 @@ def _hugging_face(options: Namespace) -> Model:
     from megadna.train.scoring import evaluate
 
     with Progress(f"loading {options.model}"):
-        from megadna.downstream.masked_lm import load_masked_lm
+        from megadna.downstream.encoder import load_masked_lm
 
         trust = options.trust_remote_code
         forward, tokenizer, length = load_masked_lm(
@@ -151,7 +151,7 @@ def _baselines(samples: "EvaluationSamples", path: Any, *, both_strands: bool, f
 
     Kept in baselines.json of the dataset where it is one and may be written, else in `folder`.
     """
-    from megadna.data.chunks import open_chunks
+    from megadna.data.dataset import open_chunks
     from megadna.data.evaluation import WIDTHS
     from megadna.train.baselines import HiddenSamples, baselines
 

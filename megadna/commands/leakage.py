@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from megadna.arguments import add_options, new_parser, options_from, parse
-from megadna.data.benchmark_overlap import Overlap, interval_overlap, sequence_overlap
+from megadna.data.leakage import Overlap, interval_overlap, sequence_overlap
 from megadna.errors import require
 from megadna.files import atomic_file
 from megadna.genome.tables import TableFormat

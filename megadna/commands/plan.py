@@ -13,8 +13,8 @@ from megadna.config import Config
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, atomic_folder, write_json
 from megadna.ownership import refuse_foreign, refuse_occupied
-from megadna.planning.hardware import GPUS, Gpu
 from megadna.planning.layouts import Layout, checkpoint_costs, evaluate_layout, rank_layouts, why_worse
+from megadna.planning.step_time import GPUS, Gpu
 from megadna.progress import Progress
 
 SHOWN = 8
@@ -153,7 +153,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _write(folder: Path, layouts: list[Layout], gpu: Gpu, costs: dict[str, dict[str, float]]) -> None:
-    from megadna.planning.chart import draw
+    from megadna.planning.layouts import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": costs}

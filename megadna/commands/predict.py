@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     options = options_from(parse(parser, arguments), PredictOptions)
     options.check_files()
     log.info("reading %s, predicting with %s", options.input, options.model)
-    from megadna.downstream.input_checks import check_input
+    from megadna.downstream.inputs import check_input
 
     bases = check_input(options)
     with Progress("loading the libraries"):

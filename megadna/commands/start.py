@@ -15,8 +15,8 @@ from megadna.config import Config
 from megadna.errors import require
 from megadna.files import atomic_folder
 from megadna.ownership import check_folder
-from megadna.planning.hardware import GPUS, GPUS_PER_NODE
 from megadna.planning.start import FEW_PASSES, FEW_STEPS, MOST_PASSES, SHAPE, TOKENS_PER_PARAMETER, Start, choose
+from megadna.planning.step_time import GPUS, GPUS_PER_NODE
 from megadna.planning.survey import Genomes, survey
 
 SHOWN = 5

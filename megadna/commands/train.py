@@ -7,13 +7,13 @@ from pathlib import Path
 
 from megadna.arguments import config_from, config_parser, parse
 from megadna.config import Config
-from megadna.engine.launch import launched_here, run_ranks
 from megadna.errors import EXIT_REQUEUE, UserError
 from megadna.files import mark
 from megadna.log import get_logger, log_file, rank_from_environment
 from megadna.ownership import MARKER, check_replaceable, clear_folder, is_unused, refuse_occupied, refuse_replacing
+from megadna.processes import launched_here, run_ranks
 from megadna.progress import Progress
-from megadna.train.running import NAME, running
+from megadna.train.run_folder import NAME, running
 
 log = get_logger(__name__)
 
@@ -83,7 +83,7 @@ def _train(config: Config, run: Path, *, resume: str) -> bool:
 
 def _check(config: Config, num_ranks: int) -> None:
     """Everything a user can get wrong, before any process group starts."""
-    from megadna.data.chunks import open_chunks
+    from megadna.data.dataset import open_chunks
     from megadna.data.loader import resolve_sequence_length
     from megadna.engine.distributed import select_device
     from megadna.tokenizer.build import build_tokenizer

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from megadna.arguments import new_parser, parse
-from megadna.data.chunks import open_chunks
+from megadna.data.dataset import open_chunks
 from megadna.files import atomic_folder
 from megadna.log import get_logger
 from megadna.ownership import check_folder

@@ -14,21 +14,28 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from megadna.data.checksums import Bins, SourceHasher, checksum_files
+from megadna.alphabet import storage_table
 from megadna.data.chunker import Chunker
-from megadna.data.finish import make_manifest, warnings_of
 from megadna.data.inputs import SourceFile, find_sources, split_rule, table_format
-from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, dump_manifest, load_manifest
-from megadna.data.named import NameCheck, SideFiles, left_out
+from megadna.data.manifest import (
+    MANIFEST_NAME,
+    SPLITS,
+    Bins,
+    Manifest,
+    SourceHasher,
+    checksum_files,
+    dump_manifest,
+    load_manifest,
+)
+from megadna.data.named import NameCheck, SideFiles
 from megadna.data.options import PreprocessOptions, recorded_options
-from megadna.data.parts import Part, assemble
-from megadna.data.pieces import Found, Recipe, read_pieces
+from megadna.data.parts import Part, assemble, left_out, make_manifest, warnings_of
 from megadna.data.plan import Policy
 from megadna.data.progress import reading
 from megadna.errors import UserError, require
 from megadna.files import Claim, claimed, write_json
 from megadna.genome.contigs import contig_filter
-from megadna.genome.letters import storage_table
+from megadna.genome.pieces import Found, Recipe, read_pieces
 from megadna.log import get_logger
 from megadna.ownership import Kind, check_folder, refuse_replacing
 from megadna.progress import Progress

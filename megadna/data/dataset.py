@@ -1,24 +1,62 @@
-"""Reader of one split of a dataset folder: chunks of nucleotides, memory-mapped.
+"""Megatron's .idx file for uint8 sequences, streamed from blocks (byte-identical to megatron-core's own builder).
+
+Layout (megatron-core 0.16, indexed_dataset.py): magic, version 1, dtype code 1 (uint8), number of sequences, number of
+document indices; then int32 lengths, int64 byte pointers, int64 document indices that begin with 0.
+
+Reader of one split of a dataset folder: chunks of nucleotides, memory-mapped.
 
 In:  DATASET/{split}.bin, {split}.idx (Megatron's IndexedDataset, uint8), {split}.start.npy, contigs.tsv, manifest.json.
 Out: `dataset[i]` is the i-th chunk as uint8 letters, a read-only view of the file (no copy, case kept).
 
 Opening maps files and reads only their headers, so it does not grow with the dataset. An object may be pickled or
 forked into loader workers; a pickled one opens its files again.
+
+The chunks of one split of one or several datasets, under one numbering, and the groups to blend them by.
+
+In:  dataset folders, a split.
+Out: `pool[c]` = letters of chunk c; groups = half-open ranges of chunk numbers with a share each.
 """
 
+import hashlib
 import struct
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from megadna.config import BlendConfig
 from megadna.data.contigs import ContigTable, find_contig
-from megadna.data.indexed import IDX_HEADER, UINT8_CODE
-from megadna.data.manifest import SPLITS, Manifest, load_manifest
+from megadna.data.manifest import SPLITS, Manifest, Source, load_manifest
 from megadna.errors import UserError
 from megadna.reading import first_line
+
+IDX_HEADER = b"MMIDIDX\x00\x00"
+UINT8_CODE = 1
+
+Blocks = Callable[[], Iterator[np.ndarray]]
+"""Starts a pass over an array that need not fit in memory."""
+
+
+def write_index(path: Path, lengths: Blocks, num_sequences: int, documents: Blocks, num_documents: int) -> None:
+    """Write the .idx of `num_sequences` sequences; `documents` gives the index after the last sequence of each one."""
+    with path.open("wb") as file:
+        file.write(IDX_HEADER + struct.pack("<QBQQ", 1, UINT8_CODE, num_sequences, num_documents + 1))
+        for block in lengths():
+            file.write(block.astype(np.int32).tobytes())
+        pointer = 0
+        for block in lengths():
+            ends = pointer + np.cumsum(block, dtype=np.int64)
+            if len(ends):
+                file.write(np.concatenate(([pointer], ends[:-1])).astype(np.int64).tobytes())
+                pointer = int(ends[-1])
+        file.write(np.zeros(1, np.int64).tobytes())
+        for block in documents():
+            file.write(block.astype(np.int64).tobytes())
+
 
 _AGAIN = "run megadna preprocess again"
 _FIXED = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents
@@ -128,3 +166,101 @@ def _map_file(path: Path) -> np.ndarray:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: empty; {_AGAIN}")
     return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+
+
+class ChunkPool:
+    """Datasets laid end to end."""
+
+    def __init__(self, datasets: list[ChunkDataset]) -> None:
+        self.datasets = datasets
+        self.chunk_length = max(dataset.manifest.chunk_length for dataset in datasets)
+        self.offsets = [0, *np.cumsum([len(dataset) for dataset in datasets]).tolist()]
+
+    @property
+    def dataset_id(self) -> str:
+        """Identity of the data: the dataset's own, or a hash of those of several in their order."""
+        names = [dataset.manifest.dataset_id for dataset in self.datasets]
+        return names[0] if len(names) == 1 else hashlib.sha256("".join(names).encode()).hexdigest()[:32]
+
+    def __len__(self) -> int:
+        return self.offsets[-1]
+
+    def __getitem__(self, chunk: int) -> np.ndarray:
+        """Letters of a chunk, uint8, a read-only view of the file."""
+        number = bisect_right(self.offsets, chunk) - 1
+        return self.datasets[number][chunk - self.offsets[number]]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int32 [N], bases of each chunk."""
+        return self.lengths_of(0, len(self))
+
+    def lengths_of(self, start: int, stop: int) -> np.ndarray:
+        """Bases of the chunks start..stop-1, int32; a view of the file where one dataset holds them."""
+        pieces = [
+            dataset.lengths[max(0, start - offset) : max(0, stop - offset)]
+            for dataset, offset in zip(self.datasets, self.offsets, strict=False)
+        ]
+        pieces = [piece for piece in pieces if len(piece)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def open_chunks(path: str | list[str], split: str) -> ChunkPool:
+    """The split of the dataset folder or folders."""
+    paths = [path] if isinstance(path, str) else path
+    return ChunkPool([ChunkDataset(folder, split) for folder in paths])
+
+
+@dataclass(frozen=True)
+class Group:
+    """What blending gives one share to."""
+
+    name: str
+    ranges: list[tuple[int, int]]
+    """Half-open ranges of chunk numbers of the pool."""
+    share: float
+    """Of all samples; the shares of all groups sum to 1."""
+    bases: int
+    """Bases in the ranges."""
+
+
+def blend_groups(pool: ChunkPool, split: str, blend: BlendConfig) -> list[Group]:
+    """The groups that `blend` asks for, in the order of their first chunk; one of everything where it asks for none."""
+    if not blend.by:
+        bases_of_all = sum(dataset.manifest.bases[split] for dataset in pool.datasets)
+        return [Group("all", [(0, len(pool))], 1.0, bases_of_all)]
+    ranges: dict[str, list[tuple[int, int]]] = {}
+    if blend.by == "dataset":
+        for dataset, start in zip(pool.datasets, pool.offsets, strict=False):
+            ranges.setdefault(Path(dataset.path).name, []).append((start, start + len(dataset)))
+    else:
+        _by_source(pool, split, blend.by, ranges)
+    bases = {name: sum(int(pool.lengths_of(*span).sum()) for span in spans) for name, spans in ranges.items()}
+    shares = _shares(bases, blend)
+    return [Group(name, spans, shares[name], bases[name]) for name, spans in ranges.items() if name in shares]
+
+
+def _by_source(pool: ChunkPool, split: str, column: str, ranges: dict[str, list[tuple[int, int]]]) -> None:
+    for dataset, offset in zip(pool.datasets, pool.offsets, strict=False):
+        for source in dataset.manifest.sources:
+            start, stop = source.ranges[split]
+            if start < stop:
+                name = _column(source, column, dataset)
+                ranges.setdefault(name, []).append((offset + start, offset + stop))
+
+
+def _column(source: Source, column: str, dataset: ChunkDataset) -> str:
+    values = {"source": source.name, "species": source.species, **source.taxa}
+    if not values.get(column):
+        known = ", ".join(["dataset", *values])
+        raise UserError(f"data.blend.by {column}: {dataset.path} does not state it for {source.name}; known: {known}")
+    return values[column]
+
+
+def _shares(bases: dict[str, int], blend: BlendConfig) -> dict[str, float]:
+    unknown = [name for name in blend.weights if name not in bases]
+    if unknown:
+        raise UserError(f"data.blend.weights: no {blend.by} {unknown[0]!r} in the data; there are {', '.join(bases)}")
+    weights = blend.weights or {name: count ** (1 / blend.temperature) for name, count in bases.items()}
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}

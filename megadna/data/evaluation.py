@@ -23,14 +23,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from megadna.alphabet import OTHER, Letters, base_codes, reverse_complement
 from megadna.config import MaskingConfig
 from megadna.data.batch import Batch, Segment, collate
-from megadna.data.chunks import ChunkPool
-from megadna.data.masking import Masked, maskable_ids
+from megadna.data.dataset import ChunkPool
+from megadna.data.masking import Masked, build_masker, maskable_ids
 from megadna.data.order import Stream, sample_rng
-from megadna.data.spans import build_masker
 from megadna.errors import UserError, require
-from megadna.tokenizer.alphabet import OTHER, Letters, base_codes, reverse_complement
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
 
 # Shapes: n bases of a window, H hidden bases of a batch, row by row.

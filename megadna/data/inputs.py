@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from megadna.data.hashing import mix, unit
 from megadna.data.manifest import SPLITS
 from megadna.data.options import PreprocessOptions
+from megadna.data.order import mix, unit
 from megadna.data.splits import TEST, TRAIN, VALID, SplitRule, by_share
 from megadna.errors import UserError, require, require_one_line
-from megadna.genome.contig_names import nearest
-from megadna.genome.sources import STDIN, detect_format
+from megadna.genome.contigs import nearest
+from megadna.genome.sources import STDIN, SequenceFile, detect_format
 from megadna.genome.tables import TableFormat
 from megadna.reading import read_text
 
@@ -29,14 +29,9 @@ NT_HELD_OUT = 50
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """One input file."""
+class SourceFile(SequenceFile):
+    """One input file of a dataset, and what the sample sheet says about it."""
 
-    path: Path
-    name: str
-    kind: str
-    """Format: plain, gzip, bgzf, zstd, 2bit, table or stdin."""
-    size: int
     species: str = ""
     taxa: dict[str, str] = field(default_factory=dict)
     split: int | None = None

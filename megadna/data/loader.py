@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from megadna.config import Config
 from megadna.data.batch import Batch, Rows
-from megadna.data.chunks import open_chunks
+from megadna.data.dataset import open_chunks
 from megadna.data.samples import Samples, masking_fraction, resolve_schedule
-from megadna.engine.launch import STOP_SIGNALS, die_with_parent
 from megadna.errors import UserError, require
 from megadna.log import get_logger
+from megadna.processes import STOP_SIGNALS, die_with_parent
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
 
 log = get_logger(__name__)

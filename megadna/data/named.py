@@ -10,15 +10,13 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from megadna.data.checksums import sha256_of
 from megadna.data.inputs import SourceFile
-from megadna.data.manifest import SPLITS
+from megadna.data.manifest import SPLITS, sha256_of
 from megadna.data.options import PreprocessOptions
-from megadna.data.parts import Part
+from megadna.data.parts import Part, left_out
 from megadna.errors import UserError
 from megadna.genome.bed import KeptIntervals, Regions, read_regions
-from megadna.genome.contig_names import match_contigs, nearest, read_aliases, renamed
-from megadna.genome.contigs import alternatives, assembly_report_of, fits
+from megadna.genome.contigs import alternatives, assembly_report_of, fits, match_contigs, nearest, read_aliases, renamed
 
 _HINTS = 10_000  # record names that a message may choose from
 
@@ -75,15 +73,6 @@ class SideFiles:
 
 def _report(options: PreprocessOptions, source: SourceFile) -> Path | None:
     return assembly_report_of(source.path) if options.contigs == "primary" else None
-
-
-def left_out(parts: list[Part]) -> str:
-    """`left out: bed 1,000, mostly_n 20 bases`, over all sources."""
-    bases: dict[str, int] = {}
-    for part in parts:
-        for reason, count in part.totals.dropped.items():
-            bases[reason] = bases.get(reason, 0) + count
-    return f"left out: {', '.join(f'{reason} {count:,}' for reason, count in sorted(bases.items())) or 'no'} bases"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,31 @@
-"""Sample i of a training run: a pure function of (seed, i).
+"""Windows of chunks: what one sample shows.
+
+In:  a pool of chunks, ranges of chunk numbers, the number of bases that fit a row.
+Out: a flat numbering 0..len-1 of windows, and for each its chunk, its start and its stop.
+
+A chunk that fits is one window. A longer chunk gives consecutive windows, so that an epoch shows every base once; the
+last one is shorter. A tail under 1/32 of a window gets no row of its own: the windows then start at an offset of 0 to
+that many bases, drawn anew for every epoch. With `random_crop` a chunk gives one window, at an offset drawn anew for
+every epoch.
+
+Several short windows in one row.
+
+In:  tokens that each window takes (special tokens included), tokens of a row.
+Out: rows; row r holds the windows `packed.windows(r)`. Windows that fill a row stand alone.
+
+Best-fit by length: the longest window left opens a row, then the longest that still fits joins it. Rows depend on the
+lengths alone, so the order of samples stays a pure function of (seed, i).
+
+Which group a sample comes from, and which of the group's rows it is, in closed form.
+
+In:  the share of each group.
+Out: for sample i the group g and j, the number of earlier samples of the run from g. Row j of a group follows the
+group's own epochs, so a group is passed through completely before it repeats.
+
+A pattern of 65,536 slots is laid out once: group g gets the largest-remainder number of slots, spread evenly.
+Realised shares differ from those asked by less than 1/65,536, plus a few samples.
+
+Sample i of a training run: a pure function of (seed, i).
 
 In:  the config, a tokenizer, the chunks of the training split.
 Out: rows for any i: which windows, where they are cut, which strand, which tokens are asked for.
@@ -14,18 +41,161 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from megadna.alphabet import Letters, reverse_complement
 from megadna.config import Config, RateChange
 from megadna.data.batch import Rows, Segment, collate, row_tokens
-from megadna.data.blend import Blend
-from megadna.data.chunks import ChunkPool, Group, blend_groups
-from megadna.data.order import Stream, epoch_rows, sample_rng, skip_ranges
-from megadna.data.packing import PackedRows
-from megadna.data.spans import build_masker
-from megadna.data.windows import Windows
+from megadna.data.dataset import ChunkPool, Group, blend_groups
+from megadna.data.masking import build_masker
+from megadna.data.order import Stream, epoch_rows, mix, sample_rng, skip_ranges
 from megadna.errors import UserError
-from megadna.tokenizer.alphabet import Letters, reverse_complement
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
 from megadna.tokenizer.weights import LetterWeights
+
+_BLOCK = 1024
+TAIL_SHARE = 32
+
+
+def windows_per_chunk(lengths: NDArray, row_bases: int) -> NDArray:
+    """Number of windows of each chunk."""
+    full, tail = np.divmod(lengths, row_bases)
+    return np.maximum(1, full + (tail > row_bases // TAIL_SHARE))
+
+
+class Windows:
+    """Windows of at most `row_bases` bases; memory: none where every chunk is one window, else a byte or two a
+    chunk."""
+
+    def __init__(
+        self, pool: ChunkPool, ranges: list[tuple[int, int]], *, row_bases: int, random_crop: bool = False
+    ) -> None:
+        self._pool = pool
+        self._ranges = ranges
+        self.row_bases = row_bases
+        self._random_crop = random_crop
+        self._range_ends = np.cumsum([stop - start for start, stop in ranges])
+        self._size = int(self._range_ends[-1])
+        self._counts: NDArray | None = None
+        most = int(windows_per_chunk(np.array([pool.chunk_length]), row_bases)[0])
+        if most > 1 and not random_crop:
+            self._count_windows(most)
+
+    def _count_windows(self, most: int) -> None:
+        self._counts = np.full(self._size, most, dtype=np.min_scalar_type(most))
+        for end, span in zip(self._range_ends, self._ranges, strict=True):
+            lengths = self._pool.lengths_of(*span)
+            # Nearly all chunks are full: dividing only the others is ten times faster.
+            others = np.flatnonzero(lengths != self._pool.chunk_length)
+            self._counts[end - len(lengths) + others] = windows_per_chunk(lengths[others], self.row_bases)
+        whole = len(self._counts) // _BLOCK * _BLOCK
+        sums = self._counts[:whole].reshape(-1, _BLOCK).sum(axis=1, dtype=np.int64)
+        self._block_ends = np.cumsum(np.append(sums, self._counts[whole:].sum(dtype=np.int64)))
+        self._size = int(self._block_ends[-1])
+
+    def __len__(self) -> int:
+        return self._size
+
+    def span(self, window: int, *, seed: int, epoch: int) -> tuple[int, int, int]:
+        """Chunk number in the pool, start and stop (bases within the chunk) of a window in an epoch."""
+        chunk, number = self._chunk(window)
+        length = len(self._pool[chunk])
+        full, tail = divmod(length, self.row_bases)
+        slack = max(0, length - self.row_bases) if self._random_crop else 0
+        if not self._random_crop and full and tail <= self.row_bases // TAIL_SHARE:
+            slack = tail
+        offset = int(mix(seed, epoch, chunk) % np.uint64(slack + 1)) if slack else 0
+        start = offset + number * self.row_bases
+        return chunk, start, min(start + self.row_bases, length)
+
+    def _chunk(self, window: int) -> tuple[int, int]:
+        """Chunk number of a window, and which of the chunk's windows it is."""
+        place, number = window, 0
+        if self._counts is not None:
+            block = int(np.searchsorted(self._block_ends, window, side="right"))
+            before = window - (int(self._block_ends[block - 1]) if block else 0)
+            ends = np.cumsum(self._counts[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.int64)
+            within = int(np.searchsorted(ends, before, side="right"))
+            place, number = block * _BLOCK + within, before - (int(ends[within - 1]) if within else 0)
+        part = int(np.searchsorted(self._range_ends, place, side="right"))
+        return place - int(self._range_ends[part]) + self._ranges[part][1], number
+
+    def lengths(self) -> NDArray[np.int32]:
+        """Bases of every window, in order; reads the lengths of all chunks."""
+        lengths = np.concatenate([self._pool.lengths_of(*span) for span in self._ranges])
+        if self._counts is None:
+            return np.minimum(lengths, self.row_bases)
+        result = np.full(len(self), self.row_bases, dtype=np.int32)
+        last = np.cumsum(self._counts, dtype=np.int64) - 1
+        result[last] = np.minimum(lengths - (self._counts.astype(np.int32) - 1) * self.row_bases, self.row_bases)
+        return result
+
+
+class PackedRows:
+    """Rows of windows; memory: 16 bytes a window."""
+
+    def __init__(self, tokens: NDArray, row_tokens: int) -> None:
+        order = np.argsort(tokens, kind="stable")
+        sizes = tokens[order]
+        alone = int(np.searchsorted(sizes, row_tokens - int(sizes[0]), side="right"))
+        packed, counts = _pack(order[:alone], sizes[:alone], row_tokens)
+        self._windows = np.concatenate([np.sort(order[alone:]), np.array(packed, dtype=np.int64)])
+        self._ends = np.cumsum(np.concatenate([np.ones(len(order) - alone, dtype=np.int64), counts]).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def windows(self, row: int) -> list[int]:
+        """Windows of a row."""
+        start = int(self._ends[row - 1]) if row else 0
+        return self._windows[start : int(self._ends[row])].tolist()
+
+
+def _pack(order: NDArray, sizes: NDArray, row_tokens: int) -> tuple[list[int], list[int]]:
+    """Windows row by row, and how many each row holds; `order` sorted by `sizes`, ascending."""
+    buckets: dict[int, list[int]] = {}
+    for window, size in zip(order.tolist(), sizes.tolist(), strict=True):
+        buckets.setdefault(size, []).append(window)
+    left = sorted(buckets)
+    packed: list[int] = []
+    counts: list[int] = []
+    while left:
+        room, count = row_tokens, 0
+        while (place := bisect_right(left, room)) > 0:
+            size = left[place - 1]
+            packed.append(buckets[size].pop())
+            if not buckets[size]:
+                del left[place - 1]
+            room, count = room - size, count + 1
+        counts.append(count)
+    return packed, counts
+
+
+PATTERN = 65_536
+
+
+class Blend:
+    """The repeating pattern of groups."""
+
+    def __init__(self, shares: list[float]) -> None:
+        exact = np.array(shares) * PATTERN
+        self._counts = np.floor(exact).astype(np.int64)
+        missing = PATTERN - int(self._counts.sum())
+        self._counts[np.argsort(self._counts - exact, kind="stable")[:missing]] += 1
+        if not self._counts.all():
+            raise UserError(
+                f"data.blend: a share of {min(shares):.2g} is too small to be kept (least: 1/{PATTERN}); "
+                "raise its weight, or the temperature"
+            )
+        places = np.concatenate([(np.arange(count) + 0.5) / count for count in self._counts])
+        order = np.argsort(places, kind="stable")
+        self._groups = np.repeat(np.arange(len(shares)), self._counts)[order]
+        self._ranks = np.concatenate([np.arange(count) for count in self._counts])[order]
+
+    def locate(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Group and number within the group of each sample."""
+        turns, slots = np.divmod(samples, PATTERN)
+        groups = self._groups[slots]
+        return groups, turns * self._counts[groups] + self._ranks[slots]
+
 
 SHORTEST_CUT = 5
 """Bases that a sample of variable length has at least: DNABERT's number."""

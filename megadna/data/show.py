@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from megadna.config import Config
 from megadna.data.batch import Rows
-from megadna.data.chunks import open_chunks
+from megadna.data.dataset import open_chunks
 from megadna.data.loader import resolve_sequence_length
 from megadna.data.samples import Samples
 from megadna.tokenizer.base import Tokenizer

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megadna.data.hashing import mix, unit
+from megadna.data.order import mix, unit
 from megadna.genome.contigs import fits
 
 RUN_BLOCKS = 100

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from megadna.downstream.encoder import SequenceTokenizer, load_model, load_tokenizer, pick_device
-from megadna.downstream.input_checks import check_input
-from megadna.downstream.names import BASE, REGION
+from megadna.downstream.inputs import BASE, REGION, check_input
 from megadna.downstream.options import EmbedOptions, InputOptions
-from megadna.downstream.sequences import Stretch, divided, read_regions, read_stretches, record_lengths
 from megadna.downstream.tables_out import WRITERS, fixed_vectors, held_parts, in_blocks, index_of, write_output
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError
+from megadna.genome.records import Stretch, divided, read_regions, read_stretches, record_lengths
 from megadna.progress import Progress
 
 MAX_BLOCK_BYTES = 1 << 23  # of outputs per nucleotide that wait to be written; the table is there up to five times

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from megadna.downstream.names import file_names, require_names
+from megadna.downstream.inputs import file_names, require_names
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.tasks import Target, add_targets, make_target, missing_classes, read_task
 from megadna.errors import UserError, require

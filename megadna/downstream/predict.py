@@ -32,13 +32,12 @@ from megadna.downstream.embed import (
     sequence_columns,
 )
 from megadna.downstream.encoder import load_config, load_model, load_tokenizer
-from megadna.downstream.input_checks import check_input
-from megadna.downstream.names import file_names, require_names, value_columns
+from megadna.downstream.inputs import check_input, file_names, require_names, value_columns
 from megadna.downstream.options import PredictOptions
-from megadna.downstream.sequences import Stretch, record_lengths, sliding_stretches
 from megadna.downstream.tables_out import held_parts, in_blocks, write_output, write_parquet
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError, require
+from megadna.genome.records import Stretch, record_lengths, sliding_stretches
 
 _STRANDS = {"+": "plus", "-": "minus", ".": "plus"}
 

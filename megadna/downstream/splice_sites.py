@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from megadna.downstream.annotation import of_biotypes, read_annotation
-from megadna.downstream.contig_names import on_genome
 from megadna.downstream.dataset_options import SpliceOptions
-from megadna.downstream.examples import cut, finish
-from megadna.downstream.genome import Genome, read_genome
-from megadna.downstream.negatives import Sites, hard_negatives, midpoint_negatives, random_negatives
+from megadna.downstream.datasets import Sites, cut, finish, hard_negatives, midpoint_negatives, random_negatives
 from megadna.errors import require
+from megadna.genome.annotation import of_biotypes, on_genome, read_annotation
+from megadna.genome.records import Genome, read_genome
 from megadna.log import get_logger
 from megadna.progress import Progress
 

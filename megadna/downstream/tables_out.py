@@ -19,9 +19,9 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from megadna.downstream.sequences import Stretch
 from megadna.errors import UserError
 from megadna.files import LOCK, Claim, atomic_file, claimed, publish_files, sync_tree, write_text
+from megadna.genome.records import Stretch
 from megadna.log import get_logger, rank_from_environment
 from megadna.ownership import clear_folder, refuse_occupied, resolved
 from megadna.progress import Progress, tracked

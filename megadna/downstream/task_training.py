@@ -1,4 +1,8 @@
-"""One run of fine-tuning through transformers' Trainer: train, score, write the run's folder.
+"""PNG plots of a test set: confusion matrix, ROC and precision-recall curves, or predicted against true numbers.
+
+Tells of the steps and batches of transformers' Trainer through megadna.progress.
+
+One run of fine-tuning through transformers' Trainer: train, score, write the run's folder.
 
 Apart from megadna.downstream.finetune, which checks options and data before torch and transformers are imported.
 """
@@ -7,27 +11,109 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments, set_seed
+from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.inputs import file_names, value_columns
 from megadna.downstream.metrics import probabilities, scored, scores
-from megadna.downstream.names import file_names, value_columns
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.task_batches import NO_LABEL, Collator, examples_of
-from megadna.downstream.task_model import adapt, build_model, save_model
-from megadna.downstream.task_plots import write_plots
-from megadna.downstream.task_progress import Reporter
+from megadna.downstream.task_model import NO_LABEL, Collator, adapt, build_model, examples_of, save_model
 from megadna.downstream.tasks import Target
 from megadna.log import get_logger
 from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
+
+
+def write_plots(
+    truth: np.ndarray, predicted_NC: np.ndarray, target: Target, folder: Path, split: str, file_name: str
+) -> None:
+    """confusion-SPLIT.png, roc-SPLIT.png and pr-SPLIT.png, or scatter-SPLIT.png; `file_name` is the split's part."""
+    title, names = _shown(split), [_shown(name) for name in target.names]
+    if target.is_regression:
+        figure, axes = _figure()
+        for place, name in enumerate(names):
+            axes.plot(truth[:, place], predicted_NC[:, place], ".", markersize=3, label=name)
+        axes.set(xlabel="true", ylabel="predicted", title=title)
+        axes.legend()
+        figure.savefig(folder / f"scatter-{file_name}.png")
+        return
+    several = target.independent
+    truth_NC = truth if several else np.eye(len(target.names))[truth]
+    if not several:
+        figure, axes = _figure()
+        called = predicted_NC.argmax(axis=1)
+        labels = list(range(len(target.names)))
+        ConfusionMatrixDisplay.from_predictions(
+            truth, called, labels=labels, display_labels=names, ax=axes, colorbar=False
+        )
+        figure.savefig(folder / f"confusion-{file_name}.png")
+    for kind, display in (("roc", RocCurveDisplay), ("pr", PrecisionRecallDisplay)):
+        figure, axes = _figure()
+        for place, name in enumerate(names):
+            if 0 < truth_NC[:, place].sum() < len(truth_NC):
+                display.from_predictions(truth_NC[:, place], predicted_NC[:, place], name=name, ax=axes)
+        axes.set_title(title)
+        figure.savefig(folder / f"{kind}-{file_name}.png")
+
+
+def _shown(name: str) -> str:
+    """The name as matplotlib draws it: no formula between dollar signs, no legend entry left out for its underscore."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
+    return figure, figure.subplots()
+
+
+class Reporter(TrainerCallback):
+    """A callback; what the Trainer does within `during` is told."""
+
+    def __init__(self) -> None:
+        self._progress = Progress("")
+        self._batches = 0
+
+    @contextmanager
+    def during(self, what: str, unit: str) -> Iterator[None]:
+        """`unit`: steps (of training), or batches (of a prediction)."""
+        with Progress(what, unit=unit) as self._progress:
+            yield
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """The number of steps is known from now on."""
+        self._progress.total = state.max_steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """One step."""
+        self._progress.advance()
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **unused: Any
+    ) -> None:
+        """One batch of an evaluation while training, or of a prediction."""
+        self._batches += 1
+        if self._progress.unit == "batches":
+            self._progress.total = len(eval_dataloader)
+            self._progress.advance()
+        else:
+            self._progress.note = f"evaluating, batch {self._batches} of {len(eval_dataloader)}"
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """The end of an evaluation while training."""
+        self._batches, self._progress.note = 0, ""
 
 
 def train_and_score(

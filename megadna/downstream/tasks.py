@@ -18,10 +18,10 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from megadna.downstream.names import in_natural_order, require_names
+from megadna.downstream.inputs import in_natural_order, require_names
 from megadna.downstream.options import Columns, Task
-from megadna.downstream.sequences import read_records
 from megadna.errors import UserError, require
+from megadna.genome.records import read_records
 from megadna.genome.tables import join_kmers, open_bounded
 from megadna.reading import first_line
 
@@ -121,7 +121,7 @@ def _read(path: Path) -> pd.DataFrame:
         return _read_fasta(path)
     try:
         if kind == "parquet":
-            from megadna.genome.parquet import refuse_large_table
+            from megadna.genome.tables import refuse_large_table
 
             refuse_large_table(path)
             found = parquet.read_table(path)

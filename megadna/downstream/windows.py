@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from megadna.downstream.annotation import of_biotypes, read_annotation
-from megadna.downstream.bigwig import with_values
-from megadna.downstream.contig_names import on_genome
 from megadna.downstream.dataset_options import WindowOptions
-from megadna.downstream.examples import cut, finish
-from megadna.downstream.genome import Genome, read_genome
-from megadna.downstream.negatives import matched_windows, shuffle_dinucleotides
+from megadna.downstream.datasets import cut, finish, matched_windows, shuffle_dinucleotides
 from megadna.errors import require
+from megadna.genome.annotation import of_biotypes, on_genome, read_annotation
 from megadna.genome.bed import BedLine, read_bed
+from megadna.genome.bigwig import with_values
+from megadna.genome.records import Genome, read_genome
 from megadna.log import get_logger
 from megadna.progress import Progress, tracked
 

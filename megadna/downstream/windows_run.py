@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from megadna.downstream.encoder import SequenceTokenizer, Tokens
-from megadna.downstream.sequences import Stretch, window_grid
 from megadna.errors import UserError
+from megadna.genome.records import Stretch, window_grid
 
 # Shapes: B batch, S sequence (tokens), F features, L bases.
 Reduce = Literal["mean", "max", "window", "nucleotide"]

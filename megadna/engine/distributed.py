@@ -20,9 +20,9 @@ import torch
 
 from megadna.config import EngineConfig, ParallelConfig
 from megadna.engine.cpu import redirect_cuda
-from megadna.engine.launch import STORE
 from megadna.errors import RankLost, UserError
 from megadna.log import rank_from_environment
+from megadna.processes import STORE
 
 DEFAULT_PORT = "29531"
 

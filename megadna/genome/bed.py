@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megadna.errors import UserError, require
-from megadna.genome.contig_names import match_contigs, nearest
+from megadna.genome.contigs import match_contigs, nearest
 from megadna.genome.packed import file_blocks, open_bytes
 
 _MOST_DIGITS = 15  # of a coordinate

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megadna.genome.letters import LEGAL, PROTEIN_ONLY, SPACES
+from megadna.alphabet import LEGAL, PROTEIN_ONLY, SPACES
 
 MAX_HEADER = 1 << 20
 _LONG_HEADER = f"a header line is longer than {MAX_HEADER:,} bytes"

@@ -18,7 +18,7 @@ from megadna.errors import UserError
 from megadna.hf.formats import REMOTE
 from megadna.log import get_logger
 from megadna.train.checkpoint import read_config, read_numbers
-from megadna.train.evaluations import beside_guessing, read_evaluation, verdict
+from megadna.train.run_folder import beside_guessing, read_evaluation, verdict
 
 log = get_logger(__name__)
 

@@ -22,12 +22,11 @@ from megadna import __version__
 from megadna.config import Config
 from megadna.files import atomic_folder
 from megadna.hf.card import Provenance, model_card
-from megadna.hf.checkpoints import CheckpointTensors
 from megadna.hf.formats import AUTO_MAP, MODEL_TYPES, REMOTE, choose_format, config_json, name_table, target_tokenizer
 from megadna.hf.gate import Other, verify
 from megadna.hf.names import NameTable, check_names
 from megadna.hf.tokenizers import write_tokenizer
-from megadna.hf.weights import write_weights
+from megadna.hf.weights import CheckpointTensors, write_weights
 from megadna.log import get_logger
 from megadna.ownership import Kind, refuse_replacing
 from megadna.reading import read_json

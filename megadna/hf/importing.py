@@ -19,13 +19,12 @@ from torch import Tensor
 from megadna.arguments import dump_config
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder
-from megadna.hf.checkpoints import CheckpointTensors, seal_checkpoint, write_tensors
 from megadna.hf.export import NOT_COMPARED, compared
 from megadna.hf.formats import config_of, name_table, recognise
 from megadna.hf.gate import verify
 from megadna.hf.names import check_names
 from megadna.hf.tokenizers import recognise_tokenizer
-from megadna.hf.weights import FolderWeights
+from megadna.hf.weights import CheckpointTensors, FolderWeights, seal_checkpoint, write_tensors
 from megadna.log import get_logger
 from megadna.ownership import Kind, refuse_replacing
 from megadna.reading import first_line, read_json

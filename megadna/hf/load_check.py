@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from megadna.engine.cpu import widened
-from megadna.engine.launch import end_with_launcher
 from megadna.hf.weights import FolderWeights
+from megadna.processes import end_with_launcher
 
 for absent in ("megadna", "megatron"):
     sys.modules[absent] = None  # type: ignore[assignment]  # the import system then refuses the name

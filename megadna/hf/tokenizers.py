@@ -16,14 +16,14 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from megadna.alphabet import BASES, IUPAC_AMBIGUOUS
 from megadna.config import TokenizerConfig
 from megadna.errors import UserError
 from megadna.reading import read_json, read_text
-from megadna.tokenizer.alphabet import BASES, IUPAC_AMBIGUOUS
+from megadna.tokenizer.base import NucleotideTokenizer
 from megadna.tokenizer.base import Tokenizer as DnaTokenizer
 from megadna.tokenizer.build import build_tokenizer
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
-from megadna.tokenizer.nucleotide import NucleotideTokenizer
 
 _ANY_CHARACTER = r"[\s\S]"
 

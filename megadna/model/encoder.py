@@ -1,4 +1,11 @@
-"""The DNA encoder: a masked language model made of megatron-core parts.
+"""Token embedding, with BERT's learned positions, token types and norm where the model has them.
+
+Split over the tensor-parallel ranks by vocabulary; positions and token types are replicated. Under sequence parallelism
+each rank keeps its part of the sequence.
+
+Shapes: B batch, S sequence, H hidden, V vocabulary with padding rows, P positions, T token types.
+
+The DNA encoder: a masked language model made of megatron-core parts.
 
 Embeddings -> TransformerBlock -> dense, GELU, norm -> decoder tied to the embedding + bias. By ModelConfig: the
 modern one (pre-LN, RoPE, SwiGLU, final LayerNorm: AIDO.DNA, doi:10.1101/2024.12.01.625444) and the original BERT
@@ -11,7 +18,7 @@ M predicted tokens.
 from contextlib import nullcontext
 
 import torch
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -23,14 +30,70 @@ from torch import Tensor
 
 from megadna.config import Config, ModelConfig
 from megadna.log import get_logger
-from megadna.model.architecture import block_submodules, to_transformer_config
-from megadna.model.backends import choose_backend
-from megadna.model.embedding import DnaEmbedding
+from megadna.model.attention import choose_backend
 from megadna.model.initial_weights import fill_initial_weights, mark_split_weights
-from megadna.model.norm import norm_class
+from megadna.model.layers import block_submodules, norm_class, to_transformer_config
 from megadna.model.vocabulary import hide_padding, padded_vocab_size
 
 log = get_logger(__name__)
+
+
+class DnaEmbedding(MegatronModule):
+    """word_embeddings [V, H]; position_embeddings [P, H], tokentype_embeddings [T, H] and norm where configured."""
+
+    def __init__(self, config: TransformerConfig, model: ModelConfig, padded_vocab_size: int) -> None:
+        super().__init__(config=config)
+        self.learned_positions, self.has_types = model.positions == "learned", model.token_types > 0
+        # Words alone can be summed over the ranks straight into each rank's part of the sequence.
+        self.scatters = config.sequence_parallel and not (self.learned_positions or self.has_types)
+        self.word_embeddings = tensor_parallel.VocabParallelEmbedding(
+            padded_vocab_size,
+            config.hidden_size,
+            init_method=config.embedding_init_method,
+            reduce_scatter_embeddings=self.scatters,
+            config=config,
+        )
+        if self.learned_positions:
+            self.position_embeddings = torch.nn.Embedding(
+                model.max_positions, config.hidden_size, dtype=config.params_dtype
+            )
+        if self.has_types:
+            self.tokentype_embeddings = torch.nn.Embedding(
+                model.token_types, config.hidden_size, dtype=config.params_dtype
+            )
+        self.norm: torch.nn.Module = torch.nn.Identity()
+        if model.norm_placement == "post":
+            self.norm = norm_class(config)(config, config.hidden_size, config.layernorm_epsilon)
+        self.dropout = torch.nn.Dropout(config.hidden_dropout)
+
+    def forward(self, tokens_BS: Tensor, positions_BS: Tensor | None) -> Tensor:
+        """Hidden states [S, B, H], this rank's part of S under sequence parallelism; positions None: 0 .. S - 1."""
+        hidden = self._words(tokens_BS)
+        if not self.scatters:
+            if self.learned_positions:
+                if positions_BS is None:  # rows count from 0; context-parallel ranks hold consecutive parts of them
+                    length = tokens_BS.shape[1]
+                    start = parallel_state.get_context_parallel_rank() * length
+                    hidden = hidden + self.position_embeddings.weight[start : start + length]
+                else:
+                    hidden = hidden + self.position_embeddings(positions_BS)
+            if self.has_types:
+                hidden = hidden + self.tokentype_embeddings.weight[0]
+            hidden = hidden.transpose(0, 1).contiguous()
+            if self.config.sequence_parallel:
+                hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden).clone()
+        # Ranks that hold parts of the sequence must drop different places, replicas the same ones.
+        fork = tensor_parallel.get_cuda_rng_tracker().fork if self.config.sequence_parallel else nullcontext
+        with fork():
+            return self.dropout(self.norm(hidden))
+
+    def _words(self, tokens_BS: Tensor) -> Tensor:
+        weight_VH = self.word_embeddings.weight
+        if weight_VH.is_cpu and weight_VH.dtype != torch.float32:
+            # torch's CPU kernel adds up the gradient of a row over all its tokens in bf16, which stops growing.
+            full = {"weight": weight_VH.float()}
+            return torch.func.functional_call(self.word_embeddings, full, (tokens_BS,)).to(weight_VH.dtype)
+        return self.word_embeddings(tokens_BS)
 
 
 class MaskedLanguageModelHead(MegatronModule):
@@ -115,7 +178,7 @@ class DnaEncoder(LanguageModule):
     ) -> Tensor:
         """Logits [S, B, V] in fp32 on the last stage, hidden states [S, B, H] before it.
 
-        segments: None where every row is one full sequence, else model/segments.py.
+        segments: None where every row is one full sequence, else train/step.py.
         positions_BS: int64, place of each token in its sequence; None: every row counts from 0.
         rows_M: int64, places in this rank's S x B tokens: logits [M, 1, V] of these alone. Under sequence parallelism
         every tensor-parallel rank names M of its own part, and the logits are of all of them.

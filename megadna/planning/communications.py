@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from megadna.config import Config
-from megadna.engine.launch import die_with_parent
 from megadna.engine.recording import Call, Event
+from megadna.processes import die_with_parent
 from megadna.progress import tracked
 
 KINDS = {

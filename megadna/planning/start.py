@@ -27,8 +27,8 @@ from megadna.config import (
 )
 from megadna.errors import require
 from megadna.model.flops import num_parameters, training_flops
-from megadna.planning.hardware import GPUS_PER_NODE, Gpu
 from megadna.planning.layouts import Layout, rank_layouts
+from megadna.planning.step_time import GPUS_PER_NODE, Gpu
 from megadna.planning.survey import Genomes
 
 TOKENS_PER_PARAMETER, MOST_PASSES, FEW_PASSES = 20, 40, 4

@@ -15,9 +15,9 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+from megadna.alphabet import BASES, Letters, table
 from megadna.errors import UserError
 from megadna.reading import first_line, read_json
-from megadna.tokenizer.alphabet import BASES, Letters, table
 from megadna.tokenizer.base import Tokenizer
 
 MODEL_NAME = "sentencepiece.model"

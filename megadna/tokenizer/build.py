@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from megadna.config import TokenizerConfig
-from megadna.tokenizer.base import Tokenizer
+from megadna.tokenizer.base import NucleotideTokenizer, Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
-from megadna.tokenizer.nucleotide import NucleotideTokenizer
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.tokenizer.alphabet import BASES, OTHER, Letters, table
+from megadna.alphabet import BASES, OTHER, Letters, table
 from megadna.tokenizer.base import Tokenizer
 
 _BERT_SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}

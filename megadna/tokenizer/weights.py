@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.tokenizer.alphabet import Letters
+from megadna.alphabet import Letters
 from megadna.tokenizer.base import Tokenizer
 
 

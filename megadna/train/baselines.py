@@ -22,12 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megadna.alphabet import OTHER, Letters, base_codes
 from megadna.errors import UserError
 from megadna.files import write_json
 from megadna.log import get_logger
 from megadna.progress import Progress, tracked
 from megadna.reading import read_json
-from megadna.tokenizer.alphabet import OTHER, Letters, base_codes
 from megadna.train.bits import ChunkSums, UnitScores
 
 # Shapes: C samples, L bases of a sample, N hidden bases over all samples, J context orders 0..k, 4 the bases A C G T.

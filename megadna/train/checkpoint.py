@@ -37,7 +37,7 @@ from megadna.engine.optimizer import (
 from megadna.errors import UserError, require
 from megadna.log import get_logger
 from megadna.model.encoder import build_encoder
-from megadna.model.sharding import SHARDING_METADATA, flat, sharded_weights
+from megadna.model.initial_weights import SHARDING_METADATA, flat, sharded_weights
 from megadna.reading import read_json
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
 from megadna.train.state import TrainState

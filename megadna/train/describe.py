@@ -10,9 +10,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from megadna.config import Config
 from megadna.errors import UserError
 from megadna.train.checkpoint import optimizer_format, read_config, read_numbers, step_folders
-from megadna.train.evaluations import beside_guessing
 from megadna.train.integrity import check, read_marker, refuse_foreign_pickles
-from megadna.train.metric_lines import MetricLines
+from megadna.train.metrics import MetricLines
+from megadna.train.run_folder import beside_guessing
 
 
 def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:

@@ -19,12 +19,12 @@ from megadna.engine.distributed import World, imagined_world
 from megadna.engine.recording import RECORDING, Event, recorded
 from megadna.layout import parse_rank
 from megadna.model.flops import num_parameters
-from megadna.model.sharding import shards
+from megadna.model.initial_weights import shards
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
+from megadna.train.faults import StopRequest
 from megadna.train.state import TrainState, build_state
 from megadna.train.step import train_step
-from megadna.train.stop import StopRequest
 
 GB = 1e9
 

@@ -18,7 +18,7 @@ from torch.profiler import profile
 
 from megadna.arguments import dump_config
 from megadna.config import Config
-from megadna.data.chunks import open_chunks
+from megadna.data.dataset import open_chunks
 from megadna.data.loader import TrainBatches, resolve_sequence_length, train_batches
 from megadna.data.order import skip_more
 from megadna.data.samples import resolve_schedule
@@ -37,8 +37,7 @@ from megadna.train.checkpoint import (
     load_weights,
     read_numbers,
 )
-from megadna.train.faults import FaultGuard
-from megadna.train.heartbeat import Heartbeat
+from megadna.train.faults import FaultGuard, Heartbeat, StopRequest
 from megadna.train.metrics import Metrics
 from megadna.train.profiling import build_profiler
 from megadna.train.resume import check_resume, check_weights
@@ -47,7 +46,6 @@ from megadna.train.scoring import protocol_of
 from megadna.train.speed import StepClock
 from megadna.train.state import TrainState, build_state
 from megadna.train.step import StepResult, train_step
-from megadna.train.stop import StopRequest
 from megadna.train.validation import validate
 
 log = get_logger(__name__)

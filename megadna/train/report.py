@@ -3,7 +3,7 @@
 In:  run folders: metrics.jsonl, config.yaml, and evaluation-*.json where `megadna evaluate` wrote one.
 Out: report.html (figures inlined, nothing loaded from elsewhere) and the figures as PNG beside it.
 A run may still be going on, and be long: metrics.jsonl is read line by line into curves of bounded size
-(train/metric_lines.py); lines that cannot be read are counted, and the page says how many.
+(train/metrics.py); lines that cannot be read are counted, and the page says how many.
 """
 
 import base64
@@ -23,8 +23,8 @@ from megadna.files import atomic_file, write_text
 from megadna.log import get_logger
 from megadna.ownership import refuse_occupied
 from megadna.train import plots
-from megadna.train.evaluations import beside_guessing, read_evaluation, verdict
-from megadna.train.metric_lines import MOST_POINTS, Curve, MetricLines
+from megadna.train.metrics import MOST_POINTS, Curve, MetricLines
+from megadna.train.run_folder import beside_guessing, read_evaluation, verdict
 
 log = get_logger(__name__)
 

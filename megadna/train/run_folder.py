@@ -1,10 +1,96 @@
-"""What a run folder contains: which folder is one, and which of its files megadna wrote."""
+"""One run folder, one training: who starts it locks RUN/.running, and the lock lasts as long as any of its processes.
 
+The lock is flock's: what a process forks, and the ranks that the launcher starts, hold it as well. So it is free only
+once the last process that could write into the folder has ended, however the others ended.
+
+What a run folder contains: which folder is one, and which of its files megadna wrote.
+
+evaluation-SPLIT.json: reading it, and one line where a model is no better than a baseline.
+"""
+
+import fcntl
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from megadna.arguments import load_config
-from megadna.errors import UserError
+from megadna.errors import UserError, require
+from megadna.log import get_logger
 from megadna.ownership import Kind, read_mark
+from megadna.reading import read_json
+
+log = get_logger(__name__)
+
+NAME = ".running"
+
+
+@contextmanager
+def running(run: Path) -> Iterator[list[int]]:
+    """Hold `run`, made where it is absent, while the block lasts; yields the descriptors that keep the lock.
+
+    UserError where a process of this machine holds it. A lock of another machine is a warning, as on a network file
+    system it may be what a dead node left; so is a file system without locks.
+    """
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file; --output names the run folder")
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / NAME
+    descriptor = _open(path)
+    try:
+        if not _lock(descriptor, path):
+            yield []
+            return
+        os.ftruncate(descriptor, 0)
+        holder = f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}, on {socket.gethostname()}\n"
+        os.pwrite(descriptor, holder.encode(), 0)
+        try:
+            yield [descriptor]
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+        for folder in made:  # those that a refused start leaves empty
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); one file there tells that a training runs: remove what is "
+            "in its place, or give another --output"
+        ) from error
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock the open file `path`; False where one of another machine holds it, UserError where one of this does."""
+    holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        host = re.search(r" on (\S+)$", holder)
+        if host is None or host[1] == socket.gethostname():
+            who = holder or "it has not yet said which process"
+            raise UserError(
+                f"{path.parent}: another megadna train writes here ({who}); stop it first, or give another --output"
+            ) from error
+        log.warning("%s: another megadna train may be writing here (%s)", path.parent, holder)
+        return False
+    except OSError as error:
+        log.warning("%s: cannot be locked (%s); see to it that no other training writes here", path, error.strerror)
+        return True
+    if not (path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())):  # one that ended just now took it
+        raise UserError(f"{path.parent}: another megadna train has just ended here; start again")
+    return True
+
 
 _CHECKPOINT = r"(state\.json|config\.yaml|complete|weights/(\.metadata|common\.pt|metadata\.json|[^/]+\.distcp))"
 _FILES = "|".join(
@@ -37,3 +123,53 @@ def is_run(folder: Path) -> bool:
 
 
 RUN = Kind(name="run", files=lambda folder: _FILES if is_run(folder) else None)
+
+
+GUESSING = 2.0
+"""Bits per base of a uniform guess among A, C, G and T."""
+SCORES = ("bits_per_base", "perplexity", "accuracy")
+"""Numbers that every score has (train/bits.py)."""
+
+
+def read_evaluation(file: Path) -> dict[str, Any]:
+    """evaluation-SPLIT.json as `megadna evaluate` writes it; UserError with the remedy where it is something else."""
+    remedy = "delete it and run `megadna evaluate` again"
+    evaluation = read_json(file, remedy)
+    missing = {"split", "samples", "hidden_bases", "model", "baselines"} - evaluation.keys()
+    require(not missing, f"{file}: lacks {', '.join(sorted(missing))}; {remedy}")
+    counts = [evaluation[key] for key in ("step", "samples", "hidden_bases") if key in evaluation]
+    require(all(type(count) is int for count in counts), f"{file}: a count is no whole number; {remedy}")
+    baselines = evaluation["baselines"]
+    scores = [evaluation["model"], *baselines.values()] if isinstance(baselines, dict) else [None]
+    require(all(map(_is_score, scores)), f"{file}: model or baselines without {', '.join(SCORES)}; {remedy}")
+    return evaluation
+
+
+def _is_score(score: Any) -> bool:
+    if not isinstance(score, dict) or not all(_is_number(score.get(key)) for key in SCORES):
+        return False
+    return score.get("standard_error") is None or _is_number(score["standard_error"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def verdict(model: dict[str, Any], baselines: dict[str, dict[str, Any]]) -> str:
+    """One line where a model needs as many bits per base as a baseline, or more; empty where it beats all of them.
+
+    model, baselines: scores on the same hidden bases; where there are no baselines, guessing is one.
+    """
+    bits = model["bits_per_base"]
+    others = {name: score["bits_per_base"] for name, score in baselines.items()} or {"uniform": GUESSING}
+    better = {name: other for name, other in others.items() if bits >= other}
+    if not better:
+        return ""
+    names = [f"{'guessing' if name == 'uniform' else name} ({other:.4f})" for name, other in better.items()]
+    listed = ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+    return f"no better than {listed}: the model needs {bits:.4f} bits per base; train longer, or with another train.lr"
+
+
+def beside_guessing(bits: float | None) -> str:
+    """What to add to bits per base that are shown without baselines."""
+    return f" (no better than guessing, {GUESSING:g})" if bits is not None and bits >= GUESSING else ""

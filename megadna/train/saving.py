@@ -33,11 +33,11 @@ from megadna import __version__
 from megadna.arguments import dump_config
 from megadna.config import CheckpointConfig, Config
 from megadna.engine.distributed import World
-from megadna.engine.launch import STOP_SIGNALS, die_with_parent
 from megadna.errors import SaveFailed, UserError
 from megadna.log import get_logger
+from megadna.processes import STOP_SIGNALS, die_with_parent
 from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state, step_folders
-from megadna.train.heartbeat import is_collective_failure
+from megadna.train.faults import is_collective_failure
 from megadna.train.integrity import publish, seal
 from megadna.train.state import TrainState
 

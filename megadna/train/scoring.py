@@ -24,8 +24,7 @@ from megadna.errors import require
 from megadna.progress import Progress
 from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
-from megadna.train.bits import HIDDEN, LOSS, TOKENS, ChunkSums, MaskedScore, UnitScores
-from megadna.train.kmer_bits import kmer_log_p, token_scores
+from megadna.train.bits import HIDDEN, LOSS, TOKENS, ChunkSums, MaskedScore, UnitScores, kmer_log_p, token_scores
 
 # Shapes: B rows of a batch, S sequence, V vocabulary, M masked tokens, N hidden bases, 4 the bases A C G T, E entries:
 # the upper-case and the lower-case bases of each sample.

@@ -1,4 +1,20 @@
-"""One optimizer step through megatron's schedules, and one forward pass of an evaluation batch.
+"""The predicted tokens of a micro-batch: training needs the logits of these alone, about one in seven.
+
+In:  a Batch, and where this rank stands.
+Out: Answers: which rows of its hidden states go through the head, what stands there, and how much each counts.
+
+Rows are places in the S x B tokens laid end to end (sequence first, as hidden states lie). Under sequence parallelism
+each tensor-parallel rank holds one part of the sequence; all parts name equally many rows, because the logits of all
+parts are gathered. What fills a part up is its first row, with the weight 0.
+
+Shapes: B micro-batch, S sequence, P parts, M rows of a part.
+
+Sequences in rows: padded rows and packed rows as megatron's cumulative lengths, which attention reads.
+
+The B x S tokens of a batch lie end to end; a segment is a run of them that sees itself alone. Padding behind a row is a
+segment of its own.
+
+One optimizer step through megatron's schedules, and one forward pass of an evaluation batch.
 
 Shapes: B micro-batch, S sequence, M predicted tokens, V vocabulary (of this tensor-parallel rank).
 The loss is the global sum of weight x cross-entropy over the global sum of weights: the same number under any split of
@@ -7,10 +23,10 @@ the global batch into micro-batches and ranks. Ranks sum gradients; `_finalize` 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import tee
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
@@ -28,9 +44,79 @@ from megadna.config import Config
 from megadna.data.batch import Batch
 from megadna.engine.distributed import World, seed_dropout
 from megadna.engine.optimizer import apply_gradients, follow_schedule, gradient_norm
-from megadna.model.segments import own_segments, packed_segments, padded_segments
-from megadna.train.answers import Answers, own_answers, own_part
 from megadna.train.state import TrainState
+
+MULTIPLE = 64
+"""Rows come in multiples of it: matrix kernels are fastest so, and few shapes spare the GPU's memory allocator."""
+
+
+class Answers(NamedTuple):
+    """Tensors of this rank, on its device."""
+
+    rows_M: Tensor
+    """int64: positions in the tokens whose hidden states this rank holds."""
+    labels_M1: Tensor
+    """int64 [P x M, 1]: the answers, of all parts one after the other."""
+    weights_M1: Tensor
+    """float32 [P x M, 1]: their weights in the loss."""
+
+
+def own_part(x_BS: Tensor, world: World) -> Tensor:
+    """The consecutive part of each row that this context-parallel rank holds."""
+    return x_BS.chunk(world.context_size, dim=1)[world.context_rank]
+
+
+def own_answers(batch: Batch, world: World, num_parts: int) -> Answers:
+    """Found on the host, so that a GPU need not be waited for; `num_parts`: sequence-parallel parts, 1 without."""
+    labels_SB, weights_SB = (own_part(x_BS, world).transpose(0, 1) for x_BS in (batch.labels_BS, batch.weights_BS))
+    labels_PT, weights_PT = (x_SB.reshape(num_parts, -1) for x_SB in (labels_SB, weights_SB))
+    rows_PM, counted_PM = chosen_rows(weights_PT)
+    answers = [
+        rows_PM[world.tensor_rank if num_parts > 1 else 0],
+        labels_PT.gather(1, rows_PM).clamp_min(0).view(-1, 1),
+        (weights_PT.gather(1, rows_PM) * counted_PM).view(-1, 1),
+    ]
+    if world.device.type == "cuda":  # from pageable memory a copy would wait
+        answers = [x.pin_memory() for x in answers]
+    return Answers(*(x.to(world.device, non_blocking=True) for x in answers))
+
+
+def chosen_rows(weights_PT: Tensor) -> tuple[Tensor, Tensor]:
+    """Places [P, M] of the weights that are not 0 in each part, and which of them (bool) are not mere filling."""
+    counts_P = weights_PT.count_nonzero(dim=1)
+    size = max(1, -(-int(counts_P.max()) // MULTIPLE)) * MULTIPLE
+    rows_PM = torch.zeros(len(weights_PT), size, dtype=torch.int64)
+    counted_PM = torch.arange(size) < counts_P[:, None]
+    rows_PM[counted_PM] = weights_PT.nonzero()[:, 1]
+    return rows_PM, counted_PM
+
+
+def packed_segments(cumulative_lengths: Tensor, device: torch.device) -> PackedSeqParams:
+    """Segments that begin at the given positions; `cumulative_lengths` int32 on the host, B x S its last entry."""
+    bounds = cumulative_lengths.to(device, non_blocking=True)
+    longest = int(cumulative_lengths.diff().max())
+    # "thd" would make megatron squeeze the batch away; here rows stay rows, and only the core attention looks.
+    return PackedSeqParams(
+        qkv_format="sbhd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
+    )
+
+
+def padded_segments(lengths_B: Tensor, sequence_length: int, device: torch.device) -> PackedSeqParams:
+    """Segments of rows whose first `lengths_B` tokens (on the host) are real."""
+    starts_B = torch.arange(len(lengths_B)) * sequence_length
+    ends_B = starts_B + lengths_B
+    bounds = torch.cat([starts_B, ends_B, starts_B + sequence_length]).unique()
+    return packed_segments(bounds.to(torch.int32), device)
+
+
+def own_segments(segments: PackedSeqParams, sequence_length: int, rank: int, ranks: int) -> PackedSeqParams:
+    """The same keys for the queries of context-parallel rank `rank`, whose part is 1 / `ranks` of each row."""
+    length = sequence_length // ranks
+    place = segments.cu_seqlens_kv
+    within = (place % sequence_length - rank * length).clamp(0, length)
+    bounds = (place // sequence_length * length + within).to(torch.int32)
+    return replace(segments, cu_seqlens_q=bounds, max_seqlen_q=min(segments.max_seqlen_q, length))
+
 
 NO_TOKENS = torch.tensor(0, dtype=torch.int)  # megatron counts whole tokens; our weights may be fractions
 

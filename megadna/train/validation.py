@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megadna.config import Config
 from megadna.data.batch import Batch
-from megadna.data.chunks import ChunkPool
+from megadna.data.dataset import ChunkPool
 from megadna.data.evaluation import EvaluationSamples
 from megadna.engine.distributed import World
 from megadna.engine.optimizer import gather_weights

@@ -15,7 +15,7 @@ from toy_models import megadna_folder
 from megadna import benchmark
 from megadna.cli import main
 from megadna.downstream import metrics
-from megadna.downstream.baselines import BASELINES
+from megadna.downstream.benchmark import BASELINES
 from megadna.downstream.tasks import Target
 from megadna.errors import UserError
 

@@ -23,11 +23,10 @@ from megadna.cli import main
 from megadna.downstream import embed as embed_module
 from megadna.downstream import encoder, tables_out, windows_run
 from megadna.downstream.encoder import load_config, load_tokenizer
-from megadna.downstream.genome import reverse_complement
-from megadna.downstream.sequences import read_regions, record_lengths
 from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
 from megadna.files import claimed
+from megadna.genome.records import read_regions, record_lengths, reverse_complement
 
 DATA = Path(__file__).parents[1] / "data"
 REPOSITORY = Path(__file__).parents[2]

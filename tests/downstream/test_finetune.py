@@ -22,14 +22,14 @@ from megadna import finetune
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.cli import main
 from megadna.downstream import metrics
-from megadna.downstream.genome import reverse_complement
 from megadna.downstream.metrics import scores, splice_scores, with_intervals
 from megadna.downstream.modeling_dna_task import PAIR_SIZE, DnaForBaseTask, DnaForPairTask, DnaTaskConfig, pool
 from megadna.downstream.options import Columns, FinetuneOptions
-from megadna.downstream.task_batches import examples_of, pairs_of
+from megadna.downstream.task_model import examples_of, pairs_of
 from megadna.downstream.tasks import Target, add_targets, find_tasks, read_task
 from megadna.errors import UserError
 from megadna.files import claimed
+from megadna.genome.records import reverse_complement
 
 DATA = Path(__file__).parents[1] / "data"
 REPOSITORY = Path(__file__).parents[2]

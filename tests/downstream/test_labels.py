@@ -22,10 +22,10 @@ from megadna.cli import main
 from megadna.downstream import metrics
 from megadna.downstream.benchmark import markdown
 from megadna.downstream.finetune import read_data
+from megadna.downstream.inputs import file_names, in_natural_order, value_columns
 from megadna.downstream.metrics import remark, scores
-from megadna.downstream.names import file_names, in_natural_order, value_columns
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.task_plots import write_plots
+from megadna.downstream.task_training import write_plots
 from megadna.downstream.tasks import Target, find_tasks
 from megadna.errors import UserError
 

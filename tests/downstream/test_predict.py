@@ -18,14 +18,13 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from megadna import embed, predict
 from megadna.cli import main
 from megadna.downstream.encoder import load_config, load_tokenizer
-from megadna.downstream.genome import reverse_complement
 from megadna.downstream.options import FinetuneOptions, PredictOptions
 from megadna.downstream.predict import Predictor
-from megadna.downstream.sequences import Stretch
 from megadna.downstream.task_model import build_model, save_model
 from megadna.downstream.tasks import Target
 from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError
+from megadna.genome.records import Stretch, reverse_complement
 
 PROBABILITIES = ["p_donor", "p_acceptor", "p_negative"]
 

@@ -13,10 +13,10 @@ import pytest
 
 from megadna import splice_sites
 from megadna.cli import main
-from megadna.downstream.annotation import read_annotation
-from megadna.downstream.genome import read_genome, reverse_complement
 from megadna.downstream.splice_sites import introns_of, sites_of
 from megadna.errors import UserError
+from megadna.genome.annotation import read_annotation
+from megadna.genome.records import read_genome, reverse_complement
 
 DATA = Path(__file__).parents[1] / "data"
 FILES = {

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from megadna import windows
 from megadna.cli import main
-from megadna.downstream.genome import read_genome, reverse_complement
-from megadna.downstream.negatives import shuffle_dinucleotides
+from megadna.downstream.datasets import shuffle_dinucleotides
+from megadna.genome.records import read_genome, reverse_complement
 
 DATA = Path(__file__).parents[1] / "data"
 HUMAN = DATA / "human_GRCh38_chr9_1-1000000_sm.fa.gz"
@@ -251,7 +251,7 @@ def test_labels_equal_a_loop_over_bases(uncovered: str, holes: bool, tmp_path: P
 
 def test_zeros_that_a_coverage_track_leaves_out_count(caplog: pytest.LogCaptureFixture) -> None:
     options = {"genome": YEAST, "bigwig": SPARSE, "length": 500, "split": "chromosome"}
-    logger = logging.getLogger("megadna.downstream.bigwig")  # its parent may not propagate
+    logger = logging.getLogger("megadna.genome.bigwig")  # its parent may not propagate
     logger.addHandler(caplog.handler)
     with caplog.at_level("INFO", "megadna"):
         table = windows(**options)

@@ -14,8 +14,8 @@ import megadna.hf
 from megadna.hf.configuration_megadna import MegaDnaConfig
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
 from megadna.hf.tokenizers import write_tokenizer
+from megadna.tokenizer.base import NucleotideTokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
-from megadna.tokenizer.nucleotide import NucleotideTokenizer
 
 transformers.logging.disable_progress_bar()  # tests read standard error
 CODE = ("configuration_megadna", "modeling_megadna")

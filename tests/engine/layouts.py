@@ -49,7 +49,7 @@ def train(config: Config) -> dict[str, Any]:
 
 def _shards(state: Any) -> list[tuple[str, tuple, tuple, torch.Tensor]]:
     """(name, full shape, offset, values) of everything that this rank holds."""
-    from megadna.model.sharding import shards
+    from megadna.model.initial_weights import shards
 
     return [
         (shard.key, tuple(shard.global_shape), tuple(shard.global_offset), shard.data.detach().float().clone())

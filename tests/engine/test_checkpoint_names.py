@@ -34,7 +34,7 @@ def names_of(cases: dict[str, tuple[int, Config]]) -> dict[str, tuple[Names, lis
 
     from megadna.engine.distributed import parallel_world
     from megadna.engine.optimizer import allocate_moments
-    from megadna.model.sharding import SHARDING_METADATA, sharded_weights
+    from megadna.model.initial_weights import SHARDING_METADATA, sharded_weights
     from megadna.train.state import build_state
 
     metadata = {**SHARDING_METADATA, "distrib_optim_sharding_type": "fully_reshardable"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "builder"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
 from test_mistakes import GOOD, bgzf, mutate, run
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from megadna.errors import UserError
-from megadna.model.attention import TransformerEngineAttention, eager, flash, sdpa
-from megadna.model.backends import choose_backend
-from megadna.model.segments import packed_segments, padded_segments
+from megadna.model.attention import TransformerEngineAttention, choose_backend, eager, flash, sdpa
+from megadna.train.step import packed_segments, padded_segments
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 GPU = torch.device("cuda")

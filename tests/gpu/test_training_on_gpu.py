@@ -13,7 +13,7 @@ from toy import losses, metrics, run_training, toy_config
 
 from megadna.config import Config
 from megadna.errors import UserError
-from megadna.model.backends import choose_backend
+from megadna.model.attention import choose_backend
 
 pytestmark = [
     pytest.mark.gpu,
@@ -85,7 +85,7 @@ def test_checkpoints_have_the_same_names_under_every_backend(
 
 def fused_norms() -> dict[str, float]:
     """Largest relative difference of apex's norms from torch's, forward and backward, in bf16; empty without apex."""
-    from megadna.model.norm import apex_kernel
+    from megadna.model.layers import apex_kernel
 
     found = {}
     for name in ("fused_layer_norm_affine", "fused_rms_norm_affine"):

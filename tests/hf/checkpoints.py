@@ -3,8 +3,8 @@
 import torch
 
 from megadna.config import Config
-from megadna.hf.checkpoints import seal_checkpoint, write_tensors
 from megadna.hf.names import tensor_shapes
+from megadna.hf.weights import seal_checkpoint, write_tensors
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
 

@@ -18,14 +18,13 @@ from safetensors import safe_open
 from megadna.config import Config, DataConfig, ModelConfig
 from megadna.errors import UserError
 from megadna.hf import weights as weights_module
-from megadna.hf.checkpoints import CheckpointTensors
 from megadna.hf.configuration_megadna import MegaDnaConfig
 from megadna.hf.export import compared, export
 from megadna.hf.formats import name_table
 from megadna.hf.gate import _judge, real_sequence, verify
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
-from megadna.hf.weights import FolderWeights
-from megadna.tokenizer.nucleotide import NucleotideTokenizer
+from megadna.hf.weights import CheckpointTensors, FolderWeights
+from megadna.tokenizer.base import NucleotideTokenizer
 
 MODEL = ModelConfig(num_layers=2, hidden_size=48, num_attention_heads=4, ffn_hidden_size=80)
 CONFIG = Config(model=MODEL, data=DataConfig(sequence_length=512))
@@ -128,7 +127,7 @@ assert not any(name.split(".")[0] in ("megadna", "megatron") for name in sys.mod
 
 
 def run_as_stranger(python, folder, ids, logits, work):
-    """What a user of an export does, by a Python without megadna; the other side of tests/interop too."""
+    """What a user of an export does, by a Python without megadna; the other side of tests/hf too."""
     np.save(work / "ids.npy", ids.numpy())
     arguments = [str(folder), *(str(work / name) for name in ("ids.npy", "logits.npy", "again"))]
     environment = os.environ | {"HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1"}

@@ -14,7 +14,7 @@ from megadna.hf.configuration_megadna import MegaDnaConfig
 from megadna.hf.formats import config_json
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
 from megadna.hf.tokenizers import write_tokenizer
-from megadna.tokenizer.nucleotide import NucleotideTokenizer
+from megadna.tokenizer.base import NucleotideTokenizer
 
 LAMBDA = Path(__file__).parents[1] / "data" / "lambda.fa.gz"
 SCRIPT = Path(__file__).parents[2] / "tools" / "fill_mask.py"

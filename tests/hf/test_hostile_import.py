@@ -13,10 +13,9 @@ from test_round_trips import BERT, kmers
 
 from megadna.config import Config, DataConfig
 from megadna.hf.card import Provenance
-from megadna.hf.checkpoints import CheckpointTensors
 from megadna.hf.export import export
 from megadna.hf.importing import import_folder
-from megadna.hf.weights import FolderWeights
+from megadna.hf.weights import CheckpointTensors, FolderWeights
 from megadna.train.checkpoint import read_config, read_numbers
 from megadna.train.integrity import check, refuse_foreign_pickles, seal
 

@@ -14,9 +14,9 @@ from test_round_trips import BERT, kmers
 from megadna.config import Config, DataConfig, ModelConfig
 from megadna.errors import UserError
 from megadna.hf.card import Provenance
-from megadna.hf.checkpoints import CheckpointTensors, write_tensors
 from megadna.hf.export import export
 from megadna.hf.importing import import_folder
+from megadna.hf.weights import CheckpointTensors, write_tensors
 from megadna.train.checkpoint import find_checkpoint, read_config, read_numbers
 
 MODERN = Config(

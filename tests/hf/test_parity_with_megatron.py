@@ -23,7 +23,7 @@ def megatron_outputs(ids_BS):
     """Weights by name, and the logits [B, S, V] of full and of padded rows, from one rank of the engine."""
     from megadna.engine.distributed import parallel_world
     from megadna.model.encoder import build_encoder
-    from megadna.model.segments import padded_segments
+    from megadna.train.step import padded_segments
 
     with parallel_world(CONFIG.engine, CONFIG.parallel) as world, torch.no_grad():
         model = build_encoder(CONFIG, 16, world.device).eval()

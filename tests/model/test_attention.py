@@ -17,10 +17,8 @@ from toy import toy_config
 
 from megadna.config import ModelConfig, TokenizerConfig
 from megadna.errors import UserError
-from megadna.model.attention import eager, sdpa
-from megadna.model.backends import choose_backend
-from megadna.model.cpu_dropout import dropout_attention
-from megadna.model.segments import packed_segments, padded_segments
+from megadna.model.attention import choose_backend, dropout_attention, eager, sdpa
+from megadna.train.step import packed_segments, padded_segments
 
 CPU = torch.device("cpu")
 SEGMENTS = {

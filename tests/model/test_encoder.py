@@ -18,7 +18,7 @@ def outputs(config: Config) -> dict[str, Any]:
     """Logits of two rows, alone and beside padding, and every weight, from one rank."""
     from megadna.engine.distributed import parallel_world
     from megadna.model.encoder import build_encoder
-    from megadna.model.segments import padded_segments
+    from megadna.train.step import padded_segments
 
     tokens_BS = torch.from_numpy(np.random.default_rng(1).integers(5, 9, (2, 48)))
     segments = padded_segments(torch.tensor([48, 30]), 48, torch.device("cpu"))
@@ -74,7 +74,7 @@ def test_initial_weights_have_the_documented_scale_and_follow_the_seed(built: di
 def stage_weights(config: Config) -> dict[str, torch.Tensor]:
     from megadna.engine.distributed import parallel_world
     from megadna.model.encoder import build_encoder
-    from megadna.model.sharding import shards
+    from megadna.model.initial_weights import shards
 
     with parallel_world(config.engine, config.parallel) as world:
         model = build_encoder(

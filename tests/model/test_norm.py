@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megadna.model.norm import apex_kernel
+from megadna.model.layers import apex_kernel
 
 NVIDIA = """
 from torch.nn.functional import layer_norm, rms_norm

@@ -36,7 +36,7 @@ def encoder_outputs() -> dict[str, dict[str, Any]]:
     """Weights, and logits [B, S, V] of full and of padded rows, of every model on one rank."""
     from megadna.engine.distributed import parallel_world
     from megadna.model.encoder import build_encoder
-    from megadna.model.segments import padded_segments
+    from megadna.train.step import padded_segments
 
     found = {}
     engine = EngineConfig(device="cpu", precision="fp32")

@@ -16,9 +16,8 @@ from megadna.config import Config, ParallelConfig
 from megadna.engine.recording import Call, Event
 from megadna.errors import UserError
 from megadna.planning.communications import traffic
-from megadna.planning.hardware import GPUS
 from megadna.planning.replay import Replay
-from megadna.planning.step_time import step_time
+from megadna.planning.step_time import GPUS, step_time
 
 ROOT = Path(__file__).parents[2]
 MICRO_BATCHES = 4

@@ -7,7 +7,7 @@ import torch
 from ranks import run_ranks
 
 from megadna.config import Config, DataConfig, EngineConfig, ModelConfig, ParallelConfig, TrainConfig
-from megadna.planning.memory import chunks_in_flight, fullest_memory, layer_bytes, recomputed_layer_bytes
+from megadna.planning.layouts import chunks_in_flight, fullest_memory, layer_bytes, recomputed_layer_bytes
 
 TOKENS = 2 * 512
 SMALL = {"hidden_size": 128, "num_attention_heads": 4, "ffn_hidden_size": 320}

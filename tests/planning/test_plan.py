@@ -10,8 +10,8 @@ import pytest
 from megadna.arguments import load_config
 from megadna.commands import plan
 from megadna.errors import UserError
-from megadna.planning.hardware import GPUS
 from megadna.planning.layouts import evaluate_layout, rank_layouts, why_worse
+from megadna.planning.step_time import GPUS
 
 ROOT = Path(__file__).parents[2]
 SEVEN = ROOT / "configs" / "aido-dna-7b.yaml"

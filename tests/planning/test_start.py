@@ -19,9 +19,7 @@ from megadna.data.inputs import find_sources
 from megadna.data.manifest import load_manifest
 from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError
-from megadna.planning.hardware import GPUS
 from megadna.planning.layouts import evaluate_layout
-from megadna.planning.related import Relations, Sketches
 from megadna.planning.start import (
     FEW_STEPS,
     LEAST_BATCH,
@@ -35,7 +33,8 @@ from megadna.planning.start import (
     choose,
     peak_rate,
 )
-from megadna.planning.survey import HELD_OUT_BASES, Genomes, survey
+from megadna.planning.step_time import GPUS
+from megadna.planning.survey import HELD_OUT_BASES, Genomes, Relations, Sketches, survey
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -185,7 +184,7 @@ def test_sketches_stay_small_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     bases = np.frombuffer(genitalium()[:200_000], np.uint8)
     for most in (1 << 22, 1000):
-        monkeypatch.setattr("megadna.planning.related.MOST_HASHES", most)
+        monkeypatch.setattr("megadna.planning.survey.MOST_HASHES", most)
         sketches = Sketches()
         sketches.start_file("f")
         for number, letters in enumerate((bases[:100_000], bases[100_000:], bases[50_000:150_000])):

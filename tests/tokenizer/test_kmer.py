@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from megadna.tokenizer.alphabet import letters_of
+from megadna.alphabet import letters_of
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from megadna.alphabet import base_codes, letters_of, reverse_complement
 from megadna.hf.tokenizers import write_tokenizer
-from megadna.tokenizer.alphabet import base_codes, letters_of, reverse_complement
-from megadna.tokenizer.nucleotide import NucleotideTokenizer
+from megadna.tokenizer.base import NucleotideTokenizer
 
 DATA = Path(__file__).parents[1] / "data"
 ODDITIES = ["", "A", "acgtnACGTN", "ACRYSWKMBDHVNGT", "acryswkmbdhvngt", "NNNN", "uU", "AC GT\n-*.x?", "ACéGT"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megadna.tokenizer.alphabet import base_codes
+from megadna.alphabet import base_codes
 from megadna.train import baselines as module
 from megadna.train.baselines import HiddenSamples, baselines, composition, fit, uniform
 from megadna.train.bits import BITS

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megadna.data.evaluation import HiddenBases
-from megadna.tokenizer.nucleotide import NucleotideTokenizer
+from megadna.tokenizer.base import NucleotideTokenizer
 from megadna.train.bits import ChunkSums, MaskedScore, UnitScores, bootstrap_standard_error
 from megadna.train.scoring import score_batch, strand_divergence
 

@@ -19,11 +19,10 @@ from megadna.config import CheckpointConfig, Config, LogConfig
 from megadna.errors import UserError
 from megadna.log import log_file
 from megadna.train.checkpoint import find_checkpoint, read_numbers
-from megadna.train.evaluations import read_evaluation
 from megadna.train.integrity import ALWAYS, MARKER, check, seal
-from megadna.train.metric_lines import MetricLines, cut_after
-from megadna.train.metrics import _identity
+from megadna.train.metrics import MetricLines, _identity, cut_after
 from megadna.train.report import draw_figures, read_run, render_page
+from megadna.train.run_folder import read_evaluation
 
 NEWEST, BEFORE = "step-00000004", "step-00000002"
 FILES = [MARKER, *ALWAYS, "weights/*.distcp", "weights", "."]

@@ -26,7 +26,7 @@ def job() -> Config:
 def describe(config: Config, ranks: list[int]) -> list[tuple[str, dict[str, int], int]]:
     """Text, memory and number of parameters whose first copy the rank holds."""
     from megadna.engine.distributed import imagined_world
-    from megadna.model.sharding import shards
+    from megadna.model.initial_weights import shards
     from megadna.train.dry_run import describe_rank, memory_bytes
     from megadna.train.state import build_state
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megadna.errors import RunEnded
-from megadna.train.heartbeat import is_collective_failure
+from megadna.train.faults import is_collective_failure
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from megadna.commands.report import main
 from megadna.data.manifest import dump_manifest, load_manifest
 from megadna.errors import UserError
 from megadna.train import plots
-from megadna.train.evaluations import verdict
-from megadna.train.metric_lines import MOST_POINTS, Curve
+from megadna.train.metrics import MOST_POINTS, Curve
 from megadna.train.report import FIGURES, draw_figures, evaluation_groups, read_run, read_runs, render_page
+from megadna.train.run_folder import verdict
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

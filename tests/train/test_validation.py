@@ -17,14 +17,14 @@ from ranks import run_ranks
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from toy import metrics, run_training, toy_config
 
+from megadna.alphabet import letters_of
 from megadna.commands import evaluate, preprocess
 from megadna.config import Config, ModelConfig, TrainConfig, ValidationConfig
-from megadna.data.chunks import open_chunks
+from megadna.data.dataset import open_chunks
 from megadna.data.evaluation import EvaluationSamples
 from megadna.data.manifest import load_manifest
-from megadna.downstream.masked_lm import load_masked_lm
+from megadna.downstream.encoder import load_masked_lm
 from megadna.errors import UserError
-from megadna.tokenizer.alphabet import letters_of
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train import baselines as baselines_module
 from megadna.train import scoring

@@ -1,0 +1,148 @@
+"""bigWig values -> the mean over each window.
+
+A base has a value, or NaN, or nothing is stored for it. NaN never counts. A base without anything counts as 0 in a
+coverage track, which leaves zeros out, and not at all in a track of measurements such as methylation, which stores
+them. pyBigWig's own means tell none of the three apart (one NaN makes a mean None), so values are read base by base.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyBigWig
+
+from megadna.errors import UserError, require
+from megadna.genome.annotation import on_genome
+from megadna.genome.records import Genome
+from megadna.log import get_logger
+
+log = get_logger(__name__)
+
+_SPAN = 1 << 20  # bases read at once
+_GAP = 1 << 14  # bases read for nothing rather than reading twice
+Uncovered = Literal["auto", "zero", "missing"]
+
+
+def with_values(
+    windows: pd.DataFrame, path: Path, genome: Genome, aliases: Path | None, uncovered: Uncovered
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The windows (contig, start, end) with the mean of the signal there as `label`, and what to say of them: how bases
+    without a value count, and the windows left out by reason. UserError where no window is left, where a chromosome has
+    another length than the genome's contig, and where the file is no bigWig."""
+    signal = _open(path)
+    try:
+        theirs = _contigs(signal, path, genome, aliases)
+        if uncovered == "auto":
+            uncovered = _by_what_is_stored(signal, list(theirs.values()), path)
+        found = pd.DataFrame({"mean": np.nan, "stored": False, "value": False}, index=windows.index)
+        known = windows[windows["contig"].isin(theirs.keys())]
+        for contig, rows in known.groupby("contig", sort=False):
+            for group in _neighbours(rows.sort_values("start")):
+                found.loc[group.index] = _means(signal, theirs[str(contig)], group, uncovered == "zero")
+    except RuntimeError as error:
+        raise UserError(f"{path}: the bigWig file is cut short or damaged ({error}); fetch it again") from error
+    finally:
+        signal.close()
+    lacking, empty = ~windows["contig"].isin(theirs.keys()), found["mean"].isna()
+    if lacking.any():
+        names = ", ".join(sorted(set(windows["contig"][lacking]))[:20])
+        log.warning("%d windows left out: %s has no chromosome %s", lacking.sum(), path, names)
+    left_out = {
+        "on a contig that the bigWig lacks": int(lacking.sum()),
+        "no base with a value": int((empty & ~lacking & ~found["stored"]).sum()),
+        "NaN alone": int((empty & found["stored"]).sum()),
+    }
+    require(bool(found["value"].any()), f"{path}: holds no value in any of {len(windows)} windows: {left_out}")
+    counts = {"left out for the bigWig": left_out, "with a bigWig value": int((~empty).sum()), "uncovered": uncovered}
+    return windows.assign(label=found["mean"].astype(float))[~empty], counts
+
+
+def _open(path: Path) -> Any:
+    require(path.is_file(), f"{path}: no such bigWig file")
+    try:
+        signal = pyBigWig.open(str(path))
+        wrong = "" if signal.isBigWig() else "a bigBed file, not a bigWig file"
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(f"{path}: not a bigWig file") from error
+    require(not wrong, f"{path}: {wrong}")
+    return signal
+
+
+def _contigs(signal: Any, path: Path, genome: Genome, aliases: Path | None) -> dict[str, str]:
+    """The bigWig's chromosome by the genome's contig."""
+    sizes = signal.chroms()
+    table = pd.DataFrame({"contig": list(sizes), "theirs": list(sizes), "start": 0, "end": 0})
+    table = on_genome(table, genome, path, aliases, min_share=0)
+    for row in table.itertuples():
+        require(
+            sizes[row.theirs] == genome.lengths[row.contig],
+            f"{path}: chromosome {row.theirs} has {sizes[row.theirs]:,} bases, and {genome.lengths[row.contig]:,} in "
+            f"{genome.path}: it belongs to another genome build; give the genome that it was made with",
+        )
+    return dict(zip(table["contig"], table["theirs"], strict=True))
+
+
+def _by_what_is_stored(signal: Any, chromosomes: list[str], path: Path) -> Literal["zero", "missing"]:
+    """What a base without a value most likely is: 0 where the file stores values above 0 alone, on less than half of
+    the bases (a track of mostly covered bases lacks what could not be measured); says which."""
+    sizes = signal.chroms()
+    covered = 0
+    for name in chromosomes:
+        for start in range(0, sizes[name], _SPAN):
+            values = signal.values(name, start, min(start + _SPAN, sizes[name]), numpy=True)
+            if (values <= 0).any():  # NaN, stored or not, compares false
+                log.info(
+                    "%s: bases without a value do not count, as it stores zeros or less (--uncovered zero for the "
+                    "other way)",
+                    path,
+                )
+                return "missing"
+            covered += int(np.count_nonzero(~np.isnan(values)))
+    require(covered > 0, f"{path}: holds no value but NaN on the contigs of the genome")
+    share = covered / sum(sizes[name] for name in chromosomes)
+    zero = share < 0.5
+    says, other = ("count as 0", "missing") if zero else ("do not count", "zero")
+    log.info(
+        "%s: bases without a value %s, as it stores values above 0 alone, on %.2g of the bases (--uncovered %s for the "
+        "other way)",
+        path,
+        says,
+        share,
+        other,
+    )
+    return "zero" if zero else "missing"
+
+
+def _neighbours(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Windows of one contig, sorted by start, in groups that are read at once."""
+    starts, ends = rows["start"].to_numpy(), rows["end"].to_numpy()
+    first = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or starts[at] - ends[at - 1] > _GAP or ends[at] - starts[first] > _SPAN:
+            yield rows.iloc[first:at]
+            first = at
+
+
+def _means(signal: Any, name: str, rows: pd.DataFrame, zero: bool) -> pd.DataFrame:
+    """For each window its mean (NaN where no base counts), whether anything is stored there, be it NaN, and whether a
+    value is."""
+    starts, ends = rows["start"].tolist(), rows["end"].tolist()
+    low, high = min(starts), max(ends)
+    values = signal.values(name, low, high, numpy=True).astype(np.float64)
+    covered = ~np.isnan(values)
+    share = signal.stats(name, low, high, type="coverage", exact=True)[0] or 0.0
+    if round(share * (high - low)) != np.count_nonzero(covered):  # NaN is stored, which `values` does not tell
+        for start, end, _ in signal.intervals(name, low, high):
+            covered[max(0, start - low) : end - low] = True
+    values[np.isinf(values)] = np.nan  # the logarithm of 0
+    counts = ~np.isnan(values)
+    if zero:
+        values[~covered] = 0.0
+    found = []
+    for start, end in zip(starts, ends, strict=True):
+        here = slice(start - low, end - low)
+        piece = values[here][~np.isnan(values[here])]
+        found.append((piece.mean() if len(piece) else np.nan, covered[here].any(), counts[here].any()))
+    return pd.DataFrame(found, columns=["mean", "stored", "value"], index=rows.index)
