@@ -11,7 +11,7 @@ from rich.table import Table
 from megadna.arguments import config_from, config_parser, parse
 from megadna.config import Config
 from megadna.errors import UserError, require
-from megadna.files import atomic_file, atomic_folder, write_json
+from megadna.files import atomic_file, write_json
 from megadna.ownership import refuse_foreign, refuse_occupied
 from megadna.planning.layouts import Layout, checkpoint_costs, evaluate_layout, rank_layouts, why_worse
 from megadna.planning.step_time import GPUS, Gpu
@@ -36,9 +36,6 @@ def main(arguments: list[str]) -> None:
         parser.add_argument(f"--gpu_{name}", type=float, default=0.0, help=f"{what}; 0: the data sheet's")
     parser.add_argument("--price", type=float, default=0.0, help="cost of a GPU for an hour; 0 prints none")
     parser.add_argument("--output", type=str, default="", help="folder for plan.json and plan.png")
-    text = "dry-run one step of every rank, write its communications into this new folder, and replay all of them"
-    parser.add_argument("--check_communications", type=str, default="", help=text)
-    parser.add_argument("--workers", type=int, default=1, help="ranks that are dry-run at a time")
     options = parse(parser, arguments)
     config, gpu = config_from(options), _gpu(options)
     if options.output:
@@ -46,9 +43,6 @@ def main(arguments: list[str]) -> None:
     require(options.gpus > 0, f"--gpus must be positive, got {options.gpus}")
     rows, sequence_length = _shape(config)
     config = replace(config, data=replace(config.data, sequence_length=sequence_length))
-    if options.check_communications:
-        _check_communications(config, rows, options, gpu)
-        return
     with Progress("comparing layouts"):
         layouts = rank_layouts(config, rows, sequence_length, options.gpus, gpu)
     best = layouts[0]
@@ -88,28 +82,6 @@ def _own_line(config: Config, rows: int, sequence_length: int, num_gpus: int, gp
         f"as configured ({own.name}): {fit} with {own.memory.total / 1e9:.1f} of {gpu.memory_gb:.0f} GB, "
         f"{own.time.seconds:.2f} s a step, MFU {own.mfu:.0%}\n"
     )
-
-
-def _check_communications(config: Config, rows: int, options: Any, gpu: Gpu) -> None:
-    """Print what the ranks of the layout as configured send, beside what is planned; exit status 1 with faults."""
-    from megadna.planning.communications import record_ranks, traffic
-    from megadna.planning.replay import Replay
-
-    folder = Path(options.check_communications)
-    require(options.workers > 0, f"--workers must be positive, got {options.workers}")
-    own = evaluate_layout(config, rows, int(config.data.sequence_length), options.gpus, gpu)
-    with atomic_folder(folder) as work:
-        programs = list(record_ranks(config, options.gpus, work, workers=options.workers))
-    found = [traffic(program) for program in programs]
-    for kind in sorted({kind for one in found for kind in one}):
-        calls, sent = (max(values) for values in zip(*(one.get(kind, (0, 0.0)) for one in found), strict=True))
-        planned = f", planned {own.time.traffic[kind] / 1e9:.3f}" if kind in own.time.traffic else ""
-        sys.stdout.write(f"{kind}: at most {calls} calls a rank, {sent / 1e9:.3f} GB sent{planned}\n")
-    faults = list(Replay(programs).faults.values())
-    sys.stdout.write("".join(f"{fault}\n" for fault in faults))
-    sys.stdout.write(f"{options.gpus} ranks of {own.name}: {len(faults) or 'no'} faults; calls in {folder}\n")
-    if faults:
-        sys.exit(1)
 
 
 def _print_table(layouts: list[Layout], gpu: Gpu, steps: int) -> None:
