@@ -63,7 +63,7 @@ def _gpu(options: Any) -> Gpu:
 
 def _shape(config: Config) -> tuple[int, int]:
     """Rows of the vocabulary and tokens of a sequence; `auto` is that of chunks of 4,000."""
-    from megadna.model.vocabulary import padded_vocab_size
+    from megadna.model.shapes import padded_vocab_size
     from megadna.tokenizer.build import build_tokenizer
 
     rows = padded_vocab_size(config.tokenizer, build_tokenizer(config.tokenizer).vocab_size)

@@ -16,7 +16,7 @@ from megadna.config import Config, DataConfig, ModelConfig, TokenizerConfig
 from megadna.errors import UserError, require
 from megadna.hf.names import NameTable
 from megadna.log import get_logger
-from megadna.model.vocabulary import padded_vocab_size
+from megadna.model.shapes import padded_vocab_size
 from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.build import build_tokenizer
 

@@ -31,8 +31,7 @@ from megadna.config import Config
 from megadna.engine.distributed import parallel_world
 from megadna.errors import UserError
 from megadna.hf.names import NameTable
-from megadna.model.encoder import build_encoder
-from megadna.model.vocabulary import hide_padding
+from megadna.model.encoder import build_encoder, hide_padding
 from megadna.processes import LAUNCHER
 from megadna.progress import Progress, tracked
 from megadna.tokenizer.base import Tokenizer

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from megadna.config import ModelConfig
 from megadna.errors import UserError
+from megadna.model.shapes import tensor_shapes
 
 _LAYER, _HF = "encoder.layers.{l}", "bert.encoder.layer.{l}"
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.bias")
@@ -72,49 +73,6 @@ TABLES = {
     },
 }  # fmt: skip
 """Format -> megatron-core module -> Hugging Face modules; `{l}` is the layer's number."""
-
-
-def tensor_shapes(model: ModelConfig, vocab_rows: int) -> dict[str, tuple[int, ...]]:
-    """Every megatron-core tensor of an encoder with its full shape, in the order of the forward pass."""
-    h, f, d = model.hidden_size, model.ffn_hidden_size, model.head_size
-    width, kv = model.num_attention_heads * d, 2 * model.query_groups * d
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def linear(name: str, rows: int, columns: int) -> None:
-        shapes[f"{name}.weight"] = (rows, columns)
-        if model.linear_bias:
-            shapes[f"{name}.bias"] = (rows,)
-
-    def norm(name: str, size: int = h) -> None:
-        shapes[f"{name}.weight"] = (size,)
-        if model.normalization == "layernorm":
-            shapes[f"{name}.bias"] = (size,)
-
-    shapes["embedding.word_embeddings.weight"] = (vocab_rows, h)
-    if model.positions == "learned":
-        shapes["embedding.position_embeddings.weight"] = (model.max_positions, h)
-    if model.token_types:
-        shapes["embedding.tokentype_embeddings.weight"] = (model.token_types, h)
-    pre = model.norm_placement == "pre"
-    if not pre:
-        norm("embedding.norm")
-    for layer in range(model.num_layers):
-        stem = _LAYER.format(l=layer)
-        norm(f"{stem}.input_layernorm" if pre else f"{stem}.post_attention_layernorm")
-        linear(f"{stem}.self_attention.linear_qkv", width + kv, h)
-        if model.qk_norm:
-            norm(f"{stem}.self_attention.q_layernorm", d)
-            norm(f"{stem}.self_attention.k_layernorm", d)
-        linear(f"{stem}.self_attention.linear_proj", h, width)
-        norm(f"{stem}.pre_mlp_layernorm" if pre else f"{stem}.post_mlp_layernorm")
-        linear(f"{stem}.mlp.linear_fc1", f * (2 if model.activation == "swiglu" else 1), h)
-        linear(f"{stem}.mlp.linear_fc2", h, f)
-    if pre:
-        norm("encoder.final_layernorm")
-    linear("lm_head.dense", h, h)
-    norm("lm_head.layer_norm")
-    shapes["output_layer.bias"] = (vocab_rows,)
-    return shapes
 
 
 def check_names(found: Iterable[str], expected: Iterable[str], what: str) -> None:

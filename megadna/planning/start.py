@@ -26,7 +26,7 @@ from megadna.config import (
     ValidationConfig,
 )
 from megadna.errors import require
-from megadna.model.flops import num_parameters, training_flops
+from megadna.model.shapes import num_parameters, training_flops
 from megadna.planning.layouts import Layout, rank_layouts
 from megadna.planning.step_time import GPUS_PER_NODE, Gpu
 from megadna.planning.survey import Genomes

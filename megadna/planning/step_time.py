@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from megadna.config import Config
 from megadna.errors import require
-from megadna.model.flops import BACKWARD, PEAK_TFLOPS, training_flops
-from megadna.planning.shards import Place, chunk_layers, state_bytes
+from megadna.model.shapes import BACKWARD, PEAK_TFLOPS, training_flops
+from megadna.planning.memory import Position, part_layers, state_bytes
 
 GPUS_PER_NODE = 8
 
@@ -107,10 +107,10 @@ def step_time(
 ) -> StepTime:
     """Time of one step; causal: attention does half the work that is counted (published decoders, not ours)."""
     parallel, train = config.parallel, config.train
-    place = Place.of(config, num_ranks - 1, num_ranks)
-    micro_batches = train.global_batch_size * parallel.context // (train.micro_batch_size * place.shards)
+    position = Position.of(config, num_ranks - 1, num_ranks)
+    micro_batches = train.global_batch_size * parallel.context // (train.micro_batch_size * position.shards)
     rows = train.micro_batch_size * sequence_length // parallel.context  # tokens of a rank's micro-batch
-    layers = max(chunk_layers(config, stage) for stage in range(parallel.pipeline)) * parallel.virtual_pipeline
+    layers = max(part_layers(config, stage) for stage in range(parallel.pipeline)) * parallel.virtual_pipeline
     bandwidth, again = gpu.bandwidth * 1e12 * BANDWIDTH_SHARE, _recomputed_share(config)
 
     matrices, attention = _products(config, vocab_rows, sequence_length, layers, gpu)
@@ -128,10 +128,12 @@ def step_time(
     context, pipeline = sent["context"] / context_link, sent["pipeline"] / network / 2
 
     one = matrices + attention + elementwise + recompute + tensor + context + pipeline
-    states = [state_bytes(config, vocab_rows, Place(stage, 0, place.shards)) for stage in range(parallel.pipeline)]
+    states = [
+        state_bytes(config, vocab_rows, Position(stage, 0, position.shards)) for stage in range(parallel.pipeline)
+    ]
     state = max(states, key=lambda one: one["gradients"])
-    data_bytes = (state["gradients"] + state["weights"]) * _others(place.shards)
-    in_node = parallel.model_size * (place.shards // parallel.context) <= GPUS_PER_NODE
+    data_bytes = (state["gradients"] + state["weights"]) * _others(position.shards)
+    in_node = parallel.model_size * (position.shards // parallel.context) <= GPUS_PER_NODE
     exposed = DATA_EXPOSED if parallel.overlap_grad_reduce else 1.0
     # Weights, master weights and moments are read and written once, gradients cleared, summed up and read.
     touched = 2 * state["optimizer"] + 3 * state["gradients"]

@@ -9,9 +9,8 @@ device.
 from megadna.config import Config
 from megadna.engine.distributed import World, imagined_world
 from megadna.layout import parse_rank
-from megadna.model.flops import num_parameters
 from megadna.model.initial_weights import shards
-from megadna.model.vocabulary import padded_vocab_size
+from megadna.model.shapes import num_parameters, padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.state import TrainState, build_state
 

@@ -13,7 +13,8 @@ from megadna.errors import UserError
 from megadna.hf.configuration_megadna import MegaDnaConfig
 from megadna.hf.formats import config_json, name_table
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
-from megadna.hf.names import check_names, tensor_shapes
+from megadna.hf.names import check_names
+from megadna.model.shapes import tensor_shapes
 
 HEADS, SIZE, FFN = 3, 8, 40
 MODERN = Config(

@@ -9,10 +9,10 @@ traffic: calls, and bytes that a rank sends, by kind.
 
 Replay: the recorded programs run against each other; faults, a line each; none where every call meets its counterparts
 and every rank reaches its end. The order is NCCL's. A call does not block its program, the wait for it does. What a
-rank posts on one communicator runs in that order; the sends and receives of one batch run together. Collectives and batches
-use the communicator of their group, a lone send or receive one of its two ranks. A send ends when it is received:
-nothing is buffered. Of a communicator only the first fault is reported; a call that nobody joins and a circular wait
-only where no other fault explains them.
+rank posts on one communicator runs in that order; the sends and receives of one batch run together. Collectives and
+batches use the communicator of their group, a lone send or receive one of its two ranks. A send ends when it is
+received: nothing is buffered. Of a communicator only the first fault is reported; a call that nobody joins and a
+circular wait only where no other fault explains them.
 """
 
 from collections import Counter, defaultdict, deque
