@@ -30,9 +30,8 @@ def main(arguments: list[str]) -> None:
     require(options.checkpoint.is_dir(), f"{options.checkpoint}: no such run or checkpoint folder")
     log.info("exporting %s", options.checkpoint)
     with Progress("loading the engine"):
-        from megadna.hf.export import export
-        from megadna.hf.publish import check_upload, upload
-        from megadna.hf.weights import keep_freed_memory
+        from megadna.hf.checkpoints import keep_freed_memory
+        from megadna.hf.export import check_upload, export, upload
         from megadna.train.checkpoint import find_checkpoint
 
     keep_freed_memory()

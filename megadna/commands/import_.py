@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> None:
     require(config.is_file(), f"{config}: no such file; --model names a Hugging Face model folder")
     log.info("importing %s", options.model)
     with Progress("loading the engine"):
+        from megadna.hf.checkpoints import keep_freed_memory
         from megadna.hf.importing import import_folder
-        from megadna.hf.weights import keep_freed_memory
 
     keep_freed_memory()
     found = import_folder(

@@ -19,16 +19,14 @@ from torch import Tensor
 from megadna.arguments import dump_config
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder
-from megadna.hf.export import NOT_COMPARED, compared
-from megadna.hf.formats import config_of, name_table, recognise
-from megadna.hf.gate import verify
-from megadna.hf.names import check_names
+from megadna.hf.checkpoints import CheckpointTensors, seal_checkpoint, write_tensors
+from megadna.hf.formats import check_names, config_of, name_table, recognise
+from megadna.hf.gate import NOT_COMPARED, compare
 from megadna.hf.tokenizers import recognise_tokenizer
-from megadna.hf.weights import CheckpointTensors, FolderWeights, seal_checkpoint, write_tensors
+from megadna.hf.weights import FolderWeights
 from megadna.log import get_logger
 from megadna.ownership import Kind, refuse_replacing
 from megadna.reading import first_line, read_json
-from megadna.tokenizer.build import build_tokenizer
 from megadna.train.integrity import MARKER
 
 log = get_logger(__name__)
@@ -94,9 +92,10 @@ def import_folder(
         write_tensors(temporary, table.shapes, read, dtype=dtype)
         found = NOT_COMPARED
         if check:
-            tensors, tokenizer = CheckpointTensors(temporary, master=False), build_tokenizer(config.tokenizer)
-            with compared(target, folder, foreign=True, bias_factor=factor) as other:
-                found = verify(lambda name: tensors.read(name).float(), config, tokenizer, table, other)
+            tensors = CheckpointTensors(temporary, master=False)
+            found = compare(
+                lambda name: tensors.read(name).float(), config, table, folder, foreign=True, bias_factor=factor
+            )
         facts = {"tokenizer": tokenizer_config.kind, "imported": imported | {"gate": found}}
         seal_checkpoint(temporary, config, facts)
     return found

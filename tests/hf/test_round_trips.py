@@ -14,10 +14,11 @@ from megadna.alphabet import letters_of
 from megadna.arguments import load_config
 from megadna.config import Config, DataConfig, ModelConfig, TokenizerConfig
 from megadna.errors import UserError
-from megadna.hf.export import NOT_COMPARED, export
+from megadna.hf.checkpoints import CheckpointTensors
+from megadna.hf.export import export
 from megadna.hf.formats import choose_format, name_table
+from megadna.hf.gate import NOT_COMPARED
 from megadna.hf.importing import import_folder
-from megadna.hf.weights import CheckpointTensors
 from megadna.tokenizer.bpe import train_bpe
 from megadna.train.checkpoint import find_checkpoint, read_config, read_numbers
 
