@@ -86,8 +86,8 @@ def _own_line(config: Config, rows: int, sequence_length: int, num_gpus: int, gp
 
 def _print_table(layouts: list[Layout], gpu: Gpu, steps: int) -> None:
     table = Table(title=f"best layout of each kind on {gpu.name} (mb: micro-batch)")
-    for heading in ("layout", "GB", "s/step", "tokens/s", "MFU", "days", "behind the first"):
-        table.add_column(heading, justify="left" if heading in ("layout", "behind the first") else "right")
+    for heading in ("layout", "GB", "s/step", "tokens/s", "MFU", "days", "compared with the first"):
+        table.add_column(heading, justify="left" if heading in ("layout", "compared with the first") else "right")
     for layout in layouts[:SHOWN]:
         numbers = (
             f"{layout.memory.total / 1e9:.1f}",

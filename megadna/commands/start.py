@@ -20,10 +20,10 @@ from megadna.planning.step_time import GPUS, GPUS_PER_NODE
 from megadna.planning.survey import Genomes, survey
 
 SHOWN = 5
-"""Names in one line; ignored.tsv has all ignored files."""
+"""Names in one line; ignored.tsv lists all ignored files."""
 MOST_REASONS = 20
 MOST_LOST = 0.25
-"""Share of the training bases that may go as copies of what is held out, without a warning."""
+"""Share of the training bases that may be dropped as copies of what is held out, without a warning."""
 
 
 def main(arguments: list[str]) -> None:
@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> None:
     commands = _commands(shlex.quote(str(folder)), genomes, start, gpus)
     _write(folder, genomes, start, [*lines, commands[2]])
     more = f", {folder}/ignored.tsv" * bool(genomes.ignored)
-    told = f"wrote {folder}/samples.tsv (see whether the species are right){more} and {folder}/config.yaml; next:"
-    sys.stdout.write("\n".join([*lines, told, *(f"  {command}" for command in commands)]) + "\n")
+    wrote = f"wrote {folder}/samples.tsv (check the species){more} and {folder}/config.yaml; next:"
+    sys.stdout.write("\n".join([*lines, wrote, *(f"  {command}" for command in commands)]) + "\n")
 
 
 def _lines(genomes: Genomes, start: Start) -> Iterator[str]:
@@ -65,7 +65,7 @@ def _lines(genomes: Genomes, start: Start) -> Iterator[str]:
         yield f"near-identical, or partly so: {_listed(group)}"
     if more := genomes.relations.groups[SHOWN:]:
         yield f"near-identical, or partly so: {len(more):,} groups more"
-    related = "; what resembles them goes from train, as there are near-identical or related genomes"
+    related = "; what resembles them is dropped from train, as there are near-identical or related genomes"
     yield f"held out: {share} for validation, {share} for testing, by regions{related * genomes.are_related}"
     lost = 1 - genomes.relations.share_left(2 * genomes.held_out)
     if lost > MOST_LOST:

@@ -76,7 +76,7 @@ class CheckpointTensors:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Without torch's remark, at every tensor, that there is one process; UserError and Ctrl-C pass as they are."""
+    """Silences torch's warning, at every tensor, that there is one process; UserError and Ctrl-C pass unchanged."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
@@ -88,7 +88,7 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _without_crc32() -> Iterator[None]:
-    """Let torch.save leave out its sums, a tenth of an import: a sealed checkpoint has its own."""
+    """torch.save without its checksums, a tenth of the time of an import: a sealed checkpoint has its own."""
     before = get_crc32_options()
     set_crc32_options(False)
     try:
@@ -98,7 +98,7 @@ def _without_crc32() -> Iterator[None]:
 
 
 class _Streamed(DefaultSavePlanner):
-    """Asks for a tensor when its turn to be written has come; torch's own planner holds them all."""
+    """Reads a tensor when it is written; torch's own planner holds all of them in memory."""
 
     def __init__(self, read: Callable[[str], Tensor]) -> None:
         super().__init__()
@@ -109,18 +109,17 @@ class _Streamed(DefaultSavePlanner):
 
 
 class _Nameless(FileSystemWriter):
-    """Leaves the folder's path out of the description; as a Path it would be a foreign object in the pickle."""
+    """Leaves the folder's path out of the metadata; as a Path it would be a foreign object in the pickle."""
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta()
 
 
 def keep_freed_memory() -> None:
-    """Let glibc use freed tensors again instead of asking the kernel for zeroed pages.
+    """Let glibc reuse the memory of freed tensors instead of asking the kernel for zeroed pages.
 
-    A quarter to a third fewer CPU seconds for a conversion (docs/benchmarks.md).
-
-    mallopt(3): M_MMAP_MAX is -4, M_TRIM_THRESHOLD -1. Elsewhere it does nothing.
+    A conversion takes a quarter to a third fewer CPU seconds (docs/benchmarks.md). mallopt(3): M_MMAP_MAX is -4,
+    M_TRIM_THRESHOLD -1. Without glibc it does nothing.
     """
     with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -131,24 +130,24 @@ def keep_freed_memory() -> None:
 def write_tensors(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], *, dtype: torch.dtype
 ) -> None:
-    """Write the weights of a checkpoint into the empty `folder`, asking `read` for one tensor after the other."""
+    """Write the weights of a checkpoint into the empty `folder`, reading one tensor after the other."""
     weights = folder / "weights"
     hollow = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
-    # A file each: torch holds every tensor of a file until the file is finished. Sealing syncs.
+    # One file a tensor: torch holds every tensor of a file until the file is finished. Sealing syncs to disk.
     writer = _Nameless(weights, single_file_per_rank=False, thread_count=1, sync_files=False)
     with _alone(), _without_crc32(), Progress("writing", len(shapes), "tensors") as progress:
 
-        def told(name: str) -> Tensor:
+        def counted(name: str) -> Tensor:
             progress.advance()
             return read(name)
 
-        dcp.save(hollow, storage_writer=writer, planner=_Streamed(told), no_dist=True)
+        dcp.save(hollow, storage_writer=writer, planner=_Streamed(counted), no_dist=True)
     (weights / "metadata.json").write_text(json.dumps(BACKEND | COMMON))
     torch.save({}, weights / "common.pt")
 
 
 def seal_checkpoint(folder: Path, config: Config, facts: dict[str, Any]) -> None:
-    """Make the tensors of `write_tensors` a checkpoint of step 0; `facts` go into its state.json."""
+    """Turn the tensors of `write_tensors` into a checkpoint of step 0; `facts` go into its state.json."""
     start = {"step": 0, "consumed_samples": 0, "skipped": [], "optimizer_format": "none"}
     numbers = start | facts | {"versions": versions()}
     (folder / "state.json").write_text(json.dumps(numbers, indent=2) + "\n")

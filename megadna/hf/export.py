@@ -1,10 +1,10 @@
-"""Checkpoint -> Hugging Face folder, whole and checked or absent.
+"""Checkpoint -> Hugging Face folder, whole and verified or absent; and its upload to the Hub.
 
 In:  a sealed checkpoint of any layout, read tensor by tensor.
 Out: FOLDER/ config.json, model.safetensors (shards of 5 GB with an index), tokenizer files, README.md, for our own
      formats configuration_megadna.py and modeling_megadna.py, and megadna.json: how and from what it was made.
-The folder is written beside its name (megadna/files.py), compared there with the megatron model (gate.py), and renamed
-last: under the asked name there is a whole, checked export or what was there before.
+The folder is written under a temporary name (megadna/files.py), compared there with megatron's model (gate.py), and
+renamed last. An upload is private unless asked otherwise, and needs a licence.
 """
 
 import json
@@ -57,7 +57,7 @@ def export(
     overwrite: bool = False,
     license_name: str = "",
 ) -> str:
-    """Write and check `folder`; return what the comparison found, as one line.
+    """Write and verify `folder`; return the result of the comparison as one line.
 
     wanted: a format or `auto`. dtype: `fp32` (master weights) or `bf16` (the model's own, bit for bit where they are).
     """
@@ -91,7 +91,9 @@ def _write_tensors(folder: Path, table: NameTable, tensors: CheckpointTensors, d
     hollow = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in table.shapes.items()}
     groups = {name: table.to_hf(name, tensor) for name, tensor in hollow.items()}
     zeros: dict[str, Tensor] = {}
-    if table.format not in REMOTE and not table.model.token_types:  # their classes have the table; it adds nothing
+    if (
+        table.format not in REMOTE and not table.model.token_types
+    ):  # their classes have the table even where the model has none
         zeros = {table.token_types: torch.zeros(2, table.model.hidden_size, dtype=dtype)}
         groups["zeros"] = {name: tensor.to("meta") for name, tensor in zeros.items()}
     return write_weights(
@@ -144,7 +146,7 @@ EXPORT = Kind(name="export", files=_export_files)
 
 
 def check_upload(repository: str, license_name: str, *, public: bool) -> None:
-    """UserError, before any work, where an upload that was asked for cannot be."""
+    """UserError, before any work, where the options of an upload do not fit together."""
     require(
         not repository or bool(license_name), "--push_to_hub needs --license: say under which licence others may use it"
     )

@@ -71,7 +71,7 @@ _TOKENIZERS = {"bert": "kmer", "multimolecule": "kmer", "megatron_bert": "kmer",
 _LAYER, _HF = "encoder.layers.{l}", "bert.encoder.layer.{l}"
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.bias")
 NO_TOKEN_BIAS = -1e4
-"""Bias of a row that only the other vocabulary has: it never wins."""
+"""Bias of a token that only the other vocabulary has: it is never predicted."""
 
 _COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "embedding.word_embeddings": ("bert.embeddings.word_embeddings",),
@@ -121,12 +121,12 @@ TABLES = {
 
 
 def check_names(found: Iterable[str], expected: Iterable[str], what: str) -> None:
-    """UserError with the names that are missing from `what`, or that it has too many."""
+    """UserError with the names that `what` lacks, or has in excess."""
     found, expected = set(found), set(expected)
     for problem, names in (("lacks", expected - found), ("has unknown tensors", found - expected)):
         if names:
             shown = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            raise UserError(f"{what} {problem}: {shown}; its architecture is not that of the configuration")
+            raise UserError(f"{what} {problem}: {shown}; its architecture does not match the configuration")
 
 
 @dataclass(frozen=True)
@@ -358,7 +358,7 @@ def config_of(target: str, content: dict[str, Any], tokenizer: TokenizerConfig, 
 
 
 def write_code(folder: Path, target: str) -> None:
-    """Our configuration and modeling files; in an `aido` folder they answer to AIDO.DNA's model_type."""
+    """Our configuration and modeling files; in an `aido` folder with AIDO.DNA's model_type."""
     for name in REMOTE_CODE:
         text = Path(__file__).with_name(name).read_text(encoding="utf-8")
         if target == "aido":

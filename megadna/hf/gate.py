@@ -1,12 +1,12 @@
-"""The gate of every conversion: the megatron model and the Hugging Face folder compute the same on real sequence.
+"""The gate of every conversion: megatron's model and the Hugging Face folder must compute the same on real sequence.
 
 Both models run layer by layer, one layer in memory at a time, on two sequences of phage lambda of at most 512 tokens,
-every seventh hidden: the megatron model here from a checkpoint's tensors, the folder in a process of its own with
+every seventh masked: megatron's model here from a checkpoint's tensors, the folder in a process of its own with
 transformers alone (load_check.py). Limits:
 
     fp32   hidden states and logits within 1e-4; of states larger than 1 within 1e-4 of the largest
-    bf16   the same most probable token at 99 % of the positions that are no near ties; mean negative log-likelihood of
-           the hidden tokens within 0.5 %
+    bf16   the same most probable token at 99 % of the positions without a near tie; mean negative log-likelihood of
+           the masked tokens within 0.5 %
 
 Shapes: B batch, S sequence, H hidden, V vocabulary.
 """
@@ -51,7 +51,7 @@ _LEADS_ELSEWHERE = (
     *("auto_map", "configuration_files", "transformers_weights", "quantization_config"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "id2label", "num_labels"),
 )
-"""Keys of config.json that name code or files, or are no part of the model: not copied for the comparison."""
+"""Keys of config.json that name code or files, or do not describe the model: not copied for the comparison."""
 AS_BERT = [("model.", "bert."), ("lm_head.", "cls.predictions."), ("layer_norm", "LayerNorm")]
 """multimolecule's names -> those of transformers' BertForMaskedLM, which computes the same."""
 
@@ -125,7 +125,7 @@ def _view(target: str, content: dict[str, Any], view: Path) -> Path:
 
 
 def _run(work: Path) -> dict[str, float]:
-    """The comparison by a process that knows transformers only; UserError where the folder does not load."""
+    """Run load_check.py; UserError where the folder does not load."""
     package = str(Path(__file__).parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
@@ -145,7 +145,7 @@ def _run(work: Path) -> dict[str, float]:
 
 
 def _judge(found: dict[str, float]) -> str:
-    """The figures as text; UserError that names the one beyond its limit."""
+    """The differences as text; UserError that names the one beyond its limit."""
     nll = abs(found["nll"] - found["nll_reference"]) / found["nll_reference"]
     limits = {
         "logits (fp32)": (found["logits"], TOLERANCE),
@@ -156,7 +156,7 @@ def _judge(found: dict[str, float]) -> str:
     for what, (value, limit) in limits.items():
         if not value <= limit:  # also when it is NaN
             raise UserError(
-                f"the Hugging Face model's {what} differ from the megatron model's by {value:.2g} (limit {limit:.2g}); "
+                f"the Hugging Face model's {what} differ from megatron's by {value:.2g} (limit {limit:.2g}); "
                 "nothing was written: check that weights and configuration belong together"
             )
     return ", ".join(f"{what} differ by {value:.2g}" for what, (value, _) in limits.items())
@@ -199,12 +199,12 @@ def _rows(state_SBX: Tensor) -> Tensor:
 
 
 def real_sequence(tokenizer: Tokenizer, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids [2, S] of phage lambda (NC_001416.1, its first 1,020 bases), S at most 512, every seventh hidden.
+    """Token ids [2, S] of phage lambda (NC_001416.1, its first 1,020 bases), S at most 512, every seventh masked.
 
-    Also where they are hidden (bool), and the ids under the masks.
+    Also which are masked (bool), and the ids without masks.
     """
-    letters = np.frombuffer(files("megadna.hf").joinpath("phage_lambda.txt").read_bytes().strip(), np.uint8)
-    ids = tokenizer.encode(letters).astype(np.int64)
+    bases = np.frombuffer(files("megadna.hf").joinpath("phage_lambda.txt").read_bytes().strip(), np.uint8)
+    ids = tokenizer.encode(bases).astype(np.int64)
     num_tokens = min(max_length - 2, LENGTH - 2, len(ids) // ROWS)
     inner = ids[: ROWS * num_tokens].reshape(ROWS, num_tokens)
     column = np.ones((ROWS, 1), np.int64)

@@ -1,4 +1,4 @@
-"""Hugging Face folder -> megadna checkpoint of weights only, whole and checked or absent.
+"""Hugging Face folder -> megadna checkpoint of weights only, whole and verified or absent.
 
 In:  a folder of a format that formats.py knows, published or exported: config.json, weight files in any form, and
      tokenizer files or none.
@@ -53,7 +53,7 @@ def import_folder(
     pieces: str = "",
     license_name: str = "",
 ) -> str:
-    """Write and check `checkpoint`; return what the comparison found, as one line.
+    """Write and verify `checkpoint`; return the result of the comparison as one line.
 
     double_bias: the folder was trained by DNABERT's code, which adds the decoder's bias twice. pieces: folder of a
     sentencepiece model. license_name: of the weights; default: what the folder's README.md states.
@@ -74,7 +74,7 @@ def import_folder(
         if table.token_types in weights and weights.read(table.token_types).any():
             config = config_of(target, content, tokenizer_config, token_types=True)
             table = name_table(target, config)
-        dump_config(config)  # checks the kinds of all values
+        dump_config(config)  # checks the types of all values
     expected = {part for name in table.shapes for part in table.hf_names(name)}
     check_names(set(weights.names()) - ({table.token_types} - expected), expected, str(folder))
 
@@ -103,16 +103,16 @@ def import_folder(
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """UserError that names the file where a key is missing or its value of another kind."""
+    """UserError that names the file where a key is missing or its value is of a wrong type."""
     try:
         yield
     except KeyError as error:
-        raise UserError(f"{path}: lacks {error}; its model cannot be told") from error
+        raise UserError(f"{path}: lacks {error}; without it the architecture is unknown") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, ArgumentError) as error:
         if isinstance(error, UserError):
             named = str(path.parent) in str(error) or "config.json" in str(error)
             raise error if named else UserError(f"{path}: {error}") from error
-        raise UserError(f"{path}: a value is not of its kind ({first_line(error)})") from error
+        raise UserError(f"{path}: a value is of a wrong type ({first_line(error)})") from error
 
 
 def _check_counts(content: dict[str, Any], tensors: int) -> None:

@@ -32,7 +32,7 @@ PARAMETER_ALIGNMENT, BUCKET_ALIGNMENT = 64, 128
 MOMENT_BYTES = 8
 """Adam's two moments in fp32."""
 CONTEXT_BYTES = 2e9
-"""CUDA context, workspaces of the matrix library, buffers of NCCL: ours, as is the next."""
+"""CUDA context, workspaces of the matrix library, buffers of NCCL: a guess, as is the next."""
 FRAGMENTATION = 0.05
 """Share of everything else that the allocator loses between its blocks."""
 NORM_STATISTICS = 8
@@ -206,7 +206,7 @@ def layer_bytes(config: Config, tokens: int, *, on_gpu: bool = True) -> float:
     model, tensor = config.model, config.parallel.tensor
     width, groups = model.num_attention_heads * model.head_size, model.query_groups * model.head_size
     split = 3 * width + 2 * groups + (width + groups) * (on_gpu and model.positions == "rotary")
-    split += (width + groups) * model.qk_norm  # the inputs of the norms beside their outputs
+    split += (width + groups) * model.qk_norm  # the inputs of the norms as well as their outputs
     split += (4 - on_gpu if model.activation == "swiglu" else 2) * model.ffn_hidden_size
     whole = 4 * model.hidden_size / _sequence_parts(config)
     drops = (2 * model.hidden_size / _sequence_parts(config)) if model.dropout else 0  # masks of a byte an element

@@ -1,15 +1,14 @@
-"""GPUs and networks by their data sheets.
-
-Time of one optimizer step on GPUs by parts, from FLOPs, bytes and the schedule.
+"""Time of one optimizer step on GPUs by parts, from FLOPs, bytes, the schedule and data sheets of GPUs and networks.
 
 In:  a config (layout, batch), rows of the vocabulary, tokens of a sequence, ranks, a Gpu.
 Out: StepTime, seconds of the slowest stage, and the bytes each rank sends by kind.
 
 Matrix products run at Gpu.reached of the peak, attention at ATTENTION_SHARE for heads of 128 and less where a kernel
-pads them; what lies between is bound by memory bandwidth. Tensor-parallel sums stand in the way by TENSOR_EXPOSED,
-data-parallel ones by DATA_EXPOSED where they overlap the backward pass. `reached` and TENSOR_EXPOSED are fitted to
-Megatron-LM's table of nine models on H100, the A100's `reached` to one row; tools/planning_table.py prints every
-prediction beside its figure. The other constants are guesses of the right size.
+pads them; everything else is bound by memory bandwidth. Computation hides all but TENSOR_EXPOSED of the tensor-parallel
+sums, and all but DATA_EXPOSED of the data-parallel ones where they overlap the backward pass. `reached` and
+TENSOR_EXPOSED are fitted to Megatron-LM's table of nine models on H100, the A100's `reached` to one row;
+tools/planning_table.py prints every prediction with its published figure. The other constants are guesses of the right
+order of magnitude.
 """
 
 from dataclasses import dataclass
@@ -172,7 +171,7 @@ def _messages(config: Config, rows: int, layers: int) -> tuple[float, dict[str, 
     keys = 2 * 2 * rows * model.query_groups * model.head_size / parallel.tensor
     stages = (2 * parallel.virtual_pipeline - (parallel.pipeline == 2)) * (parallel.pipeline > 1)
     return sums, {
-        # Sequence parallelism gathers two inputs once more, beside the products of the input gradients.
+        # Sequence parallelism gathers two inputs once more, while the input gradients are computed.
         "tensor": sums + one * parallel.sequence,
         "context": layers * (2 + again) * keys * (parallel.context - 1),
         "pipeline": stages * hidden / (parallel.tensor if parallel.sequence else 1),

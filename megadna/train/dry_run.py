@@ -1,7 +1,7 @@
 """One rank of a large job, built on one CPU process without allocating its weights.
 
 In:  a config with engine.dry_run = RANK/RANKS.
-Out: text: the place of that rank, its parameters, memory that does not depend on the batch, and every shard it holds.
+Out: text: position of that rank, its parameters, memory that does not depend on the batch, and every shard it holds.
 The model, megatron's gradient buffers, its distributed optimizer and its schedules are the real ones, on torch's `meta`
 device.
 """
@@ -26,7 +26,7 @@ def describe_rank(config: Config) -> str:
     with imagined_world(config.parallel, rank=rank, size=size) as world:
         state = build_state(config, vocab_size, world)
         memory = memory_bytes(state)
-        lines = [_place(config, world), _layers(state)]
+        lines = [_position(config, world), _layers(state)]
         own = sum(parameter.numel() for chunk in state.chunks for parameter in chunk.parameters())
         lines.append(f"parameters: {own:,} of {num_parameters(config.model, rows):,}")
         parts = [f"{name} {count / GB:.3f}" for name, count in memory.items()]
@@ -45,7 +45,7 @@ def memory_bytes(state: TrainState) -> dict[str, int]:
     return {"weights": weights, "gradients": gradients, "optimizer": masters + sum(8 * part.numel() for part in own)}
 
 
-def _place(config: Config, world: World) -> str:
+def _position(config: Config, world: World) -> str:
     from megatron.core import parallel_state
 
     parallel = config.parallel

@@ -127,7 +127,11 @@ def test_code_in_the_folder_is_not_run(folder, tmp_path):
 def test_damaged_files_are_named(folder, tmp_path):
     hf, _ = folder()
     whole = (hf / "model.safetensors").read_bytes()
-    for content, message in ((whole[:-8], "not a safetensors file"), (b"x" * 99, "not a safetensors file"), (None, "no .*bin")):
+    for content, message in (
+        (whole[:-8], "not a safetensors file"),
+        (b"x" * 99, "not a safetensors file"),
+        (None, "no .*bin"),
+    ):
         (hf / "model.safetensors").unlink()
         if content is not None:
             (hf / "model.safetensors").write_bytes(content)
