@@ -15,9 +15,9 @@ log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
-    """Print what is found, then `ready` or what to repair."""
+    """Print the findings, then `ready` or what to repair."""
     parser = new_parser("doctor", "Versions, packages, limits, disks, and a short self-test of the engine.")
-    parser.add_argument("--folders", type=Path, nargs="*", default=[Path()], help="where datasets and checkpoints lie")
+    parser.add_argument("--folders", type=Path, nargs="*", default=[Path()], help="folders of datasets and checkpoints")
     options = parse(parser, arguments)
     log.info("loading the engine")
     with Progress("loading the engine"):

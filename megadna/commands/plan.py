@@ -1,4 +1,4 @@
-"""`megadna plan`: does the job fit, how long does it take, and which layout is best; before anything is queued."""
+"""`megadna plan`: does a job fit, how long does it take, and which layout is best; before anything is queued."""
 
 import sys
 from dataclasses import replace
@@ -72,11 +72,11 @@ def _shape(config: Config) -> tuple[int, int]:
 
 
 def _own_line(config: Config, rows: int, sequence_length: int, num_gpus: int, gpu: Gpu) -> str:
-    """How the layout of the config itself does."""
+    """Memory and time of the layout in the config itself."""
     try:
         own = evaluate_layout(config, rows, sequence_length, num_gpus, gpu)
     except UserError as error:
-        return f"as configured: impossible here: {error}\n"
+        return f"as configured: impossible: {error}\n"
     fit = "fits" if own.fits else "does not fit"
     return (
         f"as configured ({own.name}): {fit} with {own.memory.total / 1e9:.1f} of {gpu.memory_gb:.0f} GB, "
@@ -117,7 +117,7 @@ def _best_lines(best: Layout, costs: dict[str, dict[str, float]], options: Any) 
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """UserError where files of others have the names of the plan's."""
+    """UserError where the output's names are taken by files of others."""
     require(folder.is_dir() or not folder.exists(), f"{folder}: is a file; --output names a folder")
     refuse_foreign(folder / "plan.json", "plan", "gpu", "layouts", "checkpoint")
     if not (folder / "plan.json").exists():
@@ -129,7 +129,7 @@ def _write(folder: Path, layouts: list[Layout], gpu: Gpu, costs: dict[str, dict[
 
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": costs}
-    write_json(folder / "plan.json", plan)  # first: it says whose the picture is
+    write_json(folder / "plan.json", plan)  # first: it proves that the picture is ours
     with atomic_file(folder / "plan.png") as temporary:
         draw(layouts, gpu, temporary)
     sys.stdout.write(f"{folder / 'plan.json'}, {folder / 'plan.png'}\n")

@@ -91,9 +91,7 @@ def _write_tensors(folder: Path, table: NameTable, tensors: CheckpointTensors, d
     hollow = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in table.shapes.items()}
     groups = {name: table.to_hf(name, tensor) for name, tensor in hollow.items()}
     zeros: dict[str, Tensor] = {}
-    if (
-        table.format not in REMOTE and not table.model.token_types
-    ):  # their classes have the table even where the model has none
+    if table.format not in REMOTE and not table.model.token_types:  # the classes of others always have the table
         zeros = {table.token_types: torch.zeros(2, table.model.hidden_size, dtype=dtype)}
         groups["zeros"] = {name: tensor.to("meta") for name, tensor in zeros.items()}
     return write_weights(

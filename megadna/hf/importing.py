@@ -2,8 +2,8 @@
 
 In:  a folder of a format that formats.py knows, published or exported: config.json, weight files in any form, and
      tokenizer files or none.
-Out: CHECKPOINT/ weights/, config.yaml, state.json, the marker `complete`: what `checkpoint.init_from`, `evaluate`,
-     `inspect` and `export` take. Written under a temporary name, compared there (gate.py), and renamed last.
+Out: CHECKPOINT/ weights/, config.yaml, state.json, the marker `complete`: input of `checkpoint.init_from`,
+     `evaluate`, `inspect` and `export`. Written under a temporary name, compared there (gate.py), and renamed last.
 """
 
 import re
