@@ -60,7 +60,7 @@ def test_the_published_shape_of_aido_dna_needs_no_tokenizer_files_and_no_index(f
 
 
 def test_a_checkpoint_is_written_with_few_tensors_in_memory(tmp_path):
-    """torch's writer keeps every tensor of a file; a 7B model would stand in memory whole."""
+    """torch's writer keeps every tensor of a file; a 7B model would be in memory as a whole."""
     given, most = [], 0
 
     def read(name):
@@ -77,7 +77,7 @@ def test_a_checkpoint_is_written_with_few_tensors_in_memory(tmp_path):
 
 
 def test_a_pickled_bert_with_pooler_and_aliases_is_read(folder, tmp_path):
-    """As zhihan1996/DNA_bert_3: pytorch_model.bin, a pooler, the decoder beside the embeddings, no tokenizer files."""
+    """As zhihan1996/DNA_bert_3: pytorch_model.bin, a pooler, decoder and embeddings, no tokenizer files."""
     hf, weights = folder()
     tensors = load_file(hf / "model.safetensors")
     extra = {
@@ -158,7 +158,7 @@ def test_the_licence_of_the_source_follows(folder, tmp_path):
 
 
 def test_the_card_tells_data_recipe_and_validation(toy_dataset, tmp_path):
-    """Of a checkpoint in a run folder, beside an evaluation and the dataset."""
+    """Of a checkpoint in a run folder, with an evaluation and the dataset."""
     run = tmp_path / "run"
     config = Config(model=MODERN.model, data=DataConfig(sequence_length=128, path=str(toy_dataset)))
     checkpoint, _ = random_checkpoint(run / "checkpoints" / "step-00000010", config)

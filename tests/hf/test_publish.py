@@ -1,4 +1,4 @@
-"""Uploads, against a stand-in for the hub that listens on this machine."""
+"""Uploads to a fake hub that listens on this machine."""
 
 import json
 import re
