@@ -26,6 +26,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from megadna.arguments import dump_config
 from megadna.config import Config
 from megadna.errors import UserError
+from megadna.files import write_json
 from megadna.progress import Progress
 from megadna.train.checkpoint import MASTER_PREFIX
 from megadna.train.integrity import refuse_foreign_pickles, seal
@@ -150,7 +151,7 @@ def seal_checkpoint(folder: Path, config: Config, facts: dict[str, Any]) -> None
     """Turn the tensors of `write_tensors` into a checkpoint of step 0; `facts` go into its state.json."""
     start = {"step": 0, "consumed_samples": 0, "skipped": [], "optimizer_format": "none"}
     numbers = start | facts | {"versions": versions()}
-    (folder / "state.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    write_json(folder / "state.json", numbers)
     (folder / "config.yaml").write_text(dump_config(config))
     with Progress("checksums"):
         seal(folder)

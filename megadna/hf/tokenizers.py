@@ -10,7 +10,6 @@ Bases are upper-cased. IUPAC ambiguity codes: N for nucleotides and byte-pair pi
 tokens in the text, such as [MASK], are kept.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from megadna.alphabet import BASES, IUPAC_AMBIGUOUS
 from megadna.config import TokenizerConfig
 from megadna.errors import UserError
+from megadna.files import write_json
 from megadna.reading import read_json, read_text
 from megadna.tokenizer.base import NucleotideTokenizer
 from megadna.tokenizer.base import Tokenizer as DnaTokenizer
@@ -47,7 +47,7 @@ def write_tokenizer(tokenizer: DnaTokenizer, folder: Path, max_length: int, *, t
             (folder / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     else:
         _fast(tokenizer).save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
 
 
 _BERT = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}  # lower case would make every k-mer unknown
@@ -117,10 +117,6 @@ def _tokenizer_config(tokenizer: DnaTokenizer, max_length: int) -> dict[str, Any
         "model_input_names": ["input_ids", "attention_mask"],
         **_special_names(tokenizer),
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _upper_case(bases: str) -> list[normalizers.Normalizer]:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megadna.errors import UserError
+from megadna.files import write_json
 from megadna.progress import Progress
 from megadna.reading import first_line
 
@@ -150,7 +151,7 @@ def write_weights(
             files |= dict.fromkeys(planned, name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / "model.safetensors.index.json", index)
     return sum(tensor.numel() for tensors in groups.values() for tensor in tensors.values())
 
 

@@ -32,12 +32,12 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """As TP2 PP4x2 CP2 mb4 recompute: tensor, pipeline with chunks, context, micro-batch."""
+        """As TP2 PP4x2 CP2 mb4 recompute: tensor, pipeline x model parts a stage, context, micro-batch."""
         parallel = self.config.parallel
-        chunks = f"x{parallel.virtual_pipeline}" if parallel.virtual_pipeline > 1 else ""
+        parts = f"x{parallel.virtual_pipeline}" if parallel.virtual_pipeline > 1 else ""
         context = f" CP{parallel.context}" if parallel.context > 1 else ""
         again = f" {parallel.recompute} recompute" if parallel.recompute != "none" else ""
-        name = f"TP{parallel.tensor} PP{parallel.pipeline}{chunks}{context}"
+        name = f"TP{parallel.tensor} PP{parallel.pipeline}{parts}{context}"
         return f"{name} mb{self.config.train.micro_batch_size}{again}"
 
     @property
@@ -130,7 +130,7 @@ def _candidates(config: Config, sequence_length: int) -> Iterator[Config]:
     contexts = (1, 2, 4, 8) if sequence_length >= LONG_CONTEXT else (1,)
     micro_batches = [2**power for power in range(8)]
     recomputes: tuple[Literal["none", "full"], ...] = ("none", "full")
-    for tensor, pipeline, chunks, context, micro, again in product(
+    for tensor, pipeline, parts, context, micro, again in product(
         [size for size in sizes if size <= GPUS_PER_NODE], sizes, (1, 2, 4), contexts, micro_batches, recomputes
     ):
         try:
@@ -142,7 +142,7 @@ def _candidates(config: Config, sequence_length: int) -> Iterator[Config]:
                     sequence=tensor > 1 and sequence_length % (tensor * context) == 0,
                     pipeline=pipeline,
                     pipeline_layers=[],
-                    virtual_pipeline=chunks,
+                    virtual_pipeline=parts,
                     context=context,
                     recompute=again,
                     recompute_interval=1,

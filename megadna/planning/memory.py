@@ -161,12 +161,10 @@ class Memory:
 
 
 def fullest_memory(config: Config, vocab_rows: int, sequence_length: int, num_ranks: int) -> Memory:
-    """Of the pipeline stages, the one that needs most; sequence_length in tokens."""
+    """Memory of the pipeline stage that needs most; sequence_length in tokens."""
     stages = config.parallel.pipeline
-    ranks = (stage * num_ranks // stages for stage in range(stages))
-    memories = (
-        _stage_memory(config, vocab_rows, sequence_length, Position.of(config, rank, num_ranks)) for rank in ranks
-    )
+    first = (Position.of(config, stage * num_ranks // stages, num_ranks) for stage in range(stages))
+    memories = (_stage_memory(config, vocab_rows, sequence_length, position) for position in first)
     return max(memories, key=lambda memory: memory.total)
 
 
@@ -178,11 +176,11 @@ def _stage_memory(config: Config, vocab_rows: int, sequence_length: int, positio
     layer, recomputed = layer_bytes(config, tokens), recomputed_layer_bytes(config, tokens)
     layers = part_layers(config, position.stage)
     few = -(-layers // parallel.recompute_interval) if parallel.recompute == "full" else 0
-    chunks = parts_in_flight(config, position.stage, micro_batches)
+    in_flight = parts_in_flight(config, position.stage, micro_batches)
     is_last = position.stage == parallel.pipeline - 1
     parts: dict[str, float] = {
         **state_bytes(config, vocab_rows, position),
-        "activations": chunks * (few * recomputed + (layers - few) * layer),
+        "activations": in_flight * (few * recomputed + (layers - few) * layer),
         "logits": head_bytes(config, vocab_rows, tokens) if is_last else 0.0,
         "working": layer * (2 if few else 1),
     }
@@ -191,14 +189,14 @@ def _stage_memory(config: Config, vocab_rows: int, sequence_length: int, positio
 
 
 def parts_in_flight(config: Config, stage: int, micro_batches: int) -> int:
-    """Forward passes of model chunks that a stage has done when its first backward pass begins.
+    """Forward passes of model parts that a stage has done when its first backward pass begins.
 
-    1F1B: stages - stage; interleaved: megatron's warm-up, 2 (stages - stage - 1) + (chunks - 1) stages, and one more.
+    1F1B: stages - stage; interleaved: megatron's warm-up, 2 (stages - stage - 1) + (parts - 1) stages, and one more.
     """
-    stages, chunks = config.parallel.pipeline, config.parallel.virtual_pipeline
-    if chunks == 1:
+    stages, parts = config.parallel.pipeline, config.parallel.virtual_pipeline
+    if parts == 1:
         return min(micro_batches, stages - stage)
-    return min(micro_batches * chunks, 2 * (stages - stage - 1) + (chunks - 1) * stages + 1)
+    return min(micro_batches * parts, 2 * (stages - stage - 1) + (parts - 1) * stages + 1)
 
 
 def layer_bytes(config: Config, tokens: int, *, on_gpu: bool = True) -> float:
