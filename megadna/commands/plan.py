@@ -13,7 +13,7 @@ from megadna.config import Config
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, write_json
 from megadna.ownership import refuse_foreign, refuse_occupied
-from megadna.planning.layouts import Layout, checkpoint_costs, evaluate_layout, rank_layouts, why_worse
+from megadna.planning.layouts import Layout, checkpoint_cost, evaluate_layout, rank_layouts, why_worse
 from megadna.planning.step_time import GPUS, Gpu
 from megadna.progress import Progress
 
@@ -46,12 +46,12 @@ def main(arguments: list[str]) -> None:
     with Progress("comparing layouts"):
         layouts = rank_layouts(config, rows, sequence_length, options.gpus, gpu)
     best = layouts[0]
-    costs = checkpoint_costs(best, rows, options.gpus, gpu)
+    cost = checkpoint_cost(best, rows, options.gpus, gpu)
     sys.stdout.write(_own_line(config, rows, sequence_length, options.gpus, gpu))
     _print_table(layouts, gpu, config.train.steps)
-    sys.stdout.write("\n".join(_best_lines(best, costs, options)) + "\n")
+    sys.stdout.write("\n".join(_best_lines(best, cost, options)) + "\n")
     if options.output:
-        _write(Path(options.output), layouts, gpu, costs)
+        _write(Path(options.output), layouts, gpu, cost)
 
 
 def _gpu(options: Any) -> Gpu:
@@ -100,20 +100,18 @@ def _print_table(layouts: list[Layout], gpu: Gpu, steps: int) -> None:
     Console(width=max(110, Console().width)).print(table)
 
 
-def _best_lines(best: Layout, costs: dict[str, dict[str, float]], options: Any) -> list[str]:
+def _best_lines(best: Layout, cost: dict[str, float], options: Any) -> list[str]:
     hours = best.time.seconds * best.config.train.steps / 3600 * options.gpus
     parts = [f"{name} {value / 1e9:.1f}" for name, value in vars(best.memory).items() if value]
     sent = [f"{name} {value / 1e9:.1f}" for name, value in best.time.traffic.items() if value]
-    lines = [
+    keys = " ".join(f"--{key} {str(value).lower()}" for key, value in best.keys.items())
+    return [
         f"the first, memory in GB: {', '.join(parts)}",
         f"  sent by a rank a step, in GB: {', '.join(sent) or 'nothing'}",
         f"  the run: {hours:,.0f} GPU-hours" + (f", costing {hours * options.price:,.0f}" if options.price else ""),
+        f"  a save: {cost['host_bytes'] / 1e9:.1f} GB of host memory, stall {cost['stall_seconds']:.1f} s",
+        f"  keys: {keys}",
     ]
-    for name, cost in costs.items():
-        held, stall = cost["host_bytes"] / 1e9, cost["stall_seconds"]
-        lines.append(f"  a save with optimizer_format {name}: {held:.1f} GB of host memory, stall {stall:.1f} s")
-    keys = " ".join(f"--{key} {str(value).lower()}" for key, value in best.to_dict()["keys"].items())  # type: ignore[attr-defined]
-    return [*lines, f"  keys: {keys}"]
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -124,11 +122,11 @@ def _refuse_foreign(folder: Path) -> None:
         refuse_occupied(folder / "plan.png", is_file=True)
 
 
-def _write(folder: Path, layouts: list[Layout], gpu: Gpu, costs: dict[str, dict[str, float]]) -> None:
+def _write(folder: Path, layouts: list[Layout], gpu: Gpu, cost: dict[str, float]) -> None:
     from megadna.planning.layouts import draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": costs}
+    plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": cost}
     write_json(folder / "plan.json", plan)  # first: it proves that the picture is ours
     with atomic_file(folder / "plan.png") as temporary:
         draw(layouts, gpu, temporary)

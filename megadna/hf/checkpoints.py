@@ -149,7 +149,7 @@ def write_tensors(
 
 def seal_checkpoint(folder: Path, config: Config, facts: dict[str, Any]) -> None:
     """Turn the tensors of `write_tensors` into a checkpoint of step 0; `facts` go into its state.json."""
-    start = {"step": 0, "consumed_samples": 0, "skipped": [], "optimizer_format": "none"}
+    start = {"step": 0, "consumed_samples": 0, "skipped": []}
     numbers = start | facts | {"versions": versions()}
     write_json(folder / "state.json", numbers)
     (folder / "config.yaml").write_text(dump_config(config))

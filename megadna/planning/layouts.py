@@ -45,13 +45,18 @@ class Layout:
         """Tensor, pipeline and context size."""
         return self.config.parallel.tensor, self.config.parallel.pipeline, self.config.parallel.context
 
-    def to_dict(self) -> dict[str, object]:
-        """For JSON: bytes, seconds, and the keys that give this layout."""
+    @property
+    def keys(self) -> dict[str, Any]:
+        """Keys of a config that give this layout."""
         parallel = self.config.parallel
         names = ("tensor", "pipeline", "virtual_pipeline", "context", "sequence", "recompute")
         keys = {f"parallel.{name}": getattr(parallel, name) for name in names}
+        return {**keys, "train.micro_batch_size": self.config.train.micro_batch_size}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: keys, bytes, seconds."""
         return {
-            "keys": {**keys, "train.micro_batch_size": self.config.train.micro_batch_size},
+            "keys": self.keys,
             "fits": self.fits,
             "memory_bytes": {**vars(self.memory), "total": self.memory.total},
             "step_seconds": {**vars(self.time), "total": self.time.seconds},
@@ -109,20 +114,17 @@ def why_worse(layout: Layout, best: Layout, gpu: Gpu) -> str:
     return f"{layout.time.seconds / best.time.seconds - 1:+.0%}, most by {cause} ({more[cause]:+.2f} s)"
 
 
-def checkpoint_costs(layout: Layout, vocab_rows: int, num_gpus: int, gpu: Gpu) -> dict[str, dict[str, float]]:
-    """Host bytes and stall of one save by checkpoint.optimizer_format, on the rank that holds most.
+def checkpoint_cost(layout: Layout, vocab_rows: int, num_gpus: int, gpu: Gpu) -> dict[str, float]:
+    """Host bytes and stall of one save on the rank that holds most.
 
-    `fast` copies each rank's own part; `reshardable` gathers the optimizer of a model part over its data-parallel
-    ranks first. Both copy the weights.
+    That rank gathers the optimizer of its model part over the data-parallel ranks, and copies it and the weights to the
+    host.
     """
+    parallel = layout.config.parallel
     state = state_bytes(layout.config, vocab_rows, Position.of(layout.config, 0, num_gpus))
-    shards = num_gpus // (layout.config.parallel.tensor * layout.config.parallel.pipeline)
-    own, gathered = state["optimizer"], state["optimizer"] * shards
-    costs = {}
-    for name, size, sent in (("fast", own, 0), ("reshardable", gathered, gathered - own)):
-        held = size + state["weights"]
-        costs[name] = {"host_bytes": held, "stall_seconds": held / HOST_COPY + sent / (gpu.network * 1e9)}
-    return costs
+    optimizer = state["optimizer"] * (num_gpus // (parallel.tensor * parallel.pipeline))
+    held, received = optimizer + state["weights"], optimizer - state["optimizer"]
+    return {"host_bytes": held, "stall_seconds": held / HOST_COPY + received / (gpu.network * 1e9)}
 
 
 def _candidates(config: Config, sequence_length: int) -> Iterator[Config]:
