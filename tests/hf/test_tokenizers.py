@@ -34,8 +34,8 @@ def genome(name: str) -> str:
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> BpeTokenizer:
     folder = tmp_path_factory.mktemp("bpe")
-    bases = letters_of(genome("mgenitalium_G37.fa.gz"))
-    train_bpe(np.array_split(bases, 600), folder, vocab_size=600, max_piece_length=16, info={})
+    letters = letters_of(genome("mgenitalium_G37.fa.gz"))
+    train_bpe(np.array_split(letters, 600), folder, vocab_size=600, max_piece_length=16, info={})
     return BpeTokenizer(folder)
 
 
@@ -85,12 +85,12 @@ def test_padding_truncation_and_special_ids(pair: tuple[Tokenizer, PreTrainedTok
 
 
 def test_byte_pairs_cover_the_sequence(bpe: BpeTokenizer) -> None:
-    bases = letters_of("acgtN" + genome("human_mt.fa.gz")[:2000] + "RU-")
-    ids = bpe.encode(bases)
+    letters = letters_of("acgtN" + genome("human_mt.fa.gz")[:2000] + "RU-")
+    ids = bpe.encode(letters)
     starts, stops = bpe.spans(ids)
-    text = bases.tobytes().decode().upper()
+    text = letters.tobytes().decode().upper()
     text = text[:-3] + "NNN"
-    assert starts[0] == 0 and stops[-1] == len(bases) and np.array_equal(starts[1:], stops[:-1])
+    assert starts[0] == 0 and stops[-1] == len(letters) and np.array_equal(starts[1:], stops[:-1])
     assert bpe.decode(ids) == text
     assert all(bpe.tokens()[i] == text[a:b] for i, a, b in zip(ids, starts, stops, strict=True))
     assert (ids == bpe.n_id).sum() == text.count("N") and bpe.unk_id not in ids
