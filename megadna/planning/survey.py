@@ -39,6 +39,27 @@ MAX_SHARED = 0.2
 """As --max_containment of megadna preprocess."""
 MOST_HASHES, LEAST_HASHES = 1 << 22, 16
 _STRETCH = 1 << 17  # bases sketched at a time: the arrays stay in the cache
+HELD_OUT_BASES = 200 * 4000
+"""Of each split, so that bits per base have a standard error below 0.004 (data/parts.py)."""
+_BINOMIAL = re.compile(rb"\S+ ([A-Z][a-z]{2,} [a-z]{3,})\b")
+_ENSEMBL = re.compile(r"([A-Z][a-z]{2,})_([a-z]{3,})[._]")
+_TRANSCRIPTS = re.compile(r"(^|[._])(cds|cdna|ncrna|rna|transcripts?)([._]|$)", re.I)
+_KINDS = (
+    (
+        r"\.(csv|tsv|parquet|txt)",
+        "a table or text; megadna preprocess --input FILE --column NAME (or --lines) reads it",
+    ),
+    (r"\.(gff3?|gtf|bed|vcf|narrowpeak|bw|bigwig)", "an annotation"),
+    (r"\.(fastq|fq|bam|cram|sam)", "sequencing reads"),
+    (r"\.(faa|pep)", "proteins"),
+    (r"\.(gb|gbk|gbff|embl)", "an annotated record; fetch its FASTA"),
+    (r"\.(bz2|xz|zip|tar|tgz|7z|rar)", "an archive; unpack it, or pack it as gzip, BGZF or zstd"),
+    (r"\.(fai|gzi|dict)", "an index"),
+)
+_OTHER = "no sequence file by its name (.fa .fna .fasta .2bit, also .gz .bgz .zst)"
+_REPORT = re.compile(r"assembly_report\.txt$")
+_KNOWN = np.zeros(256, bool)
+_KNOWN[list(b"ACGTUacgtu")] = True
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,7 @@ class Sketches:
         self._files: list[str] = []
 
     def start_file(self, name: str) -> None:
-        """What is added from here on belongs to this file."""
+        """Records added from here on belong to this file."""
         self._files.append(name)
         self._before = len(self._parts)
 
@@ -101,7 +122,7 @@ class Sketches:
         return seen
 
     def name(self, record: int, name: str) -> None:
-        """The name of a record of this file."""
+        """Name a record of the current file."""
         self._names.setdefault(record, f"{self._files[-1]}:{name}")
 
     def _halve(self) -> None:
@@ -133,16 +154,16 @@ class Sketches:
 
 
 def _grouped(hashes: NDArray[np.uint64], owners: NDArray[np.int64]) -> tuple[list[list[int]], Counter[int]]:
-    """Groups of owners that are linked, and the pairs by how many linked owners have the same hash."""
+    """Groups of owners that share more than MAX_SHARED; the pairs counted by how many linked owners have their hash."""
     order = np.lexsort((owners, hashes))
     hash_P, owner_P = hashes[order], owners[order]
     new = np.append(True, (hash_P[1:] != hash_P[:-1]) | (owner_P[1:] != owner_P[:-1]))
     hash_P, owner_P = hash_P[new], owner_P[new]
     size = np.bincount(owner_P)
     first_P = np.flatnonzero(np.append(True, hash_P[1:] != hash_P[:-1]))
-    copies_P = np.repeat(np.diff(first_P, append=len(hash_P)), np.diff(first_P, append=len(hash_P)))
-    leader_P = np.repeat(owner_P[first_P], np.diff(first_P, append=len(hash_P)))
-    # With the first owner of each hash alone: all pairs of 10,000 copies would be 50 million a hash.
+    copies = np.diff(first_P, append=len(hash_P))
+    copies_P, leader_P = np.repeat(copies, copies), np.repeat(owner_P[first_P], copies)
+    # Pairs with the first owner of each hash only: all pairs of 10,000 copies would be 50 million a hash.
     code, count = np.unique((leader_P * len(size) + owner_P)[owner_P != leader_P], return_counts=True)
     one, two = np.divmod(code, len(size))
     smaller = np.minimum(size[one], size[two])
@@ -156,8 +177,7 @@ def _grouped(hashes: NDArray[np.uint64], owners: NDArray[np.int64]) -> tuple[lis
         members.setdefault(_root(root, owner), []).append(owner)
     is_member = np.zeros(len(size), bool)
     is_member[[owner for group in members.values() for owner in group]] = True
-    copies = Counter(np.where(is_member[owner_P], copies_P, 1).tolist())
-    return list(members.values()), copies
+    return list(members.values()), Counter(np.where(is_member[owner_P], copies_P, 1).tolist())
 
 
 def _root(root: NDArray[np.int64], owner: int) -> int:
@@ -167,32 +187,9 @@ def _root(root: NDArray[np.int64], owner: int) -> int:
     return owner
 
 
-HELD_OUT_BASES = 200 * 4000
-"""Of each split, so that bits per base have a standard error below 0.004 (data/parts.py)."""
-_BINOMIAL = re.compile(rb"\S+ ([A-Z][a-z]{2,} [a-z]{3,})\b")
-_ENSEMBL = re.compile(r"([A-Z][a-z]{2,})_([a-z]{3,})[._]")
-_TRANSCRIPTS = re.compile(r"(^|[._])(cds|cdna|ncrna|rna|transcripts?)([._]|$)", re.I)
-_KINDS = (
-    (
-        r"\.(csv|tsv|parquet|txt)",
-        "a table or text; megadna preprocess --input FILE --column NAME (or --lines) reads it",
-    ),
-    (r"\.(gff3?|gtf|bed|vcf|narrowpeak|bw|bigwig)", "an annotation"),
-    (r"\.(fastq|fq|bam|cram|sam)", "sequencing reads"),
-    (r"\.(faa|pep)", "proteins"),
-    (r"\.(gb|gbk|gbff|embl)", "an annotated record; fetch its FASTA"),
-    (r"\.(bz2|xz|zip|tar|tgz|7z|rar)", "an archive; unpack it, or pack it as gzip, BGZF or zstd"),
-    (r"\.(fai|gzi|dict)", "an index"),
-)
-_OTHER = "no sequence file by its name (.fa .fna .fasta .2bit, also .gz .bgz .zst)"
-_REPORT = re.compile(r"assembly_report\.txt$")
-_KNOWN = np.zeros(256, bool)
-_KNOWN[list(b"ACGTUacgtu")] = True
-
-
 @dataclass(frozen=True)
 class Genomes:
-    """What a folder holds."""
+    """The genomes of a folder."""
 
     rows: list[tuple[str, str, str]]
     """Absolute path, name and species ("" unknown) of each file."""
@@ -228,7 +225,7 @@ class Genomes:
 
 
 class _Survey:
-    """What is gathered while the files are read."""
+    """State while the files are read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -242,7 +239,7 @@ class _Survey:
         self._same_text: dict[str, str] = {}
 
     def take(self, path: Path) -> None:
-        """Read a file, or note why it is left out."""
+        """Read a file, or record why it is left out."""
         name = str(path.relative_to(self.folder))
         reason = _by_name(path)
         resolved = path.resolve()
@@ -277,7 +274,7 @@ class _Survey:
 
     @staticmethod
     def _reason(bases: Counter[str], twin: str | None) -> str:
-        """Why a file that was read is of no use; empty where it is."""
+        """Why a file is left out after it was read; empty if it is used."""
         if not bases["contigs"]:
             return "empty: no header line that begins with '>'"
         if not bases["kept"]:
@@ -336,7 +333,7 @@ class _Survey:
 
 
 def survey(folder: Path) -> Genomes:
-    """Read every FASTA file of `folder` as `megadna preprocess` will; UserError where there is nothing to train on."""
+    """Read every FASTA file of `folder` as `megadna preprocess` will; UserError if there is nothing to train on."""
     require(not folder.is_file(), f"{folder}: is a file; name the folder that holds it")
     require(folder.is_dir(), f"{folder}: no such folder; name the one that holds the FASTA files")
     found = _Survey(folder)
@@ -350,7 +347,7 @@ def survey(folder: Path) -> Genomes:
 
 
 def _files(folder: Path, ignored: list[tuple[str, str]]) -> Iterator[Path]:
-    """Every file in and below a folder, in the order of their names; folders that cannot be entered are noted."""
+    """Every file in and below a folder, by name; folders that cannot be entered are added to `ignored`."""
     entered: set[Path] = set()
 
     def refuse(error: OSError) -> None:
