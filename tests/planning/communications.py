@@ -181,7 +181,7 @@ def record_step(config: Config) -> list[Event]:
         one_each = config.parallel.pipeline * config.train.micro_batch_size * world.data_size
         stop = StopRequest(world, minutes=0.0)
         for batch_size in [one_each] * config.parallel.overlap_grad_reduce + [config.train.global_batch_size]:
-            train = replace(config.train, global_batch_size=batch_size, batch_rampup=[])
+            train = replace(config.train, global_batch_size=batch_size)
             with recorded() as events:
                 train_step(state, batches, replace(config, train=train), world, sequence_length=length)
                 stop.agreed()
