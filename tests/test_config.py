@@ -9,7 +9,7 @@ import pytest
 from megadna.arguments import config_from, config_parser, dump_config, load_config, parse
 from megadna.config import Config, ModelConfig, ParallelConfig, TrainConfig
 from megadna.errors import UserError
-from megadna.model.flops import num_parameters
+from megadna.model.shapes import num_parameters
 from megadna.planning.start import LEAST_BATCH, SHAPE, SIZES, peak_rate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -181,15 +181,6 @@ from megadna.hf.gate import _run
 os.mkfifo(Path(sys.argv[1]) / "task.json")  # what reads it waits
 _run(Path(sys.argv[1]))
 """
-DRY_RUN = """
-import sys
-from pathlib import Path
-from megadna.arguments import load_config
-from megadna.planning.communications import record_ranks
-if __name__ == "__main__":
-    for events in record_ranks(load_config(Path(sys.argv[1]) / "config.yaml"), 4096, Path(sys.argv[1]), workers=2):
-        pass
-"""
 SELF_TEST = """
 from megadna.planning import doctor as self_test
 if __name__ == "__main__":
@@ -210,17 +201,6 @@ def test_the_gate_s_process_ends_with_the_export(tmp_path: Path) -> None:
         wait_until(reads_its_task, process)
         assert all_end_with(process, children())
     os.close(pipes[0])
-
-
-@pytest.mark.slow
-def test_dry_runs_end_with_the_plan(toy_dataset: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"  # what is spawned imports it again
-    script.write_text(DRY_RUN)
-    config = replace(toy_config(toy_dataset), train=replace(toy_config(toy_dataset).train, global_batch_size=8192))
-    (tmp_path / "config.yaml").write_text(dump_config(config))
-    with family([sys.executable, str(script), str(tmp_path)]) as (process, children):
-        wait_until(lambda: bool(children()) and len(list(tmp_path.glob("rank-*.jsonl"))) > 2, process)
-        assert all_end_with(process, children())
 
 
 @pytest.mark.slow

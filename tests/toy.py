@@ -58,7 +58,7 @@ def losses(run: Path) -> list[float]:
 
 def master_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """fp32 master weights of a checkpoint of any layout, whole, by megatron name."""
-    from megadna.hf.weights import CheckpointTensors
+    from megadna.hf.checkpoints import CheckpointTensors
 
     tensors = CheckpointTensors(checkpoint, master=True)
     return {name: tensors.read(name) for name in tensors.names()}

@@ -2,7 +2,7 @@
 
     python tools/bench_gpu.py [--output FOLDER]        writes bench_gpu.json and bench_gpu.md
 
-Encoder convention: FLOPs of a step = 3 x forward (megadna/model/flops.py: full attention, no causal halving, matrix
+Encoder convention: FLOPs of a step = 3 x forward (megadna/model/shapes.py: full attention, no causal halving, matrix
 products only; the head counts for the predicted tokens, which alone go through it); MFU = FLOPs / seconds / the card's
 dense bf16 peak. Synthetic tokens, 15 % asked for, all rows full. A 7B model does not fit one GPU, so its shape is timed
 with few layers. Without a GPU it says so and exits 0.
@@ -27,8 +27,7 @@ from megadna.data.batch import Batch
 from megadna.engine.distributed import World, parallel_world
 from megadna.engine.optimizer import apply_gradients, gradient_norm
 from megadna.errors import UserError
-from megadna.model.flops import peak_tflops, training_flops
-from megadna.model.vocabulary import padded_vocab_size
+from megadna.model.shapes import padded_vocab_size, peak_tflops, training_flops
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.state import TrainState, build_state
 from megadna.train.step import own_answers, train_step

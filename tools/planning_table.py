@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from megadna.config import Config, DataConfig, MaskingConfig, ModelConfig, ParallelConfig, TrainConfig
-from megadna.model.flops import training_flops
+from megadna.model.shapes import training_flops
 from megadna.planning import step_time as model_of_time
 from megadna.planning.step_time import GPUS
 

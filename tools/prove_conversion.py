@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from megadna.arguments import load_config
-from megadna.hf.names import tensor_shapes
-from megadna.hf.weights import seal_checkpoint, write_tensors
+from megadna.hf.checkpoints import seal_checkpoint, write_tensors
 from megadna.model.initial_weights import weight_std
+from megadna.model.shapes import tensor_shapes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

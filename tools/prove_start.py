@@ -1,4 +1,4 @@
-"""Does what `megadna start` writes train? Plans, datasets and runs by the commands it prints, beside composition.
+"""Does what `megadna start` writes train? Plans, datasets and runs by the commands it prints, against composition.
 
     python tools/prove_start.py --genomes tests/data/mgenitalium_G37.fa.gz --hours 0.04 --output runs/proof
 

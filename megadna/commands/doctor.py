@@ -1,4 +1,4 @@
-"""`megadna doctor`: is this machine ready to train? Exit status 0 says yes, 1 that something is to be mended."""
+"""`megadna doctor`: is this machine ready to train? Exit status 0: yes; 1: something has to be repaired."""
 
 import sys
 from pathlib import Path
@@ -15,9 +15,9 @@ log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
-    """Print what is found, then `ready` or what to repair."""
+    """Print the findings, then `ready` or what to repair."""
     parser = new_parser("doctor", "Versions, packages, limits, disks, and a short self-test of the engine.")
-    parser.add_argument("--folders", type=Path, nargs="*", default=[Path()], help="where datasets and checkpoints lie")
+    parser.add_argument("--folders", type=Path, nargs="*", default=[Path()], help="folders of datasets and checkpoints")
     options = parse(parser, arguments)
     log.info("loading the engine")
     with Progress("loading the engine"):
@@ -26,11 +26,11 @@ def main(arguments: list[str]) -> None:
     for finding in examine([Path(folder) for folder in options.folders]):
         findings.append(_show(finding))
     findings.append(_show(_self_test()))
-    mend = [finding for finding in findings if finding.remedy]
-    if not mend:
+    problems = [finding for finding in findings if finding.remedy]
+    if not problems:
         sys.stdout.write("ready\n")
         return
-    sys.stdout.write("to repair:\n" + "".join(f"  {finding.name}: {finding.remedy}\n" for finding in mend))
+    sys.stdout.write("to repair:\n" + "".join(f"  {finding.name}: {finding.remedy}\n" for finding in problems))
     sys.exit(1)
 
 
@@ -40,7 +40,7 @@ def _self_test() -> "Finding":
     try:
         with Progress("self-test"):
             found = run_self_test()
-    except Exception as error:  # whatever a rank died of is what the user must see
+    except Exception as error:  # the user must see whatever ended a rank
         last = str(error).strip().rpartition("\n")[2]
         return Finding(
             "self-test", f"failed: {last}", "the engine does not run here: repair what is listed above first"

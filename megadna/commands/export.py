@@ -1,4 +1,4 @@
-"""`megadna export`: a checkpoint of any layout becomes a Hugging Face folder."""
+"""`megadna export`: convert a checkpoint of any layout to a Hugging Face folder."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
-    """Write the folder; refuse it where it does not compute what the megatron model computes; upload it where asked."""
+    """Write the folder, unless it does not compute the same as megatron's model; upload it where asked."""
     parser = new_parser("export", "Checkpoint -> Hugging Face folder that AutoModelForMaskedLM and AutoTokenizer load.")
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="run folder (its newest checkpoint) or step folder"
@@ -22,17 +22,16 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="fp32: the master weights")
     parser.add_argument("--license", type=str, default="", help="of the weights, for the model card: apache-2.0, ...")
-    parser.add_argument("--no_verify", action="store_true", help="do not compare; recorded in the folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export that the folder holds")
+    parser.add_argument("--no_verify", action="store_true", help="skip the comparison; recorded in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an export in the folder")
     parser.add_argument("--push_to_hub", type=str, default="", help="upload to this repository (OWNER/NAME)")
-    parser.add_argument("--public", action="store_true", help="push_to_hub: let anyone see it; default: private")
+    parser.add_argument("--public", action="store_true", help="push_to_hub: visible to everybody; default: private")
     options = parse(parser, arguments)
     require(options.checkpoint.is_dir(), f"{options.checkpoint}: no such run or checkpoint folder")
     log.info("exporting %s", options.checkpoint)
     with Progress("loading the engine"):
-        from megadna.hf.export import export
-        from megadna.hf.publish import check_upload, upload
-        from megadna.hf.weights import keep_freed_memory
+        from megadna.hf.checkpoints import keep_freed_memory
+        from megadna.hf.export import check_upload, export, upload
         from megadna.train.checkpoint import find_checkpoint
 
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""`megadna plan`: does the job fit, how long does it take, and which layout is best; before anything is queued."""
+"""`megadna plan`: does a job fit, how long does it take, and which layout is best; before anything is queued."""
 
 import sys
 from dataclasses import replace
@@ -11,9 +11,9 @@ from rich.table import Table
 from megadna.arguments import config_from, config_parser, parse
 from megadna.config import Config
 from megadna.errors import UserError, require
-from megadna.files import atomic_file, atomic_folder, write_json
+from megadna.files import atomic_file, write_json
 from megadna.ownership import refuse_foreign, refuse_occupied
-from megadna.planning.layouts import Layout, checkpoint_costs, evaluate_layout, rank_layouts, why_worse
+from megadna.planning.layouts import Layout, checkpoint_cost, evaluate_layout, rank_layouts, why_worse
 from megadna.planning.step_time import GPUS, Gpu
 from megadna.progress import Progress
 
@@ -36,9 +36,6 @@ def main(arguments: list[str]) -> None:
         parser.add_argument(f"--gpu_{name}", type=float, default=0.0, help=f"{what}; 0: the data sheet's")
     parser.add_argument("--price", type=float, default=0.0, help="cost of a GPU for an hour; 0 prints none")
     parser.add_argument("--output", type=str, default="", help="folder for plan.json and plan.png")
-    text = "dry-run one step of every rank, write its communications into this new folder, and replay all of them"
-    parser.add_argument("--check_communications", type=str, default="", help=text)
-    parser.add_argument("--workers", type=int, default=1, help="ranks that are dry-run at a time")
     options = parse(parser, arguments)
     config, gpu = config_from(options), _gpu(options)
     if options.output:
@@ -46,18 +43,15 @@ def main(arguments: list[str]) -> None:
     require(options.gpus > 0, f"--gpus must be positive, got {options.gpus}")
     rows, sequence_length = _shape(config)
     config = replace(config, data=replace(config.data, sequence_length=sequence_length))
-    if options.check_communications:
-        _check_communications(config, rows, options, gpu)
-        return
     with Progress("comparing layouts"):
         layouts = rank_layouts(config, rows, sequence_length, options.gpus, gpu)
     best = layouts[0]
-    costs = checkpoint_costs(best, rows, options.gpus, gpu)
+    cost = checkpoint_cost(best, rows, options.gpus, gpu)
     sys.stdout.write(_own_line(config, rows, sequence_length, options.gpus, gpu))
     _print_table(layouts, gpu, config.train.steps)
-    sys.stdout.write("\n".join(_best_lines(best, costs, options)) + "\n")
+    sys.stdout.write("\n".join(_best_lines(best, cost, options)) + "\n")
     if options.output:
-        _write(Path(options.output), layouts, gpu, costs)
+        _write(Path(options.output), layouts, gpu, cost)
 
 
 def _gpu(options: Any) -> Gpu:
@@ -69,7 +63,7 @@ def _gpu(options: Any) -> Gpu:
 
 def _shape(config: Config) -> tuple[int, int]:
     """Rows of the vocabulary and tokens of a sequence; `auto` is that of chunks of 4,000."""
-    from megadna.model.vocabulary import padded_vocab_size
+    from megadna.model.shapes import padded_vocab_size
     from megadna.tokenizer.build import build_tokenizer
 
     rows = padded_vocab_size(config.tokenizer, build_tokenizer(config.tokenizer).vocab_size)
@@ -78,11 +72,11 @@ def _shape(config: Config) -> tuple[int, int]:
 
 
 def _own_line(config: Config, rows: int, sequence_length: int, num_gpus: int, gpu: Gpu) -> str:
-    """How the layout of the config itself does."""
+    """Memory and time of the layout in the config itself."""
     try:
         own = evaluate_layout(config, rows, sequence_length, num_gpus, gpu)
     except UserError as error:
-        return f"as configured: impossible here: {error}\n"
+        return f"as configured: impossible: {error}\n"
     fit = "fits" if own.fits else "does not fit"
     return (
         f"as configured ({own.name}): {fit} with {own.memory.total / 1e9:.1f} of {gpu.memory_gb:.0f} GB, "
@@ -90,32 +84,10 @@ def _own_line(config: Config, rows: int, sequence_length: int, num_gpus: int, gp
     )
 
 
-def _check_communications(config: Config, rows: int, options: Any, gpu: Gpu) -> None:
-    """Print what the ranks of the layout as configured send, beside what is planned; exit status 1 with faults."""
-    from megadna.planning.communications import record_ranks, traffic
-    from megadna.planning.replay import Replay
-
-    folder = Path(options.check_communications)
-    require(options.workers > 0, f"--workers must be positive, got {options.workers}")
-    own = evaluate_layout(config, rows, int(config.data.sequence_length), options.gpus, gpu)
-    with atomic_folder(folder) as work:
-        programs = list(record_ranks(config, options.gpus, work, workers=options.workers))
-    found = [traffic(program) for program in programs]
-    for kind in sorted({kind for one in found for kind in one}):
-        calls, sent = (max(values) for values in zip(*(one.get(kind, (0, 0.0)) for one in found), strict=True))
-        planned = f", planned {own.time.traffic[kind] / 1e9:.3f}" if kind in own.time.traffic else ""
-        sys.stdout.write(f"{kind}: at most {calls} calls a rank, {sent / 1e9:.3f} GB sent{planned}\n")
-    faults = list(Replay(programs).faults.values())
-    sys.stdout.write("".join(f"{fault}\n" for fault in faults))
-    sys.stdout.write(f"{options.gpus} ranks of {own.name}: {len(faults) or 'no'} faults; calls in {folder}\n")
-    if faults:
-        sys.exit(1)
-
-
 def _print_table(layouts: list[Layout], gpu: Gpu, steps: int) -> None:
     table = Table(title=f"best layout of each kind on {gpu.name} (mb: micro-batch)")
-    for heading in ("layout", "GB", "s/step", "tokens/s", "MFU", "days", "behind the first"):
-        table.add_column(heading, justify="left" if heading in ("layout", "behind the first") else "right")
+    for heading in ("layout", "GB", "s/step", "tokens/s", "MFU", "days", "compared with the first"):
+        table.add_column(heading, justify="left" if heading in ("layout", "compared with the first") else "right")
     for layout in layouts[:SHOWN]:
         numbers = (
             f"{layout.memory.total / 1e9:.1f}",
@@ -128,36 +100,34 @@ def _print_table(layouts: list[Layout], gpu: Gpu, steps: int) -> None:
     Console(width=max(110, Console().width)).print(table)
 
 
-def _best_lines(best: Layout, costs: dict[str, dict[str, float]], options: Any) -> list[str]:
+def _best_lines(best: Layout, cost: dict[str, float], options: Any) -> list[str]:
     hours = best.time.seconds * best.config.train.steps / 3600 * options.gpus
     parts = [f"{name} {value / 1e9:.1f}" for name, value in vars(best.memory).items() if value]
     sent = [f"{name} {value / 1e9:.1f}" for name, value in best.time.traffic.items() if value]
-    lines = [
+    keys = " ".join(f"--{key} {str(value).lower()}" for key, value in best.keys.items())
+    return [
         f"the first, memory in GB: {', '.join(parts)}",
         f"  sent by a rank a step, in GB: {', '.join(sent) or 'nothing'}",
         f"  the run: {hours:,.0f} GPU-hours" + (f", costing {hours * options.price:,.0f}" if options.price else ""),
+        f"  a save: {cost['host_bytes'] / 1e9:.1f} GB of host memory, stall {cost['stall_seconds']:.1f} s",
+        f"  keys: {keys}",
     ]
-    for name, cost in costs.items():
-        held, stall = cost["host_bytes"] / 1e9, cost["stall_seconds"]
-        lines.append(f"  a save with optimizer_format {name}: {held:.1f} GB of host memory, stall {stall:.1f} s")
-    keys = " ".join(f"--{key} {str(value).lower()}" for key, value in best.to_dict()["keys"].items())  # type: ignore[attr-defined]
-    return [*lines, f"  keys: {keys}"]
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """UserError where files of others have the names of the plan's."""
+    """UserError where the output's names are taken by files of others."""
     require(folder.is_dir() or not folder.exists(), f"{folder}: is a file; --output names a folder")
     refuse_foreign(folder / "plan.json", "plan", "gpu", "layouts", "checkpoint")
     if not (folder / "plan.json").exists():
         refuse_occupied(folder / "plan.png", is_file=True)
 
 
-def _write(folder: Path, layouts: list[Layout], gpu: Gpu, costs: dict[str, dict[str, float]]) -> None:
+def _write(folder: Path, layouts: list[Layout], gpu: Gpu, cost: dict[str, float]) -> None:
     from megadna.planning.layouts import draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": costs}
-    write_json(folder / "plan.json", plan)  # first: it says whose the picture is
+    plan = {"gpu": vars(gpu), "layouts": [layout.to_dict() for layout in layouts], "checkpoint": cost}
+    write_json(folder / "plan.json", plan)  # first: it proves that the picture is ours
     with atomic_file(folder / "plan.png") as temporary:
         draw(layouts, gpu, temporary)
     sys.stdout.write(f"{folder / 'plan.json'}, {folder / 'plan.png'}\n")

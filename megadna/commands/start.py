@@ -20,18 +20,18 @@ from megadna.planning.step_time import GPUS, GPUS_PER_NODE
 from megadna.planning.survey import Genomes, survey
 
 SHOWN = 5
-"""Names in one line; ignored.tsv has all ignored files."""
+"""Names in one line; ignored.tsv lists all ignored files."""
 MOST_REASONS = 20
 MOST_LOST = 0.25
-"""Share of the training bases that may go as copies of what is held out, without a warning."""
+"""Share of the training bases that may be dropped as copies of what is held out, without a warning."""
 
 
 def main(arguments: list[str]) -> None:
-    """Write the folder --output; print what was found and chosen, and what to do next."""
+    """Write the folder --output; print findings, choices and the next commands."""
     parser = new_parser("start", "What to train on a folder of genomes: sample sheet, config, plan, next commands.")
     parser.add_argument("genomes", type=Path, help="folder of FASTA files, subfolders included")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs, or CPU cores with --gpu cpu")
-    parser.add_argument("--hours", type=float, default=24.0, help="how long they may train")
+    parser.add_argument("--hours", type=float, default=24.0, help="time for training")
     parser.add_argument("--gpu", type=str, default="h100", help=f"kind: {', '.join(GPUS)}, or cpu")
     parser.add_argument("--output", type=Path, default=Path("project"), help="new folder to write")
     options = parse(parser, arguments)
@@ -48,12 +48,12 @@ def main(arguments: list[str]) -> None:
     commands = _commands(shlex.quote(str(folder)), genomes, start, gpus)
     _write(folder, genomes, start, [*lines, commands[2]])
     more = f", {folder}/ignored.tsv" * bool(genomes.ignored)
-    told = f"wrote {folder}/samples.tsv (see whether the species are right){more} and {folder}/config.yaml; next:"
-    sys.stdout.write("\n".join([*lines, told, *(f"  {command}" for command in commands)]) + "\n")
+    wrote = f"wrote {folder}/samples.tsv (check the species){more} and {folder}/config.yaml; next:"
+    sys.stdout.write("\n".join([*lines, wrote, *(f"  {command}" for command in commands)]) + "\n")
 
 
 def _lines(genomes: Genomes, start: Start) -> Iterator[str]:
-    """What was found and chosen."""
+    """Findings and choices."""
     bases, share, train, layout = genomes.bases, f"{100 * genomes.held_out:g}%", start.config.train, start.layout
     left = [f"{key.removeprefix('contig_')} contigs of {bases[key]:,}" for key in bases if key.startswith("contig_")]
     unknown = f" ({bases['n']:,} N and other ambiguous codes left out)" * bool(bases["n"])
@@ -65,7 +65,7 @@ def _lines(genomes: Genomes, start: Start) -> Iterator[str]:
         yield f"near-identical, or partly so: {_listed(group)}"
     if more := genomes.relations.groups[SHOWN:]:
         yield f"near-identical, or partly so: {len(more):,} groups more"
-    related = "; what resembles them goes from train, as there are near-identical or related genomes"
+    related = "; what resembles them is dropped from train, as there are near-identical or related genomes"
     yield f"held out: {share} for validation, {share} for testing, by regions{related * genomes.are_related}"
     lost = 1 - genomes.relations.share_left(2 * genomes.held_out)
     if lost > MOST_LOST:
@@ -80,15 +80,15 @@ def _lines(genomes: Genomes, start: Start) -> Iterator[str]:
     if start.ratio < TOKENS_PER_PARAMETER:
         next_step = (train.steps + 1) * start.step_tokens
         wanted = "bases" if next_step > MOST_PASSES * genomes.train_bases else "hours"
-        yield f"warning: {TOKENS_PER_PARAMETER} tokens a parameter are wanted: this model needs more {wanted}"
+        yield f"warning: {TOKENS_PER_PARAMETER} tokens a parameter are recommended: this model needs more {wanted}"
     if train.steps < FEW_STEPS:
         yield f"warning: {train.steps:,} steps are too few to be better than composition; {FEW_STEPS:,} were enough"
     if start.passes > FEW_PASSES:
-        yield f"warning: beyond {FEW_PASSES} passes repeats are worth less than new genomes: add related ones"
+        yield f"warning: beyond {FEW_PASSES} passes repetition is worth less than new genomes: add related ones"
 
 
 def _ignored(genomes: Genomes) -> Iterator[str]:
-    """A line for each reason, with the files that it holds for."""
+    """A line for each reason, with its files."""
     reasons: dict[str, list[str]] = {}
     for name, reason in genomes.ignored:
         reasons.setdefault(reason, []).append(name)
@@ -104,7 +104,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _commands(folder: str, genomes: Genomes, start: Start, gpus: int) -> list[str]:
-    """What comes next, in its order."""
+    """The next commands, in order."""
     train, share = "train", f"{genomes.held_out:g}"
     if start.layout and gpus > GPUS_PER_NODE:
         per_node = max(size for size in range(1, GPUS_PER_NODE + 1) if gpus % size == 0)

@@ -107,7 +107,7 @@ def parallel_world(engine: EngineConfig, parallel: ParallelConfig) -> Iterator[W
 def imagined_world(parallel: ParallelConfig, *, rank: int, size: int, backend: str = "fake") -> Iterator[World]:
     """Rank `rank` of a job of `size` ranks in this process alone, on the `meta` device: collectives do nothing.
 
-    backend: torch's `fake`, or RECORDING (megadna/engine/recording.py), which notes them.
+    backend: torch's `fake`, or one that tests register (tests/planning/communications.py).
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

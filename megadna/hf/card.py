@@ -1,8 +1,8 @@
-"""The model card (README.md) of an export: what the model is, on what and how it was trained, how to use it.
+"""The model card (README.md) of an export: architecture, training, data, validation, use and limits of the model.
 
-In:  the checkpoint and, where they are still to be found, its run folder (validation), the dataset's manifest and
-     contig table, and the checkpoint it started from.
-Out: text that names no path, user or machine: of paths the last part at most, of settings numbers and kinds.
+In:  the checkpoint and, where they still exist, its run folder (validation), the dataset's manifest and contig table,
+     and the checkpoint it started from.
+Out: text without paths, users or machines: of a path the last part at most, of settings numbers and kinds only.
 """
 
 from collections.abc import Iterable
@@ -88,12 +88,12 @@ REMOTE_NOTE = """\
 """
 
 _MOST_STARTS = 10
-"""Runs that are followed back from one that started from another's weights."""
+"""Most runs that are followed back through checkpoint.init_from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What is known of where a checkpoint comes from."""
+    """Where a checkpoint comes from, as far as known."""
 
     numbers: dict[str, Any]
     """state.json."""
@@ -107,7 +107,7 @@ class Provenance:
 
     @classmethod
     def of(cls, checkpoint: Path) -> "Provenance":
-        """Read what is there; a dataset or run folder that is gone leaves its part empty."""
+        """Read what still exists; a deleted dataset or run folder leaves its part empty."""
         config, numbers = read_config(checkpoint), read_numbers(checkpoint)
         paths = [config.data.path] if isinstance(config.data.path, str) else list(config.data.path)
         datasets: list[Manifest] = []
@@ -140,7 +140,7 @@ class Provenance:
         return [f"On {split}: {text}." for split, text in found.items() if text]
 
     def extract(self) -> dict[str, Any]:
-        """What megadna.json keeps: enough to find the data again, and nothing private."""
+        """Content of megadna.json: enough to find the data again, and nothing private."""
         sources = [
             {"name": source.name, "species": source.species, "sha256": source.sha256, "bases": source.bases}
             for dataset in self.datasets
@@ -161,7 +161,7 @@ def _contigs(path: Path) -> dict[str, list[str]]:
 
 
 def _source(config: Config, numbers: dict[str, Any]) -> dict[str, Any]:
-    """The imported model's facts: of this checkpoint itself, or of the one that its run started from."""
+    """Facts about the imported model: this checkpoint, or the one that its run started from."""
     found: dict[str, Any] = {}
     for _ in range(_MOST_STARTS):  # a run may name itself
         start = config.checkpoint.init_from

@@ -1,51 +1,50 @@
-"""Checkpoint -> Hugging Face folder, whole and checked or absent.
+"""Checkpoint -> Hugging Face folder, whole and verified or absent; and its upload to the Hub.
 
 In:  a sealed checkpoint of any layout, read tensor by tensor.
 Out: FOLDER/ config.json, model.safetensors (shards of 5 GB with an index), tokenizer files, README.md, for our own
      formats configuration_megadna.py and modeling_megadna.py, and megadna.json: how and from what it was made.
-The folder is written beside its name (megadna/files.py), compared there with the megatron model (gate.py), and renamed
-last: under the asked name there is a whole, checked export or what was there before.
+The folder is written under a temporary name (megadna/files.py), compared there with megatron's model (gate.py), and
+renamed last. An upload is private unless asked otherwise, and needs a licence.
 """
 
 import json
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor
 
 from megadna import __version__
 from megadna.config import Config
+from megadna.errors import UserError, require
 from megadna.files import atomic_folder
 from megadna.hf.card import Provenance, model_card
-from megadna.hf.formats import AUTO_MAP, MODEL_TYPES, REMOTE, choose_format, config_json, name_table, target_tokenizer
-from megadna.hf.gate import Other, verify
-from megadna.hf.names import NameTable, check_names
+from megadna.hf.checkpoints import CheckpointTensors
+from megadna.hf.formats import (
+    MODEL_TYPES,
+    REMOTE,
+    NameTable,
+    check_names,
+    choose_format,
+    config_json,
+    name_table,
+    target_tokenizer,
+    write_code,
+)
+from megadna.hf.gate import NOT_COMPARED, compare
 from megadna.hf.tokenizers import write_tokenizer
-from megadna.hf.weights import CheckpointTensors, write_weights
+from megadna.hf.weights import write_weights
 from megadna.log import get_logger
 from megadna.ownership import Kind, refuse_replacing
-from megadna.reading import read_json
-from megadna.tokenizer.build import build_tokenizer
+from megadna.reading import first_line
 from megadna.train.checkpoint import read_config
 
 log = get_logger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RECORD = "megadna.json"
-REMOTE_CODE = ("configuration_megadna.py", "modeling_megadna.py")
-NOT_COMPARED = "not compared (--no_verify)"
-_LEADS_ELSEWHERE = (
-    *("auto_map", "configuration_files", "transformers_weights", "quantization_config"),
-    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "id2label", "num_labels"),
-)
-"""Keys of config.json that name code or files, or are no part of the model: not copied for the comparison."""
-AS_BERT = [("model.", "bert."), ("lm_head.", "cls.predictions."), ("layer_norm", "LayerNorm")]
-"""multimolecule's names -> those of transformers' BertForMaskedLM, which computes the same."""
 
 
 def export(
@@ -58,7 +57,7 @@ def export(
     overwrite: bool = False,
     license_name: str = "",
 ) -> str:
-    """Write and check `folder`; return what the comparison found, as one line.
+    """Write and verify `folder`; return the result of the comparison as one line.
 
     wanted: a format or `auto`. dtype: `fp32` (master weights) or `bf16` (the model's own, bit for bit where they are).
     """
@@ -81,11 +80,7 @@ def export(
         _write_texts(temporary, target, config, dtype, provenance, license_name, parameters)
         found = NOT_COMPARED
         if check:
-            tokenizer = build_tokenizer(config.tokenizer)
-            with compared(target, temporary) as other:
-                found = verify(
-                    lambda name: tensors.read(name).to(DTYPES[dtype]).float(), config, tokenizer, table, other
-                )
+            found = compare(lambda name: tensors.read(name).to(DTYPES[dtype]).float(), config, table, temporary)
         record = {"program": f"megadna {__version__}", "format": target, "dtype": dtype, "gate": found}
         _write_json(temporary / RECORD, record | provenance.extract())
         return found
@@ -96,7 +91,7 @@ def _write_tensors(folder: Path, table: NameTable, tensors: CheckpointTensors, d
     hollow = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in table.shapes.items()}
     groups = {name: table.to_hf(name, tensor) for name, tensor in hollow.items()}
     zeros: dict[str, Tensor] = {}
-    if table.format not in REMOTE and not table.model.token_types:  # their classes have the table; it adds nothing
+    if table.format not in REMOTE and not table.model.token_types:  # the classes of others always have the table
         zeros = {table.token_types: torch.zeros(2, table.model.hidden_size, dtype=dtype)}
         groups["zeros"] = {name: tensor.to("meta") for name, tensor in zeros.items()}
     return write_weights(
@@ -126,46 +121,6 @@ def _write_texts(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_code(folder: Path, target: str) -> None:
-    """Our configuration and modeling files; in an `aido` folder they answer to AIDO.DNA's model_type."""
-    for name in REMOTE_CODE:
-        text = Path(__file__).with_name(name).read_text(encoding="utf-8")
-        if target == "aido":
-            text = text.replace('model_type = "megadna"', 'model_type = "rnabert"')
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def compared(target: str, folder: Path, *, foreign: bool = False, bias_factor: float = 1.0) -> Iterator[Other]:
-    """How the gate reads a folder: as it is; of another's making or class, with our files and never with its code."""
-    content = read_json(folder / "config.json")
-    if foreign or target == "multimolecule":
-        with tempfile.TemporaryDirectory() as view:
-            yield Other(
-                weights=folder,
-                config=_view(target, content, Path(view)),
-                runs_code=target in REMOTE,
-                tokenizer=False,
-                renamed=AS_BERT if target == "multimolecule" else [],
-                bias_factor=bias_factor,
-            )
-    else:
-        yield Other(weights=folder, config=folder, runs_code=True, tokenizer=True, renamed=[], bias_factor=bias_factor)
-
-
-def _view(target: str, content: dict[str, Any], view: Path) -> Path:
-    """config.json (and code) under which transformers itself computes what the folder's class does."""
-    content = {key: value for key, value in content.items() if key not in _LEADS_ELSEWHERE}
-    if target == "multimolecule":
-        content |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
-        content |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    elif target in REMOTE:
-        content |= {"auto_map": AUTO_MAP}
-        write_code(view, target)
-    _write_json(view / "config.json", content)
-    return view
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -186,3 +141,31 @@ def _export_files(folder: Path) -> str | None:
 
 
 EXPORT = Kind(name="export", files=_export_files)
+
+
+def check_upload(repository: str, license_name: str, *, public: bool) -> None:
+    """UserError, before any work, where the options of an upload do not fit together."""
+    require(
+        not repository or bool(license_name), "--push_to_hub needs --license: say under which licence others may use it"
+    )
+    require(not public or bool(repository), "--public belongs to --push_to_hub OWNER/NAME")
+
+
+def upload(folder: Path, repository: str, *, public: bool) -> str:
+    """Create the repository where it is missing and upload every file; return its address.
+
+    The hub's address and the token come from where huggingface_hub looks for them (HF_ENDPOINT, HF_TOKEN).
+    """
+    hub = HfApi(library_name="megadna")
+    try:
+        url = hub.create_repo(repository, private=not public, exist_ok=True)
+        visible = not hub.repo_info(repository).private
+        if visible and not public:
+            raise UserError(f"{repository} exists and is public; add --public, or name another repository")
+        hub.upload_folder(folder_path=folder, repo_id=repository, commit_message="Export by megadna")
+    except UserError:
+        raise
+    except Exception as error:  # of the hub, or of whichever HTTP library it uses
+        reason = first_line(error)
+        raise UserError(f"{folder} is written, but was not uploaded to {repository}: {reason}") from error
+    return str(url)

@@ -1,12 +1,12 @@
-"""The gate of every conversion: the megatron model and the Hugging Face folder compute the same on real sequence.
+"""The gate of every conversion: megatron's model and the Hugging Face folder must compute the same on real sequence.
 
 Both models run layer by layer, one layer in memory at a time, on two sequences of phage lambda of at most 512 tokens,
-every seventh hidden: the megatron model here from a checkpoint's tensors, the folder in a process of its own with
+every seventh masked: megatron's model here from a checkpoint's tensors, the folder in a process of its own with
 transformers alone (load_check.py). Limits:
 
     fp32   hidden states and logits within 1e-4; of states larger than 1 within 1e-4 of the largest
-    bf16   the same most probable token at 99 % of the positions that are no near ties; mean negative log-likelihood of
-           the hidden tokens within 0.5 %
+    bf16   the same most probable token at 99 % of the positions without a near tie; mean negative log-likelihood of
+           the masked tokens within 0.5 %
 
 Shapes: B batch, S sequence, H hidden, V vocabulary.
 """
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ from torch.func import functional_call
 from megadna.config import Config
 from megadna.engine.distributed import parallel_world
 from megadna.errors import UserError
-from megadna.hf.names import NameTable
-from megadna.model.encoder import build_encoder
-from megadna.model.vocabulary import hide_padding
+from megadna.files import write_json
+from megadna.hf.formats import AUTO_MAP, REMOTE, NameTable, write_code
+from megadna.model.encoder import build_encoder, hide_padding
 from megadna.processes import LAUNCHER
 from megadna.progress import Progress, tracked
+from megadna.reading import read_json
 from megadna.tokenizer.base import Tokenizer
+from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import single_rank
 
 TOLERANCE = 1e-4
@@ -44,59 +46,86 @@ NLL_SHARE = 0.005
 ROWS = 2
 LENGTH = 512
 EVERY = 7
+NOT_COMPARED = "not compared (--no_verify)"
+_LEADS_ELSEWHERE = (
+    *("auto_map", "configuration_files", "transformers_weights", "quantization_config"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "id2label", "num_labels"),
+)
+"""Keys of config.json that name code or files, or do not describe the model: not copied for the comparison."""
+AS_BERT = [("model.", "bert."), ("lm_head.", "cls.predictions."), ("layer_norm", "LayerNorm")]
+"""multimolecule's names -> those of transformers' BertForMaskedLM, which computes the same."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Other:
-    """The Hugging Face side of a comparison."""
+def compare(
+    read: Callable[[str], Tensor],
+    config: Config,
+    table: NameTable,
+    folder: Path,
+    *,
+    foreign: bool = False,
+    bias_factor: float = 1.0,
+) -> str:
+    """The differences between megatron's model and the one in `folder` as one line; UserError beyond the limits.
 
-    weights: Path
-    """Folder of the weight files."""
-    config: Path
-    """Folder of a config.json that transformers can read, with what it names."""
-    runs_code: bool
-    """Whether that folder holds our modeling files, for transformers to run."""
-    tokenizer: bool
-    """Whether transformers must be able to load a tokenizer from there."""
-    renamed: list[tuple[str, str]]
-    """Parts of the tensor names, old and new, so that they are those of a transformers class."""
-    bias_factor: float = 1.0
-    """How often the decoder's bias counts in megadna's model."""
-
-
-def verify(read: Callable[[str], Tensor], config: Config, tokenizer: Tokenizer, table: NameTable, other: Other) -> str:
-    """Compare; return the differences as one line. UserError where they exceed the limits."""
-    ids_BS, mask_BS, labels_BS = real_sequence(tokenizer, int(config.data.sequence_length))
-    column = {row: at for at, row in enumerate(table.vocab_rows) if row >= 0}
+    read: megatron-core's tensors. foreign: somebody else made the folder, so its code is never run. bias_factor: how
+    often the decoder's bias counts in megadna's model.
+    """
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        for precision in ("fp32", "bf16"):
-            states = reference_states(read, config, tokenizer, ids_BS, precision)
-            total = config.model.num_layers + 2
-            for number, state in enumerate(
-                tracked(states, f"running megatron's model in {precision}", total, "layers")
-            ):
-                kind = "logits" if number == config.model.num_layers + 1 else number
-                if precision == "fp32" or kind == "logits":
-                    np.save(work / f"{precision}-{kind}.npy", state.numpy())
-        np.save(work / "ids.npy", np.vectorize(column.__getitem__)(ids_BS.numpy()))
-        np.save(work / "mask.npy", mask_BS.numpy())
-        np.save(work / "labels.npy", labels_BS.numpy())
-        task = {
-            "weights": str(other.weights.absolute()),
-            "config": str(other.config.absolute()),
-            "runs_code": other.runs_code,
-            "tokenizer": other.tokenizer,
-            "renamed": other.renamed,
+        _write_reference(work, read, config, table)
+        task: dict[str, Any] = {
+            "weights": str(folder.absolute()),
+            "config": str(folder.absolute()),
+            "runs_code": True,
+            "tokenizer": True,
+            "renamed": [],
             "rows": table.vocab_rows,
-            "bias_factor": other.bias_factor,
+            "bias_factor": bias_factor,
         }
-        (work / "task.json").write_text(json.dumps(task))
+        if foreign or table.format == "multimolecule":
+            task |= {
+                "config": str(_view(table.format, read_json(folder / "config.json"), work / "view")),
+                "runs_code": table.format in REMOTE,
+                "tokenizer": False,
+                "renamed": AS_BERT if table.format == "multimolecule" else [],
+            }
+        write_json(work / "task.json", task)
         return _judge(_run(work))
 
 
+def _write_reference(work: Path, read: Callable[[str], Tensor], config: Config, table: NameTable) -> None:
+    """The input in the folder's vocabulary, and what megatron's model computes from it."""
+    tokenizer = build_tokenizer(config.tokenizer)
+    ids_BS, mask_BS, labels_BS = real_sequence(tokenizer, int(config.data.sequence_length))
+    last = config.model.num_layers + 1
+    for precision in ("fp32", "bf16"):
+        states = reference_states(read, config, tokenizer, ids_BS, precision)
+        what = f"running megatron's model in {precision}"
+        for number, state in enumerate(tracked(states, what, last + 1, "layers")):
+            if precision == "fp32" or number == last:
+                np.save(work / f"{precision}-{'logits' if number == last else number}.npy", state.numpy())
+    column = {row: at for at, row in enumerate(table.vocab_rows) if row >= 0}
+    np.save(work / "ids.npy", np.vectorize(column.__getitem__)(ids_BS.numpy()))
+    np.save(work / "mask.npy", mask_BS.numpy())
+    np.save(work / "labels.npy", labels_BS.numpy())
+
+
+def _view(target: str, content: dict[str, Any], view: Path) -> Path:
+    """A folder of config.json, and our code, under which transformers itself computes what the model's class does."""
+    content = {key: value for key, value in content.items() if key not in _LEADS_ELSEWHERE}
+    view.mkdir()
+    if target == "multimolecule":
+        content |= {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+        content |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    elif target in REMOTE:
+        content |= {"auto_map": AUTO_MAP}
+        write_code(view, target)
+    write_json(view / "config.json", content)
+    return view
+
+
 def _run(work: Path) -> dict[str, float]:
-    """The comparison by a process that knows transformers only; UserError where the folder does not load."""
+    """Run load_check.py; UserError where the folder does not load."""
     package = str(Path(__file__).parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
@@ -116,7 +145,7 @@ def _run(work: Path) -> dict[str, float]:
 
 
 def _judge(found: dict[str, float]) -> str:
-    """The figures as text; UserError that names the one beyond its limit."""
+    """The differences as text; UserError that names the one beyond its limit."""
     nll = abs(found["nll"] - found["nll_reference"]) / found["nll_reference"]
     limits = {
         "logits (fp32)": (found["logits"], TOLERANCE),
@@ -127,7 +156,7 @@ def _judge(found: dict[str, float]) -> str:
     for what, (value, limit) in limits.items():
         if not value <= limit:  # also when it is NaN
             raise UserError(
-                f"the Hugging Face model's {what} differ from the megatron model's by {value:.2g} (limit {limit:.2g}); "
+                f"the Hugging Face model's {what} differ from megatron's by {value:.2g} (limit {limit:.2g}); "
                 "nothing was written: check that weights and configuration belong together"
             )
     return ", ".join(f"{what} differ by {value:.2g}" for what, (value, _) in limits.items())
@@ -170,12 +199,12 @@ def _rows(state_SBX: Tensor) -> Tensor:
 
 
 def real_sequence(tokenizer: Tokenizer, max_length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids [2, S] of phage lambda (NC_001416.1, its first 1,020 bases), S at most 512, every seventh hidden.
+    """Token ids [2, S] of phage lambda (NC_001416.1, its first 1,020 bases), S at most 512, every seventh masked.
 
-    Also where they are hidden (bool), and the ids under the masks.
+    Also which are masked (bool), and the ids without masks.
     """
-    letters = np.frombuffer(files("megadna.hf").joinpath("phage_lambda.txt").read_bytes().strip(), np.uint8)
-    ids = tokenizer.encode(letters).astype(np.int64)
+    bases = np.frombuffer(files("megadna.hf").joinpath("phage_lambda.txt").read_bytes().strip(), np.uint8)
+    ids = tokenizer.encode(bases).astype(np.int64)
     num_tokens = min(max_length - 2, LENGTH - 2, len(ids) // ROWS)
     inner = ids[: ROWS * num_tokens].reshape(ROWS, num_tokens)
     column = np.ones((ROWS, 1), np.int64)

@@ -1,9 +1,9 @@
-"""Hugging Face folder -> megadna checkpoint of weights only, whole and checked or absent.
+"""Hugging Face folder -> megadna checkpoint of weights only, whole and verified or absent.
 
 In:  a folder of a format that formats.py knows, published or exported: config.json, weight files in any form, and
      tokenizer files or none.
-Out: CHECKPOINT/ weights/, config.yaml, state.json, the marker `complete`: what `checkpoint.init_from`, `evaluate`,
-     `inspect` and `export` take. Written under a temporary name, compared there (gate.py), and renamed last.
+Out: CHECKPOINT/ weights/, config.yaml, state.json, the marker `complete`: input of `checkpoint.init_from`,
+     `evaluate`, `inspect` and `export`. Written under a temporary name, compared there (gate.py), and renamed last.
 """
 
 import re
@@ -19,16 +19,14 @@ from torch import Tensor
 from megadna.arguments import dump_config
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder
-from megadna.hf.export import NOT_COMPARED, compared
-from megadna.hf.formats import config_of, name_table, recognise
-from megadna.hf.gate import verify
-from megadna.hf.names import check_names
+from megadna.hf.checkpoints import CheckpointTensors, seal_checkpoint, write_tensors
+from megadna.hf.formats import check_names, config_of, name_table, recognise
+from megadna.hf.gate import NOT_COMPARED, compare
 from megadna.hf.tokenizers import recognise_tokenizer
-from megadna.hf.weights import CheckpointTensors, FolderWeights, seal_checkpoint, write_tensors
+from megadna.hf.weights import FolderWeights
 from megadna.log import get_logger
 from megadna.ownership import Kind, refuse_replacing
 from megadna.reading import first_line, read_json
-from megadna.tokenizer.build import build_tokenizer
 from megadna.train.integrity import MARKER
 
 log = get_logger(__name__)
@@ -55,7 +53,7 @@ def import_folder(
     pieces: str = "",
     license_name: str = "",
 ) -> str:
-    """Write and check `checkpoint`; return what the comparison found, as one line.
+    """Write and verify `checkpoint`; return the result of the comparison as one line.
 
     double_bias: the folder was trained by DNABERT's code, which adds the decoder's bias twice. pieces: folder of a
     sentencepiece model. license_name: of the weights; default: what the folder's README.md states.
@@ -76,7 +74,7 @@ def import_folder(
         if table.token_types in weights and weights.read(table.token_types).any():
             config = config_of(target, content, tokenizer_config, token_types=True)
             table = name_table(target, config)
-        dump_config(config)  # checks the kinds of all values
+        dump_config(config)  # checks the types of all values
     expected = {part for name in table.shapes for part in table.hf_names(name)}
     check_names(set(weights.names()) - ({table.token_types} - expected), expected, str(folder))
 
@@ -94,9 +92,10 @@ def import_folder(
         write_tensors(temporary, table.shapes, read, dtype=dtype)
         found = NOT_COMPARED
         if check:
-            tensors, tokenizer = CheckpointTensors(temporary, master=False), build_tokenizer(config.tokenizer)
-            with compared(target, folder, foreign=True, bias_factor=factor) as other:
-                found = verify(lambda name: tensors.read(name).float(), config, tokenizer, table, other)
+            tensors = CheckpointTensors(temporary, master=False)
+            found = compare(
+                lambda name: tensors.read(name).float(), config, table, folder, foreign=True, bias_factor=factor
+            )
         facts = {"tokenizer": tokenizer_config.kind, "imported": imported | {"gate": found}}
         seal_checkpoint(temporary, config, facts)
     return found
@@ -104,16 +103,16 @@ def import_folder(
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """UserError that names the file where a key is missing or its value of another kind."""
+    """UserError that names the file where a key is missing or its value is of a wrong type."""
     try:
         yield
     except KeyError as error:
-        raise UserError(f"{path}: lacks {error}; its model cannot be told") from error
+        raise UserError(f"{path}: lacks {error}; without it the architecture is unknown") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, ArgumentError) as error:
         if isinstance(error, UserError):
             named = str(path.parent) in str(error) or "config.json" in str(error)
             raise error if named else UserError(f"{path}: {error}") from error
-        raise UserError(f"{path}: a value is not of its kind ({first_line(error)})") from error
+        raise UserError(f"{path}: a value is of a wrong type ({first_line(error)})") from error
 
 
 def _check_counts(content: dict[str, Any], tensors: int) -> None:

@@ -1,14 +1,14 @@
-"""Runs a Hugging Face folder layer by layer, as a stranger would, and compares it with what megadna computed.
+"""Runs a Hugging Face folder layer by layer, as a user without megadna would, and compares it with gate.py's results.
 
     python -m megadna.hf.load_check TASK.json
 
-In:  TASK.json: `weights` (folder), `config` (folder with config.json and tokenizer), `runs_code` (whether it holds our
-     modeling files), `renamed` (parts of names), `rows` (megadna's row of every row of this vocabulary, -1: none),
-     `bias_factor`; beside it ids.npy [B, S] in this vocabulary, mask.npy [B, S] and labels.npy [B, S] of the hidden
-     tokens in megadna's, fp32-N.npy (state N: the embeddings, each layer, the last norm), fp32-logits.npy and
-     bf16-logits.npy.
-Out: one JSON line of differences. megadna and megatron cannot be imported here, so an export that needs them fails.
-One layer is in memory at a time.
+In:  TASK.json: `weights` (folder), `config` (folder with config.json and tokenizer), `runs_code` (whether transformers
+     may run our modeling files in it), `tokenizer` (whether transformers must load one from there), `renamed` (parts of
+     tensor names, old and new), `rows` (megadna's row for every row of this vocabulary, -1: none), `bias_factor`; next
+     to it ids.npy [B, S] in this vocabulary, mask.npy [B, S] and labels.npy [B, S] of the masked tokens in megadna's,
+     fp32-N.npy (state N: the embeddings, each layer, the last norm), fp32-logits.npy and bf16-logits.npy.
+Out: one JSON line of differences. From its own imports on, megadna and megatron cannot be imported, so an export that
+     needs them fails. One layer is in memory at a time.
 """
 
 import json
@@ -29,12 +29,13 @@ from megadna.hf.weights import FolderWeights
 from megadna.processes import end_with_launcher
 
 for absent in ("megadna", "megatron"):
-    sys.modules[absent] = None  # type: ignore[assignment]  # the import system then refuses the name
+    sys.modules[absent] = None  # type: ignore[assignment]  # makes any later import of the name fail
 
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer  # noqa: E402
 
 TIE = 0.1
-"""Positions whose best two logits lie closer than this share of the logits' spread: bf16 may pick either."""
+"""Positions whose best two logits differ by less than this share of the logits' standard deviation: a near tie, where
+bf16 may pick either."""
 
 
 class Widened(TorchFunctionMode):

@@ -6,11 +6,10 @@ k-mers, which a fast tokenizer cannot express: vocab.txt, tokenizer_config.json 
 (trust_remote_code=True). Formats of others: vocab.txt and the tokenizer_config.json of their own class, which for
 BertTokenizer means k-mers with spaces between them.
 
-Letters are upper-cased. IUPAC ambiguity codes: N for nucleotides and byte-pair pieces, unknown in k-mers. Special
+Bases are upper-cased. IUPAC ambiguity codes: N for nucleotides and byte-pair pieces, unknown in k-mers. Special
 tokens in the text, such as [MASK], are kept.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from megadna.alphabet import BASES, IUPAC_AMBIGUOUS
 from megadna.config import TokenizerConfig
 from megadna.errors import UserError
+from megadna.files import write_json
 from megadna.reading import read_json, read_text
 from megadna.tokenizer.base import NucleotideTokenizer
 from megadna.tokenizer.base import Tokenizer as DnaTokenizer
@@ -47,7 +47,7 @@ def write_tokenizer(tokenizer: DnaTokenizer, folder: Path, max_length: int, *, t
             (folder / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     else:
         _fast(tokenizer).save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "tokenizer_config.json", config)
 
 
 _BERT = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}  # lower case would make every k-mer unknown
@@ -73,7 +73,7 @@ def recognise_tokenizer(folder: Path, target: str, vocab_size: int, pieces: str)
         model = read_json(folder / "tokenizer.json").get("model")
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
         if not isinstance(vocabulary, dict) or not all(type(number) is int for number in vocabulary.values()):
-            raise UserError(f"{folder / 'tokenizer.json'}: model.vocab is no table of tokens and their numbers")
+            raise UserError(f"{folder / 'tokenizer.json'}: model.vocab is not a table of tokens and their ids")
         words = sorted(vocabulary, key=vocabulary.__getitem__)
     stride_one = (folder / "vocab.txt").is_file() or words is None
     layouts = {"multimolecule": ["multimolecule"], "megatron_bert": ["bionemo", "dnabert"]}.get(target, list(LAYOUTS))
@@ -119,12 +119,8 @@ def _tokenizer_config(tokenizer: DnaTokenizer, max_length: int) -> dict[str, Any
     }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _upper_case(letters: str) -> list[normalizers.Normalizer]:
-    return [normalizers.Replace(letter.lower(), letter) for letter in letters]
+def _upper_case(bases: str) -> list[normalizers.Normalizer]:
+    return [normalizers.Replace(base.lower(), base) for base in bases]
 
 
 def _nucleotide(tokenizer: DnaTokenizer) -> Tokenizer:
@@ -136,7 +132,7 @@ def _nucleotide(tokenizer: DnaTokenizer) -> Tokenizer:
 
 
 def _blocks(tokenizer: KmerTokenizer) -> Tokenizer:
-    """k-mers side by side; what is left at the end gives no token."""
+    """Non-overlapping k-mers; an incomplete one at the end gives no token."""
     block = Regex(f"{_ANY_CHARACTER}{{{tokenizer.bases_per_token}}}")
     fast = Tokenizer(models.WordLevel(_vocabulary(tokenizer), unk_token=_special_names(tokenizer)["unk_token"]))
     fast.normalizer = normalizers.Sequence(_upper_case(BASES))

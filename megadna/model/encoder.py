@@ -33,7 +33,7 @@ from megadna.log import get_logger
 from megadna.model.attention import choose_backend
 from megadna.model.initial_weights import fill_initial_weights, mark_split_weights
 from megadna.model.layers import block_submodules, norm_class, to_transformer_config
-from megadna.model.vocabulary import hide_padding, padded_vocab_size
+from megadna.model.shapes import padded_vocab_size
 
 log = get_logger(__name__)
 
@@ -248,3 +248,12 @@ def build_encoder(
     if not is_meta:
         fill_initial_weights(model, config)
     return model
+
+
+def hide_padding(logits_SBV: Tensor, vocab_size: int) -> Tensor:
+    """The logits of this tensor-parallel rank's rows, those beyond `vocab_size` set to minus infinity in place."""
+    rows = logits_SBV.shape[-1]
+    real = vocab_size - rows * parallel_state.get_tensor_model_parallel_rank()
+    if real < rows:
+        logits_SBV[..., max(0, real) :] = float("-inf")
+    return logits_SBV

@@ -1,9 +1,7 @@
-"""A few steps of the real engine on this machine: two ranks on a CPU, all GPUs of the machine otherwise.
+"""What `megadna doctor` examines: versions, packages, limits and disks, each a Finding, with a remedy where needed.
 
-In:  a number of ranks.
-Out: SelfTest. The model learns one fixed micro-batch by heart; its loss must fall and be the same on all ranks.
-
-What `megadna doctor` looks at: versions, packages, limits, disks; each a line, and a remedy where it needs one.
+Self-test: a few steps of the real engine on this machine, on two ranks of a CPU or on all of its GPUs. The model
+memorizes one fixed micro-batch; its loss must fall.
 """
 
 import importlib.metadata
@@ -33,7 +31,7 @@ MESSAGE_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What a self-test found."""
+    """Result of the self-test."""
 
     device: str
     num_ranks: int
@@ -49,7 +47,7 @@ class SelfTest:
 
 
 def run_self_test() -> SelfTest:
-    """Start the ranks and wait for them; raises what a rank raised."""
+    """Start the ranks and wait for them; an exception of a rank is raised here."""
     num_ranks = torch.cuda.device_count() if torch.cuda.is_available() else 2
     with tempfile.TemporaryDirectory(prefix="megadna-") as folder:
         torch.multiprocessing.spawn(_rank, args=(num_ranks, folder, os.getpid()), nprocs=num_ranks)
@@ -69,7 +67,7 @@ def _config(num_ranks: int) -> Config:
 
 
 def _rank(rank: int, num_ranks: int, folder: str, parent: int) -> None:
-    die_with_parent(parent)  # torch sends SIGINT, which a rank within a collective does not heed
+    die_with_parent(parent)  # torch sends SIGINT, which a rank inside a collective ignores
     from megadna.data.batch import IGNORE_INDEX, Batch
     from megadna.engine.distributed import parallel_world
     from megadna.log import setup_logging
@@ -77,7 +75,7 @@ def _rank(rank: int, num_ranks: int, folder: str, parent: int) -> None:
     from megadna.train.step import train_step
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), MEGADNA_STORE=f"{folder}/store")
-    setup_logging(level=30)  # what the engine says of itself is the doctor's to say
+    setup_logging(level=30)  # the doctor reports, not the engine
     torch.set_num_threads(1)
     config = _config(num_ranks)
     tokens = torch.randint(5, 9, (4, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -114,7 +112,7 @@ def _all_reduce_rate(device: torch.device, num_ranks: int) -> float:
 
 
 FILES, SHARED_MEMORY = 4096, 1 << 30
-"""Open files and bytes of /dev/shm that ranks with loader workers want."""
+"""Open files and bytes of /dev/shm that ranks with loader workers need."""
 DISK_BYTES, SLOW_DISK = 256 << 20, 100e6
 
 
@@ -125,11 +123,11 @@ class Finding:
     name: str
     text: str
     remedy: str = ""
-    """What to repair; empty where all is well."""
+    """How to repair it; empty where nothing is wrong."""
 
 
 def examine(folders: list[Path]) -> Iterator[Finding]:
-    """Everything but the self-test; `folders` are where datasets and checkpoints lie."""
+    """Everything but the self-test; `folders` hold datasets and checkpoints."""
     version = sys.version_info[:2]
     remedy = "" if (3, 10) <= version < (3, 13) else "megadna needs Python 3.10 to 3.12"
     yield Finding("python", sys.version.split()[0], remedy)
@@ -193,7 +191,7 @@ def _apex() -> Finding:
 
 
 def _choices() -> Iterator[Finding]:
-    """What each feature will run on."""
+    """Which implementation each feature will use."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield Finding("attention", choose_backend("auto", device, torch.bfloat16, 64))
     fused = device.type == "cuda" and apex_kernel("fused_layer_norm_affine", "cuda")
@@ -218,7 +216,7 @@ def _disk(folder: Path) -> Finding:
     """Rates of writing with fsync and of reading back (from the page cache where that holds it)."""
     name = f"disk {folder}"
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return Finding(name, "not a folder that can be written", "name one that exists: --folders FOLDER")
+        return Finding(name, "not a folder that can be written to", "name one that exists: --folders FOLDER")
     block = os.urandom(1 << 22)
     with tempfile.TemporaryFile(dir=folder) as file:
         start = time.perf_counter()
@@ -233,4 +231,4 @@ def _disk(folder: Path) -> Finding:
         read = DISK_BYTES / (time.perf_counter() - start)
     free = shutil.disk_usage(folder).free
     text = f"writes {written / 1e6:,.0f} MB/s, reads {read / 1e6:,.0f} MB/s, {free / 1e9:,.0f} GB free"
-    return Finding(name, text, "" if written >= SLOW_DISK else "slow: checkpoints will take long here")
+    return Finding(name, text, "" if written >= SLOW_DISK else "slow: saving checkpoints will take long here")

@@ -10,7 +10,7 @@ Out: Start, with the config of the run. The model is the largest of SIZES that f
 - 40 passes: DNABERT read the human genome about 30 times (120,000 steps of 2,000 sequences of 384 tokens on average),
   AIDO.DNA-7B its 10.6 billion bases 39 times (100,000 steps of 1,024 x 4,000).
 - Above 4 passes, where repeated text begins to be worth less than new text (arXiv:2305.16264), there is a warning. Each
-  pass hides other bases, so DNA encoders may bear more.
+  pass hides other bases, so DNA encoders may profit from more.
 """
 
 import math
@@ -26,24 +26,26 @@ from megadna.config import (
     ValidationConfig,
 )
 from megadna.errors import require
-from megadna.model.flops import num_parameters, training_flops
+from megadna.model.shapes import num_parameters, training_flops
 from megadna.planning.layouts import Layout, rank_layouts
 from megadna.planning.step_time import GPUS_PER_NODE, Gpu
 from megadna.planning.survey import Genomes
 
 TOKENS_PER_PARAMETER, MOST_PASSES, FEW_PASSES = 20, 40, 4
 SHARE = 0.8
-"""Of the hours, for the steps: ours, for validation, checkpoints, the start, and a planner that errs by up to 20 %."""
+"""Share of the hours for the steps; the rest is for validation, checkpoints, the start and an error of the plan of up
+to 20 %: our choice."""
 LEAST_STEPS, LEAST_BATCH, LEAST_TOKENS = 5000, 8, 4000
-"""The batch shrinks until the run has so many steps, though never below so many sequences and tokens: ours."""
+"""The batch shrinks until the run has LEAST_STEPS steps, but never below LEAST_BATCH sequences or LEAST_TOKENS tokens:
+our choice."""
 FEW_STEPS = 1290
-"""Below so many steps there is a warning: the shortest run that was measured (docs/pretrain_your_genomes.md)."""
+"""With fewer steps there is a warning: the shortest run that was measured (docs/pretrain_your_genomes.md)."""
 WARMUP = 0.05
-"""Share of the steps: ours; configs/demo.yaml has it, the larger recipes 2 % of many more steps."""
+"""Share of the steps: our choice; configs/demo.yaml has it, the larger recipes 2 % of many more steps."""
 CORE_FLOPS = 80e9
 """FLOPs a second of a CPU core in fp32: 2,077 tokens of 38 MFLOPs (docs/benchmarks.md, training on a CPU)."""
 STEP_SECONDS = 0.05
-"""What a step on a CPU takes besides: tiny makes 42,000 tokens a second on a core, and its FLOPs alone allow 80,000."""
+"""Overhead of a step on a CPU: tiny reaches 42,000 tokens a second on a core, where its FLOPs alone allow 80,000."""
 ROWS, GPU_TOKENS, CPU_TOKENS, SHORT_TOKENS = 16, 4000, 502, 252
 """Rows of the vocabulary; tokens of a sequence on a GPU, a CPU, and there for tiny and demo. 250 and 500 bases divide a
 chunk; attention over 4,000 takes a CPU long. With as many tokens a step, more and shorter sequences teach a small model
@@ -81,7 +83,7 @@ class Start:
 
 
 def choose(genomes: Genomes, num_ranks: int, hours: float, gpu: Gpu | None) -> Start:
-    """The largest model that gets its tokens, else the smallest; gpu None: on `num_ranks` CPU cores."""
+    """The largest model that reads enough tokens, else the smallest; gpu None: on `num_ranks` CPU cores."""
     starts = [start for name in SIZES if (start := _start(name, genomes, num_ranks, hours, gpu))]
     few = f"{genomes.usable:,} usable bases are too few: read {MOST_PASSES} times they fill no step; add genomes"
     require(MOST_PASSES * genomes.train_bases >= (LEAST_BATCH * GPU_TOKENS if gpu else LEAST_TOKENS), few)
@@ -90,14 +92,17 @@ def choose(genomes: Genomes, num_ranks: int, hours: float, gpu: Gpu | None) -> S
 
 
 def peak_rate(name: str, step_tokens: int) -> float:
-    """Peak learning rate of a size at so many tokens a step, to two digits: below the tokens that its recipe's rate is
-    for, it falls with their square root, as the noise of Adam's steps wants it (arXiv:2205.10287); above, it stays."""
+    """Peak learning rate of a size at `step_tokens` tokens a step, to two digits.
+
+    With fewer tokens a step than its recipe it falls with their square root, as the noise of Adam's steps suggests
+    (arXiv:2205.10287); with more it stays.
+    """
     *_, lr, wanted, _ = SIZES[name]
     return float(f"{lr * math.sqrt(min(1.0, step_tokens / wanted)):.1e}")
 
 
 def _start(name: str, genomes: Genomes, num_ranks: int, hours: float, gpu: Gpu | None) -> Start | None:
-    """The run of one size; None where it cannot be."""
+    """The run of one size; None where it is impossible."""
     layers, hidden, heads, ffn = map(int, SIZES[name][:4])
     model = ModelConfig(num_layers=layers, hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=ffn)
     parameters, layout = num_parameters(model, ROWS), None

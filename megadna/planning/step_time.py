@@ -1,23 +1,22 @@
-"""GPUs and networks by their data sheets.
-
-Time of one optimizer step on GPUs by parts, from FLOPs, bytes and the schedule.
+"""Time of one optimizer step on GPUs by parts, from FLOPs, bytes, the schedule and data sheets of GPUs and networks.
 
 In:  a config (layout, batch), rows of the vocabulary, tokens of a sequence, ranks, a Gpu.
 Out: StepTime, seconds of the slowest stage, and the bytes each rank sends by kind.
 
 Matrix products run at Gpu.reached of the peak, attention at ATTENTION_SHARE for heads of 128 and less where a kernel
-pads them; what lies between is bound by memory bandwidth. Tensor-parallel sums stand in the way by TENSOR_EXPOSED,
-data-parallel ones by DATA_EXPOSED where they overlap the backward pass. `reached` and TENSOR_EXPOSED are fitted to
-Megatron-LM's table of nine models on H100, the A100's `reached` to one row; tools/planning_table.py prints every
-prediction beside its figure. The other constants are guesses of the right size.
+pads them; everything else is bound by memory bandwidth. Computation hides all but TENSOR_EXPOSED of the tensor-parallel
+sums, and all but DATA_EXPOSED of the data-parallel ones where they overlap the backward pass. `reached` and
+TENSOR_EXPOSED are fitted to Megatron-LM's table of nine models on H100, the A100's `reached` to one row;
+tools/planning_table.py prints every prediction with its published figure. The other constants are guesses of the right
+order of magnitude.
 """
 
 from dataclasses import dataclass
 
 from megadna.config import Config
 from megadna.errors import require
-from megadna.model.flops import BACKWARD, PEAK_TFLOPS, training_flops
-from megadna.planning.shards import Place, chunk_layers, state_bytes
+from megadna.model.shapes import BACKWARD, PEAK_TFLOPS, training_flops
+from megadna.planning.memory import Position, part_layers, state_bytes
 
 GPUS_PER_NODE = 8
 
@@ -107,10 +106,10 @@ def step_time(
 ) -> StepTime:
     """Time of one step; causal: attention does half the work that is counted (published decoders, not ours)."""
     parallel, train = config.parallel, config.train
-    place = Place.of(config, num_ranks - 1, num_ranks)
-    micro_batches = train.global_batch_size * parallel.context // (train.micro_batch_size * place.shards)
+    position = Position.of(config, num_ranks - 1, num_ranks)
+    micro_batches = train.global_batch_size * parallel.context // (train.micro_batch_size * position.shards)
     rows = train.micro_batch_size * sequence_length // parallel.context  # tokens of a rank's micro-batch
-    layers = max(chunk_layers(config, stage) for stage in range(parallel.pipeline)) * parallel.virtual_pipeline
+    layers = max(part_layers(config, stage) for stage in range(parallel.pipeline)) * parallel.virtual_pipeline
     bandwidth, again = gpu.bandwidth * 1e12 * BANDWIDTH_SHARE, _recomputed_share(config)
 
     matrices, attention = _products(config, vocab_rows, sequence_length, layers, gpu)
@@ -128,10 +127,12 @@ def step_time(
     context, pipeline = sent["context"] / context_link, sent["pipeline"] / network / 2
 
     one = matrices + attention + elementwise + recompute + tensor + context + pipeline
-    states = [state_bytes(config, vocab_rows, Place(stage, 0, place.shards)) for stage in range(parallel.pipeline)]
+    states = [
+        state_bytes(config, vocab_rows, Position(stage, 0, position.shards)) for stage in range(parallel.pipeline)
+    ]
     state = max(states, key=lambda one: one["gradients"])
-    data_bytes = (state["gradients"] + state["weights"]) * _others(place.shards)
-    in_node = parallel.model_size * (place.shards // parallel.context) <= GPUS_PER_NODE
+    data_bytes = (state["gradients"] + state["weights"]) * _others(position.shards)
+    in_node = parallel.model_size * (position.shards // parallel.context) <= GPUS_PER_NODE
     exposed = DATA_EXPOSED if parallel.overlap_grad_reduce else 1.0
     # Weights, master weights and moments are read and written once, gradients cleared, summed up and read.
     touched = 2 * state["optimizer"] + 3 * state["gradients"]
@@ -170,7 +171,7 @@ def _messages(config: Config, rows: int, layers: int) -> tuple[float, dict[str, 
     keys = 2 * 2 * rows * model.query_groups * model.head_size / parallel.tensor
     stages = (2 * parallel.virtual_pipeline - (parallel.pipeline == 2)) * (parallel.pipeline > 1)
     return sums, {
-        # Sequence parallelism gathers two inputs once more, beside the products of the input gradients.
+        # Sequence parallelism gathers two inputs once more, while the input gradients are computed.
         "tensor": sums + one * parallel.sequence,
         "context": layers * (2 + again) * keys * (parallel.context - 1),
         "pipeline": stages * hidden / (parallel.tensor if parallel.sequence else 1),

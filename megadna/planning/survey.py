@@ -1,17 +1,16 @@
-"""Which records and files of a survey are near-identical: sketches of 31-mers (megadna.data.leakage), of bounded size.
+"""A folder -> the genomes in it: files, species, bases, near-identical ones, and every file left out, with the reason.
 
-In:  letters, piece by piece, with the record and file they belong to.
-Out: groups of records (or files) of which two share more than MAX_SHARED of the smaller one's sketch: a region held out
-     of one stands in the other. At 31 bases, two sequences that differ in 1 % of their bases share 73 %, in 5 % 20 %.
+In:  a folder with FASTA files, subfolders and links included, and anything else.
+Out: Genomes. A file that cannot be read, is no nucleotide FASTA, is empty or repeats another file is left out and
+     named; UserError only where no genome remains.
 
-A sketch begins with one 31-mer in 64 and is halved whenever all together have MOST_HASHES. Records of fewer than
-LEAST_HASHES (about 1,000 bases at first) are too short to compare by themselves; whole files are compared as well.
+Near-identical records and files share more than MAX_SHARED of the smaller one's sketch of 31-mers
+(megadna/data/leakage.py): a region held out of one is also in the other. At 31 bases, two sequences that differ in 1 %
+of their bases share 73 % of the sketch, in 5 % 20 %. A sketch begins with one 31-mer in 64 and is halved whenever all
+sketches together exceed MOST_HASHES. Records of fewer than LEAST_HASHES (about 1,000 bases at first) are too short to
+compare one by one; therefore whole files are compared as well.
 
-A folder -> the genomes in it: files, species, bases, near-identical ones, and every file left out, with the reason.
-
-In:  a folder with FASTA files, subfolders and links included, and whatever else lies there.
-Out: Genomes. A file that cannot be read, is no nucleotide FASTA, holds nothing or what another file holds already is
-     left out and named; UserError only where no genome remains.
+Shapes: S segments of a piece, P pairs of a hash and an owner that has it, sorted by hash, then by owner.
 """
 
 import math
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from megadna.alphabet import storage_table
 from megadna.data.inputs import SEQUENCE_FILE, SourceFile, find_sources, table_format
-from megadna.data.leakage import SCALE, K, sketch_places
+from megadna.data.leakage import SCALE, K, sketch_by_chunk
 from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError, require
 from megadna.genome.contigs import contig_filter, names_of
@@ -36,140 +35,10 @@ from megadna.genome.fasta import Piece
 from megadna.genome.pieces import Recipe, stream_pieces
 from megadna.progress import tracked
 
-# Shapes: P pairs of a hash and an owner that has it, sorted by hash, then by owner.
-
 MAX_SHARED = 0.2
 """As --max_containment of megadna preprocess."""
 MOST_HASHES, LEAST_HASHES = 1 << 22, 16
-_STRETCH = 1 << 17  # letters sketched at a time: the arrays stay in the cache
-
-
-@dataclass(frozen=True)
-class Relations:
-    """What was found."""
-
-    groups: list[list[str]] = field(default_factory=list)
-    """Names of the near-identical records or files, the largest group first."""
-    copies: Counter[int] = field(default_factory=Counter)
-    """Sketched 31-mers by the number of near-identical records that have them; 1 where they are alone."""
-
-    @property
-    def redundancy(self) -> float:
-        """Bases by distinct bases: 2 where everything is there twice."""
-        distinct = sum(count / copies for copies, count in self.copies.items())
-        return sum(self.copies.values()) / distinct if distinct else 1.0
-
-    def share_left(self, held_out: float) -> float:
-        """Of what is not held out itself, what is left where every other copy of what is held out goes as well."""
-        total = sum(self.copies.values())
-        left = sum(count * (1 - held_out) ** (copies - 1) for copies, count in self.copies.items())
-        return left / total if total else 1.0
-
-
-class Sketches:
-    """The sketches of all records, while they are read."""
-
-    def __init__(self) -> None:
-        self._scale, self._count = SCALE, 0
-        self._parts: list[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]] = []
-        self._names: dict[int, str] = {}
-        self._files: list[str] = []
-
-    def start_file(self, name: str) -> None:
-        """What is added from here on belongs to this file."""
-        self._files.append(name)
-        self._before = len(self._parts)
-
-    def drop_file(self) -> None:
-        """Forget the file that was started last."""
-        self._files.pop()
-        del self._parts[self._before :]
-        self._count = sum(len(hashes) for hashes, *_ in self._parts)
-
-    def add(self, letters: NDArray[np.uint8], record_S: NDArray[np.int64], ends_S: NDArray[np.int64]) -> set[int]:
-        """Letters in S segments that end at `ends_S`, each of a record (negative: not to be compared); which records
-        are in the sketch, so that `name` is wanted for them."""
-        seen: set[int] = set()
-        for start in range(0, len(letters), _STRETCH):
-            hashes, places = sketch_places(letters[start : start + _STRETCH + K - 1], self._scale)
-            first = np.searchsorted(ends_S, places + start, "right")
-            last = np.searchsorted(ends_S, places + start + K - 1, "right")
-            kept = (first == last) & (record_S[first.clip(max=len(record_S) - 1)] >= 0)
-            owners = record_S[first[kept]]
-            self._parts.append((hashes[kept], owners, np.full(len(owners), len(self._files) - 1)))
-            self._count += len(owners)
-            seen.update(np.unique(owners).tolist())
-            if self._count > MOST_HASHES:
-                self._halve()
-        return seen
-
-    def name(self, record: int, name: str) -> None:
-        """The name of a record of this file."""
-        self._names.setdefault(record, f"{self._files[-1]}:{name}")
-
-    def _halve(self) -> None:
-        self._scale *= 2
-        highest = np.uint64(2**64 // self._scale - 1)
-        for number, (hashes, records, files) in enumerate(self._parts):
-            kept = hashes <= highest
-            self._parts[number] = hashes[kept], records[kept], files[kept]
-        self._count = sum(len(hashes) for hashes, *_ in self._parts)
-
-    def relations(self) -> Relations:
-        """Compare records with each other, then files."""
-        if not self._count:
-            return Relations()
-        hashes, records, files = (np.concatenate(columns) for columns in zip(*self._parts, strict=True))
-        number, record_P = np.unique(records, return_inverse=True)
-        groups, copies = _grouped(hashes, record_P)
-        named = [[self._names[int(number[record])] for record in group] for group in groups]
-        in_files = {name.partition(":")[0] for group in named for name in group}
-        of_files, copies_of_files = _grouped(hashes, files)
-        for group in of_files:
-            names = [self._files[file] for file in group]
-            if not set(names) <= in_files:  # their contigs are too short, or too torn, to be compared one by one
-                named.append(names)
-                copies = max(copies, copies_of_files, key=lambda one: Relations(copies=one).redundancy)
-        if len(self._files) == 1:
-            named = [[name.partition(":")[2] for name in group] for group in named]
-        return Relations(sorted(named, key=len, reverse=True), copies)
-
-
-def _grouped(hashes: NDArray[np.uint64], owners: NDArray[np.int64]) -> tuple[list[list[int]], Counter[int]]:
-    """Groups of owners that are linked, and the pairs by how many linked owners have the same hash."""
-    order = np.lexsort((owners, hashes))
-    hash_P, owner_P = hashes[order], owners[order]
-    new = np.append(True, (hash_P[1:] != hash_P[:-1]) | (owner_P[1:] != owner_P[:-1]))
-    hash_P, owner_P = hash_P[new], owner_P[new]
-    size = np.bincount(owner_P)
-    first_P = np.flatnonzero(np.append(True, hash_P[1:] != hash_P[:-1]))
-    copies_P = np.repeat(np.diff(first_P, append=len(hash_P)), np.diff(first_P, append=len(hash_P)))
-    leader_P = np.repeat(owner_P[first_P], np.diff(first_P, append=len(hash_P)))
-    # With the first owner of each hash alone: all pairs of 10,000 copies would be 50 million a hash.
-    code, count = np.unique((leader_P * len(size) + owner_P)[owner_P != leader_P], return_counts=True)
-    one, two = np.divmod(code, len(size))
-    smaller = np.minimum(size[one], size[two])
-    linked = (smaller >= LEAST_HASHES) & (count > MAX_SHARED * smaller)
-    root = np.arange(len(size))
-    for a, b in zip(one[linked].tolist(), two[linked].tolist(), strict=True):
-        a, b = _root(root, a), _root(root, b)
-        root[max(a, b)] = min(a, b)
-    members: dict[int, list[int]] = {}
-    for owner in np.unique(np.concatenate((one[linked], two[linked]))).tolist():
-        members.setdefault(_root(root, owner), []).append(owner)
-    is_member = np.zeros(len(size), bool)
-    is_member[[owner for group in members.values() for owner in group]] = True
-    copies = Counter(np.where(is_member[owner_P], copies_P, 1).tolist())
-    return list(members.values()), copies
-
-
-def _root(root: NDArray[np.int64], owner: int) -> int:
-    while root[owner] != owner:
-        root[owner] = root[root[owner]]
-        owner = int(root[owner])
-    return owner
-
-
+_STRETCH = 1 << 17  # bases sketched at a time: the arrays stay in the cache
 HELD_OUT_BASES = 200 * 4000
 """Of each split, so that bits per base have a standard error below 0.004 (data/parts.py)."""
 _BINOMIAL = re.compile(rb"\S+ ([A-Z][a-z]{2,} [a-z]{3,})\b")
@@ -194,8 +63,133 @@ _KNOWN[list(b"ACGTUacgtu")] = True
 
 
 @dataclass(frozen=True)
+class Relations:
+    """What was found."""
+
+    groups: list[list[str]] = field(default_factory=list)
+    """Names of the near-identical records or files, the largest group first."""
+    copies: Counter[int] = field(default_factory=Counter)
+    """Sketched 31-mers by the number of near-identical records that contain them."""
+
+    @property
+    def redundancy(self) -> float:
+        """Bases by distinct bases: 2 where everything is there twice."""
+        distinct = sum(count / copies for copies, count in self.copies.items())
+        return sum(self.copies.values()) / distinct if distinct else 1.0
+
+    def share_left(self, held_out: float) -> float:
+        """Share of the bases outside the held-out regions that is left when copies of those regions are dropped too."""
+        total = sum(self.copies.values())
+        left = sum(count * (1 - held_out) ** (copies - 1) for copies, count in self.copies.items())
+        return left / total if total else 1.0
+
+
+class Sketches:
+    """The sketches of all records, while they are read."""
+
+    def __init__(self) -> None:
+        self._scale, self._count = SCALE, 0
+        self._parts: list[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]] = []
+        self._names: dict[int, str] = {}
+        self._files: list[str] = []
+
+    def start_file(self, name: str) -> None:
+        """Records added from here on belong to this file."""
+        self._files.append(name)
+        self._before = len(self._parts)
+
+    def drop_file(self) -> None:
+        """Forget the file that was started last."""
+        self._files.pop()
+        del self._parts[self._before :]
+        self._count = sum(len(hashes) for hashes, *_ in self._parts)
+
+    def add(self, bases: NDArray[np.uint8], record_S: NDArray[np.int64], ends_S: NDArray[np.int64]) -> set[int]:
+        """Sketch the segments that end at `ends_S`, each of a record (negative: not to be compared).
+
+        Returns the records with a hash in the sketch, which need a `name`.
+        """
+        seen: set[int] = set()
+        for start in range(0, len(bases), _STRETCH):
+            hashes, segments = sketch_by_chunk(bases[start : start + _STRETCH + K - 1], ends_S - start, self._scale)
+            owners = record_S[segments]
+            kept = owners >= 0
+            self._parts.append((hashes[kept], owners[kept], np.full(kept.sum(), len(self._files) - 1)))
+            self._count += int(kept.sum())
+            seen.update(np.unique(owners[kept]).tolist())
+            if self._count > MOST_HASHES:
+                self._halve()
+        return seen
+
+    def name(self, record: int, name: str) -> None:
+        """Name a record of the current file."""
+        self._names.setdefault(record, f"{self._files[-1]}:{name}")
+
+    def _halve(self) -> None:
+        self._scale *= 2
+        highest = np.uint64(2**64 // self._scale - 1)
+        for number, (hashes, records, files) in enumerate(self._parts):
+            kept = hashes <= highest
+            self._parts[number] = hashes[kept], records[kept], files[kept]
+        self._count = sum(len(hashes) for hashes, *_ in self._parts)
+
+    def relations(self) -> Relations:
+        """Compare records with each other, then files."""
+        if not self._count:
+            return Relations()
+        hashes, records, files = (np.concatenate(columns) for columns in zip(*self._parts, strict=True))
+        number, record_P = np.unique(records, return_inverse=True)
+        groups, copies = _grouped(hashes, record_P)
+        named = [[self._names[int(number[record])] for record in group] for group in groups]
+        in_files = {name.partition(":")[0] for group in named for name in group}
+        of_files, copies_of_files = _grouped(hashes, files)
+        for group in of_files:
+            names = [self._files[file] for file in group]
+            if not set(names) <= in_files:  # their contigs are too short to be compared one by one
+                named.append(names)
+                copies = max(copies, copies_of_files, key=lambda one: Relations(copies=one).redundancy)
+        if len(self._files) == 1:
+            named = [[name.partition(":")[2] for name in group] for group in named]
+        return Relations(sorted(named, key=len, reverse=True), copies)
+
+
+def _grouped(hashes: NDArray[np.uint64], owners: NDArray[np.int64]) -> tuple[list[list[int]], Counter[int]]:
+    """Groups of owners that share more than MAX_SHARED; the pairs counted by how many linked owners have their hash."""
+    order = np.lexsort((owners, hashes))
+    hash_P, owner_P = hashes[order], owners[order]
+    new = np.append(True, (hash_P[1:] != hash_P[:-1]) | (owner_P[1:] != owner_P[:-1]))
+    hash_P, owner_P = hash_P[new], owner_P[new]
+    size = np.bincount(owner_P)
+    first_P = np.flatnonzero(np.append(True, hash_P[1:] != hash_P[:-1]))
+    copies = np.diff(first_P, append=len(hash_P))
+    copies_P, leader_P = np.repeat(copies, copies), np.repeat(owner_P[first_P], copies)
+    # Pairs with the first owner of each hash only: all pairs of 10,000 copies would be 50 million a hash.
+    code, count = np.unique((leader_P * len(size) + owner_P)[owner_P != leader_P], return_counts=True)
+    one, two = np.divmod(code, len(size))
+    smaller = np.minimum(size[one], size[two])
+    linked = (smaller >= LEAST_HASHES) & (count > MAX_SHARED * smaller)
+    root = np.arange(len(size))
+    for a, b in zip(one[linked].tolist(), two[linked].tolist(), strict=True):
+        a, b = _root(root, a), _root(root, b)
+        root[max(a, b)] = min(a, b)
+    members: dict[int, list[int]] = {}
+    for owner in np.unique(np.concatenate((one[linked], two[linked]))).tolist():
+        members.setdefault(_root(root, owner), []).append(owner)
+    is_member = np.zeros(len(size), bool)
+    is_member[[owner for group in members.values() for owner in group]] = True
+    return list(members.values()), Counter(np.where(is_member[owner_P], copies_P, 1).tolist())
+
+
+def _root(root: NDArray[np.int64], owner: int) -> int:
+    while root[owner] != owner:
+        root[owner] = root[root[owner]]
+        owner = int(root[owner])
+    return owner
+
+
+@dataclass(frozen=True)
 class Genomes:
-    """What a folder holds."""
+    """The genomes of a folder."""
 
     rows: list[tuple[str, str, str]]
     """Absolute path, name and species ("" unknown) of each file."""
@@ -220,19 +214,18 @@ class Genomes:
 
     @property
     def train_bases(self) -> float:
-        """Usable bases that are neither held out nor go from train as copies of what is."""
+        """Usable bases that are neither held out nor dropped from train as copies of what is."""
         return max(1, self.usable) * (1 - 2 * self.held_out) * self.relations.share_left(2 * self.held_out)
 
     @property
     def are_related(self) -> bool:
-        """Whether a region held out of one record may stand in another: two files are of one species, or records or
-        files are near-identical."""
+        """Whether a region held out of one record may be in another: of two files of one species, or near-identical."""
         species = [species for *_, species in self.rows if species]
         return len(set(species)) < len(species) or bool(self.relations.groups)
 
 
 class _Survey:
-    """What is gathered while the files are read."""
+    """State while the files are read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -246,7 +239,7 @@ class _Survey:
         self._same_text: dict[str, str] = {}
 
     def take(self, path: Path) -> None:
-        """Read a file, or note why it is left out."""
+        """Read a file, or record why it is left out."""
         name = str(path.relative_to(self.folder))
         reason = _by_name(path)
         resolved = path.resolve()
@@ -281,7 +274,7 @@ class _Survey:
 
     @staticmethod
     def _reason(bases: Counter[str], twin: str | None) -> str:
-        """Why a file that was read is of no use; empty where it is."""
+        """Why a file is left out after it was read; empty if it is used."""
         if not bases["contigs"]:
             return "empty: no header line that begins with '>'"
         if not bases["kept"]:
@@ -302,21 +295,21 @@ class _Survey:
         first, name, reason, before = b"", b"", None, 0
         for piece, _ in stream_pieces(source, recipe, scanner):
             first = first or next(iter(piece.headers), b"")
-            letters = scanner.buffer[: piece.size]
-            digest.update((letters & 0xDF).tobytes())  # upper case
+            characters = scanner.buffer[: piece.size]
+            digest.update((characters & 0xDF).tobytes())  # upper case
             digest.update((piece.positions + before).tobytes())
             before += piece.size
             reasons = [reason, *select.reasons(piece.headers)]
             names = [name, *names_of(piece.headers)]
-            self._count(letters, piece, reasons, names, bases)
+            self._count(characters, piece, reasons, names, bases)
             reason, name = reasons[-1], names[-1]
-        named, told = _ENSEMBL.match(source.path.name), _BINOMIAL.match(first)
-        species = " ".join(named.groups()) if named else told.group(1).decode() if told else ""
+        ensembl, binomial = _ENSEMBL.match(source.path.name), _BINOMIAL.match(first)
+        species = " ".join(ensembl.groups()) if ensembl else binomial.group(1).decode() if binomial else ""
         return bases, (str(source.path.absolute()), source.name, species), digest.hexdigest()
 
     def _count(
         self,
-        letters: NDArray[np.uint8],
+        characters: NDArray[np.uint8],
         piece: Piece,
         reasons: list[str | None],
         names: list[bytes],
@@ -329,18 +322,18 @@ class _Survey:
         for reason, size in zip(reasons, sizes.tolist(), strict=True):
             bases[reason or "kept"] += size
         kept = np.repeat(is_kept, sizes)
-        known = _KNOWN[letters]
+        known = _KNOWN[characters]
         bases["n"] += int((kept & ~known).sum())
-        bases["soft_masked"] += int((kept & known & (letters >= ord("a"))).sum())
+        bases["soft_masked"] += int((kept & known & (characters >= ord("a"))).sum())
         bases["contigs"] += len(piece.headers)
         numbers = self.num_records - 1 + np.arange(len(reasons))
-        for record in self.sketches.add(letters, np.where(is_kept, numbers, -1), ends):
+        for record in self.sketches.add(characters, np.where(is_kept, numbers, -1), ends):
             self.sketches.name(record, names[record - int(numbers[0])].decode(errors="replace"))
         self.num_records += len(piece.headers)
 
 
 def survey(folder: Path) -> Genomes:
-    """Read every FASTA file of `folder` as `megadna preprocess` will; UserError where there is nothing to train on."""
+    """Read every FASTA file of `folder` as `megadna preprocess` will; UserError if there is nothing to train on."""
     require(not folder.is_file(), f"{folder}: is a file; name the folder that holds it")
     require(folder.is_dir(), f"{folder}: no such folder; name the one that holds the FASTA files")
     found = _Survey(folder)
@@ -354,7 +347,7 @@ def survey(folder: Path) -> Genomes:
 
 
 def _files(folder: Path, ignored: list[tuple[str, str]]) -> Iterator[Path]:
-    """Every file in and below a folder, in the order of their names; folders that cannot be entered are noted."""
+    """Every file in and below a folder, by name; folders that cannot be entered are added to `ignored`."""
     entered: set[Path] = set()
 
     def refuse(error: OSError) -> None:
@@ -362,13 +355,13 @@ def _files(folder: Path, ignored: list[tuple[str, str]]) -> Iterator[Path]:
 
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         here = Path(root)
-        if here.resolve() in entered:  # a link back to where we were
+        if here.resolve() in entered:  # a link to a folder above
             folders.clear()
             continue
         entered.add(here.resolve())
         folders.sort()
         for name in sorted(names):
-            if not _REPORT.search(name):  # read beside its FASTA file
+            if not _REPORT.search(name):  # read with its FASTA file
                 yield here / name
 
 

@@ -26,7 +26,7 @@ from megadna.engine.distributed import World
 from megadna.errors import Diverged, UserError
 from megadna.files import write_text
 from megadna.log import get_logger
-from megadna.model.vocabulary import padded_vocab_size
+from megadna.model.shapes import padded_vocab_size
 from megadna.progress import Progress
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import (

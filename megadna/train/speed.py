@@ -1,6 +1,6 @@
 """What the clock and the machine say about the steps of a run: speed, waits, memory.
 
-MFU: FLOPs of the model for the tokens that are no padding (megadna/model/flops.py: full attention, 3 x forward), over
+MFU: FLOPs of the model for the tokens that are no padding (megadna/model/shapes.py: full attention, 3 x forward), over
 seconds, ranks and the dense 16-bit peak of the card. Steps alone count: validations and saves stand outside.
 """
 
@@ -14,7 +14,7 @@ import torch
 from megadna.config import Config
 from megadna.engine.distributed import World
 from megadna.log import get_logger
-from megadna.model.flops import BACKWARD, peak_tflops, token_flops
+from megadna.model.shapes import BACKWARD, peak_tflops, token_flops
 
 log = get_logger(__name__)
 

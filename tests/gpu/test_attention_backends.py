@@ -25,7 +25,7 @@ def segments(rows: str):
 
 
 def attention(backend: str, head_size: int, groups: int):
-    """What stands behind a backend's name, for 8 heads."""
+    """The function of a backend, for 8 heads."""
     if backend != "transformer_engine":
         return {"eager": eager, "sdpa": sdpa, "flash_attn": flash}[backend]
     config = SimpleNamespace(

@@ -3,9 +3,8 @@
 import torch
 
 from megadna.config import Config
-from megadna.hf.names import tensor_shapes
-from megadna.hf.weights import seal_checkpoint, write_tensors
-from megadna.model.vocabulary import padded_vocab_size
+from megadna.hf.checkpoints import seal_checkpoint, write_tensors
+from megadna.model.shapes import padded_vocab_size, tensor_shapes
 from megadna.tokenizer.build import build_tokenizer
 
 

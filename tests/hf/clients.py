@@ -1,6 +1,6 @@
 """Virtual environments of real clients, and what runs in them.
 
-Each is made once, beside the environment that runs the tests (PREFIX/clients/NAME, or MEGADNA_CLIENTS), with pip and a
+Each is made once, next to the environment that runs the tests (PREFIX/clients/NAME, or MEGADNA_CLIENTS), with pip and a
 link to this environment's torch, so that nobody downloads it again. A client is skipped where its packages cannot be
 had, and the reason names them.
 """

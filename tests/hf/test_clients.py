@@ -13,11 +13,11 @@ from clients import client, run_client
 from test_export import run_as_stranger
 
 from megadna.config import Config, DataConfig, ModelConfig, TokenizerConfig
+from megadna.hf.checkpoints import CheckpointTensors
 from megadna.hf.export import export
 from megadna.hf.formats import name_table, target_tokenizer
 from megadna.hf.gate import real_sequence, reference_states
 from megadna.hf.importing import import_folder
-from megadna.hf.weights import CheckpointTensors
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import read_config
 

@@ -1,4 +1,4 @@
-"""The commands and programs of docs/huggingface.md run as they stand there."""
+"""The commands and programs of docs/huggingface.md run as they are written there."""
 
 import pytest
 from documented import ROOT, blocks_of, run_blocks

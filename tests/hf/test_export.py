@@ -18,12 +18,13 @@ from safetensors import safe_open
 from megadna.config import Config, DataConfig, ModelConfig
 from megadna.errors import UserError
 from megadna.hf import weights as weights_module
+from megadna.hf.checkpoints import CheckpointTensors
 from megadna.hf.configuration_megadna import MegaDnaConfig
-from megadna.hf.export import compared, export
+from megadna.hf.export import export
 from megadna.hf.formats import name_table
-from megadna.hf.gate import _judge, real_sequence, verify
+from megadna.hf.gate import _judge, compare, real_sequence
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
-from megadna.hf.weights import CheckpointTensors, FolderWeights
+from megadna.hf.weights import FolderWeights
 from megadna.tokenizer.base import NucleotideTokenizer
 
 MODEL = ModelConfig(num_layers=2, hidden_size=48, num_attention_heads=4, ffn_hidden_size=80)
@@ -227,8 +228,8 @@ def test_an_export_that_does_not_compute_the_same_is_refused(trained, exported):
         weight[(0,) * weight.ndim] += 0.01 * (name == "encoder.layers.1.mlp.linear_fc2.weight")
         return weight
 
-    with compared("aido", exported) as other, pytest.raises(UserError, match=r"\(limit 0\.0001\); nothing was written"):
-        verify(wrong, CONFIG, NucleotideTokenizer(), name_table("aido", CONFIG), other)
+    with pytest.raises(UserError, match=r"\(limit 0\.0001\); nothing was written"):
+        compare(wrong, CONFIG, name_table("aido", CONFIG), exported)
 
 
 GOOD = {"hidden": 1e-5, "hidden_scale": 2.0, "logits": 9e-5, "agreement": 1.0, "nll": 1.302, "nll_reference": 1.3}

@@ -68,7 +68,7 @@ def test_window_positions_bases_and_probabilities(folder, model, fill_mask, lamb
     window = lambda_genome[start : start + 90]
     assert output.splitlines()[2].split()[1].upper() == window[:60]
     rows = rows_of(output)
-    positions = [int(row[0]) for row in rows]  # 1-based in the window, which is also the place after [CLS]
+    positions = [int(row[0]) for row in rows]  # 1-based in the window, which is also the position after [CLS]
     assert len(rows) == 7 and [row[1] for row in rows] == [window[position - 1] for position in positions]
     ids = torch.tensor([[2, *(CODES[base] for base in window), 3]])
     ids[0, positions] = 1

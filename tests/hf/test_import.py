@@ -14,9 +14,9 @@ from test_round_trips import BERT, kmers
 from megadna.config import Config, DataConfig, ModelConfig
 from megadna.errors import UserError
 from megadna.hf.card import Provenance
+from megadna.hf.checkpoints import CheckpointTensors, write_tensors
 from megadna.hf.export import export
 from megadna.hf.importing import import_folder
-from megadna.hf.weights import CheckpointTensors, write_tensors
 from megadna.train.checkpoint import find_checkpoint, read_config, read_numbers
 
 MODERN = Config(
@@ -60,7 +60,7 @@ def test_the_published_shape_of_aido_dna_needs_no_tokenizer_files_and_no_index(f
 
 
 def test_a_checkpoint_is_written_with_few_tensors_in_memory(tmp_path):
-    """torch's writer keeps every tensor of a file; a 7B model would stand in memory whole."""
+    """torch's writer keeps every tensor of a file; a 7B model would be in memory as a whole."""
     given, most = [], 0
 
     def read(name):
@@ -77,7 +77,7 @@ def test_a_checkpoint_is_written_with_few_tensors_in_memory(tmp_path):
 
 
 def test_a_pickled_bert_with_pooler_and_aliases_is_read(folder, tmp_path):
-    """As zhihan1996/DNA_bert_3: pytorch_model.bin, a pooler, the decoder beside the embeddings, no tokenizer files."""
+    """As zhihan1996/DNA_bert_3: pytorch_model.bin, a pooler, decoder and embeddings, no tokenizer files."""
     hf, weights = folder()
     tensors = load_file(hf / "model.safetensors")
     extra = {
@@ -127,7 +127,11 @@ def test_code_in_the_folder_is_not_run(folder, tmp_path):
 def test_damaged_files_are_named(folder, tmp_path):
     hf, _ = folder()
     whole = (hf / "model.safetensors").read_bytes()
-    for content, message in ((whole[:-8], "ends before"), (b"x" * 99, "not a safetensors file"), (None, "no .*bin")):
+    for content, message in (
+        (whole[:-8], "not a safetensors file"),
+        (b"x" * 99, "not a safetensors file"),
+        (None, "no .*bin"),
+    ):
         (hf / "model.safetensors").unlink()
         if content is not None:
             (hf / "model.safetensors").write_bytes(content)
@@ -154,7 +158,7 @@ def test_the_licence_of_the_source_follows(folder, tmp_path):
 
 
 def test_the_card_tells_data_recipe_and_validation(toy_dataset, tmp_path):
-    """Of a checkpoint in a run folder, beside an evaluation and the dataset."""
+    """Of a checkpoint in a run folder, with an evaluation and the dataset."""
     run = tmp_path / "run"
     config = Config(model=MODERN.model, data=DataConfig(sequence_length=128, path=str(toy_dataset)))
     checkpoint, _ = random_checkpoint(run / "checkpoints" / "step-00000010", config)

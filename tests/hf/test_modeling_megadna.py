@@ -127,8 +127,8 @@ def test_padded_sequences_come_out_as_alone(lambda_ids, attention, side):
     lengths = [128, 31, 77]
     ids, mask = torch.zeros_like(lambda_ids), torch.zeros_like(lambda_ids)
     for row, length in enumerate(lengths):
-        place = slice(0, length) if side == "right" else slice(128 - length, 128)
-        ids[row, place], mask[row, place] = lambda_ids[row, :length], 1
+        where = slice(0, length) if side == "right" else slice(128 - length, 128)
+        ids[row, where], mask[row, where] = lambda_ids[row, :length], 1
     with torch.no_grad():
         batch = model(ids, attention_mask=mask).logits
         for row, length in enumerate(lengths):

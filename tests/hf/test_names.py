@@ -11,9 +11,9 @@ from transformers import BertConfig, BertForMaskedLM, MegatronBertConfig, Megatr
 from megadna.config import Config, DataConfig, EngineConfig, ModelConfig
 from megadna.errors import UserError
 from megadna.hf.configuration_megadna import MegaDnaConfig
-from megadna.hf.formats import config_json, name_table
+from megadna.hf.formats import check_names, config_json, name_table
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
-from megadna.hf.names import check_names, tensor_shapes
+from megadna.model.shapes import tensor_shapes
 
 HEADS, SIZE, FFN = 3, 8, 40
 MODERN = Config(

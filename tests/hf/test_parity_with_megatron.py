@@ -6,9 +6,8 @@ from ranks import run_ranks
 
 from megadna.config import Config, EngineConfig, ModelConfig
 from megadna.hf.configuration_megadna import MegaDnaConfig
-from megadna.hf.formats import config_json, name_table
+from megadna.hf.formats import check_names, config_json, name_table
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
-from megadna.hf.names import check_names
 
 MODEL = ModelConfig(num_layers=3, hidden_size=96, num_attention_heads=6, ffn_hidden_size=160, rotary_base=5000)
 CONFIG = Config(model=MODEL, engine=EngineConfig(device="cpu", precision="fp32"))

@@ -1,4 +1,4 @@
-"""Uploads, against a stand-in for the hub that listens on this machine."""
+"""Uploads to a fake hub that listens on this machine."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from megadna.errors import UserError
-from megadna.hf import publish
+from megadna.hf import export
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -57,13 +57,13 @@ def hub(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(publish, "HfApi", lambda **options: real(endpoint=address, token="hf_test", **options))
+    monkeypatch.setattr(export, "HfApi", lambda **options: real(endpoint=address, token="hf_test", **options))
     Hub.log, Hub.files, Hub.private = [], {}, True
     yield Hub
     server.shutdown()
 
 
-real = publish.HfApi
+real = export.HfApi
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def folder(tmp_path):
 
 
 def test_a_private_repository_gets_every_file(hub, folder):
-    assert publish.upload(folder, "lab/dna", public=False).endswith("/lab/dna")
+    assert export.upload(folder, "lab/dna", public=False).endswith("/lab/dna")
     created = next(json.loads(body) for path, _, body in hub.log if path.endswith("/repos/create"))
     assert created["name"] == "dna" and created["organization"] == "lab"
     assert created.get("private") is True or created.get("visibility") == "private"
@@ -85,23 +85,23 @@ def test_a_private_repository_gets_every_file(hub, folder):
 def test_public_is_said_and_an_existing_public_one_needs_it(hub, folder):
     hub.private = False
     with pytest.raises(UserError, match="exists and is public"):
-        publish.upload(folder, "lab/dna", public=False)
+        export.upload(folder, "lab/dna", public=False)
     assert hub.files == {}
-    publish.upload(folder, "lab/dna", public=True)
+    export.upload(folder, "lab/dna", public=True)
     created = [json.loads(body) for path, _, body in hub.log if path.endswith("/repos/create")][-1]
     assert created.get("private") is False or created.get("visibility") == "public"
 
 
 def test_without_a_licence_nothing_is_uploaded():
     with pytest.raises(UserError, match="needs --license"):
-        publish.check_upload("lab/dna", "", public=False)
+        export.check_upload("lab/dna", "", public=False)
     with pytest.raises(UserError, match=re.escape("--public belongs to --push_to_hub")):
-        publish.check_upload("", "mit", public=True)
-    publish.check_upload("lab/dna", "mit", public=True)
+        export.check_upload("", "mit", public=True)
+    export.check_upload("lab/dna", "mit", public=True)
 
 
 def test_a_hub_that_cannot_be_reached_is_named(monkeypatch, folder):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(publish, "HfApi", lambda **options: real(endpoint="http://127.0.0.1:9", token="t", **options))
+    monkeypatch.setattr(export, "HfApi", lambda **options: real(endpoint="http://127.0.0.1:9", token="t", **options))
     with pytest.raises(UserError, match=r"is written, but was not uploaded to lab/dna"):
-        publish.upload(folder, "lab/dna", public=False)
+        export.upload(folder, "lab/dna", public=False)

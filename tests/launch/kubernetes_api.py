@@ -1,4 +1,4 @@
-"""A stand-in for the API server of a Kubernetes cluster, on the loopback: as much of it as kubectl asks for.
+"""A fake API server of a Kubernetes cluster, on the loopback: as much of it as kubectl asks for.
 
 It names its resources, keeps what is created, and does what the controller of a job does: a pod for each completion,
 each with a log. It schedules nothing and checks nothing (test_files.py holds the manifest against the schemas).
@@ -59,7 +59,7 @@ class Api(ThreadingHTTPServer):
 
 @contextmanager
 def api_server() -> Iterator[Api]:
-    """The stand-in, serving."""
+    """The fake server, serving."""
     with Api() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -69,10 +69,10 @@ def api_server() -> Iterator[Api]:
 
 
 def _discovery() -> dict[str, dict[str, Any]]:
-    """Answers to what kubectl asks of any server, by path: its version, resources, and that it knows their fields."""
+    """Responses to what kubectl asks of any server, by path: its version, resources, and that it knows their fields."""
     batch = {"groupVersion": "batch/v1", "version": "v1"}
     group = {"name": "batch", "versions": [batch], "preferredVersion": batch}
-    answers: dict[str, dict[str, Any]] = {
+    responses: dict[str, dict[str, Any]] = {
         "/version": {"major": "1", "minor": "32", "gitVersion": "v1.32.0"},
         "/api": {"kind": "APIVersions", "versions": ["v1"]},
         "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]},
@@ -85,7 +85,7 @@ def _discovery() -> dict[str, dict[str, Any]]:
             for name, kind in kinds.items()
         ]
         version = path.partition("/")[2]
-        answers[f"/{path}"] = {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
+        responses[f"/{path}"] = {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
         group_name = version.rpartition("/")[0]
         patches = {
             f"/{path}/{name}": {
@@ -96,8 +96,8 @@ def _discovery() -> dict[str, dict[str, Any]]:
             }
             for name, kind in kinds.items()
         }
-        answers[f"/openapi/v3/{path}"] = {"openapi": "3.0.0", "info": {"title": "", "version": ""}, "paths": patches}
-    return answers
+        responses[f"/openapi/v3/{path}"] = {"openapi": "3.0.0", "info": {"title": "", "version": ""}, "paths": patches}
+    return responses
 
 
 class _Handler(BaseHTTPRequestHandler):

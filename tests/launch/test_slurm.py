@@ -1,6 +1,6 @@
 """launch/slurm.sbatch on a real Slurm of two nodes: warned before its limit, saved, requeued, resumed, finished.
 
-Jobs are submitted by the commands of docs/cluster.md, for two nodes of one rank, with a toy config behind the others.
+Jobs are submitted by the commands of docs/cluster.md, for two nodes of one rank, with a toy config after the others.
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """launch/torchrun.sh over two hosts: one is cut off, both end and say why, the run goes on from its checkpoint.
 
-The commands are those of docs/cluster.md, with a toy config behind theirs.
+The commands are those of docs/cluster.md, with a toy config after theirs.
 """
 
 import os
@@ -76,9 +76,9 @@ def test_a_host_that_is_cut_off_ends_the_job_and_it_goes_on(toy_dataset: Path, t
             statuses = [process.wait(timeout=300) for process in launched]
             sys.stdout.write(f"both hosts had ended {time.monotonic() - begin:.0f} s after the cut\n")
             assert all(statuses)
-            said = [(folder / f"{host.address}.log").read_text() for host in hosts]
-            assert "no sign of life from rank 1 (last step" in said[0], said[0]
-            assert "rank 0 or its node does not answer" in said[1], said[1]
+            logs = [(folder / f"{host.address}.log").read_text() for host in hosts]
+            assert "no sign of life from rank 1 (last step" in logs[0], logs[0]
+            assert "rank 0 or its node does not answer" in logs[1], logs[1]
             assert len(metrics(run)) < STEPS
             hosts[1].plug("up")
             launched = [start(*pair, folder) for pair in zip(hosts, TWO_NODES, strict=True)]

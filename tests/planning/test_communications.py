@@ -1,6 +1,5 @@
 """The communications of every rank of a job, recorded on one process, fit together; a fault of each kind is named."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,18 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from communications import Call, Event, Replay, record_step, traffic
 from ranks import run_ranks
 from toy import toy_config
 
-from megadna.commands import plan
 from megadna.config import Config, ParallelConfig
-from megadna.engine.recording import Call, Event
-from megadna.errors import UserError
-from megadna.planning.communications import traffic
-from megadna.planning.replay import Replay
 from megadna.planning.step_time import GPUS, step_time
 
-ROOT = Path(__file__).parents[2]
 MICRO_BATCHES = 4
 LAYOUTS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "all at once": (16, 4, {"tensor": 2, "sequence": True, "pipeline": 2, "virtual_pipeline": 2, "context": 2}),
@@ -46,8 +40,6 @@ def job(size: int, layers: int, split: dict[str, Any]) -> Config:
 
 def record(layouts: dict[str, tuple[int, int, dict[str, Any]]], blocking: bool = False) -> dict[str, Programs]:
     import torch
-
-    from megadna.train.dry_run import record_step
 
     if blocking:  # a wrong pipeline: each message is waited for before the next is posted, and both sides send first
         torch.distributed.batch_isend_irecv = lambda messages: [
@@ -108,26 +100,26 @@ def calls(program: Sequence[Event]) -> list[Call]:
 
 
 def where(program: list[Event], **wanted: Any) -> int:
-    """Place of the third call with these attributes."""
+    """Position of the third call with these attributes."""
     found = [call for call in calls(program) if all(getattr(call, key) == value for key, value in wanted.items())]
     return program.index(found[2])
 
 
-def without(program: list[Event], place: int) -> None:
+def without(program: list[Event], position: int) -> None:
     """Drop a call and the wait for it."""
-    call = program.pop(place)
+    call = program.pop(position)
     assert isinstance(call, Call)
     program.remove(call.number)
 
 
-def change(program: list[Event], place: int, **values: Any) -> None:
-    call = program[place]
+def change(program: list[Event], position: int, **values: Any) -> None:
+    call = program[position]
     assert isinstance(call, Call)
-    program[place] = replace(call, **values)
+    program[position] = replace(call, **values)
 
 
 def swap(program: list[Event], first: int, second: int) -> None:
-    """Exchange two blocking calls, each with the wait behind it."""
+    """Exchange two blocking calls, each with the wait after it."""
     one, other = program[first : first + 2], program[second : second + 2]
     program[first : first + 2], program[second : second + 2] = other, one
 
@@ -177,7 +169,7 @@ def reorder(programs: Programs) -> None:
 
 
 def cross(programs: Programs) -> None:
-    """One rank sums embeddings with the other stage behind the sum over all ranks, where the others do it before."""
+    """One rank sums embeddings with the other stage after the sum over all ranks, where the others do it before."""
     sums = {call.purpose: programs[0].index(call) for call in calls(programs[0])[::-1] if call.kind == "all_reduce"}
     embedding, world = sums["EMBEDDING_GROUP"], sums["default_pg"]
     swap(programs[0], embedding, world)
@@ -212,16 +204,3 @@ def test_two_stages_that_both_send_first_wait_for_each_other() -> None:
     programs = run_ranks(record, 1, {"stages": (2, 2, {"pipeline": 2})}, True)[0]["stages"]
     (fault,) = Replay(programs).faults.values()
     assert fault.startswith("circular wait: rank ") and "send to rank 0" in fault and "send to rank 1" in fault
-
-
-@pytest.mark.slow
-def test_the_command_writes_a_list_a_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "calls"
-    options = ["--config", str(ROOT / "configs" / "demo.yaml"), "--gpus", "2", "--check_communications", str(folder)]
-    plan.main(options)
-    assert "2 ranks of TP1 PP1" in (text := capsys.readouterr().out) and "no faults" in text and "planned" in text
-    lines = [json.loads(line) for line in (folder / "rank-00001.jsonl").read_text().splitlines()]
-    first = lines[0]
-    assert first["number"] == 1 and {"kind", "group", "peer", "shapes", "dtype"} <= set(first)
-    with pytest.raises(UserError, match="not empty"):
-        plan.main(options)

@@ -41,5 +41,5 @@ def test_this_machine_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert end.code == 1
     text = capsys.readouterr().out
     assert "self-test            2 ranks on cpu" in text and "GB/s a rank" in text
-    mend = text.partition("to repair:\n")[2].splitlines()
-    assert all(line.strip().startswith(f"disk {tmp_path}") for line in mend), text
+    problems = text.partition("to repair:\n")[2].splitlines()
+    assert all(line.strip().startswith(f"disk {tmp_path}") for line in problems), text

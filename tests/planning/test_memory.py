@@ -7,7 +7,7 @@ import torch
 from ranks import run_ranks
 
 from megadna.config import Config, DataConfig, EngineConfig, ModelConfig, ParallelConfig, TrainConfig
-from megadna.planning.layouts import chunks_in_flight, fullest_memory, layer_bytes, recomputed_layer_bytes
+from megadna.planning.memory import fullest_memory, layer_bytes, parts_in_flight, recomputed_layer_bytes
 
 TOKENS = 2 * 512
 SMALL = {"hidden_size": 128, "num_attention_heads": 4, "ffn_hidden_size": 320}
@@ -76,10 +76,10 @@ def test_a_layer_keeps_what_the_formula_says(num_ranks: int) -> None:
 
 def test_micro_batches_in_flight_follow_the_schedule() -> None:
     plain = Config(model=ModelConfig(num_layers=8), parallel=ParallelConfig(pipeline=4))
-    assert [chunks_in_flight(plain, stage, 16) for stage in range(4)] == [4, 3, 2, 1]
-    assert chunks_in_flight(plain, 0, 2) == 2
+    assert [parts_in_flight(plain, stage, 16) for stage in range(4)] == [4, 3, 2, 1]
+    assert parts_in_flight(plain, 0, 2) == 2
     interleaved = replace(plain, parallel=ParallelConfig(pipeline=4, virtual_pipeline=2))
-    assert [chunks_in_flight(interleaved, stage, 16) for stage in range(4)] == [11, 9, 7, 5]
+    assert [parts_in_flight(interleaved, stage, 16) for stage in range(4)] == [11, 9, 7, 5]
 
 
 def test_the_fullest_stage_counts() -> None:

@@ -10,8 +10,8 @@ from ranks import run_ranks
 from megadna.arguments import load_config
 from megadna.config import Config
 from megadna.errors import UserError
-from megadna.model.vocabulary import padded_vocab_size
-from megadna.planning.shards import Place, state_bytes
+from megadna.model.shapes import padded_vocab_size
+from megadna.planning.memory import Position, state_bytes
 from megadna.tokenizer.build import build_tokenizer
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -65,4 +65,4 @@ def test_arithmetic_equals_the_dry_run_over_all_presets_and_60_layouts() -> None
     assert {config.model.hidden_size for config, _, _ in some} >= {768, 4352, 4096}
     for (config, rank, size), expected in zip(some, run_ranks(counted, 1, some)[0], strict=True):
         rows = padded_vocab_size(config.tokenizer, build_tokenizer(config.tokenizer).vocab_size)
-        assert state_bytes(config, rows, Place.of(config, rank, size)) == expected, (config.parallel, rank, size)
+        assert state_bytes(config, rows, Position.of(config, rank, size)) == expected, (config.parallel, rank, size)

@@ -153,7 +153,7 @@ def holds_split(command: list[str], folder: Path) -> None:
 
 
 def test_near_identical_genomes_inside_one_file_do_not_leak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three strains, one of them reverse-complemented, in one FASTA beside another genome: named, and split so that it
+    """Three strains, one of them reverse-complemented, in one FASTA next to another genome: named, and split so that it
     holds."""
     folder = folder_of(tmp_path / "genomes", "lambda.fa.gz")
     bases = genitalium()[:300_000]

@@ -23,7 +23,7 @@ from megadna.config import Config, LogConfig
 from megadna.data.batch import Segment, collate
 from megadna.errors import UserError
 from megadna.log import log_file, setup_logging
-from megadna.model.flops import peak_tflops, training_flops
+from megadna.model.shapes import peak_tflops, training_flops
 from megadna.tokenizer.base import NucleotideTokenizer
 from megadna.train.metrics import Metrics, check_log
 from megadna.train.speed import TIMING_KEYS

@@ -179,7 +179,7 @@ def test_a_disk_that_fills_up_while_shards_are_written(tmp_path: Path) -> None:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=True)
     try:
-        from megadna.model.flops import num_parameters
+        from megadna.model.shapes import num_parameters
 
         room = 14 * num_parameters(config.model, 16) + (64 << 10)  # what a save asks for; fp32 needs 16 a weight
         (disk / "filler").write_bytes(bytes((8 << 20) - room))
