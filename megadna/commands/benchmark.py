@@ -1,4 +1,4 @@
-"""`megadna benchmark`: a suite of tasks over seeds, beside baselines and published figures."""
+"""`megadna benchmark`: a suite of tasks over seeds, next to baselines and published figures."""
 
 import sys
 import tempfile
@@ -19,7 +19,7 @@ MAX_CONTAINMENT = 0.2
 
 def main(arguments: list[str]) -> None:
     """Run the suite and print its table."""
-    parser = new_parser("benchmark", "A suite of tasks over seeds, beside baselines and published figures.")
+    parser = new_parser("benchmark", "A suite of tasks over seeds, next to baselines and published figures.")
     add_options(parser, BenchmarkOptions)
     options = options_from(parse(parser, arguments), BenchmarkOptions)
     options.check_files()

@@ -1,6 +1,7 @@
-"""Labelled sequences -> tokenized examples -> padded batches.
+"""What is trained: tokenized examples in padded batches, and an encoder with a head.
 
-An encoder with a head, adapted fully, by LoRA or not at all, and saved as a folder that transformers loads alone.
+The encoder is adapted fully, by LoRA or not at all, and saved with its head as a folder that transformers loads without
+megadna.
 """
 
 import inspect
@@ -51,7 +52,7 @@ class Collator:
 def examples_of(
     table: pd.DataFrame, tokenizer: SequenceTokenizer, options: "FinetuneOptions", *, augment: bool = False
 ) -> list[dict[str, Any]]:
-    """Tokenized rows; UserError where a sequence is longer than the context and --crop is not said."""
+    """Tokenized rows; UserError if a sequence is longer than the context, unless --crop."""
     texts, targets = table["sequence"].tolist(), table["target"].tolist()
     axes = (0, 1) if options.task == "contact" else (0,) * options.task.startswith("base_")  # of a target: the bases
     if augment:
@@ -79,7 +80,7 @@ def pairs_of(contacts_LL: np.ndarray) -> np.ndarray:
 
 
 _IMPORT_HERE = "# A saved copy imports the encoder's class and configuration here.\n"
-_QUERY_VALUE = {"query", "value", "q_proj", "v_proj", "Wqkv", "query_key_value"}
+_QUERY_VALUE = {"query", "value", "q_proj", "v_proj", "Wqkv", "query_key_value"}  # what LoRA adapts, as its paper does
 _PROBLEMS = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
 _PROBLEMS["contact"] = _PROBLEMS["multilabel"]
 _AUTO_CLASSES = {
@@ -92,7 +93,7 @@ _AUTO_CLASSES = {
 def build_model(
     options: "FinetuneOptions", target: Target, tokenizer: SequenceTokenizer, class_weights: list[float] | None
 ) -> Any:
-    """The encoder (its weights, or random ones) with a new head for the target."""
+    """The encoder (with its weights, or random ones) and a new head for the target."""
     encoder = load_model(options.model, trust_remote_code=options.trust_remote_code)
     if options.random_weights:
         encoder = type(encoder)(encoder.config)
@@ -124,7 +125,7 @@ def build_model(
 
 
 def adapt(model: Any, options: "FinetuneOptions") -> Any:
-    """The model with what is not trained frozen; a peft model for LoRA."""
+    """The model, frozen as far as it is not trained; for LoRA a peft model."""
     if options.adapt == "frozen":
         model.encoder.requires_grad_(False)
         for module in model.encoder.modules():
@@ -135,9 +136,7 @@ def adapt(model: Any, options: "FinetuneOptions") -> Any:
     from peft import LoraConfig, get_peft_model
 
     linear = {name.rsplit(".", 1)[-1] for name, m in model.encoder.named_modules() if isinstance(m, torch.nn.Linear)}
-    targets = options.lora_targets or sorted(linear & _QUERY_VALUE) or sorted(linear)
-    unknown = sorted(set(targets) - linear)
-    require(not unknown, f"--lora_targets {' '.join(unknown)}: the encoder's layers are {', '.join(sorted(linear))}")
+    targets = sorted(linear & _QUERY_VALUE) or sorted(linear)
     config = LoraConfig(
         r=options.lora_rank,
         lora_alpha=options.lora_alpha,

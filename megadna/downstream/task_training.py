@@ -1,10 +1,8 @@
-"""PNG plots of a test set: confusion matrix, ROC and precision-recall curves, or predicted against true numbers.
+"""One fine-tuning run through transformers' Trainer: train, score, plot, write the run's folder.
 
-Tells of the steps and batches of transformers' Trainer through megadna.progress.
-
-One run of fine-tuning through transformers' Trainer: train, score, write the run's folder.
-
-Apart from megadna.downstream.finetune, which checks options and data before torch and transformers are imported.
+In:  options, tables by split with their targets, a seed.
+Out: model/, metrics.json, and predictions and plots of every split but train.
+Separate from megadna.downstream.finetune, which checks options and data before torch and transformers are imported.
 """
 
 import json
@@ -37,37 +35,39 @@ log = get_logger(__name__)
 def write_plots(
     truth: np.ndarray, predicted_NC: np.ndarray, target: Target, folder: Path, split: str, file_name: str
 ) -> None:
-    """confusion-SPLIT.png, roc-SPLIT.png and pr-SPLIT.png, or scatter-SPLIT.png; `file_name` is the split's part."""
+    """confusion-SPLIT.png, roc-SPLIT.png and pr-SPLIT.png, or scatter-SPLIT.png; `file_name` replaces SPLIT."""
     title, names = _shown(split), [_shown(name) for name in target.names]
     if target.is_regression:
         figure, axes = _figure()
-        for place, name in enumerate(names):
-            axes.plot(truth[:, place], predicted_NC[:, place], ".", markersize=3, label=name)
+        for number, name in enumerate(names):
+            axes.plot(truth[:, number], predicted_NC[:, number], ".", markersize=3, label=name)
         axes.set(xlabel="true", ylabel="predicted", title=title)
         axes.legend()
         figure.savefig(folder / f"scatter-{file_name}.png")
         return
-    several = target.independent
-    truth_NC = truth if several else np.eye(len(target.names))[truth]
-    if not several:
+    truth_NC = truth if target.independent else np.eye(len(names))[truth]
+    if not target.independent:
         figure, axes = _figure()
-        called = predicted_NC.argmax(axis=1)
-        labels = list(range(len(target.names)))
         ConfusionMatrixDisplay.from_predictions(
-            truth, called, labels=labels, display_labels=names, ax=axes, colorbar=False
+            truth,
+            predicted_NC.argmax(axis=1),
+            labels=list(range(len(names))),
+            display_labels=names,
+            ax=axes,
+            colorbar=False,
         )
         figure.savefig(folder / f"confusion-{file_name}.png")
     for kind, display in (("roc", RocCurveDisplay), ("pr", PrecisionRecallDisplay)):
         figure, axes = _figure()
-        for place, name in enumerate(names):
-            if 0 < truth_NC[:, place].sum() < len(truth_NC):
-                display.from_predictions(truth_NC[:, place], predicted_NC[:, place], name=name, ax=axes)
+        for number, name in enumerate(names):
+            if 0 < truth_NC[:, number].sum() < len(truth_NC):
+                display.from_predictions(truth_NC[:, number], predicted_NC[:, number], name=name, ax=axes)
         axes.set_title(title)
         figure.savefig(folder / f"{kind}-{file_name}.png")
 
 
 def _shown(name: str) -> str:
-    """The name as matplotlib draws it: no formula between dollar signs, no legend entry left out for its underscore."""
+    """The name, escaped for matplotlib, which takes text between $ as a formula and hides legend entries with _."""
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
@@ -80,7 +80,7 @@ def _figure() -> tuple[Any, Any]:
 
 
 class Reporter(TrainerCallback):
-    """A callback; what the Trainer does within `during` is told."""
+    """A callback that shows the Trainer's steps and batches as megadna's progress."""
 
     def __init__(self) -> None:
         self._progress = Progress("")
@@ -88,12 +88,12 @@ class Reporter(TrainerCallback):
 
     @contextmanager
     def during(self, what: str, unit: str) -> Iterator[None]:
-        """`unit`: steps (of training), or batches (of a prediction)."""
+        """Around one piece of work; `unit`: steps (of training), or batches (of a prediction)."""
         with Progress(what, unit=unit) as self._progress:
             yield
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        """The number of steps is known from now on."""
+        """The number of steps is known now."""
         self._progress.total = state.max_steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
@@ -103,7 +103,7 @@ class Reporter(TrainerCallback):
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **unused: Any
     ) -> None:
-        """One batch of an evaluation while training, or of a prediction."""
+        """One batch of an evaluation during training, or of a prediction."""
         self._batches += 1
         if self._progress.unit == "batches":
             self._progress.total = len(eval_dataloader)
@@ -112,7 +112,7 @@ class Reporter(TrainerCallback):
             self._progress.note = f"evaluating, batch {self._batches} of {len(eval_dataloader)}"
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        """The end of an evaluation while training."""
+        """The end of an evaluation during training."""
         self._batches, self._progress.note = 0, ""
 
 
@@ -160,20 +160,20 @@ def train_and_score(
         table.to_parquet(work / f"predictions-{stems[split]}.parquet")
         if split != "dev" or len(predictions) == 1:
             write_plots(*_flat(truth, predicted), target, work, split, stems[split])
-    _remark_on_training(found["dev"], options.best or target.main_score, trainer.state.log_history)
+    _remark_on_training(found["dev"], target.main_score, trainer.state.log_history)
     (work / "metrics.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
 
 
 def _remark_on_training(dev: dict[str, dict[str, Any]], best: str, history: list[dict[str, float]]) -> None:
-    """Add to dev's remarks that the score by which the model is chosen never changed."""
+    """Add to dev's remarks if the score that chooses the model never changed."""
     values = [entry[f"eval_{best}"] for entry in history if f"eval_{best}" in entry]
-    said = ""
+    remark = ""
     if values and all(map(math.isnan, values)):
-        said = f"{best} was undefined at every evaluation ({len(values)}), so the last model is kept"
+        remark = f"{best} was undefined at every evaluation ({len(values)}), so the last model is kept"
     elif len(values) > 1 and len(set(values)) == 1:
-        said = f"{best} was {values[0]:.4f} at every evaluation ({len(values)}), so the first model is kept"
+        remark = f"{best} was {values[0]:.4f} at every evaluation ({len(values)}), so the first model is kept"
     for score in dev.values():
-        score["remark"] = "; ".join(filter(None, [score["remark"], said]))
+        score["remark"] = "; ".join(filter(None, [score["remark"], remark]))
 
 
 def _without_nan(found: Any) -> Any:
@@ -210,15 +210,15 @@ def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed
         save_steps=options.eval_steps or 500,
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model=options.best or target.main_score,
-        greater_is_better=options.best != "mse",
+        metric_for_best_model=target.main_score,
+        greater_is_better=True,
         bf16=options.precision == "bf16" or (options.precision == "auto" and cuda),
         use_cpu=not cuda,
         seed=seed,
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
-        disable_tqdm=True,  # task_progress.py tells
+        disable_tqdm=True,  # Reporter shows them
         logging_steps=max(1, steps // 100),
         report_to="none",
     )
@@ -230,16 +230,13 @@ def _class_weights(train: pd.DataFrame, target: Target) -> list[float]:
 
 
 def _rows(labels: np.ndarray, logits: np.ndarray, target: Target) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Truth and probabilities (or numbers) of each sequence: a row a sequence, nucleotide or pair, padding left out."""
+    """Truth and probabilities (or numbers) of each sequence: a row per sequence, nucleotide or pair, no padding."""
     if not target.ragged:
-        return list(labels[:, None] if labels.ndim == 1 else labels[:, None, :]), list(
-            probabilities(logits, target)[:, None, :]
-        )
+        return list(labels[:, None]), list(probabilities(logits, target)[:, None])
     truth, predicted = [], []
     for label_L, logits_LC in zip(labels, logits, strict=True):
-        padding = (
-            (label_L == NO_LABEL) if label_L.ndim == 1 else (np.isnan(label_L) | (label_L == NO_LABEL)).any(axis=1)
-        )
+        padding = np.isnan(label_L) | (label_L == NO_LABEL)
+        padding = padding if padding.ndim == 1 else padding.any(axis=1)
         truth.append(label_L[~padding])
         predicted.append(probabilities(logits_LC[: len(label_L)][~padding], target))
     return truth, predicted
@@ -255,16 +252,15 @@ def _predictions_table(
     """sequence, truth, label (of classes: the most probable), and a column of probabilities (or numbers) for each name;
     classes by their names. A cell of a task per nucleotide or pair is a list."""
     names = np.array(target.names, object)
-    shown = table[["sequence"]]
+    shown = table[["sequence"]].copy()
     if target.has_classes:
-        classes = {"truth": truth, "label": [rows.argmax(axis=1) for rows in predicted]}
-        lists = {key: [names[numbers.astype(int)].tolist() for numbers in values] for key, values in classes.items()}
-        one_each = {key: [cells[0] for cells in values] for key, values in lists.items()}
-        shown = shown.assign(**(lists if target.ragged else one_each))
+        for key, numbers in (("truth", truth), ("label", [rows.argmax(axis=1) for rows in predicted])):
+            lists = [names[each.astype(int)].tolist() for each in numbers]
+            shown[key] = lists if target.ragged else [cells[0] for cells in lists]
     else:
         given = truth if target.ragged else table["target"]
-        shown = shown.assign(truth=[np.ravel(numbers).tolist() for numbers in given])
-    for place, column in enumerate(value_columns(target.names, is_regression=target.is_regression)):
-        values = [rows[:, place].astype(np.float32) for rows in predicted]
+        shown["truth"] = [np.ravel(numbers).tolist() for numbers in given]
+    for number, column in enumerate(value_columns(target.names, is_regression=target.is_regression)):
+        values = [rows[:, number].astype(np.float32) for rows in predicted]
         shown[column] = values if target.ragged else np.concatenate(values)
     return shown.reset_index(drop=True)

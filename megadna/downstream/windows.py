@@ -1,7 +1,7 @@
 """`megadna windows`: peaks, transcription start sites or bigWig values -> windows of one length with labels.
 
-Peaks (BED: their middle; narrowPeak: the summit) and start sites are positives (label 1), beside as many negatives
-(label 0). With a bigWig file the label is its mean over the window, at the peaks or start sites, or everywhere.
+Peaks (BED: their middle; narrowPeak: the summit) and start sites are positives (label 1), with one negative (label 0)
+each. With a bigWig file the label is its mean over the window, at the peaks or start sites, or everywhere.
 """
 
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from megadna.downstream.dataset_options import WindowOptions
 from megadna.downstream.datasets import cut, finish, matched_windows, shuffle_dinucleotides
+from megadna.downstream.options import WindowOptions
 from megadna.errors import require
 from megadna.genome.annotation import of_biotypes, on_genome, read_annotation
 from megadna.genome.bed import BedLine, read_bed
@@ -24,28 +24,29 @@ log = get_logger(__name__)
 
 def windows(**keys: Any) -> pd.DataFrame:
     """The dataset of these WindowOptions as one table: sequence, label, contig, start, end, name, strand, kind, split;
-    the manifest in `attrs`. Also written where `output` names a folder."""
+    the manifest in `attrs`. Also written if `output` names a folder."""
     options = WindowOptions(**keys)
     rng = np.random.default_rng(options.seed)
     genome = read_genome(options.genome)
-    places_of = _everywhere if options.positives is None and options.annotation is None else _anchors
-    taken = places_of(options, genome)
+    anchors = _tiles if options.positives is None and options.annotation is None else _anchors
+    taken = anchors(options, genome)
     minus = taken["strand"] == "-"
     before = np.where(minus, options.length - 1 - options.before, options.before)
-    places = taken.assign(start=taken["anchor"] - before, reverse=minus)
-    every, places = len(places), places.drop_duplicates(["contig", "start", "strand"], ignore_index=True)
-    twice = every - len(places)
-    if 0 < options.count < len(places):
-        places = places.sample(options.count, random_state=rng)
-    examples, left_out = cut(places, genome, options.length)
-    left_out = {"the same place as another": twice, **left_out}
-    counts: dict[str, Any] = {"places": len(taken), "left out": left_out}
+    chosen = taken.assign(start=taken["anchor"] - before, reverse=minus)
+    chosen = chosen.drop_duplicates(["contig", "start", "strand"], ignore_index=True)
+    counts: dict[str, Any] = {"candidates": len(taken)}
+    repeated = len(taken) - len(chosen)
+    if 0 < options.count < len(chosen):
+        chosen = chosen.sample(options.count, random_state=rng)
+    examples, left_out = cut(chosen, genome, options.length)
+    left_out = {"same position as another": repeated, **left_out}
+    counts["left out"] = left_out
     require(len(examples) > 0, f"no window of {options.length} bases is left: {left_out}")
     if options.bigwig is not None:
         examples, found = with_values(examples, options.bigwig, genome, options.aliases, options.uncovered)
         counts |= found
     else:
-        intervals = pd.concat([taken, places.assign(end=places["start"] + options.length)])
+        intervals = pd.concat([taken, chosen.assign(end=chosen["start"] + options.length)])
         negatives = _negatives(examples, intervals, genome, options.negatives, rng)
         traits = {trait: negatives[trait].mean() for trait in ("gc", "repeats") if trait in negatives}
         counts |= {"negatives": len(negatives), "mean difference to the matched positive": traits}
@@ -53,18 +54,18 @@ def windows(**keys: Any) -> pd.DataFrame:
     for what in ("left out", "left out for the bigWig"):
         if any(counts.get(what, {}).values()):
             log.info("windows %s: %s", what, counts[what])
-    return finish(examples, options, options.split, [], counts)
+    return finish(examples, options, [], counts)
 
 
 def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
-    """contig, start, end, strand, anchor (the base that a window is laid around), kind and name of each positive: of a
-    peak what BED's column 4 calls it and no other, else where it is."""
+    """contig, start, end, strand, anchor (the base that the window is placed by), kind and name of each positive: a
+    peak has its BED name (column 4) if no other has it, else its coordinates."""
     if options.annotation is not None:
         with Progress(f"reading {options.annotation}"):
             found = of_biotypes(read_annotation(options.annotation)[0], options.biotypes, options.annotation)
         found = on_genome(found, genome, options.annotation, options.aliases)
         anchor = found["start"].where(found["strand"] == "+", found["end"] - 1)
-        # start and end: only the site itself is taken, so that the gene's body may hold negatives
+        # start and end are those of the site itself, so that negatives may be in the gene's body
         return found.assign(anchor=anchor, start=anchor, end=anchor + 1, kind="tss", name=found["gene"])
     assert options.positives is not None
     summits = ".narrowPeak" in options.positives.name
@@ -80,8 +81,8 @@ def _anchors(options: WindowOptions, genome: Genome) -> pd.DataFrame:
     return found.assign(anchor=anchor, strand=strand, kind="peak", name=name).drop(columns=["line", "summit"])
 
 
-def _everywhere(options: WindowOptions, genome: Genome) -> pd.DataFrame:
-    """Windows side by side over every contig, as `_anchors` gives them."""
+def _tiles(options: WindowOptions, genome: Genome) -> pd.DataFrame:
+    """Adjacent windows over every contig, in the form of `_anchors`."""
     starts = {name: range(0, size - options.length + 1, options.length) for name, size in genome.lengths.items()}
     found = pd.DataFrame([(name, start) for name in starts for start in starts[name]], columns=["contig", "start"])
     return found.assign(strand="+", anchor=found["start"] + options.before, kind="signal", name="")
@@ -90,7 +91,7 @@ def _everywhere(options: WindowOptions, genome: Genome) -> pd.DataFrame:
 def _negatives(
     positives: pd.DataFrame, taken: pd.DataFrame, genome: Genome, kind: str, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """One for each positive, where there is one."""
+    """One for each positive, as far as they exist."""
     if kind == "none":
         return positives[:0]
     if kind == "shuffled":

@@ -228,7 +228,7 @@ def test_data_are_checked_before_torch_is_imported(tmp_path):
         (["predict", *genome[:-1], str(tmp_path / "o.bw")], "two records are called 1"),
         (["predict", *genome[:-1], str(tmp_path / "o.bed")], "two records are called 1"),
         (["embed", *genome, "--circular", "1"], "two records are called 1"),
-        (["embed", *genome, "--layers", "0", "0"], "each of them once"),
+        (["embed", *genome, "--layers", "0", "0"], "name each layer once"),
         (["predict", *two, "--output", str(tmp_path / "o.bw")], "regions that are sorted and do not overlap"),
     ]  # fmt: skip
     command = [sys.executable, "-c", BEFORE_TORCH.format(cases=cases)]

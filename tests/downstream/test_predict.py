@@ -18,11 +18,11 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from megadna import embed, predict
 from megadna.cli import main
 from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.inference import Runner
 from megadna.downstream.options import FinetuneOptions, PredictOptions
 from megadna.downstream.predict import Predictor
 from megadna.downstream.task_model import build_model, save_model
 from megadna.downstream.tasks import Target
-from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError
 from megadna.genome.records import Stretch, reverse_complement
 
@@ -212,7 +212,7 @@ def test_two_records_of_one_name(folders, tmp_path, caplog):
 
 
 def test_a_fine_tuned_model_is_no_encoder(folders, genome):
-    with pytest.raises(UserError, match="is a fine-tuned model, which megadna predict runs"):
+    with pytest.raises(UserError, match="is a fine-tuned model, for megadna predict"):
         embed(folders["sequence"], genome[0])
 
 
@@ -229,10 +229,10 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     path, _ = genome
     (tmp_path / "r.bed").write_text("chr1\t50\t90\nchr1\t10\t70\n")
     cases = [
-        (folders["encoder"], "x.parquet", [], "no fine-tuned model"),
+        (folders["encoder"], "x.parquet", [], "not a fine-tuned model"),
         (folders["base"], "x.bw", ["--window", "10"], "--window is for models of sequences"),
-        (folders["sequence"], "x.bw", ["--window", "10", "--circular", "chrM"], "--circular names chrM"),
-        (folders["base"], "x.bed", [], "a model of nucleotides writes .parquet or .bw"),
+        (folders["sequence"], "x.bw", ["--window", "10", "--circular", "chrM"], "--circular chrM: no such record"),
+        (folders["base"], "x.bed", [], "a nucleotide model writes .parquet or .bw"),
         (folders["sequence"], "x.tsv", [], "its ending must be one of .parquet, .bed, .bw"),
         (folders["sequence"], "x.bw", ["--bed", str(tmp_path / "r.bed")], "sorted and do not overlap"),
         (folders["sequence"], "x.bw", ["--window", "10", "--step", "20"], "--step 20 is longer than --window 10"),

@@ -205,7 +205,7 @@ def test_the_cache_of_the_hub_is_a_folder_of_links(folders, tmp_path, monkeypatc
     assert refused(lambda: load(snapshot)) == ""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     message = refused(lambda: load_config("owner/unknown", trust_remote_code=False))
-    assert "owner/unknown: no such folder, and not to be had from the Hugging Face Hub" in message
+    assert "owner/unknown: no such folder, and not available from the Hugging Face Hub" in message
 
 
 def test_a_pickle_is_one_line(folders, tmp_path):

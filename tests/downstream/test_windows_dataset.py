@@ -40,7 +40,7 @@ def bed(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def letters() -> str:
-    return read_genome(HUMAN).letters["9"].tobytes().decode()
+    return read_genome(HUMAN).bases["9"].tobytes().decode()
 
 
 def pairs(text: str) -> Counter:
@@ -311,7 +311,7 @@ def test_bigwigs_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[s
     peaks = tmp_path / "p.bed"
     peaks.write_text("9\t20000\t20300\n")
     line = mistake(capsys, "--output", tmp_path / "out", "--positives", peaks, "--uncovered", "zero")
-    assert "--uncovered zero is said of a --bigwig" in line
+    assert "--uncovered zero applies to a --bigwig only" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -330,7 +330,7 @@ def test_the_command_writes_and_refuses(
 ) -> None:
     output = tmp_path / "out"
     base = ["--output", output]
-    assert "say where the windows lie" in mistake(capsys, *base)
+    assert "give the windows' source" in mistake(capsys, *base)
     assert "exclude each other" in mistake(capsys, *base, "--positives", bed, "--annotation", HUMAN_GTF)
     assert "another --split" in mistake(capsys, *base, "--positives", bed)  # one chromosome cannot be three splits
     assert "not a bigWig file" in mistake(capsys, *base, "--bigwig", bed)
@@ -357,7 +357,7 @@ def test_the_command_writes_and_refuses(
 
 def test_a_missing_library_names_the_extra(tmp_path: Path) -> None:
     """Help needs no extra; the verb itself names the one that is missing."""
-    start = "import sys; sys.modules['bioframe'] = None; from megadna.cli import main; main(sys.argv[1:])"
+    start = "import sys; sys.modules['scipy'] = None; from megadna.cli import main; main(sys.argv[1:])"
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", start, "windows", *words], capture_output=True, text=True)
@@ -368,4 +368,4 @@ def test_a_missing_library_names_the_extra(tmp_path: Path) -> None:
     result = run("--genome", str(HUMAN), "--positives", str(bed), "--output", str(tmp_path / "out"))
     assert result.returncode == 2
     remedy = "get it in a clone of megadna: pip install -c constraints.txt -e '.[downstream]'"
-    assert result.stderr.splitlines()[1:] == [f"megadna: error: bioframe is not installed; {remedy}"]
+    assert result.stderr.splitlines()[1:] == [f"megadna: error: scipy is not installed; {remedy}"]
