@@ -1,8 +1,9 @@
-"""Scores of predictions, with bootstrap intervals, remarks on scores that mean little, and the two readings of the
+"""Scores of predictions with bootstrap intervals, remarks on scores that mean little, plots; and both readings of the
 DNABERT model card's splice-site scores."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,3 +187,52 @@ def with_intervals(
         low, high = np.nanpercentile(spread, [2.5, 97.5]) if np.isfinite(spread).any() else (np.nan, np.nan)
         result[name] = {"value": value, "low": float(low), "high": float(high)}
     return result
+
+
+def write_plots(
+    truth: np.ndarray, predicted_NC: np.ndarray, target: Target, folder: Path, split: str, file_name: str
+) -> None:
+    """confusion-SPLIT.png, roc-SPLIT.png and pr-SPLIT.png, or scatter-SPLIT.png; `file_name` replaces SPLIT."""
+    from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
+
+    title, names = _shown(split), [_shown(name) for name in target.names]
+    if target.is_regression:
+        figure, axes = _figure()
+        for number, name in enumerate(names):
+            axes.plot(truth[:, number], predicted_NC[:, number], ".", markersize=3, label=name)
+        axes.set(xlabel="true", ylabel="predicted", title=title)
+        axes.legend()
+        figure.savefig(folder / f"scatter-{file_name}.png")
+        return
+    truth_NC = truth if target.independent else np.eye(len(names))[truth]
+    if not target.independent:
+        figure, axes = _figure()
+        ConfusionMatrixDisplay.from_predictions(
+            truth,
+            predicted_NC.argmax(axis=1),
+            labels=list(range(len(names))),
+            display_labels=names,
+            ax=axes,
+            colorbar=False,
+        )
+        figure.savefig(folder / f"confusion-{file_name}.png")
+    for kind, display in (("roc", RocCurveDisplay), ("pr", PrecisionRecallDisplay)):
+        figure, axes = _figure()
+        for number, name in enumerate(names):
+            if 0 < truth_NC[:, number].sum() < len(truth_NC):
+                display.from_predictions(truth_NC[:, number], predicted_NC[:, number], name=name, ax=axes)
+        axes.set_title(title)
+        figure.savefig(folder / f"{kind}-{file_name}.png")
+
+
+def _shown(name: str) -> str:
+    """The name, escaped for matplotlib, which takes text between $ as a formula and hides legend entries with _."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
+    return figure, figure.subplots()

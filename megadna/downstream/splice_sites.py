@@ -1,15 +1,17 @@
 """`megadna splice-sites`: genome and annotation -> windows of donors, acceptors and positions that are neither.
 
 A site is between the bases L/2 - 1 and L/2 of its window, read along the transcript: a donor's GT is at L/2, an
-acceptor's AG ends at L/2 - 1.
+acceptor's AG ends at L/2 - 1. A `position` is a boundary too: between the bases position - 1 and position of the
+forward strand.
 """
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from megadna.downstream.datasets import Sites, cut, finish, hard_negatives, midpoint_negatives, random_negatives
+from megadna.downstream.datasets import cut, finish
 from megadna.downstream.options import SpliceOptions
 from megadna.errors import require
 from megadna.genome.annotation import of_biotypes, on_genome, read_annotation
@@ -23,6 +25,17 @@ LABELS = {"donor": 0, "acceptor": 1, "negative": 2}
 _ENOUGH_INTRONS = 50
 _SPARE = 1.25  # negatives drawn for each one needed: some extend beyond a contig's end or contain an N
 _SITE = ["contig", "strand", "position"]
+# A site's two intron bases on the forward strand, and how many bases the boundary is after the first of them.
+_MOTIFS = {
+    ("donor", "+"): (b"GT", 0),
+    ("donor", "-"): (b"AC", 2),
+    ("acceptor", "+"): (b"AG", 2),
+    ("acceptor", "-"): (b"CT", 0),
+}
+_NONE = np.zeros(0, np.int64)
+
+Sites = dict[tuple[str, str], np.ndarray]
+"""Sorted positions of every annotated site by contig and strand."""
 
 
 def splice_sites(**options: Any) -> pd.DataFrame:
@@ -126,12 +139,63 @@ def _negatives(
     by_gene = transcripts.groupby(["contig", "strand", "gene"], as_index=False)
     genes = by_gene.agg(start=("start", "min"), end=("end", "max"))
     if options.negatives == "hard":
-        found = hard_negatives(anchors, genes, sites, genome, wanted // 2, rng)
+        found = _hard_negatives(anchors, genes, sites, genome, wanted // 2, rng)
     elif options.negatives == "random":
-        found = random_negatives(genes, sites, wanted, rng)
+        found = _random_negatives(genes, sites, wanted, rng)
     else:
-        found = midpoint_negatives(introns, sites)
+        found = _midpoint_negatives(introns, sites)
     return found.sample(frac=1, random_state=rng, ignore_index=True)
+
+
+def _hard_negatives(
+    anchors: pd.DataFrame, genes: pd.DataFrame, sites: Sites, genome: Genome, count: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """About `count` GT (kind donor) and AG (kind acceptor) each, in the genes of the `anchors` (columns gene, kind) and
+    on their strand, that are a site of no isoform; as many per gene as it has anchors, if it has that many."""
+    found = []
+    for kind in ("donor", "acceptor"):
+        of_kind = anchors.loc[anchors["kind"] == kind, "gene"].to_numpy()
+        wanted = Counter(np.resize(rng.permutation(of_kind), count).tolist())
+        for gene in genes[genes["gene"].isin(wanted)].itertuples():
+            motif, boundary = _MOTIFS[kind, gene.strand]
+            bases = genome.bases[gene.contig][gene.start : gene.end] & 0xDF  # upper case
+            here = np.flatnonzero((bases[:-1] == motif[0]) & (bases[1:] == motif[1])) + gene.start + boundary
+            here = _no_site(here, sites.get((gene.contig, gene.strand), _NONE))
+            taken = rng.choice(here, min(len(here), wanted[gene.gene]), replace=False)
+            found.append(_rows(gene, taken, kind))
+    return pd.concat(found, ignore_index=True)
+
+
+def _random_negatives(genes: pd.DataFrame, sites: Sites, count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Up to `count` positions, spread evenly over the bodies of the genes, that are not an annotated site."""
+    sizes = (genes["end"] - genes["start"]).to_numpy()
+    wanted = Counter(rng.choice(len(genes), count, p=sizes / sizes.sum()).tolist())
+    found = []
+    for row, gene in enumerate(genes.itertuples()):
+        taken = np.unique(rng.integers(gene.start + 1, max(gene.end, gene.start + 2), wanted[row]))
+        found.append(_rows(gene, _no_site(taken, sites.get((gene.contig, gene.strand), _NONE)), "random"))
+    return pd.concat(found, ignore_index=True).drop_duplicates(["contig", "strand", "position"])
+
+
+def _midpoint_negatives(introns: pd.DataFrame, sites: Sites) -> pd.DataFrame:
+    """The middle of every intron, if it is not an annotated site."""
+    found = introns.assign(position=(introns["start"] + introns["end"]) // 2, kind="midpoint")
+    groups = found.groupby(["contig", "strand"], sort=False)
+    free = [rows[rows["position"].isin(_no_site(rows["position"].to_numpy(), sites[key]))] for key, rows in groups]
+    return pd.concat(free)
+
+
+def _no_site(positions: np.ndarray, sites: np.ndarray) -> np.ndarray:
+    """The positions that are not among the sorted sites."""
+    if not len(sites):
+        return positions
+    next_site = sites[np.searchsorted(sites, positions).clip(max=len(sites) - 1)]
+    return positions[next_site != positions]
+
+
+def _rows(gene: tuple, positions: np.ndarray, kind: str) -> pd.DataFrame:
+    shared = {"contig": gene.contig, "strand": gene.strand, "gene": gene.gene, "kind": kind}  # type: ignore[attr-defined]
+    return pd.DataFrame({**shared, "position": positions})
 
 
 def _balanced(positives: pd.DataFrame, negatives: pd.DataFrame, options: SpliceOptions) -> pd.DataFrame:

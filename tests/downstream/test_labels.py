@@ -23,9 +23,8 @@ from megadna.downstream import metrics
 from megadna.downstream.benchmark import markdown
 from megadna.downstream.finetune import read_data
 from megadna.downstream.inputs import file_names, in_natural_order, value_columns
-from megadna.downstream.metrics import remark, scores
+from megadna.downstream.metrics import remark, scores, write_plots
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.task_training import write_plots
 from megadna.downstream.tasks import Target, find_tasks
 from megadna.errors import UserError
 
@@ -187,7 +186,7 @@ def test_columns_and_files_never_meet():
     assert len({part.casefold() for part in files.values()}) == len(names)
     assert [unquote(files[name]) for name in names] == names
     assert not any(set(part) & set('/\\:*?"<>|\0') for part in files.values())
-    with pytest.raises(UserError, match="a file named after it has 312 bytes"):
+    with pytest.raises(UserError, match="a file named after it would need 312 bytes"):
         file_names(["a" * 300], "out.{}.plus.bw")
     assert in_natural_order(["b", "a10", "a9", "a09", "1" * 5000, "2"]) == ["2", "1" * 5000, "a09", "a9", "a10", "b"]
 

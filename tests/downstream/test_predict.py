@@ -21,7 +21,7 @@ from megadna.downstream.encoder import load_config, load_tokenizer
 from megadna.downstream.inference import Runner
 from megadna.downstream.options import FinetuneOptions, PredictOptions
 from megadna.downstream.predict import Predictor
-from megadna.downstream.task_model import build_model, save_model
+from megadna.downstream.task_training import build_model, save_model
 from megadna.downstream.tasks import Target
 from megadna.errors import UserError
 from megadna.genome.records import Stretch, reverse_complement

@@ -20,7 +20,7 @@ from toy_models import dnabert_folder, kmer_folder, megadna_folder
 
 from megadna.cli import main
 from megadna.downstream.encoder import load_config, load_masked_lm, load_model, load_tokenizer
-from megadna.downstream.task_model import save_model
+from megadna.downstream.task_training import save_model
 from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
 
