@@ -6,7 +6,7 @@ Out: OUTPUT/results.csv and results.md: one row per task, method and score (mean
      OUTPUT/runs/ with every fine-tuning run.
 A stopped benchmark is resumed. Published figures are quoted with their source, not measured here.
 Baselines learn from the labelled sequences alone: each gives probabilities [N, C] of the test table's rows, or None if
-it does not apply. torch and scikit-learn are imported inside them: a mistaken option or table is told before.
+it does not apply. torch and scikit-learn are imported inside them, after options and tables have been checked.
 """
 
 import os

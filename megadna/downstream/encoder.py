@@ -197,7 +197,7 @@ def _checked(folder: str) -> bool:
     with one_line(f"{folder}: no such folder, and not available from the Hugging Face Hub"):
         copy = snapshot_download(folder, allow_patterns=["*.json", "*.py", "custom_generate/*"])
     check_folder(Path(copy))
-    return False  # what the Hub holds may change until it is fetched again
+    return False  # the Hub's content may change before it is fetched again
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Fine-tuning of any Hugging Face DNA encoder through transformers' Trainer and peft.
 
 In:  an encoder's folder, labelled sequences (megadna.downstream.tasks).
-Out: RUN/ (RUN/seed-1/, RUN/fold-0/ ... where there are several): model/ (a Hugging Face folder that pipeline() runs),
+Out: RUN/ (RUN/seed-1/, RUN/seed-1-fold-0/ ...): model/ (a Hugging Face folder that pipeline() runs),
      options.json, metrics.json, predictions-SPLIT.parquet, and plots. metrics.csv has every score of every run.
 A run folder appears under its name only when it is complete; a command that is started again skips complete runs.
 """

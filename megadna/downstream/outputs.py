@@ -50,13 +50,13 @@ class Parts:
 
     @property
     def ready(self) -> Path:
-        """Folder in it with the finished output files; it exists as a whole or not at all."""
+        """Folder in it with the finished output files; it appears only when they are complete."""
         return self.folder / "ready"
 
 
 @contextmanager
 def held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[Parts]:
-    """Hold OUTPUT.parts during the block; afterwards it remains if the command can be resumed.
+    """Lock OUTPUT.parts during the block; afterwards it remains if the command can be resumed.
 
     files: all that may be written; UserError on all ranks if one exists, if the folder was left by a command with
     other settings, or if another command fills it.

@@ -229,7 +229,7 @@ def make_target(task: Task, train: pd.DataFrame, labels: Sequence[str], names: l
         return Target(task, own)
     require(
         count == 1,
-        f"{where}: {count} labels a row, and task {task} has one; say --task multilabel or regression, or the one "
+        f"{where}: {count} labels per row, and task {task} has one; say --task multilabel or regression, or the one "
         f"column with --label_columns (of a FASTA file: label_1 to label_{count})",
     )
     if task == "contact":
@@ -276,7 +276,7 @@ def add_targets(table: pd.DataFrame, target: Target, where: str) -> pd.DataFrame
         _require_text(table, where)
     if target.task in ("multilabel", "regression"):
         fits = len(columns) == len(target.names)
-        require(fits, f"{where}: {len(columns)} labels a row, and the train table has {len(target.names)}")
+        require(fits, f"{where}: {len(columns)} labels per row, and the train table has {len(target.names)}")
         texts = table[columns].replace({"True": "1", "False": "0"})
         numbers = texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
         wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))

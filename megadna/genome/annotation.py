@@ -368,8 +368,8 @@ def _known(table: pd.DataFrame, names: dict[str, str], genome: Genome, path: Pat
     ours = ", ".join(list(genome.bases)[:5])
     require(
         bool(known.any()) and known.mean() >= min_share,
-        f"{path}: only {int(known.sum()):,} of {len(table):,} are on contigs of {genome.path}, at least {min_share:.0%} "
-        f"required; unknown: {', '.join(missing[:5]) or 'none'}; the genome has {ours}; give the matching genome, or "
+        f"{path}: only {int(known.sum()):,} of {len(table):,} are on contigs of {genome.path}, {min_share:.0%} "
+        f"are required; unknown: {', '.join(missing[:5]) or 'none'}; the genome has {ours}; give the matching genome, or "
         "--aliases assembly_report.txt",
     )
     if missing:

@@ -105,7 +105,7 @@ def test_several_labels_of_a_header_are_several_labels(tmp_path):
     assert names == ["label_1", "label_2", "label_3"]
     assert np.array(targets).tolist() == [[0, 1, 1], [1, 0, 0]]
     assert read(tmp_path / "t.fna", label_columns=["label_2"]) == (["0", "1"], [1, 0])
-    with pytest.raises(UserError, match="3 labels a row, and task classification has one"):
+    with pytest.raises(UserError, match="3 labels per row, and task classification has one"):
         read(tmp_path / "t.fna")
     (tmp_path / "t.fna").write_text(">a|0|1\nACGT\n>b|1\nACCT\n")
     with pytest.raises(UserError, match=r"record 2: its header >b\|1 has 1 labels"):
@@ -129,7 +129,7 @@ def test_other_columns_are_text_too_and_empty_cells_have_a_row(tmp_path):
         (table(tmp_path, "1,x", "2,", header="sequence,label,task", name="k.csv"), {}, "row 2: column 'task' is empty"),
         (table(tmp_path, "1,2", "2,2", header="sequence,label,label", name="d.csv"), {}, "two columns are called"),
         (table(tmp_path, '"a\tb"', "c", name="tab.csv"), {}, r"the name 'a\\tb' has|holds '\\t'"),
-        (numbers, {"label_columns": ["a", "b"]}, "2 labels a row, and task classification has one"),
+        (numbers, {"label_columns": ["a", "b"]}, "2 labels per row, and task classification has one"),
         (numbers, {"label_columns": ["a", "a"], "task": "multilabel"}, "'a' is there 2 times"),
         (table(tmp_path, "1", "2", "7", name="e.csv"), {"label_names": ["a", "a", "b"]}, "'a' is there 2 times"),
     ]  # fmt: skip

@@ -68,7 +68,7 @@ def load(folder):
 SECOND = {"config.json": {"configuration_files": ["config.4.0.0.json"]}, "config.4.0.0.json": {"auto_map": PLANTED}}
 RUNS = f"def generate(*_, **__): open({'ran'!r}, 'w')\n"
 LEADS_ELSEWHERE = {
-    "second config": (SECOND, "configuration_files leads to files that are not looked at"),
+    "second config": (SECOND, "configuration_files leads to files that are not checked"),
     "adapter": ({"adapter_config.json": {"base_model_name_or_path": "other"}}, "adapters are not read"),
     "generate": ({"custom_generate/generate.py": RUNS}, "custom_generate is code"),
     "weights": ({"config.json": {"transformers_weights": "../other.safetensors"}}, "transformers_weights leads"),
