@@ -11,6 +11,7 @@ it does not apply. torch and scikit-learn are imported inside them, after option
 
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +23,13 @@ import pandas as pd
 
 import megadna
 from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.data.leakage import sequence_overlap
 from megadna.downstream.finetune import finetune_with, read_data
 from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
 from megadna.downstream.tasks import SPLICE_NAMES, Target, find_tasks
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, mark, write_text
+from megadna.genome.tables import TableFormat
 from megadna.log import get_logger
 from megadna.ownership import MARKER, is_unused, read_mark, refuse_occupied, resolved
 from megadna.progress import Progress, tracked
@@ -134,6 +137,7 @@ def _one_hot(sequences: pd.Series) -> np.ndarray:
 
 RECIPES = {"gue": "gue.yaml", "nt": "nt_tasks.yaml", "splice": "splice_bionemo.yaml"}
 MEAN = "mean of tasks"
+MAX_CONTAINMENT = 0.2
 _FILES = ("results.csv", "results.md", "runs")
 _CARD = [
     f"class_vs_negative.{site}.{score}" for site in ("donor", "acceptor", "mean") for score in ("accuracy", "f1", "mcc")
@@ -160,9 +164,6 @@ PUBLISHED: dict[str, list[tuple[str, str, str, float, str]]] = {
     ],
 }  # fmt: skip
 
-Leakage = Callable[[pd.DataFrame], float]
-"""Test table -> share of its sequences that the pretraining dataset contains."""
-
 
 def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:
     """Run a suite and return its table; keyword arguments are the fields of BenchmarkOptions."""
@@ -170,7 +171,7 @@ def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | st
     return benchmark_with(BenchmarkOptions(**given, **options))
 
 
-def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) -> pd.DataFrame:
+def benchmark_with(options: BenchmarkOptions) -> pd.DataFrame:
     """What `megadna benchmark` does."""
     require(os.environ.get("WORLD_SIZE", "1") == "1", "benchmark runs as one process; several ranks: megadna finetune")
     options.check_files()
@@ -186,7 +187,7 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
     _begin(options)
     try:
         each = tracked(tasks.items(), "benchmark", len(tasks), "tasks")
-        table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in each])
+        table = pd.concat([_one_task(name, folder, recipe, options) for name, folder in each])
     except UserError:
         if all(path.is_dir() or path.name == MARKER for path in options.output.rglob("*")):
             shutil.rmtree(options.output)
@@ -250,12 +251,10 @@ def _read(
     return tables, target, baselines
 
 
-def _one_task(
-    name: str, folder: Path, recipe: FinetuneOptions, options: BenchmarkOptions, leakage: Leakage | None
-) -> pd.DataFrame:
+def _one_task(name: str, folder: Path, recipe: FinetuneOptions, options: BenchmarkOptions) -> pd.DataFrame:
     log.info("task %s", name)
     tables, target, baselines = _read(folder, recipe, options)
-    share = leakage(tables["test"]) if leakage is not None else np.nan
+    share = np.nan if options.pretraining_data is None else _leaked_share(options.pretraining_data, tables["test"])
     shown = name + (" (comparison only)" if _random_split(folder) else "")
     recipe = replace(recipe, data=folder)
     found = []
@@ -277,6 +276,16 @@ def _one_task(
     )
     table = pd.concat([table.reset_index(), _difference(scores)])
     return table.assign(task=shown, leakage=share, source="measured")
+
+
+def _leaked_share(dataset: Path, test: pd.DataFrame) -> float:
+    """Share of the test sequences of which the dataset's training split contains more than MAX_CONTAINMENT."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "test.csv")
+        test[["sequence"]].to_csv(path, index=False)
+        shares = sequence_overlap(dataset, "train", path, TableFormat("sequence")).shares
+    known = shares[~np.isnan(shares)]
+    return float((known > MAX_CONTAINMENT).mean()) if len(known) else float("nan")
 
 
 def _mean(values: pd.Series) -> float:

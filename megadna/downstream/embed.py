@@ -38,7 +38,6 @@ class Embedder(Inference):
         for layer in self.layers:
             known = -num_states <= layer < num_states
             require(known, f"--layers {layer}: {options.model} has hidden states 0 to {num_states - 1}")
-        self.first_token = options.pooling == "cls"
         reduce: Reduce = "window" if options.pooling == "cls" else options.pooling
         super().__init__(options, model, model.config, reduce, model.config.hidden_size * len(self.layers))
 
@@ -49,7 +48,7 @@ class Embedder(Inference):
             hidden_BSF = output.last_hidden_state
         else:
             hidden_BSF = torch.cat([output.hidden_states[layer] for layer in self.layers], dim=-1)
-        return hidden_BSF[:, 0] if self.first_token else hidden_BSF
+        return hidden_BSF[:, 0] if self.runner.reduce == "window" else hidden_BSF
 
     def values(self, features_NF: np.ndarray) -> dict[str, Any]:
         """A column of vectors per layer."""

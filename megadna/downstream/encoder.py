@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, letters_of, table
-from megadna.data.batch import Batch
 from megadna.downstream.options import check_model
 from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
@@ -29,7 +28,10 @@ from megadna.genome.records import reverse_complement
 from megadna.reading import first_line
 from megadna.tokenizer.base import NucleotideTokenizer, Tokenizer
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
-from megadna.train.scoring import Forward
+
+if TYPE_CHECKING:
+    from megadna.data.batch import Batch
+    from megadna.train.scoring import Forward
 
 _PROBE = "ACGTTGCAACGGATCTCAGATTACAGGCCTAAGCTTGACCATGGTACCGTAAGTCTCGAGA"
 _FAR = 10**9
@@ -247,7 +249,7 @@ class VocabularyNucleotides(NucleotideTokenizer):
 
 def load_masked_lm(
     folder: str, *, max_tokens: int = 0, trust_remote_code: bool = False
-) -> tuple[Forward, Tokenizer, int]:
+) -> tuple["Forward", Tokenizer, int]:
     """(forward, tokenizer, context in tokens) of a masked language model over nucleotides or k-mers; UserError if the
     folder does not load, or has tokens of another kind. `max_tokens` replaces the context that the folder states."""
     config = load_config(folder, trust_remote_code=trust_remote_code)
@@ -257,7 +259,7 @@ def load_masked_lm(
     model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code).to(device)
 
     @torch.inference_mode()
-    def forward(batch: Batch, score: Callable[[Tensor], Any]) -> Any:
+    def forward(batch: "Batch", score: Callable[[Tensor], Any]) -> Any:
         positions_S = torch.arange(batch.tokens_BS.shape[1])
         lengths_B = batch.lengths_B
         if lengths_B is None:

@@ -7,7 +7,6 @@ A run folder appears under its name only when it is complete; a command that is 
 """
 
 import json
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,7 +48,11 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
     is_main = rank_from_environment() == 0
     is_new = is_main and _begin(options)
     try:
-        found = [_one_run(options, tables, target, seed, fold) for seed, fold in _runs(options)]
+        found = [
+            _one_run(options, tables, target, seed, fold)
+            for seed in options.seeds or [1]
+            for fold in range(max(1, options.folds))
+        ]
     except UserError:
         if is_new and [entry.name for entry in options.output.iterdir()] == ["options.json"]:
             clear_folder(options.output)
@@ -87,10 +90,6 @@ def _test_table(path: Path, options: FinetuneOptions) -> pd.DataFrame:
     known = "test" in found or len(found) == 1
     require(known, f"--test {path}: has {', '.join(found)}, and no test table; name a file")
     return found["test"] if "test" in found else next(iter(found.values()))
-
-
-def _runs(options: FinetuneOptions) -> Iterator[tuple[int, int]]:
-    return ((seed, fold) for seed in options.seeds or [1] for fold in range(max(1, options.folds)))
 
 
 def _stated(options: FinetuneOptions) -> str:

@@ -332,46 +332,40 @@ def _gene_above(names: pd.Series, owners: pd.DataFrame) -> pd.Series:
 def on_genome(
     table: pd.DataFrame, genome: Genome, path: Path, aliases: Path | None, min_share: float = 0.9
 ) -> pd.DataFrame:
-    """The rows whose `contig` is in the genome, under its name there; UserError if their share is below `min_share`, if
-    one extends beyond its contig's end, or if the assembly report `aliases` has no contig of the genome.
+    """The rows whose `contig` is in the genome, under its name there; the others are counted in a warning. UserError if
+    the share of rows is below `min_share`, if one extends past its contig's end, or if the assembly report `aliases`
+    has no contig of the genome.
 
     A table with a column `line` is a BED file: then every row must be on a contig.
     """
     groups = read_aliases(aliases) if aliases else {}
-    if aliases:
-        known = groups.keys() & genome.bases.keys()
-        require(bool(known), f"--aliases {aliases}: names no contig of {genome.path}; give its assembly's report")
-    theirs = dict.fromkeys(table["contig"])
+    if aliases and not groups.keys() & genome.bases.keys():
+        raise UserError(f"--aliases {aliases}: names no contig of {genome.path}; give its assembly's report")
     if "line" in table:
         first_lines = table.groupby("contig", sort=False)["line"].first().to_dict()
         names = locate(path, first_lines, genome.bases, str(genome.path), groups)
     else:
-        names = match_contigs(theirs, genome.bases, groups)
+        names = match_contigs(dict.fromkeys(table["contig"]), genome.bases, groups)
     log.info("contig names: %d equal; matched: %s", sum(a == b for a, b in names.items()), renamed(names) or "none")
-    table = _known(table, names, genome, path, min_share)
+    known = table["contig"].isin(names.keys())
+    missing = sorted(set(table["contig"][~known]))
+    if not known.any() or known.mean() < min_share:
+        raise UserError(
+            f"{path}: only {int(known.sum()):,} of {len(table):,} are on contigs of {genome.path}, and {min_share:.0%} "
+            f"must be; unknown: {', '.join(missing[:5]) or 'none'}; the genome has {', '.join([*genome.bases][:5])}; "
+            "give the matching genome, or --aliases assembly_report.txt"
+        )
+    if missing:
+        log.warning("%d of %d left out: the genome lacks %s", (~known).sum(), len(table), ", ".join(missing[:20]))
+    table = table[known].assign(contig=table.loc[known, "contig"].map(names))
     past = table["end"].to_numpy() > table["contig"].map(genome.lengths).to_numpy()
     if past.any():
         row = table.iloc[int(np.argmax(past))]
+        size = genome.lengths[row["contig"]]
         if "line" in table:
-            raise past_the_end(path, row["line"], row["contig"], row["end"], genome.lengths[row["contig"]])
+            raise past_the_end(path, row["line"], row["contig"], row["end"], size)
         raise UserError(
-            f"{path}: {row['contig']}:{row['start']:,}-{row['end']:,} passes the contig's end "
-            f"({genome.lengths[row['contig']]:,} bases in {genome.path}); it belongs to another genome build"
+            f"{path}: {row['contig']}:{row['start']:,}-{row['end']:,} passes the contig's end ({size:,} bases in "
+            f"{genome.path}); it belongs to another genome build"
         )
     return table
-
-
-def _known(table: pd.DataFrame, names: dict[str, str], genome: Genome, path: Path, min_share: float) -> pd.DataFrame:
-    """The rows on a contig of the genome, renamed; the others are counted in a warning."""
-    known = table["contig"].isin(names.keys())
-    missing = sorted(set(table["contig"][~known]))
-    ours = ", ".join(list(genome.bases)[:5])
-    require(
-        bool(known.any()) and known.mean() >= min_share,
-        f"{path}: only {int(known.sum()):,} of {len(table):,} are on contigs of {genome.path}, {min_share:.0%} "
-        f"are required; unknown: {', '.join(missing[:5]) or 'none'}; the genome has {ours}; give the matching genome, or "
-        "--aliases assembly_report.txt",
-    )
-    if missing:
-        log.warning("%d of %d left out: the genome lacks %s", (~known).sum(), len(table), ", ".join(missing[:20]))
-    return table[known].assign(contig=table.loc[known, "contig"].map(names))

@@ -267,7 +267,7 @@ def test_anndata_names_the_features_of_several_layers(folders, genome, tmp_path,
     table, found = embed(folders["nucleotide"], path, layers=[0, -1]), anndata.read_h5ad(tmp_path / "out.h5ad")
     assert found.obs.contig.tolist() == ["s0", "s1", "s2", "s3", "s4"]
     for column in ("layer_0", "layer_-1"):
-        names = [f"{column}_{place}" for place in range(32)]
+        names = [f"{column}_{number}" for number in range(32)]
         np.testing.assert_allclose(found[:, names].X, matrix(table, column), atol=1e-6)
 
 

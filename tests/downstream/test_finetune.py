@@ -137,7 +137,7 @@ def test_numbers_and_several_labels_are_learned(folders, tmp_path):
 @pytest.mark.parametrize("kind", [pytest.param("nucleotide", marks=pytest.mark.slow), "kmer"])
 def test_labels_of_nucleotides_are_learned_and_turned_with_the_strand(kind, folders, tmp_path):
     texts = sequences(120, 30)
-    labels = ["".join(str(int(letter in "GC")) for letter in text) for text in texts]
+    labels = ["".join(str(int(base in "GC")) for base in text) for text in texts]
     pd.DataFrame({"sequence": texts, "label": labels}).to_csv(tmp_path / "t.csv", index=False)
     found = finetune(
         folders[kind], tmp_path / "t.csv", tmp_path / "run", task="base_classification", max_steps=60, eval_steps=30,

@@ -34,8 +34,8 @@ PROGRAM = {"contig", "start", "end", "position", "name", "strand", "label", "seq
 
 def table(folder: Path, *labels: str, name: str = "t.csv", header: str = "sequence,label") -> Path:
     """A sequence of its own for each row of labels."""
-    letters = ("ACGT"[number % 4] + "ACGGT" * 4 for number in range(len(labels)))
-    rows = (f"{text},{label}\n" for text, label in zip(letters, labels, strict=True))
+    bases = ("ACGT"[number % 4] + "ACGGT" * 4 for number in range(len(labels)))
+    rows = (f"{text},{label}\n" for text, label in zip(bases, labels, strict=True))
     (folder / name).write_text(header + "\n" + "".join(rows))
     return folder / name
 
@@ -147,8 +147,8 @@ def test_other_columns_are_text_too_and_empty_cells_have_a_row(tmp_path):
 def test_two_tables_of_one_split_or_two_tasks_of_one_name_are_refused(tmp_path):
     folder = tmp_path / "a"
     (folder / "a").mkdir(parents=True)
-    for place in (folder, folder / "a"):
-        table(place, "1", "2", name="train.csv")
+    for at in (folder, folder / "a"):
+        table(at, "1", "2", name="train.csv")
     with pytest.raises(UserError, match="it and the folder a in it are both a task"):
         find_tasks(folder)
     for name in ("dev.csv", "valid.csv"):

@@ -60,11 +60,11 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
     return path, contigs
 
 
-def by_hand(folder: str, letters: str, token: bool = False) -> np.ndarray:
+def by_hand(folder: str, bases: str, token: bool = False) -> np.ndarray:
     kind = AutoModelForTokenClassification if token else AutoModelForSequenceClassification
     model = kind.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    ids = torch.tensor([tokenizer(letters)["input_ids"]])
+    ids = torch.tensor([tokenizer(bases)["input_ids"]])
     with torch.no_grad():
         return model(ids).logits[0].numpy()
 
@@ -77,8 +77,8 @@ def test_regions_are_read_on_their_strand_and_sequences_in_windows(folders, geno
     path, contigs = genome
     (tmp_path / "r.bed").write_text("chr1\t10\t70\ta\t0\t-\nchr2\t0\t95\tb\t0\t+\n")
     found = predict(folders["sequence"], path, bed=tmp_path / "r.bed")
-    for row, letters in enumerate((reverse_complement(contigs["chr1"][10:70]), contigs["chr2"])):
-        expected = softmax(by_hand(folders["sequence"], letters))
+    for row, bases in enumerate((reverse_complement(contigs["chr1"][10:70]), contigs["chr2"])):
+        expected = softmax(by_hand(folders["sequence"], bases))
         np.testing.assert_allclose(found.loc[row, PROBABILITIES].to_list(), expected, atol=1e-5)
         assert found.label[row] == ["donor", "acceptor", "negative"][expected.argmax()]
     assert found.strand.tolist() == ["-", "+"] and found.start.tolist() == [10, 0]
@@ -131,14 +131,14 @@ def test_a_window_slides_over_a_genome_as_table_bed_and_bigwig(folders, genome, 
         assert [interval[2] for interval in file.intervals("chr2")] == pytest.approx(two, abs=1e-6)
 
 
-def test_a_window_slides_round_a_ring(folders, genome):
+def test_a_window_slides_around_a_circular_record(folders, genome):
     path, contigs = genome
     table = predict(folders["sequence"], path, window=60, step=40, circular=["chr2"], strand="apart")
     rows = table[table.contig == "chr2"]
     assert rows[rows.strand == "+"].start.tolist() == [0, 40, 80]
     assert rows[rows.strand == "+"].end.tolist() == [60, 95, 95]  # a row ends with its contig, the window goes on
-    letters = (contigs["chr2"] * 2)[80:140]
-    for strand, text in (("+", letters), ("-", reverse_complement(letters))):
+    bases = (contigs["chr2"] * 2)[80:140]
+    for strand, text in (("+", bases), ("-", reverse_complement(bases))):
         row = rows[(rows.strand == strand) & (rows.start == 80)].iloc[0]
         expected = softmax(by_hand(folders["sequence"], text))
         np.testing.assert_allclose(row[PROBABILITIES].to_list(), expected, atol=1e-5)

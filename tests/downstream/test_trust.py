@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def plant(folders, tmp_path):
-    """A copy of a folder with files added or changed (None: removed), a planted.py beside them; the marker."""
+    """A copy of a folder with files added or changed (None: removed), a planted.py next to them; the marker."""
     marker = tmp_path / "ran"
 
     def make(kind, files, code=True):

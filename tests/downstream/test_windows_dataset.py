@@ -83,7 +83,7 @@ def test_peaks_and_matched_negatives(bed: Path, chromosome: str) -> None:
         (own,) = positives[positives["name"] == row.name].itertuples()
         assert (own.strand, own.split) == (row.strand, row.split)
         soft = [sum(base.islower() for base in chromosome[at.start : at.end]) / 200 for at in (own, row)]
-        gc = [sum(letter in "GC" for letter in at.sequence) / 200 for at in (own, row)]
+        gc = [sum(base in "GC" for base in at.sequence) / 200 for at in (own, row)]
         assert abs(gc[0] - gc[1]) < 0.1 and abs(soft[0] - soft[1]) < 0.15
     starts = np.sort(negatives["start"])
     assert (np.diff(starts) >= 200).all()
