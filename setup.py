@@ -9,8 +9,7 @@ WANDB = ["wandb>=0.19"]
 DOWNSTREAM = [
     "accelerate>=1.1",  # transformers' Trainer
     "anndata>=0.11",  # .h5ad files
-    "bioframe>=0.7",  # GFF3, GTF, BED and narrowPeak tables
-    "h5py",
+    "h5py",  # .h5ad files, streamed
     "pandas>=2",
     "peft>=0.14",
     "pyBigWig",

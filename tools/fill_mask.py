@@ -1,16 +1,16 @@
-"""Hide some bases of a real sequence and let an exported model guess them. Needs numpy, torch and transformers alone.
+"""Hide some bases of a real sequence and let an exported model guess them. Needs only numpy, torch and transformers.
 
     python tools/fill_mask.py HF_FOLDER --input genome.fa.gz
     python tools/fill_mask.py HF_FOLDER --sequence ACGTTGCA... --masks 5
 
 In:  a Hugging Face folder of a one-token-a-base masked language model, and a FASTA file (plain or gzip) or a sequence.
 Out: of the first window the hidden bases marked and p(A), p(C), p(G), p(T) of each; of all windows the share guessed
-     right, which by chance alone is about 0.25, and bits a base, both with their standard error.
-The windows come from the whole file, most of it seen in training if the model was trained on it: no score of held-out
-regions, which `megadna evaluate --split test` gives.
+     right, which by chance is about 0.25, and bits per base, both with their standard error.
+The windows come from the whole file, most of it seen in training if the model was trained on it; for held-out regions
+use `megadna evaluate --split test`.
 A fixed --seed picks the windows (A, C, G, T only) and the hidden positions; in each, all are hidden at once by [MASK].
-A window longer than what the model saw in training is warned about. Python files of the folder run only where they are
-those of megadna/ beside this script, or with --trust_remote_code.
+A window longer than the model's training sequences gives a warning. Python files of the folder run only if they are
+those of megadna/ next to this script, or with --trust_remote_code.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def read_fasta(path: Path) -> dict[str, str]:
 
 
 def pick_window(records: dict[str, str], length: int, rng: random.Random) -> tuple[str, str]:
-    """A place and its `length` bases, drawn by length of the records; only stretches of A, C, G, T count."""
+    """Coordinates of a window and its bases, from records drawn by length; only windows of A, C, G and T count."""
     fits = {name: sequence for name, sequence in records.items() if len(sequence) >= length}
     if not fits:
         sys.exit(f"no sequence has {length} bases; give a smaller --length")
@@ -72,7 +72,7 @@ class Model:
         self.model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code)
 
     def check_length(self, length: int) -> None:
-        """Warn where a window of `length` bases is longer than the sequences of training."""
+        """Warn if a window of `length` bases is longer than the training sequences."""
         context = getattr(self.model.config, "max_position_embeddings", None) or math.inf
         specials = self.tokenizer.num_special_tokens_to_add()
         if length + specials > context:
@@ -85,7 +85,7 @@ class Model:
         """[positions, 4] probabilities of A, C, G, T, all positions hidden at once, renormalised over the four."""
         tokenizer = self.tokenizer
         ids = tokenizer(window, return_tensors="pt", verbose=False)["input_ids"]
-        first = int(ids[0, 0] == tokenizer.cls_token_id)  # where the first base stands
+        first = int(ids[0, 0] == tokenizer.cls_token_id)  # position of the first base
         if ids.shape[1] - len(window) not in (0, 1, 2):
             sys.exit(f"{self.folder} does not have one token a base: {len(window)} bases gave {ids.shape[1]} tokens")
         ids[0, [first + position for position in positions]] = tokenizer.mask_token_id
@@ -97,19 +97,19 @@ class Model:
 def marked(window: str, positions: list[int]) -> str:
     """The window in lines of 60, hidden bases in lower case with a caret below."""
     hidden = set(positions)
-    letters = "".join(base.lower() if i in hidden else base for i, base in enumerate(window))
+    text = "".join(base.lower() if i in hidden else base for i, base in enumerate(window))
     carets = "".join("^" if i in hidden else " " for i in range(len(window)))
     lines = []
     for start in range(0, len(window), LINE):
         lines += [
-            f"{start + 1:>6}  {letters[start : start + LINE]}",
+            f"{start + 1:>6}  {text[start : start + LINE]}",
             f"{'':>6}  {carets[start : start + LINE]}".rstrip(),
         ]
     return "\n".join(lines)
 
 
 def table(window: str, positions: list[int], probabilities: torch.Tensor) -> str:
-    """One line a hidden base."""
+    """One line per hidden base."""
     lines = ["position  true   p(A)   p(C)   p(G)   p(T)  guess"]
     for position, shares in zip(positions, probabilities.tolist(), strict=True):
         true, guess = window[position], BASES[shares.index(max(shares))]
@@ -119,7 +119,7 @@ def table(window: str, positions: list[int], probabilities: torch.Tensor) -> str
 
 
 def score(window: str, positions: list[int], probabilities: torch.Tensor) -> list[tuple[float, float]]:
-    """(1 where the likeliest base is the true one, bits) of each hidden base."""
+    """(1 if the likeliest base is the true one, bits) of each hidden base."""
     true = [BASES.index(window[position]) for position in positions]
     pairs = zip(true, probabilities.tolist(), strict=True)
     return [(float(shares[base] == max(shares)), -math.log2(shares[base])) for base, shares in pairs]
@@ -174,11 +174,11 @@ def main() -> None:
         sys.exit(str(error))
     model.check_length(len(windows[0][1]))
     scores = []
-    for number, (place, window) in enumerate(windows):
+    for number, (coordinates, window) in enumerate(windows):
         positions = sorted(rng.sample([i for i, base in enumerate(window) if base in BASES], arguments.masks))
         probabilities = model.base_probabilities(window, positions)
         if number == 0:
-            print(f"{place}, hidden bases in lower case:\n\n{marked(window, positions)}\n")
+            print(f"{coordinates}, hidden bases in lower case:\n\n{marked(window, positions)}\n")
             print(table(window, positions, probabilities))
         scores += score(window, positions, probabilities)
     seen = "" if arguments.sequence else "; from the whole file, so mostly seen if the model was trained on it"

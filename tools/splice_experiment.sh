@@ -5,15 +5,15 @@
 #
 #   tools/splice_experiment.sh OUTPUT       # from the repository's folder; the settings are in the environment:
 #     GENOMES="..."         genomes to pretrain on, Arabidopsis first (it is read twice as often as each of the others)
-#     PRETRAIN_STEPS=2000   PRETRAIN_MINUTES=25: stop there and take the model as it stands
+#     PRETRAIN_STEPS=2000   PRETRAIN_MINUTES=25: stop then and take the model as it is
 #     TRAIN_WINDOWS="all"   or also smaller numbers of labelled windows, as "all 240"; ADAPT="full" or also "frozen":
 #                           a table each
 #     FINETUNE_STEPS=240    SEEDS="1 2 3 4 5"
-# A run that was stopped, however hard, goes on where it stood when the same command is started again.
+# A run that was stopped, even killed, is resumed when the same command is started again.
 # The splits were fixed before any training: gi|68711 and gi|68718 overlap, so both are test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUT=${1:?say where to write}
+OUT=${1:?give the folder to write}
 DATA=tests/data
 TEST=('gi|68711' 'gi|68718' 'gi|68716')
 DEV=('gi|68717')
@@ -63,7 +63,7 @@ if [ ! -d "$OUT/model" ]; then
     megadna export --checkpoint "$OUT/run" --output "$OUT/model"
 fi
 
-# 4. Fine-tune over seeds, with random weights and baselines beside; the same settings for both.
+# 4. Fine-tune over seeds, compared with random weights and baselines; the same settings for both.
 for windows in ${TRAIN_WINDOWS:-all}; do
     task="$OUT/tasks/$windows"
     mkdir -p "$task"
@@ -85,4 +85,4 @@ RECIPE
             --pretraining_data "$OUT/dataset"
     done
 done
-echo "Tables: $OUT/table-*/results.md; the row 'model minus random weights' says what pretraining gave."
+echo "Tables: $OUT/table-*/results.md; the row 'model minus random weights' is what pretraining gained."

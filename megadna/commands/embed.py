@@ -12,7 +12,7 @@ log = get_logger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Write the embeddings file."""
-    parser = new_parser("embed", "Embeddings of DNA sequences: a vector a sequence or a nucleotide.")
+    parser = new_parser("embed", "Embeddings of DNA sequences: one vector per sequence or per nucleotide.")
     add_options(parser, EmbedOptions)
     options = options_from(parse(parser, arguments), EmbedOptions)
     options.check_files()
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
 
     bases = check_input(options)
     with Progress("loading the libraries"):
-        from megadna.downstream.embed import embed_to_file
+        from megadna.downstream.embed import Embedder
 
-    embed_to_file(options, bases)
+    Embedder(options).write(bases)
     sys.stdout.write(f"wrote {options.output}\n")

@@ -34,18 +34,18 @@ def main(arguments: list[str]) -> None:
     for (split, score), rows in scores.groupby(["split", "score"], sort=False):
         means = (rows[key].mean(skipna=False) for key in ("value", "low", "high"))
         table.add_row(split, score, *(f"{mean:.4f}" for mean in means))
-    console = Console(markup=False)  # names of test sets may have brackets
+    console = Console(markup=False)  # names of test sets may contain brackets
     console.print(table)
     for line in remarks(scores):
         console.print(line, soft_wrap=True)
 
 
 def remarks(scores: "pd.DataFrame") -> list[str]:
-    """A line for each remark on a split, with the runs that it holds for where those are not all."""
+    """One line per remark on a split, with its runs unless it applies to all."""
     runs = scores[["seed", "fold", "split", "remark"]].drop_duplicates()
     lines = []
     for (split, remark), rows in runs[runs["remark"] != ""].groupby(["split", "remark"], sort=False):
-        partly = len(rows) < int((runs["split"] == split).sum())
+        some = len(rows) < int((runs["split"] == split).sum())
         of_runs = "; ".join(f"{seed}, {fold}" for seed, fold in zip(rows["seed"], rows["fold"], strict=True))
-        lines.append(f"{split}{f' (seed, fold: {of_runs})' if partly else ''}: {remark}")
+        lines.append(f"{split}{f' (seed, fold: {of_runs})' if some else ''}: {remark}")
     return lines

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
 
     bases = check_input(options)
     with Progress("loading the libraries"):
-        from megadna.downstream.predict import predict_to_file
+        from megadna.downstream.predict import Predictor
 
-    for path in predict_to_file(options, bases):
+    for path in Predictor(options).write(bases):
         sys.stdout.write(f"wrote {path}\n")

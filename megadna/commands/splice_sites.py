@@ -1,8 +1,7 @@
 """`megadna splice-sites`: genome and annotation -> a splice-site dataset."""
 
 from megadna.arguments import add_options, new_parser, options_from, parse
-from megadna.downstream.dataset_options import SpliceOptions
-from megadna.errors import require
+from megadna.downstream.options import SpliceOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -11,10 +10,9 @@ log = get_logger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Write the dataset folder."""
-    parser = new_parser("splice-sites", "Donors, acceptors and negatives of an annotation as windows with labels.")
+    parser = new_parser("splice-sites", "Donors, acceptors and negatives of an annotation as labelled windows.")
     add_options(parser, SpliceOptions)
     options = options_from(parse(parser, arguments), SpliceOptions)
-    require(options.output is not None, "megadna splice-sites: --output is missing: the folder to write")
     options.check_files()
     log.info("reading %s and %s", options.annotation, options.genome)
     with Progress("loading the libraries"):

@@ -1,8 +1,7 @@
 """`megadna windows`: peaks, start sites or bigWig values -> a dataset of labelled windows."""
 
 from megadna.arguments import add_options, new_parser, options_from, parse
-from megadna.downstream.dataset_options import WindowOptions
-from megadna.errors import require
+from megadna.downstream.options import WindowOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -14,7 +13,6 @@ def main(arguments: list[str]) -> None:
     parser = new_parser("windows", "Windows around peaks or start sites, or with bigWig values, as a labelled dataset.")
     add_options(parser, WindowOptions)
     options = options_from(parse(parser, arguments), WindowOptions)
-    require(options.output is not None, "megadna windows: --output is missing: the folder to write")
     options.check_files()
     log.info("reading %s", options.genome)
     with Progress("loading the libraries"):

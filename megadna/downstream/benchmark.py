@@ -1,23 +1,20 @@
-"""Baselines that see labelled sequences only: each gives probabilities [N, C] of the test table's rows, or None where
-it does not apply (other classes than splice sites, sequences of several lengths).
-
-torch and scikit-learn are imported where they are used, so that the names of the baselines cost nothing.
-
-A suite of tasks over seeds, beside baselines and the figures that others published.
+"""A suite of tasks over several seeds, next to baselines and published figures.
 
 In:  a model's folder; a folder of tasks (GUE, Nucleotide Transformer, splice sites), each with train and test tables.
-Out: OUTPUT/results.csv and results.md: a row a task, method and score (mean and standard deviation over seeds, 95 %
-     bootstrap interval over test sequences, mean of the seeds'; of the difference to random weights: over seeds);
+Out: OUTPUT/results.csv and results.md: one row per task, method and score (mean and standard deviation over seeds, 95 %
+     bootstrap interval over test sequences, averaged over seeds; of the difference to random weights: over seeds);
      OUTPUT/runs/ with every fine-tuning run.
-A stopped benchmark goes on where it stood. Published figures are quoted, not measured here, and marked so.
+A stopped benchmark is resumed. Published figures are quoted with their source, not measured here.
+Baselines learn from the labelled sequences alone: each gives probabilities [N, C] of the test table's rows, or None if
+it does not apply. torch and scikit-learn are imported inside them, after options and tables have been checked.
 """
 
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, replace
-from fnmatch import fnmatch
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +22,14 @@ import numpy as np
 import pandas as pd
 
 import megadna
-from megadna.arguments import new_parser, parse
+from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.data.leakage import sequence_overlap
 from megadna.downstream.finetune import finetune_with, read_data
 from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
 from megadna.downstream.tasks import SPLICE_NAMES, Target, find_tasks
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, mark, write_text
-from megadna.genome.contigs import nearest
+from megadna.genome.tables import TableFormat
 from megadna.log import get_logger
 from megadna.ownership import MARKER, is_unused, read_mark, refuse_occupied, resolved
 from megadna.progress import Progress, tracked
@@ -39,6 +37,8 @@ from megadna.reading import read_json
 
 log = get_logger(__name__)
 
+Baseline = Callable[[pd.DataFrame, pd.DataFrame, Target, int], np.ndarray | None]
+"""(train, test, target, seed) -> probabilities [N, C]."""
 K = 5
 CNN_EPOCHS, CNN_BATCH, CNN_LR = 10, 64, 1e-3
 _CODES = np.full(256, 4, np.uint8)
@@ -46,20 +46,19 @@ _CODES[list(b"ACGT")] = range(4)
 
 
 def two_letters(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
-    """Donor where GT follows the middle of the window, acceptor where AG precedes it, negative otherwise."""
+    """For splice sites: donor if GT follows the window's middle, acceptor if AG precedes it, else negative."""
     if set(target.names) != set(SPLICE_NAMES):
         return None
-    place = {name: number for number, name in enumerate(target.names)}
     called = []
     for text in test["sequence"]:
         middle = len(text) // 2
         donor, acceptor = text[middle : middle + 2] == "GT", text[middle - 2 : middle] == "AG"
-        called.append(place["donor" if donor else "acceptor" if acceptor else "negative"])
+        called.append(target.names.index("donor" if donor else "acceptor" if acceptor else "negative"))
     return np.eye(len(target.names))[called]
 
 
 def position_weights(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
-    """A position-weight matrix a class (one pseudocount), compared by Bayes' rule."""
+    """One position-weight matrix per class (one pseudocount), compared by Bayes' rule; for sequences of one length."""
     if pd.concat([train["sequence"], test["sequence"]]).str.len().nunique() > 1:
         return None
     from sklearn.naive_bayes import CategoricalNB
@@ -69,7 +68,7 @@ def position_weights(train: pd.DataFrame, test: pd.DataFrame, target: Target, se
 
 
 def kmer_logistic(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
-    """Logistic regression on counts of all words of 1 to K bases."""
+    """Logistic regression on counts of all k-mers of 1 to K bases."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -78,13 +77,13 @@ def kmer_logistic(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed:
     counts = CountVectorizer(analyzer="char", ngram_range=(1, K), lowercase=False)
     model = make_pipeline(counts, MaxAbsScaler(), LogisticRegression(max_iter=500))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it may stop before the last digit
+        warnings.simplefilter("ignore")  # it may stop before it has converged to the last digit
         model.fit(train["sequence"], train["target"])
     return _all_classes(model.predict_proba(test["sequence"]), model.classes_, target)
 
 
 def small_cnn(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
-    """Two convolutions over one-hot letters, trained from scratch; a window's middle is told by a ramp channel."""
+    """Two convolutions over one-hot bases, trained from scratch; a ramp channel marks the window's middle."""
     import torch
     from torch import nn
 
@@ -109,7 +108,7 @@ def small_cnn(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int
     return torch.cat(parts).numpy()
 
 
-BASELINES: dict[str, Callable[[pd.DataFrame, pd.DataFrame, Target, int], np.ndarray | None]] = {
+BASELINES: dict[str, Baseline] = {
     "two-letter rule": two_letters,
     "position-weight matrix": position_weights,
     f"{K}-mer logistic regression": kmer_logistic,
@@ -132,12 +131,13 @@ def _one_hot(sequences: pd.Series) -> np.ndarray:
     longest = int(sequences.str.len().max())
     codes = _codes(sequences.map(lambda text: text.center(longest, "N")))
     ramp = np.broadcast_to(np.abs(np.linspace(-1, 1, longest)), (len(codes), 1, longest))
-    letters = np.eye(5, dtype=np.float32)[codes][:, :, :4].transpose(0, 2, 1)
-    return np.concatenate([letters, ramp.astype(np.float32)], axis=1)
+    bases = np.eye(5, dtype=np.float32)[codes][:, :, :4].transpose(0, 2, 1)
+    return np.concatenate([bases, ramp.astype(np.float32)], axis=1)
 
 
 RECIPES = {"gue": "gue.yaml", "nt": "nt_tasks.yaml", "splice": "splice_bionemo.yaml"}
 MEAN = "mean of tasks"
+MAX_CONTAINMENT = 0.2
 _FILES = ("results.csv", "results.md", "runs")
 _CARD = [
     f"class_vs_negative.{site}.{score}" for site in ("donor", "acceptor", "mean") for score in ("accuracy", "f1", "mcc")
@@ -164,9 +164,6 @@ PUBLISHED: dict[str, list[tuple[str, str, str, float, str]]] = {
     ],
 }  # fmt: skip
 
-Leakage = Callable[[pd.DataFrame], float]
-"""Test table -> share of its sequences that the pretraining dataset contains."""
-
 
 def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:
     """Run a suite and return its table; keyword arguments are the fields of BenchmarkOptions."""
@@ -174,21 +171,23 @@ def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | st
     return benchmark_with(BenchmarkOptions(**given, **options))
 
 
-def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) -> pd.DataFrame:
+def benchmark_with(options: BenchmarkOptions) -> pd.DataFrame:
     """What `megadna benchmark` does."""
     require(os.environ.get("WORLD_SIZE", "1") == "1", "benchmark runs as one process; several ranks: megadna finetune")
     options.check_files()
     recipe = _recipe(options)
-    tasks = _chosen(find_tasks(options.data), options)
-    require(
-        MEAN not in tasks, f"{options.data}: a task called {MEAN!r} cannot be told from the mean; rename the folder"
-    )
+    for word in options.baseline:
+        known = word == "none" or any(word.lower() in method.lower() for method in [*BASELINES, "random weights"])
+        names = ", ".join([*BASELINES, "random weights"])
+        require(known, f"--baseline {word}: is in no baseline's name; there are {names}, or none")
+    tasks = find_tasks(options.data)
+    require(MEAN not in tasks, f"{options.data}: a task is called {MEAN!r}, as the mean's row is; rename the folder")
     for folder in tasks.values():  # all, before the first model is loaded
         _read(folder, recipe, options)
     _begin(options)
     try:
         each = tracked(tasks.items(), "benchmark", len(tasks), "tasks")
-        table = pd.concat([_one_task(name, folder, recipe, options, leakage) for name, folder in each])
+        table = pd.concat([_one_task(name, folder, recipe, options) for name, folder in each])
     except UserError:
         if all(path.is_dir() or path.name == MARKER for path in options.output.rglob("*")):
             shutil.rmtree(options.output)
@@ -207,32 +206,16 @@ def benchmark_with(options: BenchmarkOptions, leakage: Leakage | None = None) ->
 
 
 def _begin(options: BenchmarkOptions) -> None:
-    """Mark the output folder; UserError where it contains something else than this suite, model and tasks' results."""
+    """Mark the output folder; UserError if it contains anything but results of this suite, model and data."""
     output = options.output
     model = str(resolved(Path(options.model))) if Path(options.model).exists() else options.model
     stated = {"kind": "benchmark", "suite": options.suite, "model": model, "data": str(resolved(options.data))}
     before = read_mark(output)
-    is_older = not before and is_unused(output, *_FILES)  # new, or from before there were marks
-    if not is_older and {key: before.get(key) for key in stated} != stated:
+    is_unmarked = not before and is_unused(output, *_FILES)  # new, or from a version that did not mark it
+    if not is_unmarked and {key: before.get(key) for key in stated} != stated:
         refuse_occupied(output, " (it contains no benchmark of this suite, model and data)")
     output.mkdir(parents=True, exist_ok=True)
     mark(output, **stated)
-
-
-def _chosen(tasks: dict[str, Path], options: BenchmarkOptions) -> dict[str, Path]:
-    """The tasks that --tasks names; UserError for one of its patterns, or a word of --baseline, that fits none."""
-    methods = [*BASELINES, "random weights"]
-    for word in options.baseline:
-        known = word == "none" or any(word.lower() in method.lower() for method in methods)
-        require(known, f"--baseline {word}: is in no baseline's name; there are {', '.join(methods)}, or none")
-    for pattern in options.tasks:
-        known = any(fnmatch(name, pattern) for name in tasks)
-        require(known, f"--tasks {pattern}: fits no task of {options.data}{nearest(pattern, tasks)}")
-    return {
-        name: folder
-        for name, folder in tasks.items()
-        if not options.tasks or any(fnmatch(name, pattern) for pattern in options.tasks)
-    }
 
 
 def _recipe(options: BenchmarkOptions) -> FinetuneOptions:
@@ -240,10 +223,9 @@ def _recipe(options: BenchmarkOptions) -> FinetuneOptions:
     require(path.is_file(), f"{path}: no such recipe; give one with --recipe")
     parser = new_parser("finetune", "")
     parser.add_argument("--config", action="config")
-    parser.add_class_arguments(FinetuneOptions)
-    stated = parse(parser, ["--config", str(path)])
+    add_options(parser, FinetuneOptions)
     recipe = replace(
-        FinetuneOptions(**{entry.name: stated[entry.name] for entry in fields(FinetuneOptions)}),
+        options_from(parse(parser, ["--config", str(path)]), FinetuneOptions),
         model=options.model,
         seeds=options.seeds or [1, 2, 3],
         trust_remote_code=options.trust_remote_code,
@@ -269,12 +251,10 @@ def _read(
     return tables, target, baselines
 
 
-def _one_task(
-    name: str, folder: Path, recipe: FinetuneOptions, options: BenchmarkOptions, leakage: Leakage | None
-) -> pd.DataFrame:
+def _one_task(name: str, folder: Path, recipe: FinetuneOptions, options: BenchmarkOptions) -> pd.DataFrame:
     log.info("task %s", name)
     tables, target, baselines = _read(folder, recipe, options)
-    share = leakage(tables["test"]) if leakage is not None else np.nan
+    share = np.nan if options.pretraining_data is None else _leaked_share(options.pretraining_data, tables["test"])
     shown = name + (" (comparison only)" if _random_split(folder) else "")
     recipe = replace(recipe, data=folder)
     found = []
@@ -298,13 +278,23 @@ def _one_task(
     return table.assign(task=shown, leakage=share, source="measured")
 
 
+def _leaked_share(dataset: Path, test: pd.DataFrame) -> float:
+    """Share of the test sequences of which the dataset's training split contains more than MAX_CONTAINMENT."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "test.csv")
+        test[["sequence"]].to_csv(path, index=False)
+        shares = sequence_overlap(dataset, "train", path, TableFormat("sequence")).shares
+    known = shares[~np.isnan(shares)]
+    return float((known > MAX_CONTAINMENT).mean()) if len(known) else float("nan")
+
+
 def _mean(values: pd.Series) -> float:
-    """NaN where one of them is: a mean over the other seeds or tasks would hide it."""
+    """NaN if one of them is: a mean over the other seeds or tasks would hide it."""
     return float(values.mean(skipna=False))
 
 
 def _difference(scores: pd.DataFrame) -> pd.DataFrame:
-    """What pretraining gave: model minus random weights, seed by seed, with Student's 95 % interval over seeds."""
+    """What pretraining gained: model minus random weights, seed by seed, with Student's 95 % interval over seeds."""
     by_seed = scores.pivot_table(values="value", index=["score", "seed"], columns="method")
     if "random weights" not in by_seed:
         return pd.DataFrame()
@@ -318,7 +308,7 @@ def _difference(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _baseline(method: str, tables: dict[str, pd.DataFrame], target: Target, seeds: list[int]) -> pd.DataFrame:
-    from megadna.downstream.metrics import scored  # after the data: scipy takes its time to import
+    from megadna.downstream.metrics import scored  # after the data: scipy is slow to import
 
     rows = []
     for seed in seeds if "CNN" in method else seeds[:1]:
@@ -335,12 +325,12 @@ def _random_split(folder: Path) -> bool:
     """Whether `megadna splice-sites` made the folder with a random split or easy negatives, as the card's set."""
     manifest = folder / "manifest.json"
     stated: Any = read_json(manifest).get("options") if manifest.is_file() else {}
-    require(isinstance(stated, dict), f"{manifest}: its options are no object; make the folder again")
+    require(isinstance(stated, dict), f"{manifest}: its options are not an object; make the folder again")
     return stated.get("split") == "random" or stated.get("negatives") in ("random", "midpoint")
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown, and below it what its remarks say."""
+    """The table in Markdown, and its remarks below."""
     lines = [
         "| task | method | score | mean | sd | 95 % interval | leakage | source |",
         "|---|---|---|---|---|---|---|---|",
@@ -350,5 +340,5 @@ def markdown(table: pd.DataFrame) -> str:
         spread, share = ("" if pd.isna(value) else f"{value:.4f}" for value in (row.sd, row.leakage))
         cells = (row.task, row.method, row.score, f"{row.mean:.4f}", spread, interval, share, row.source)
         lines.append("| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |")
-    said = dict.fromkeys(f"- {row.task}, {row.method}: {row.remark}" for row in table.itertuples() if row.remark)
-    return "\n".join([*lines, *([""] if said else []), *said]) + "\n"
+    remarks = dict.fromkeys(f"- {row.task}, {row.method}: {row.remark}" for row in table.itertuples() if row.remark)
+    return "\n".join([*lines, *([""] if remarks else []), *remarks]) + "\n"

@@ -1,12 +1,9 @@
-"""Any Hugging Face DNA encoder: its weights, its tokenizer, its context, and which bases each of its tokens covers.
+"""Any Hugging Face DNA encoder: its weights, tokenizer and context, and which bases each of its tokens covers.
 
-Tokens of one nucleotide, overlapping k-mers (raw or, as DNABERT's, from blank-separated text), k-mers side by side and
-byte-pair pieces are told apart by what the tokenizer makes of a probe sequence, not by names.
-
-Any Hugging Face masked language model over nucleotides or k-mers, as evaluation runs one: no megatron needed.
-
-In:  a folder that AutoModelForMaskedLM and AutoTokenizer load.
-Out: a function that runs the model on a batch, the tokenizer as ids of letters, the context in tokens.
+In:  a folder (or hub name) that transformers' auto classes load; megadna/downstream/trust.py decides about its code.
+Out: SequenceTokenizer and the model; or, of a masked language model, what `megadna evaluate` needs.
+Single nucleotides, overlapping k-mers (raw or, as DNABERT's, from blank-separated text), adjacent k-mers and byte pairs
+are told apart by how the tokenizer splits a probe sequence, not by names.
 """
 
 import os
@@ -15,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +21,6 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, letters_of, table
-from megadna.data.batch import Batch
 from megadna.downstream.options import check_model
 from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
@@ -32,11 +28,14 @@ from megadna.genome.records import reverse_complement
 from megadna.reading import first_line
 from megadna.tokenizer.base import NucleotideTokenizer, Tokenizer
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
-from megadna.train.scoring import Forward
+
+if TYPE_CHECKING:
+    from megadna.data.batch import Batch
+    from megadna.train.scoring import Forward
 
 _PROBE = "ACGTTGCAACGGATCTCAGATTACAGGCCTAAGCTTGACCATGGTACCGTAAGTCTCGAGA"
 _FAR = 10**9
-_SAMPLE = 1 << 16  # letters from which the bases of a byte-pair token are estimated
+_SAMPLE = 1 << 16  # bases from which the length of a byte-pair token is estimated
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ class Tokens:
     starts: np.ndarray
     """First base of each token that is not special, int64."""
     lengths: np.ndarray
-    """Bases under each of them."""
+    """Bases that each of them covers."""
 
 
 class SequenceTokenizer:
-    """Raw letters -> ids and the bases under them, whatever the tokenizer's kind."""
+    """Text of bases -> token ids and the bases they cover, whatever the tokenizer's kind."""
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
@@ -70,16 +69,15 @@ class SequenceTokenizer:
                 self.k = size
             elif len(inner) == len(_PROBE) // size:
                 self.k = self.stride = size
-        places = (p for p in range(len(whole)) if whole[p : p + len(inner)] == inner)
-        self.prefix = next(places, 0)
+        self.prefix = next((at for at in range(len(whole)) if whole[at : at + len(inner)] == inner), 0)
         self.suffix = len(whole) - len(inner) - self.prefix
         self._ends = whole[: self.prefix], whole[len(whole) - self.suffix :]
-        self._id_of_letter = self._table() if self.k == 1 and not self.spaced else None
+        self._id_of_base = self._table() if self.k == 1 and not self.spaced else None
         if self.tokenizer.unk_token_id is not None and set(inner) == {self.tokenizer.unk_token_id}:
-            raise UserError("the tokenizer knows no nucleotides: every letter is its unknown token")
+            raise UserError("the tokenizer knows no nucleotides: every base is its unknown token")
 
     def _table(self) -> np.ndarray | None:
-        """Id of each letter, -1 where it is not known; None where a letter's id depends on its neighbours."""
+        """Id of each character, -1 if not known; None if a base's id depends on its neighbours."""
         text = f"{_PROBE}NNNACGTN{_PROBE}"
         ids, codes = self._ids([text], False)[0], np.frombuffer(text.encode(), np.uint8)
         table = np.full(256, -1)
@@ -88,30 +86,30 @@ class SequenceTokenizer:
         table[codes] = ids
         return table if (table[codes] == ids).all() else None
 
-    def max_bases(self, letters: str = "") -> int:
-        """Bases that fit the context; where tokens vary in length, all of `letters` or what its mean token allows."""
+    def max_bases(self, bases: str = "") -> int:
+        """Bases that fit the context; if tokens vary in length, all of `bases` or as many as its mean token allows."""
         tokens = self.max_tokens - self.prefix - self.suffix
-        if self.k or not letters:
+        if self.k or not bases:
             return self.stride * (tokens - 1) + max(1, self.k)
-        sample = letters if len(letters) <= _SAMPLE else _spread(letters)  # a chromosome's tokens would take gigabytes
+        sample = bases if len(bases) <= _SAMPLE else _spread(bases)  # a chromosome's tokens would take gigabytes
         found = len(self._ids([sample], False)[0])
-        if len(letters) == len(sample) and found <= tokens:
-            return len(letters)
-        return max(1, 3 * tokens * len(sample) // (4 * found))
+        if len(bases) == len(sample) and found <= tokens:
+            return len(bases)
+        return max(1, 3 * tokens * len(sample) // (4 * found))  # three quarters of it, as density varies
 
-    def window_bases(self, letters: str) -> int:
+    def window_bases(self, bases: str) -> int:
         """Bases that fit the context on either strand."""
         if self.k:
             return self.max_bases()
-        return min(self.max_bases(letters), self.max_bases(reverse_complement(letters)))
+        return min(self.max_bases(bases), self.max_bases(reverse_complement(bases)))
 
     def __call__(self, sequences: list[str]) -> list[Tokens]:
-        """Tokenize; UserError where a sequence gives more tokens than the context holds."""
+        """Tokenize; UserError if a sequence gives more tokens than fit the context."""
         found = []
-        for letters, ids in zip(sequences, self._all_ids(sequences), strict=True):
+        for bases, ids in zip(sequences, self._all_ids(sequences), strict=True):
             if len(ids) > self.max_tokens:
                 raise UserError(
-                    f"{len(letters)} bases ({letters[:20]}...) give {len(ids)} tokens, more than the context of "
+                    f"{len(bases)} bases ({bases[:20]}...) give {len(ids)} tokens, more than the context of "
                     f"{self.max_tokens}; cut them"
                 )
             inner = ids[self.prefix : len(ids) - self.suffix]
@@ -119,20 +117,17 @@ class SequenceTokenizer:
                 lengths = np.full(len(inner), self.k)
                 starts = np.arange(len(inner)) * self.stride
             else:
-                words = self.tokenizer.convert_ids_to_tokens(inner)
-                lengths = np.array(
-                    [len(re.sub("[^A-Za-z]", "", w)) if "[" not in w and "<" not in w else 1 for w in words]
-                )
+                lengths = np.array(list(map(_token_bases, self.tokenizer.convert_ids_to_tokens(inner))))
                 starts = np.cumsum(lengths) - lengths
-            found.append(Tokens(ids, starts, np.minimum(lengths, np.maximum(len(letters) - starts, 0))))
+            found.append(Tokens(ids, starts, np.minimum(lengths, np.maximum(len(bases) - starts, 0))))
         return found
 
     def _all_ids(self, sequences: list[str]) -> Iterable[list[int]]:
-        """With special tokens; by table where that can be done, for a tenth of the time and memory."""
-        table = self._id_of_letter
+        """With special tokens; by table if possible, in a tenth of the time and memory."""
+        table = self._id_of_base
         if table is None or not all(map(str.isascii, sequences)):
             return self._ids(sequences, True)
-        found = [table[np.frombuffer(letters.encode(), np.uint8)] for letters in sequences]
+        found = [table[np.frombuffer(bases.encode(), np.uint8)] for bases in sequences]
         if any((ids < 0).any() for ids in found):
             return self._ids(sequences, True)
         return ([*self._ends[0], *ids.tolist(), *self._ends[1]] for ids in found)
@@ -144,14 +139,19 @@ class SequenceTokenizer:
         return self.tokenizer(sequences, add_special_tokens=special, verbose=False)["input_ids"]
 
 
-def _spread(letters: str) -> str:
-    """16 pieces at even distances, _SAMPLE letters together."""
-    size, step = _SAMPLE // 16, len(letters) // 16
-    return "".join(letters[i * step : i * step + size] for i in range(16))
+def _token_bases(token: str) -> int:
+    """Bases of a byte pair; a special token ([UNK]) is one."""
+    return 1 if "[" in token or "<" in token else len(re.sub("[^A-Za-z]", "", token))
+
+
+def _spread(bases: str) -> str:
+    """16 evenly spaced pieces, _SAMPLE bases together."""
+    size, step = _SAMPLE // 16, len(bases) // 16
+    return "".join(bases[i * step : i * step + size] for i in range(16))
 
 
 def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tokens: int = 0) -> SequenceTokenizer:
-    """The folder's tokenizer; the context is the smallest that tokenizer and config state, or `max_tokens`."""
+    """The folder's tokenizer; the context is `max_tokens`, or the smallest that tokenizer and config state."""
     tokenizer = _load(transformers.AutoTokenizer, folder, trust_remote_code)
     with one_line(f"{folder}: its tokenizer reads no sequence"):
         if not max_tokens:
@@ -166,15 +166,13 @@ def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tok
 
 
 def load_model(folder: str, auto_class: str = "AutoModel", *, trust_remote_code: bool) -> Any:
-    """The model in fp32, eval mode; UserError where weights of the encoder are missing from the folder."""
+    """The model in fp32, eval mode; UserError if the folder lacks weights of the encoder."""
     if auto_class == "AutoModel" and load_config(folder, trust_remote_code=trust_remote_code).model_type == "dna-task":
-        raise UserError(
-            f"{folder}: is a fine-tuned model, which megadna predict runs; give the encoder it was made from"
-        )
+        raise UserError(f"{folder}: is a fine-tuned model, for megadna predict; give the encoder it was made from")
     model, report = _load(getattr(transformers, auto_class), folder, trust_remote_code, output_loading_info=True)
     missing = [name for name in report["missing_keys"] if "pooler" not in name]
     if missing:
-        raise UserError(f"{folder}: holds no weights for {missing[0]} (and {len(missing) - 1} more) of {auto_class}")
+        raise UserError(f"{folder}: no weights for {missing[0]} (and {len(missing) - 1} more) of {auto_class}")
     return model.float().eval()
 
 
@@ -192,20 +190,21 @@ def _load(auto_class: Any, folder: str, trust_remote_code: bool, **options: Any)
 
 
 def _checked(folder: str) -> bool:
-    """Whether the folder's own code may run; UserError where it is none, or leads to what may not be loaded unasked."""
+    """Whether the folder's own code may run; UserError if there is no such folder, or it refers to files that may not
+    be loaded without --trust_remote_code."""
     path = Path(folder)
     check_model(folder)
     if path.is_dir():
         return check_folder(path)
-    with one_line(f"{folder}: no such folder, and not to be had from the Hugging Face Hub"):
+    with one_line(f"{folder}: no such folder, and not available from the Hugging Face Hub"):
         copy = snapshot_download(folder, allow_patterns=["*.json", "*.py", "custom_generate/*"])
     check_folder(Path(copy))
-    return False  # what the Hub holds may change until it is fetched again
+    return False  # the Hub's content may change before it is fetched again
 
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Whatever goes wrong inside, with files that others wrote, ends in a UserError of one line that begins so."""
+    """Turns any error inside, with files that others wrote, into a UserError of one line that begins with `what`."""
     try:
         yield
     except UserError:
@@ -213,9 +212,8 @@ def one_line(what: str) -> Iterator[None]:
     except Exception as error:  # of transformers, torch, safetensors, tokenizers, pickle, or code that was trusted
         unsafe = "trust_remote_code" in str(error)
         hint = "; read its Python files, then say --trust_remote_code" if unsafe else ""
-        kind = (
-            "" if isinstance(error, OSError | ValueError | RuntimeError | ImportError) else f"{type(error).__name__}: "
-        )
+        plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+        kind = "" if plain else f"{type(error).__name__}: "
         raise UserError(f"{what} ({kind}{first_line(error)}){hint}") from error
 
 
@@ -230,7 +228,7 @@ SPECIALS = ("pad", "mask", "cls", "sep", "unk")
 
 
 class VocabularyNucleotides(NucleotideTokenizer):
-    """One token a base by the ids of any vocabulary that names A, C, G and T."""
+    """One token per base, with the ids of any vocabulary that has A, C, G and T."""
 
     def __init__(self, vocabulary: dict[str, int], specials: dict[str, int]) -> None:
         super().__init__()
@@ -241,7 +239,7 @@ class VocabularyNucleotides(NucleotideTokenizer):
         self.nucleotide_ids = self.base_ids.copy()
         self.nucleotide_ids.sort()
         self.n_id = vocabulary.get("N", self.unk_id)
-        entries = {letter: vocabulary[letter] for letter in "ACGTU" if letter in vocabulary}
+        entries = {base: vocabulary[base] for base in "ACGTU" if base in vocabulary}
         self._table = table(dict.fromkeys(IUPAC_AMBIGUOUS, self.n_id) | entries, self.unk_id, dtype="int64")
 
     def tokens(self) -> list[str]:
@@ -251,11 +249,9 @@ class VocabularyNucleotides(NucleotideTokenizer):
 
 def load_masked_lm(
     folder: str, *, max_tokens: int = 0, trust_remote_code: bool = False
-) -> tuple[Forward, Tokenizer, int]:
-    """(forward, tokenizer, context); UserError where the folder does not load or its tokens are of no kind known here.
-
-    `max_tokens` replaces the context that config and tokenizer state.
-    """
+) -> tuple["Forward", Tokenizer, int]:
+    """(forward, tokenizer, context in tokens) of a masked language model over nucleotides or k-mers; UserError if the
+    folder does not load, or has tokens of another kind. `max_tokens` replaces the context that the folder states."""
     config = load_config(folder, trust_remote_code=trust_remote_code)
     found = load_tokenizer(folder, config, trust_remote_code=trust_remote_code, max_tokens=max_tokens)
     tokenizer = _tokenizer(found, folder)
@@ -263,10 +259,12 @@ def load_masked_lm(
     model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code).to(device)
 
     @torch.inference_mode()
-    def forward(batch: Batch, score: Callable[[Tensor], Any]) -> Any:
-        places_S = torch.arange(batch.tokens_BS.shape[1])
-        lengths_B = torch.full((len(batch.tokens_BS),), len(places_S)) if batch.lengths_B is None else batch.lengths_B
-        mask_BS = (places_S < lengths_B[:, None]).long().to(device)
+    def forward(batch: "Batch", score: Callable[[Tensor], Any]) -> Any:
+        positions_S = torch.arange(batch.tokens_BS.shape[1])
+        lengths_B = batch.lengths_B
+        if lengths_B is None:
+            lengths_B = torch.full((len(batch.tokens_BS),), len(positions_S))
+        mask_BS = (positions_S < lengths_B[:, None]).long().to(device)
         return score(model(input_ids=batch.tokens_BS.to(device), attention_mask=mask_BS).logits)
 
     return forward, tokenizer, found.max_tokens
@@ -290,5 +288,5 @@ def _tokenizer(found: SequenceTokenizer, folder: str) -> Tokenizer:
             return candidate
     raise UserError(
         f"{folder}: evaluate reads [CLS] x [SEP] with x single nucleotides or k-mers in the vocabulary layout of "
-        f"{', '.join(LAYOUTS)}; the tokenizer of this model makes something else"
+        f"{', '.join(LAYOUTS)}; the tokenizer of this model gives something else"
     )

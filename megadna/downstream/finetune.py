@@ -1,13 +1,12 @@
 """Fine-tuning of any Hugging Face DNA encoder through transformers' Trainer and peft.
 
 In:  an encoder's folder, labelled sequences (megadna.downstream.tasks).
-Out: RUN/ (RUN/seed-1/, RUN/fold-0/ ... where there are several): model/ (a Hugging Face folder that pipeline() runs),
+Out: RUN/ (RUN/seed-1/, RUN/seed-1-fold-0/ ...): model/ (a Hugging Face folder that pipeline() runs),
      options.json, metrics.json, predictions-SPLIT.parquet, and plots. metrics.csv has every score of every run.
-A run folder appears whole, under its name, at the end; a command that was stopped skips the runs that are whole.
+A run folder appears under its name only when it is complete; a command that is started again skips complete runs.
 """
 
 import json
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,10 +29,8 @@ log = get_logger(__name__)
 
 
 def finetune(model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:
-    """Fine-tune, write `output`, return every score: seed, fold, split, score, value, low, high, remark.
-
-    Keyword arguments are the fields of FinetuneOptions.
-    """
+    """Fine-tune, write `output`, return every score: seed, fold, split, score, value, low, high, remark. Keyword
+    arguments are the fields of FinetuneOptions."""
     return finetune_with(FinetuneOptions(model=str(model), data=Path(data), output=Path(output), **options))
 
 
@@ -46,13 +43,16 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
     for name, table in tables.items():
         if absent := missing_classes(table, target):
             log.warning("%s: no %s of class %s", name, target.unit, ", ".join(absent))
-    if options.augment and not options.force_augment:
-        stranded = options.stranded or "strand" in tables["train"]
-        require(not stranded, "--augment: the label of this task depends on the strand; --force_augment does it anyway")
+    stranded = options.stranded or "strand" in tables["train"]
+    require(not (options.augment and stranded), "--augment: the label of this task depends on the strand; leave it out")
     is_main = rank_from_environment() == 0
     is_new = is_main and _begin(options)
     try:
-        found = [_one_run(options, tables, target, seed, fold) for seed, fold in _runs(options)]
+        found = [
+            _one_run(options, tables, target, seed, fold)
+            for seed in options.seeds or [1]
+            for fold in range(max(1, options.folds))
+        ]
     except UserError:
         if is_new and [entry.name for entry in options.output.iterdir()] == ["options.json"]:
             clear_folder(options.output)
@@ -66,14 +66,12 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
 
 
 def read_data(options: FinetuneOptions) -> tuple[dict[str, pd.DataFrame], Target]:
-    """The tables by split, those of --test too, with their targets; UserError where options and data do not fit."""
-    tables = read_task(options.data, options.columns)
+    """The tables by split, those of --test too, with their targets; UserError if options and data do not fit."""
+    tables = read_task(options.data, options.label_columns, options.subset)
     require("train" in tables, f"{options.data}: no train table (train.csv, .tsv, .parquet, .fna)")
-    target = make_target(options.task, tables, options.columns, options.label_names, options.data)
-    known = target.scores
-    require(options.best in ("", *known), f"--best {options.best}: must be one of {', '.join(known)}")
-    weighs = target.has_classes or target.task == "contact"
-    require(weighs or not options.class_weights, f"--class_weights: task {target.task} has no classes")
+    target = make_target(options.task, tables["train"], options.label_columns, options.label_names, options.data)
+    weighted = target.has_classes or target.task == "contact"
+    require(weighted or not options.class_weights, f"--class_weights: task {target.task} has no classes")
     where = dict.fromkeys(tables, options.data)
     for entry in options.test:
         name, _, path = entry.partition("=")
@@ -88,15 +86,10 @@ def read_data(options: FinetuneOptions) -> tuple[dict[str, pd.DataFrame], Target
 
 def _test_table(path: Path, options: FinetuneOptions) -> pd.DataFrame:
     """The test table of a folder, or its only one."""
-    found = read_task(path, options.columns)
-    require(
-        "test" in found or len(found) == 1, f"--test {path}: has {', '.join(found)}, and no test table; name a file"
-    )
+    found = read_task(path, options.label_columns, options.subset)
+    known = "test" in found or len(found) == 1
+    require(known, f"--test {path}: has {', '.join(found)}, and no test table; name a file")
     return found["test"] if "test" in found else next(iter(found.values()))
-
-
-def _runs(options: FinetuneOptions) -> Iterator[tuple[int, int]]:
-    return ((seed, fold) for seed in options.seeds or [1] for fold in range(max(1, options.folds)))
 
 
 def _stated(options: FinetuneOptions) -> str:
@@ -104,8 +97,8 @@ def _stated(options: FinetuneOptions) -> str:
 
 
 def _begin(options: FinetuneOptions) -> bool:
-    """Note the options in the output folder; False where a stopped run of these very options has. UserError where the
-    folder contains something else."""
+    """Write the options to the output folder; False if a stopped run of the same options did. UserError if the folder
+    contains anything else."""
     assert options.output is not None
     output, note = options.output, options.output / "options.json"
     if note.is_file() and note.read_text(encoding="utf-8") == _stated(options):
@@ -121,7 +114,7 @@ def _begin(options: FinetuneOptions) -> bool:
 def _one_run(
     options: FinetuneOptions, tables: dict[str, pd.DataFrame], target: Target, seed: int, fold: int
 ) -> pd.DataFrame:
-    """Train, score and write one run, or read it back where it is whole already."""
+    """Train, score and write one run, or only read it back if it is complete."""
     assert options.output is not None
     folder = options.output / (f"seed-{seed}" + (f"-fold-{fold}" if options.folds else ""))
     if not (folder / "metrics.json").is_file():
@@ -145,22 +138,24 @@ def _one_run(
 def _with_dev(
     tables: dict[str, pd.DataFrame], options: FinetuneOptions, target: Target, seed: int, fold: int
 ) -> dict[str, pd.DataFrame]:
-    """The tables with a dev part of train: the fold, or a share by seed where there is no dev table."""
+    """The tables with a dev part of train: the fold, or a share drawn by the seed if there is no dev table."""
     from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
-    train = tables["train"]
-    labels = train["target"].to_numpy() if target.task == "classification" else None
     if "dev" in tables and not options.folds:
         return tables
+    train = tables["train"]
+    labels = train["target"].to_numpy() if target.task == "classification" else None
     try:
         if options.folds:
             splitter = (KFold if labels is None else StratifiedKFold)(options.folds, shuffle=True, random_state=seed)
             chosen, dev = list(splitter.split(train, labels))[fold]
         else:
             rare = labels is None or np.bincount(labels)[np.unique(labels)].min() < 2
-            stratify = None if rare else labels
             chosen, dev = train_test_split(
-                np.arange(len(train)), test_size=options.dev_fraction, random_state=seed, stratify=stratify
+                np.arange(len(train)),
+                test_size=options.dev_fraction,
+                random_state=seed,
+                stratify=None if rare else labels,
             )
     except ValueError as error:
         raise UserError(f"{options.data}: {len(train)} train rows cannot give a dev part ({error})") from error

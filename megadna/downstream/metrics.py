@@ -1,8 +1,9 @@
-"""Scores of predictions, with bootstrap intervals and why some of them say little, and the two readings of the DNABERT
-card's splice-site scores."""
+"""Scores of predictions with bootstrap intervals, remarks on scores that mean little, plots; and both readings of the
+DNABERT model card's splice-site scores."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[
     labels, accuracy over all label decisions), or pearson, spearman, mse (mean over outputs).
     """
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore")  # a class without rows gives NaN, which is what the table should say
+        warnings.simplefilter("ignore")  # a class without rows gives NaN, as the table should
         if target.is_regression:
             pairs = list(zip(truth.T, predicted_NC.T, strict=True)) if len(truth) > 1 else [(np.ones(2), np.ones(2))]
             found = [np.mean([measure(a, b)[0] for a, b in pairs]) for measure in (pearsonr, spearmanr)]
@@ -43,13 +44,13 @@ def scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[
         accuracy, f1_macro, mcc = from_counts(_counts(*flat, 2 if several else len(target.names)))
         if several:
             f1_macro = _mean([_f1(_counts(truth[:, c], hard[:, c], 2))[1] for c in columns])
-        curves = [_areas(truth_NC[:, c] > 0, predicted_NC[:, c]) for c in used]
-        auroc, auprc = (_mean([areas[place] for areas in curves]) for place in (0, 1))
+        areas = [_areas(truth_NC[:, c] > 0, predicted_NC[:, c]) for c in used]
+        auroc, auprc = map(_mean, zip(*areas, strict=True)) if areas else (float("nan"), float("nan"))
         return dict(zip(CLASS_SCORES, (accuracy, f1_macro, mcc, auroc, auprc), strict=True))
 
 
-# scikit-learn's functions check their input anew at each call: 8.4 ms for the five scores of 100 rows, which a
-# bootstrap pays hundreds of times; 0.3 ms here. The same definitions (the tests compare), on one table of counts.
+# scikit-learn's functions check their input at each call: 8.4 ms for the five scores of 100 rows, hundreds of times in
+# a bootstrap; 0.3 ms here. The definitions are the same (a test compares), computed from one table of counts.
 
 
 def _counts(truth: np.ndarray, called: np.ndarray, size: int) -> np.ndarray:
@@ -59,12 +60,12 @@ def _counts(truth: np.ndarray, called: np.ndarray, size: int) -> np.ndarray:
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:
-    """F1 of each class; NaN for a class that neither is true nor called anywhere."""
+    """F1 of each class; NaN for a class that is neither true nor called anywhere."""
     return 2 * np.diag(counts) / (counts.sum(axis=0) + counts.sum(axis=1))
 
 
 def from_counts(counts: np.ndarray) -> tuple[float, float, float]:
-    """Accuracy, macro F1, Matthews' correlation (Gorodkin 2004; 0 where one class alone is true or called)."""
+    """Accuracy, macro F1, Matthews' correlation (Gorodkin 2004; 0 if only one class is true or called)."""
     total, right = counts.sum(), np.trace(counts)
     true, called = counts.sum(axis=1), counts.sum(axis=0)
     spread = np.sqrt((total**2 - (true**2).sum()) * (total**2 - (called**2).sum()))
@@ -81,15 +82,15 @@ def _areas(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
     return float(auroc), float((np.diff(hits[last], prepend=0) * hits[last] / (last + 1)).sum() / positives)
 
 
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
 
 
 def splice_scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[str, float]:
-    """The card's scores of donor, acceptor and their mean, in both readings; {} where the classes are others.
+    """The card's scores of donor, acceptor and their mean, in both readings; {} for other classes.
 
-    class_vs_negative: rows of that class and negatives only (the counts of the card's table fit this one alone).
-    confusions_as_false_positives: besides, rows of the other class that are called this class (the card's text).
+    class_vs_negative: rows of that class and negatives only (only this fits the counts of the card's table).
+    confusions_as_false_positives: also rows of the other class that are called this class (the card's text).
     """
     if set(target.names) != set(SPLICE_NAMES):
         return {}
@@ -110,13 +111,13 @@ def splice_scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -
 
 
 def all_scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[str, float]:
-    """Everything there is to say about these predictions."""
+    """All scores of these predictions."""
     return scores(truth, predicted_NC, target) | splice_scores(truth, predicted_NC, target)
 
 
 def remark(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> str:
-    """Why these scores say little: classes without rows, one answer for every row, constant numbers; "" where nothing
-    is odd. Arguments as of `scores`."""
+    """Why these scores mean little: classes without rows, one prediction for every row, constant numbers; "" if nothing
+    is odd. Arguments as for `scores`."""
     if not len(truth):
         return f"no {target.unit}"
     one = [f"one {target.unit} only"] * (len(truth) == 1)
@@ -125,15 +126,15 @@ def remark(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> str:
 
 
 def _odd_numbers(truth_NC: np.ndarray, predicted_NC: np.ndarray, target: Target) -> Iterator[str]:
-    for place, name in enumerate(target.names):
-        for numbers, what in ((truth_NC[:, place], "is"), (predicted_NC[:, place], "is predicted")):
+    for column, name in enumerate(target.names):
+        for numbers, what in ((truth_NC[:, column], "is"), (predicted_NC[:, column], "is predicted")):
             if np.ptp(numbers) <= 1e-6 * np.abs(numbers).max():  # equal up to the order in which fp32 adds
                 yield f"{name} {what} {numbers[0]:.4g} in every {target.unit}: pearson and spearman are undefined"
 
 
 def _odd_labels(truth_NC: np.ndarray, predicted_NC: np.ndarray, target: Target) -> Iterator[str]:
-    for place, name in enumerate(target.names):
-        true, called = truth_NC[:, place] > 0.5, predicted_NC[:, place] > 0.5
+    for column, name in enumerate(target.names):
+        true, called = truth_NC[:, column] > 0.5, predicted_NC[:, column] > 0.5
         if true.all() or not true.any():
             yield f"{name} is {int(true[0])} in every {target.unit}: auroc and auprc leave it out"
         if called.all() or not called.any():
@@ -157,10 +158,10 @@ def _odd_classes(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) ->
 def scored(
     truth: list[np.ndarray], predicted: list[np.ndarray], target: Target, *, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """value, low, high and remark by score; one array a sequence."""
+    """value, low, high and remark by score; one array per sequence."""
     found = with_intervals(all_scores, truth, predicted, target, seed=seed)
-    said = remark(np.concatenate(truth), np.concatenate(predicted), target)
-    return {name: {**values, "remark": said} for name, values in found.items()}
+    text = remark(np.concatenate(truth), np.concatenate(predicted), target)
+    return {name: {**values, "remark": text} for name, values in found.items()}
 
 
 def with_intervals(
@@ -171,7 +172,7 @@ def with_intervals(
     *,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """value, low and high (95 %, percentiles of a bootstrap over sequences) by score; one array a sequence."""
+    """value, low and high (95 %, percentiles of a bootstrap over sequences) by score; one array per sequence."""
     rng = np.random.default_rng((seed, 9))
     draws = [rng.integers(0, len(truth), len(truth)) for _ in range(RESAMPLES)]
 
@@ -186,3 +187,52 @@ def with_intervals(
         low, high = np.nanpercentile(spread, [2.5, 97.5]) if np.isfinite(spread).any() else (np.nan, np.nan)
         result[name] = {"value": value, "low": float(low), "high": float(high)}
     return result
+
+
+def write_plots(
+    truth: np.ndarray, predicted_NC: np.ndarray, target: Target, folder: Path, split: str, file_name: str
+) -> None:
+    """confusion-SPLIT.png, roc-SPLIT.png and pr-SPLIT.png, or scatter-SPLIT.png; `file_name` replaces SPLIT."""
+    from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
+
+    title, names = _shown(split), [_shown(name) for name in target.names]
+    if target.is_regression:
+        figure, axes = _figure()
+        for number, name in enumerate(names):
+            axes.plot(truth[:, number], predicted_NC[:, number], ".", markersize=3, label=name)
+        axes.set(xlabel="true", ylabel="predicted", title=title)
+        axes.legend()
+        figure.savefig(folder / f"scatter-{file_name}.png")
+        return
+    truth_NC = truth if target.independent else np.eye(len(names))[truth]
+    if not target.independent:
+        figure, axes = _figure()
+        ConfusionMatrixDisplay.from_predictions(
+            truth,
+            predicted_NC.argmax(axis=1),
+            labels=list(range(len(names))),
+            display_labels=names,
+            ax=axes,
+            colorbar=False,
+        )
+        figure.savefig(folder / f"confusion-{file_name}.png")
+    for kind, display in (("roc", RocCurveDisplay), ("pr", PrecisionRecallDisplay)):
+        figure, axes = _figure()
+        for number, name in enumerate(names):
+            if 0 < truth_NC[:, number].sum() < len(truth_NC):
+                display.from_predictions(truth_NC[:, number], predicted_NC[:, number], name=name, ax=axes)
+        axes.set_title(title)
+        figure.savefig(folder / f"{kind}-{file_name}.png")
+
+
+def _shown(name: str) -> str:
+    """The name, escaped for matplotlib, which takes text between $ as a formula and hides legend entries with _."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
+    return figure, figure.subplots()

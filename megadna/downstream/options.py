@@ -1,6 +1,7 @@
-"""The options of the verbs that take a finished model: embed, predict, finetune, benchmark.
+"""The options of the verbs that use a finished model (embed, predict, finetune, benchmark) or prepare data for one
+(windows, splice-sites): one dataclass per verb, whose field docstrings are its --help.
 
-Nothing here is slow to import, so that `--help` and a mistaken option need neither torch nor pandas.
+Nothing here is slow to import: `--help` and a mistaken option need neither torch nor pandas.
 """
 
 from dataclasses import dataclass, field, fields
@@ -9,15 +10,15 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from megadna.errors import UserError, require, require_share
-from megadna.ownership import refuse_occupied
+from megadna.ownership import check_folder, refuse_occupied
 
 Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
 
-_LIBRARIES = {".h5": "h5py", ".h5ad": "anndata", ".bw": "pyBigWig"}
+_LIBRARIES = {".h5ad": "anndata", ".bw": "pyBigWig"}
 
 
 def check_model(folder: str) -> None:
-    """UserError where this is neither a Hugging Face folder nor a name on the hub."""
+    """UserError unless this is a Hugging Face folder, or a name on the hub."""
     path = Path(folder)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{folder}: no config.json in it; give a Hugging Face folder (megadna export writes one)")
@@ -27,7 +28,7 @@ def check_model(folder: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """A caller from Python may give paths as text; a value that is none of the choices is an error there too."""
+    """Callers from Python may give paths as text; a value that is not one of the choices is an error there too."""
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -39,7 +40,7 @@ class Options:
                 require(value in choices, f"--{entry.name} must be one of {', '.join(choices)}, got {value!r}")
 
     def must_exist(self, *names: str) -> None:
-        """UserError for the first of these options that names a file or folder which is not there; before long work."""
+        """UserError for the first of these options that names a missing file or folder; before any long work."""
         for name in names:
             path = getattr(self, name)
             require(path is None or str(path) == "-" or path.exists(), f"{path}: no such file or folder (--{name})")
@@ -47,14 +48,22 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Options):
-    """How a Hugging Face folder is loaded and run."""
+    """Which model, and whether its own code may run."""
+
+    model: str
+    """Hugging Face folder (or hub name)."""
+    trust_remote_code: bool = False
+    """Run Python files in the model's folder that megadna did not write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ModelOptions):
+    """How the model runs."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     max_tokens: int = 0
     """Context in tokens, special tokens included; 0: what the model states."""
-    trust_remote_code: bool = False
-    """Run Python files of the model's folder that megadna did not write."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,43 +71,41 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions(ModelOptions):
-    """What to read and how to run, the same for embeddings and predictions."""
+class InputOptions(RunOptions):
+    """What to read and write, the same for embeddings and predictions."""
 
-    model: str
-    """Hugging Face folder (or hub name)."""
     input: Path
-    """FASTA (also gz), or CSV, TSV, Parquet with a sequence column."""
+    """FASTA (also gz), or CSV, TSV or Parquet with a column of sequences."""
     output: Path | None = None
-    """File to write; its ending says the format."""
+    """File to write; its extension sets the format."""
     bed: Path | None = None
-    """BED file of regions of --input; minus-strand regions are read reverse-complemented."""
+    """BED file of regions of --input; minus-strand regions are reverse-complemented."""
     column: str = ""
-    """Column of a table that holds the sequences (default: sequence)."""
+    """Column of a table that has the sequences (default: sequence)."""
     circular: list[str] = field(default_factory=list)
-    """Records that are circular, beside those whose header says circular=true: windows then run across the ends."""
+    """Circular records, in addition to those whose header says circular=true: windows wrap around their ends."""
     batch_tokens: int = 16384
-    """Tokens that run at once, padding included."""
+    """Tokens per batch, padding included."""
 
     ENDINGS = tuple[str, ...]()  # not annotated: no field
-    """Of --output."""
+    """Allowed for --output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
         whole = self.bed is None or not self.circular
-        require(whole, "--bed names regions, which end with their contig; leave out --circular")
+        require(whole, "--bed names regions, which do not wrap around their contig's end; leave out --circular")
 
     def check_files(self) -> None:
-        """UserError where a file or folder is missing, or --output cannot be written; ModuleNotFoundError for a missing
-        library: before anything slow begins."""
+        """UserError where a file or folder is missing or --output cannot be written, ModuleNotFoundError for a missing
+        library; before anything slow begins."""
         check_model(self.model)
         self.must_exist("input", "bed")
         if self.output is None:
             raise UserError(f"say where to write with --output ({', '.join(self.ENDINGS)})")
         ending = self.output.suffix
         require(ending in self.ENDINGS, f"{self.output}: its ending must be one of {', '.join(self.ENDINGS)}")
-        if not self.output.with_name(f"{self.output.name}.parts").exists():  # else a stopped command goes on
+        if not self.output.with_name(f"{self.output.name}.parts").exists():  # else a stopped command is resumed
             refuse_occupied(self.output, " or remove it", is_file=True)
         if ending in _LIBRARIES and find_spec(_LIBRARIES[ending]) is None:
             raise ModuleNotFoundError(name=_LIBRARIES[ending])
@@ -109,17 +116,17 @@ class EmbedOptions(InputOptions):
     """`megadna embed`."""
 
     pooling: Literal["mean", "cls", "max", "nucleotide"] = "mean"
-    """One vector a sequence (mean or max over the tokens of its bases, or the first token), or one a nucleotide."""
+    """One vector per sequence (mean or max over the tokens of its bases, or the first token), or per nucleotide."""
     layers: list[int] = field(default_factory=list)
-    """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give a column each."""
+    """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give one column each."""
     strand: Literal["forward", "reverse", "both"] = "forward"
-    """both: mean of the two strands; outputs per nucleotide of the reverse strand are turned round first."""
+    """both: mean of the two strands; per nucleotide, the reverse strand's outputs are reversed first."""
 
-    ENDINGS = (".parquet", ".npy", ".h5", ".h5ad")
+    ENDINGS = (".parquet", ".npy", ".h5ad")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(set(self.layers)) == len(self.layers), f"--layers {self.layers}: each of them once")
+        require(len(set(self.layers)) == len(self.layers), f"--layers {self.layers}: name each layer once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +134,11 @@ class PredictOptions(InputOptions):
     """`megadna predict`."""
 
     strand: Literal["forward", "reverse", "apart", "both"] = "forward"
-    """apart: each strand by itself; both: the mean of their logits."""
+    """apart: each strand separately; both: the mean of their logits."""
     window: int = 0
-    """Bases of a sliding window over the genome in --input (models of sequences); 0: whole records."""
+    """Bases of a window that slides over the genome in --input (models of sequences); 0: whole records."""
     step: int = 0
-    """Bases from window to window (default: --window)."""
+    """Bases from one window to the next (default: --window)."""
 
     ENDINGS = (".parquet", ".bed", ".bw")
 
@@ -142,18 +149,9 @@ class PredictOptions(InputOptions):
         require(self.bed is None or not self.window, "--window slides over a whole genome; leave out --bed")
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns hold what, and which rows to take."""
-
-    sequence: str = ""
-    labels: tuple[str, ...] = ()
-    subset: str = ""
-
-
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(ModelOptions):
-    """A fine-tuning experiment: data, head, and how to train."""
+class FinetuneOptions(RunOptions):
+    """`megadna finetune`: data, head, and how to train."""
 
     model: str = ""
     """Hugging Face folder of the encoder."""
@@ -166,34 +164,30 @@ class FinetuneOptions(ModelOptions):
     task: Task = "classification"
     """What a label is: a class, 0/1 in several columns, a number, (base_...) one for every nucleotide, or (contact)
     pairs of nucleotides, as 3-17 9-40."""
-    sequence_column: str = ""
-    """Column of the sequences (default: sequence)."""
     label_columns: list[str] = field(default_factory=list)
     """Columns of the labels (default: label)."""
     label_names: list[str] = field(default_factory=list)
-    """Names of the classes: of the labels 0, 1, ... or of the labels in natural order; or the labels, in your order."""
+    """Names of the classes: of the labels 0, 1, ... or of the labels in natural order; or the labels in your order."""
     subset: str = ""
-    """Task of a table that holds several (column task)."""
+    """Which task of a table with several (column task)."""
     dev_fraction: float = 0.1
-    """Share of train that becomes dev, by seed, where there is no dev table."""
+    """Share of train to use as dev, drawn by the seed, if there is no dev table."""
     folds: int = 0
     """Cross-validation: this many runs, each with another part of train as dev; 0: none."""
     seeds: list[int] = field(default_factory=list)
-    """A run for each (default: 1)."""
+    """One run for each (default: 1)."""
     adapt: Literal["full", "lora", "frozen"] = "full"
-    """What is trained beside the head."""
+    """What to train besides the head: all weights, LoRA adapters, or nothing."""
     random_weights: bool = False
-    """Start from random weights instead of the model's (to see what pretraining gives)."""
+    """Start from random weights instead of the model's, to measure what pretraining contributes."""
     lora_rank: int = 16
     """LoRA: rank."""
     lora_alpha: int = 32
     """LoRA: scale."""
-    lora_targets: list[str] = field(default_factory=list)
-    """LoRA: names of the linear layers (default: query and value projections)."""
     pooling: Literal["mean", "cls", "max", "centre"] = "mean"
     """What a sequence head reads: mean or max over the tokens of bases, the first token, or (centre) the middle one."""
     head_sizes: list[int] = field(default_factory=list)
-    """Hidden layers of the head."""
+    """Sizes of the head's hidden layers."""
     head_activation: Literal["tanh", "relu"] = "tanh"
     """Between layers of the head."""
     dropout: float = 0.1
@@ -203,31 +197,27 @@ class FinetuneOptions(ModelOptions):
     max_steps: int = 0
     """Steps, instead of epochs."""
     batch_size: int = 32
-    """Sequences a step and rank."""
+    """Sequences per step and rank."""
     learning_rate: float = 3e-5
-    """Peak."""
+    """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """After the warm-up."""
+    """Learning rate after the warm-up."""
     warmup_fraction: float = 0.1
     """Share of the steps."""
     weight_decay: float = 0.01
-    """AdamW's."""
+    """Of AdamW."""
     class_weights: bool = False
-    """Weigh classes by the inverse of their frequency."""
+    """Weight classes by the inverse of their frequency."""
     patience: int = 0
-    """Evaluations on dev without a better score before training stops; 0: no early stopping."""
+    """Stop after this many evaluations on dev without a better score; 0: no early stopping."""
     eval_steps: int = 0
-    """Steps from evaluation to evaluation; 0: once an epoch."""
-    best: str = ""
-    """Score of dev by which the model is kept (default: mcc; pearson for numbers, auprc for contacts)."""
+    """Steps between evaluations; 0: one per epoch."""
     stranded: bool = False
-    """The label depends on the strand (also known from a column strand)."""
+    """The label depends on the strand (also implied by a column strand)."""
     augment: bool = False
-    """Add the reverse complement of every train sequence; labels of nucleotides are reversed along."""
-    force_augment: bool = False
-    """--augment even where the task is stranded."""
+    """Add the reverse complement of every train sequence; labels of nucleotides are reversed too."""
     crop: bool = False
-    """Cut sequences that are longer than the context to their middle."""
+    """Cut sequences longer than the context to their middle."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -238,9 +228,9 @@ class FinetuneOptions(ModelOptions):
         require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
 
     def check_files(self) -> None:
-        """UserError where something is not named, or a file or folder is missing."""
+        """UserError where an option is missing, or the file or folder it names."""
         for key in ("model", "data", "output"):
-            require(bool(getattr(self, key)) and getattr(self, key) != Path(), f"say --{key}")
+            require(bool(getattr(self, key)) and getattr(self, key) != Path(), f"--{key} is missing")
         check_model(self.model)
         self.must_exist("data")
         for entry in self.test:
@@ -248,28 +238,19 @@ class FinetuneOptions(ModelOptions):
             require(bool(path), f"--test {entry}: must be name=path, each name once")
             require(Path(path).exists(), f"{path}: no such file or folder (--test {name})")
 
-    @property
-    def columns(self) -> Columns:
-        """Of the tables."""
-        return Columns(self.sequence_column, tuple(self.label_columns), self.subset)
-
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(Options):
+class BenchmarkOptions(ModelOptions):
     """`megadna benchmark`."""
 
     suite: Literal["gue", "nt", "splice"]
     """Which recipe, scores and published figures."""
-    model: str
-    """Hugging Face folder of the encoder."""
     data: Path
     """Folder of the tasks' folders, or of one task."""
     output: Path
-    """Folder to write; a stopped benchmark goes on in it."""
+    """Folder to write; a stopped benchmark is resumed in it."""
     recipe: Path | None = None
     """YAML of fine-tuning options (default: configs/finetune/ of the suite)."""
-    tasks: list[str] = field(default_factory=list)
-    """Patterns of the tasks to run (default: all)."""
     seeds: list[int] = field(default_factory=list)
     """Seeds (default: 1 2 3)."""
     baseline: list[str] = field(default_factory=list)
@@ -277,9 +258,7 @@ class BenchmarkOptions(Options):
     max_steps: int = 0
     """Fine-tuning steps, instead of the recipe's epochs."""
     pretraining_data: Path | None = None
-    """Dataset that the model was pretrained on: the share of test sequences in it is a column of the table."""
-    trust_remote_code: bool = False
-    """Run Python files of the model's folder that megadna did not write."""
+    """Dataset the model was pretrained on: the share of test sequences in it becomes a column of the table."""
 
     def check_files(self) -> None:
         """UserError where a file or folder is missing."""
@@ -287,3 +266,110 @@ class BenchmarkOptions(Options):
         require(self.recipe is None or self.recipe.is_file(), f"{self.recipe}: no such recipe; give one with --recipe")
         check_model(self.model)
         self.must_exist("pretraining_data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions(Options):
+    """What every dataset of windows needs."""
+
+    genome: Path
+    """FASTA file of the genome (gz, BGZF, zstd and 2bit too)."""
+    output: Path | None = None
+    """Folder to write; must not contain anything yet."""
+    aliases: Path | None = None
+    """NCBI's assembly_report.txt, if the files name the contigs differently."""
+    length: int = 512
+    """Bases per window; even."""
+    dev_fraction: float = 0.1
+    """Share of the windows for dev."""
+    test_fraction: float = 0.1
+    """Share of the windows for test."""
+    dev_contigs: list[str] = field(default_factory=list)
+    """Split chromosome: the contigs of dev, instead of a share."""
+    test_contigs: list[str] = field(default_factory=list)
+    """Split chromosome: the contigs of test, instead of a share."""
+    seed: int = 1234
+    """Of every random choice: the same seed gives the same dataset."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.length > 0 and self.length % 2 == 0, f"--length must be even and positive, got {self.length}")
+        shares = (self.dev_fraction, self.test_fraction)
+        fits = min(shares) >= 0 and sum(shares) < 1
+        require(fits, f"--dev_fraction + --test_fraction must lie in [0, 1), got {shares}")
+        if self.output is not None:
+            check_folder(self.output, None)
+
+    def check_files(self) -> None:
+        """UserError where --output is not given or a file to read is missing."""
+        require(self.output is not None, "--output is missing: the folder to write")
+        inputs = (key for key in ("annotation", "positives", "bigwig") if hasattr(self, key))
+        self.must_exist("genome", "aliases", *inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOptions(DatasetOptions):
+    """`megadna windows`."""
+
+    positives: Path | None = None
+    """Peaks: BED or narrowPeak (gz too)."""
+    annotation: Path | None = None
+    """GFF3 or GTF whose transcription start sites are the positives, instead of peaks."""
+    bigwig: Path | None = None
+    """bigWig whose mean over a window is its label; alone, or with peaks or start sites."""
+    uncovered: Literal["auto", "zero", "missing"] = "auto"
+    """Bases without a value in the bigWig: `zero` counts them as 0 (coverage), `missing` ignores them (methylation);
+    `auto`: zero if it stores only values above 0, on less than half of the bases."""
+    biotypes: str = "protein_coding"
+    """Gene biotypes whose start sites to take, comma-separated, or `all`."""
+    upstream: int | None = None
+    """Bases of a window before the summit, middle or start site; half the length by default."""
+    count: int = 0
+    """Windows to draw at random from all peaks, start sites or tiles of the genome; 0 takes all."""
+    negatives: Literal["matched", "shuffled", "none"] = "matched"
+    """`matched`: elsewhere on the chromosome, nearest in GC and repeat share; `shuffled`: the positive with its
+    dinucleotides shuffled."""
+    split: Literal["chromosome", "region", "random"] = "chromosome"
+    """`chromosome`, `region`: no window overlaps one of another split; `random`: each window independently."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sources = [self.positives, self.annotation]
+        require(None in sources, "--positives and --annotation exclude each other; make two datasets")
+        require(any([*sources, self.bigwig]), "give the windows' source: --positives, --annotation or --bigwig")
+        applies = self.bigwig is not None or self.uncovered == "auto"
+        require(applies, f"--uncovered {self.uncovered} applies to a --bigwig only")
+        require(self.before < self.length, f"--upstream ({self.before}) must be less than --length ({self.length})")
+        require(self.count >= 0 and self.before >= 0, "--count and --upstream must not be negative")
+
+    @property
+    def before(self) -> int:
+        """Bases of a window before its anchor."""
+        return self.length // 2 if self.upstream is None else self.upstream
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpliceOptions(DatasetOptions):
+    """`megadna splice-sites`."""
+
+    annotation: Path
+    """GFF3 or GTF of the genome (gz too)."""
+    biotypes: str = "protein_coding"
+    """Biotypes of genes to take, comma-separated, or `all`."""
+    min_intron: int = 20
+    """Shortest intron in bases; shorter gaps are frameshifts and artefacts."""
+    min_gt_ag: float = 0.8
+    """Error if 50 introns or more have a smaller share of GT-AG; 0 accepts any share."""
+    negatives: Literal["hard", "random", "midpoint"] = "hard"
+    """`hard`: GT and AG of the same genes that are a site of no isoform; `random`: anywhere in gene bodies; `midpoint`:
+    middles of introns."""
+    per_class: int = 10000
+    """Windows per class; fewer if the smallest class has fewer."""
+    split: Literal["gene", "chromosome", "random"] = "gene"
+    """`gene`, `chromosome`: no window overlaps one of another split; `random`: as the DNABERT card, with leakage."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.per_class > 0, f"--per_class must be positive, got {self.per_class}")
+        require(self.min_intron > 0, f"--min_intron must be positive, got {self.min_intron}")
+        require_share("--min_gt_ag", self.min_gt_ag)

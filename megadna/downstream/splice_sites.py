@@ -1,17 +1,18 @@
-"""`megadna splice-sites`: genome and annotation -> windows of donors, acceptors and places that are neither.
+"""`megadna splice-sites`: genome and annotation -> windows of donors, acceptors and positions that are neither.
 
-Boundaries: the site lies between the bases L/2 - 1 and L/2 of its window, read along the transcript, so a donor's GT
-is at L/2 and an acceptor's AG ends at L/2 - 1. `centre: bionemo` puts the exon's edge base at L/2 - 1 instead, as
-BioNeMo's classifier reads it (token 255 of 512): for a donor the same window, for an acceptor one base further.
+A site is between the bases L/2 - 1 and L/2 of its window, read along the transcript: a donor's GT is at L/2, an
+acceptor's AG ends at L/2 - 1. A `position` is a boundary too: between the bases position - 1 and position of the
+forward strand.
 """
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from megadna.downstream.dataset_options import SpliceOptions
-from megadna.downstream.datasets import Sites, cut, finish, hard_negatives, midpoint_negatives, random_negatives
+from megadna.downstream.datasets import cut, finish
+from megadna.downstream.options import SpliceOptions
 from megadna.errors import require
 from megadna.genome.annotation import of_biotypes, on_genome, read_annotation
 from megadna.genome.records import Genome, read_genome
@@ -22,13 +23,24 @@ log = get_logger(__name__)
 
 LABELS = {"donor": 0, "acceptor": 1, "negative": 2}
 _ENOUGH_INTRONS = 50
-_SPARE = 1.25  # negatives drawn for each one needed: some pass a contig's end or hold an N
+_SPARE = 1.25  # negatives drawn for each one needed: some extend beyond a contig's end or contain an N
 _SITE = ["contig", "strand", "position"]
+# A site's two intron bases on the forward strand, and how many bases the boundary is after the first of them.
+_MOTIFS = {
+    ("donor", "+"): (b"GT", 0),
+    ("donor", "-"): (b"AC", 2),
+    ("acceptor", "+"): (b"AG", 2),
+    ("acceptor", "-"): (b"CT", 0),
+}
+_NONE = np.zeros(0, np.int64)
+
+Sites = dict[tuple[str, str], np.ndarray]
+"""Sorted positions of every annotated site by contig and strand."""
 
 
 def splice_sites(**options: Any) -> pd.DataFrame:
     """The dataset of these SpliceOptions as one table: sequence, label, contig, start, end, name (the gene's), strand,
-    kind, position, canonical, split; the manifest in `attrs`. Also written where `output` names a folder."""
+    kind, position, canonical, split; the manifest in `attrs`. Also written if `output` names a folder."""
     chosen = SpliceOptions(**options)
     with Progress(f"reading {chosen.annotation}"):
         transcripts, exons = read_annotation(chosen.annotation)
@@ -36,7 +48,10 @@ def splice_sites(**options: Any) -> pd.DataFrame:
     transcripts = on_genome(transcripts, genome, chosen.annotation, chosen.aliases)
     taken = of_biotypes(transcripts, chosen.biotypes, chosen.annotation)
     introns = introns_of(exons, taken, chosen.min_intron)
-    require(len(introns) > 0, f"{chosen.annotation}: no intron of {chosen.min_intron} bases or more in what was chosen")
+    require(
+        len(introns) > 0,
+        f"{chosen.annotation}: no intron of {chosen.min_intron} bases or more among the chosen transcripts",
+    )
     counts = _intron_counts(introns, genome, chosen)
     sites = sites_of(introns)
     counts |= {"transcripts": len(taken), **sites["kind"].value_counts().to_dict()}
@@ -51,10 +66,10 @@ def splice_sites(**options: Any) -> pd.DataFrame:
     require(count > 0, f"{chosen.genome}: no donor and acceptor with a window of {chosen.length} bases: {left_out}")
     positives = positives.groupby("kind").head(count)
     with Progress("drawing negatives"):
-        places = _negatives(positives, taken, introns, forbidden, genome, chosen)
-    negatives, counts["negatives left out"] = _windows(places, genome, chosen)
+        drawn = _negatives(positives, taken, introns, forbidden, genome, chosen)
+    negatives, counts["negatives left out"] = _windows(drawn, genome, chosen)
     examples = _balanced(positives, negatives, chosen).rename(columns={"gene": "name"})
-    return finish(examples, chosen, chosen.split, ["position", "canonical"], {**counts, "labels": LABELS})
+    return finish(examples, chosen, ["position", "canonical"], {**counts, "labels": LABELS})
 
 
 def introns_of(exons: pd.DataFrame, transcripts: pd.DataFrame, min_length: int) -> pd.DataFrame:
@@ -64,15 +79,12 @@ def introns_of(exons: pd.DataFrame, transcripts: pd.DataFrame, min_length: int) 
     inner = exons.assign(end=exons["start"], start=before)[exons["transcript"].eq(exons["transcript"].shift())]
     inner = inner[inner["end"] - inner["start"] >= min_length]
     introns = inner.join(transcripts[["contig", "strand", "gene"]], on="transcript").drop(columns="transcript")
-    place = ["contig", "strand", "start", "end"]
-    return introns.sort_values([*place, "gene"]).drop_duplicates(place, ignore_index=True)
+    key = ["contig", "strand", "start", "end"]
+    return introns.sort_values([*key, "gene"]).drop_duplicates(key, ignore_index=True)
 
 
 def _ends_of(introns: pd.DataFrame) -> list[pd.DataFrame]:
-    """[donors, acceptors] of the introns, row by row: contig, strand, gene, position, kind.
-
-    A position is a boundary: it lies between the bases position - 1 and position of the forward strand.
-    """
+    """[donors, acceptors] of the introns, row by row: contig, strand, gene, position (a boundary), kind."""
     plus = introns["strand"] == "+"
     first, last = introns["start"].where(plus, introns["end"]), introns["end"].where(plus, introns["start"])
     shared = introns[["contig", "strand", "gene"]]
@@ -85,15 +97,15 @@ def sites_of(introns: pd.DataFrame) -> pd.DataFrame:
 
 
 def _motifs(sites: pd.DataFrame, genome: Genome) -> pd.Series:
-    """The two intron bases beside each site, read along the transcript; "" where one of them is not A, C, G or T."""
+    """The two intron bases next to each site, read along the transcript; "" if one of them is not A, C, G or T."""
     minus = sites["strand"] == "-"
-    before = (sites["kind"] == "donor") == minus  # the intron lies before the boundary on the forward strand
+    before = (sites["kind"] == "donor") == minus  # the intron is before the boundary on the forward strand
     pairs, _ = cut(sites.assign(start=sites["position"] - 2 * before, reverse=minus), genome, 2)
     return pairs["sequence"].reindex(sites.index, fill_value="")
 
 
 def _intron_counts(introns: pd.DataFrame, genome: Genome, options: SpliceOptions) -> dict[str, Any]:
-    """Introns by motif; UserError where too few of them are GT-AG."""
+    """Introns by motif; UserError if too few of them are GT-AG."""
     donors, acceptors = (_motifs(ends, genome) for ends in _ends_of(introns))
     motifs = {str(pair): int(count) for pair, count in (donors + "-" + acceptors).value_counts().items()}
     share = motifs.get("GT-AG", 0) / len(introns)
@@ -101,21 +113,16 @@ def _intron_counts(introns: pd.DataFrame, genome: Genome, options: SpliceOptions
     require(
         len(introns) < _ENOUGH_INTRONS or share >= options.min_gt_ag,
         f"{options.annotation}: only {share:.3f} of {len(introns):,} introns are GT-AG: its strands are wrong, or it "
-        f"belongs to another genome build than {options.genome}; --min_gt_ag 0 takes it all the same",
+        f"belongs to another genome build than {options.genome}; --min_gt_ag 0 accepts it",
     )
     return {"introns": len(introns), "GT-AG share": share, "motifs": motifs}
 
 
 def _windows(sites: pd.DataFrame, genome: Genome, options: SpliceOptions) -> tuple[pd.DataFrame, dict[str, int]]:
     """The sites' windows with sequence and canonical; and how many were left out."""
-    length, minus = options.length, sites["strand"] == "-"
-    reverse = minus & (options.minus_strand == "reverse_complement")
-    start = sites["position"] - length // 2
-    if options.centre == "bionemo":  # the exon's edge base, on the forward strand; what is no site is placed as a donor
-        edge = sites["position"] - ((sites["kind"] != "acceptor") != minus)
-        start = edge - length // 2 + ~reverse
+    start, reverse = sites["position"] - options.length // 2, sites["strand"] == "-"
     canonical = _motifs(sites, genome) == sites["kind"].map({"donor": "GT", "acceptor": "AG"})
-    return cut(sites.assign(start=start, reverse=reverse, canonical=canonical), genome, length)
+    return cut(sites.assign(start=start, reverse=reverse, canonical=canonical), genome, options.length)
 
 
 def _negatives(
@@ -126,27 +133,78 @@ def _negatives(
     genome: Genome,
     options: SpliceOptions,
 ) -> pd.DataFrame:
-    """Places that are no site, some more than each class of the anchors has: contig, strand, gene, position, kind."""
+    """Positions that are not a site, with some to spare: contig, strand, gene, position, kind."""
     rng = np.random.default_rng((options.seed, 4))
     wanted = int(_SPARE * len(anchors) / 2) + 50
-    places = transcripts.groupby(["contig", "strand", "gene"], as_index=False)
-    genes = places.agg(start=("start", "min"), end=("end", "max"))
+    by_gene = transcripts.groupby(["contig", "strand", "gene"], as_index=False)
+    genes = by_gene.agg(start=("start", "min"), end=("end", "max"))
     if options.negatives == "hard":
-        found = hard_negatives(anchors, genes, sites, genome, wanted // 2, rng)
+        found = _hard_negatives(anchors, genes, sites, genome, wanted // 2, rng)
     elif options.negatives == "random":
-        found = random_negatives(genes, sites, wanted, rng)
+        found = _random_negatives(genes, sites, wanted, rng)
     else:
-        found = midpoint_negatives(introns, sites)
+        found = _midpoint_negatives(introns, sites)
     return found.sample(frac=1, random_state=rng, ignore_index=True)
 
 
+def _hard_negatives(
+    anchors: pd.DataFrame, genes: pd.DataFrame, sites: Sites, genome: Genome, count: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """About `count` GT (kind donor) and AG (kind acceptor) each, in the genes of the `anchors` (columns gene, kind) and
+    on their strand, that are a site of no isoform; as many per gene as it has anchors, if it has that many."""
+    found = []
+    for kind in ("donor", "acceptor"):
+        of_kind = anchors.loc[anchors["kind"] == kind, "gene"].to_numpy()
+        wanted = Counter(np.resize(rng.permutation(of_kind), count).tolist())
+        for gene in genes[genes["gene"].isin(wanted)].itertuples():
+            motif, boundary = _MOTIFS[kind, gene.strand]
+            bases = genome.bases[gene.contig][gene.start : gene.end] & 0xDF  # upper case
+            here = np.flatnonzero((bases[:-1] == motif[0]) & (bases[1:] == motif[1])) + gene.start + boundary
+            here = _no_site(here, sites.get((gene.contig, gene.strand), _NONE))
+            taken = rng.choice(here, min(len(here), wanted[gene.gene]), replace=False)
+            found.append(_rows(gene, taken, kind))
+    return pd.concat(found, ignore_index=True)
+
+
+def _random_negatives(genes: pd.DataFrame, sites: Sites, count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Up to `count` positions, spread evenly over the bodies of the genes, that are not an annotated site."""
+    sizes = (genes["end"] - genes["start"]).to_numpy()
+    wanted = Counter(rng.choice(len(genes), count, p=sizes / sizes.sum()).tolist())
+    found = []
+    for row, gene in enumerate(genes.itertuples()):
+        taken = np.unique(rng.integers(gene.start + 1, max(gene.end, gene.start + 2), wanted[row]))
+        found.append(_rows(gene, _no_site(taken, sites.get((gene.contig, gene.strand), _NONE)), "random"))
+    return pd.concat(found, ignore_index=True).drop_duplicates(["contig", "strand", "position"])
+
+
+def _midpoint_negatives(introns: pd.DataFrame, sites: Sites) -> pd.DataFrame:
+    """The middle of every intron, if it is not an annotated site."""
+    found = introns.assign(position=(introns["start"] + introns["end"]) // 2, kind="midpoint")
+    groups = found.groupby(["contig", "strand"], sort=False)
+    free = [rows[rows["position"].isin(_no_site(rows["position"].to_numpy(), sites[key]))] for key, rows in groups]
+    return pd.concat(free)
+
+
+def _no_site(positions: np.ndarray, sites: np.ndarray) -> np.ndarray:
+    """The positions that are not among the sorted sites."""
+    if not len(sites):
+        return positions
+    next_site = sites[np.searchsorted(sites, positions).clip(max=len(sites) - 1)]
+    return positions[next_site != positions]
+
+
+def _rows(gene: tuple, positions: np.ndarray, kind: str) -> pd.DataFrame:
+    shared = {"contig": gene.contig, "strand": gene.strand, "gene": gene.gene, "kind": kind}  # type: ignore[attr-defined]
+    return pd.DataFrame({**shared, "position": positions})
+
+
 def _balanced(positives: pd.DataFrame, negatives: pd.DataFrame, options: SpliceOptions) -> pd.DataFrame:
-    """As many donors, acceptors and negatives, with their labels; of hard negatives as many GT as AG."""
+    """Equal numbers of donors, acceptors and negatives, with their labels; of hard negatives as many GT as AG."""
     order = np.argsort(negatives.groupby("kind").cumcount().to_numpy(), kind="stable")
     count = min(len(positives) // 2, len(negatives))
     require(count > 0, f"{options.annotation}: no {options.negatives} negative is left; try other --negatives")
     if count < options.per_class:
-        log.warning("%d windows of each class, not %d: the smallest class holds no more", count, options.per_class)
+        log.warning("%d windows per class, not %d: the smallest class has no more", count, options.per_class)
     positives = positives.groupby("kind").head(count)
     positives = positives.assign(label=positives["kind"].map(LABELS))
     negatives = negatives.iloc[order].head(count).assign(label=LABELS["negative"], canonical=False)

@@ -1,12 +1,12 @@
-"""PNG plots of a test set: confusion matrix, ROC and precision-recall curves, or predicted against true numbers.
+"""One fine-tuning run: an encoder with a new head, trained by transformers' Trainer, scored, and written to a folder.
 
-Tells of the steps and batches of transformers' Trainer through megadna.progress.
-
-One run of fine-tuning through transformers' Trainer: train, score, write the run's folder.
-
-Apart from megadna.downstream.finetune, which checks options and data before torch and transformers are imported.
+In:  options, tables by split with their targets, a seed.
+Out: model/ (encoder, adapted fully, by LoRA or not at all, and head; transformers loads it without megadna),
+     metrics.json, and predictions and plots of every split but train.
+Separate from megadna.downstream.finetune, which checks options and data before torch and transformers are imported.
 """
 
+import inspect
 import json
 import math
 import os
@@ -19,101 +19,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream import modeling_dna_task
+from megadna.downstream.encoder import SequenceTokenizer, load_config, load_model, load_tokenizer
 from megadna.downstream.inputs import file_names, value_columns
-from megadna.downstream.metrics import probabilities, scored, scores
+from megadna.downstream.metrics import probabilities, scored, scores, write_plots
+from megadna.downstream.modeling_dna_task import DnaForBaseTask, DnaForPairTask, DnaForSequenceTask, DnaTaskConfig
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.task_model import NO_LABEL, Collator, adapt, build_model, examples_of, save_model
 from megadna.downstream.tasks import Target
+from megadna.errors import require
+from megadna.genome.records import reverse_complement
 from megadna.log import get_logger
 from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
-
-
-def write_plots(
-    truth: np.ndarray, predicted_NC: np.ndarray, target: Target, folder: Path, split: str, file_name: str
-) -> None:
-    """confusion-SPLIT.png, roc-SPLIT.png and pr-SPLIT.png, or scatter-SPLIT.png; `file_name` is the split's part."""
-    title, names = _shown(split), [_shown(name) for name in target.names]
-    if target.is_regression:
-        figure, axes = _figure()
-        for place, name in enumerate(names):
-            axes.plot(truth[:, place], predicted_NC[:, place], ".", markersize=3, label=name)
-        axes.set(xlabel="true", ylabel="predicted", title=title)
-        axes.legend()
-        figure.savefig(folder / f"scatter-{file_name}.png")
-        return
-    several = target.independent
-    truth_NC = truth if several else np.eye(len(target.names))[truth]
-    if not several:
-        figure, axes = _figure()
-        called = predicted_NC.argmax(axis=1)
-        labels = list(range(len(target.names)))
-        ConfusionMatrixDisplay.from_predictions(
-            truth, called, labels=labels, display_labels=names, ax=axes, colorbar=False
-        )
-        figure.savefig(folder / f"confusion-{file_name}.png")
-    for kind, display in (("roc", RocCurveDisplay), ("pr", PrecisionRecallDisplay)):
-        figure, axes = _figure()
-        for place, name in enumerate(names):
-            if 0 < truth_NC[:, place].sum() < len(truth_NC):
-                display.from_predictions(truth_NC[:, place], predicted_NC[:, place], name=name, ax=axes)
-        axes.set_title(title)
-        figure.savefig(folder / f"{kind}-{file_name}.png")
-
-
-def _shown(name: str) -> str:
-    """The name as matplotlib draws it: no formula between dollar signs, no legend entry left out for its underscore."""
-    name = name.replace("$", r"\$")
-    return f" {name}" if name.startswith("_") else name
-
-
-def _figure() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
-    return figure, figure.subplots()
-
-
-class Reporter(TrainerCallback):
-    """A callback; what the Trainer does within `during` is told."""
-
-    def __init__(self) -> None:
-        self._progress = Progress("")
-        self._batches = 0
-
-    @contextmanager
-    def during(self, what: str, unit: str) -> Iterator[None]:
-        """`unit`: steps (of training), or batches (of a prediction)."""
-        with Progress(what, unit=unit) as self._progress:
-            yield
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        """The number of steps is known from now on."""
-        self._progress.total = state.max_steps
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        """One step."""
-        self._progress.advance()
-
-    def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **unused: Any
-    ) -> None:
-        """One batch of an evaluation while training, or of a prediction."""
-        self._batches += 1
-        if self._progress.unit == "batches":
-            self._progress.total = len(eval_dataloader)
-            self._progress.advance()
-        else:
-            self._progress.note = f"evaluating, batch {self._batches} of {len(eval_dataloader)}"
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        """The end of an evaluation while training."""
-        self._batches, self._progress.note = 0, ""
+NO_LABEL = -100
+_IMPORT_HERE = "# A saved copy imports the encoder's class and configuration here.\n"
+_QUERY_VALUE = {"query", "value", "q_proj", "v_proj", "Wqkv", "query_key_value"}  # what LoRA adapts, as its paper does
+_PROBLEMS = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
+_PROBLEMS["contact"] = _PROBLEMS["multilabel"]
+_AUTO_CLASSES = {
+    DnaForSequenceTask: "AutoModelForSequenceClassification",
+    DnaForBaseTask: "AutoModelForTokenClassification",
+    DnaForPairTask: "AutoModel",
+}
 
 
 def train_and_score(
@@ -160,20 +90,20 @@ def train_and_score(
         table.to_parquet(work / f"predictions-{stems[split]}.parquet")
         if split != "dev" or len(predictions) == 1:
             write_plots(*_flat(truth, predicted), target, work, split, stems[split])
-    _remark_on_training(found["dev"], options.best or target.main_score, trainer.state.log_history)
+    _remark_on_training(found["dev"], target.main_score, trainer.state.log_history)
     (work / "metrics.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
 
 
 def _remark_on_training(dev: dict[str, dict[str, Any]], best: str, history: list[dict[str, float]]) -> None:
-    """Add to dev's remarks that the score by which the model is chosen never changed."""
+    """Add to dev's remarks if the score that chooses the model never changed."""
     values = [entry[f"eval_{best}"] for entry in history if f"eval_{best}" in entry]
-    said = ""
+    remark = ""
     if values and all(map(math.isnan, values)):
-        said = f"{best} was undefined at every evaluation ({len(values)}), so the last model is kept"
+        remark = f"{best} was undefined at every evaluation ({len(values)}), so the last model is kept"
     elif len(values) > 1 and len(set(values)) == 1:
-        said = f"{best} was {values[0]:.4f} at every evaluation ({len(values)}), so the first model is kept"
+        remark = f"{best} was {values[0]:.4f} at every evaluation ({len(values)}), so the first model is kept"
     for score in dev.values():
-        score["remark"] = "; ".join(filter(None, [score["remark"], said]))
+        score["remark"] = "; ".join(filter(None, [score["remark"], remark]))
 
 
 def _without_nan(found: Any) -> Any:
@@ -210,15 +140,15 @@ def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed
         save_steps=options.eval_steps or 500,
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model=options.best or target.main_score,
-        greater_is_better=options.best != "mse",
+        metric_for_best_model=target.main_score,
+        greater_is_better=True,
         bf16=options.precision == "bf16" or (options.precision == "auto" and cuda),
         use_cpu=not cuda,
         seed=seed,
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
-        disable_tqdm=True,  # task_progress.py tells
+        disable_tqdm=True,  # Reporter shows them
         logging_steps=max(1, steps // 100),
         report_to="none",
     )
@@ -230,16 +160,13 @@ def _class_weights(train: pd.DataFrame, target: Target) -> list[float]:
 
 
 def _rows(labels: np.ndarray, logits: np.ndarray, target: Target) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Truth and probabilities (or numbers) of each sequence: a row a sequence, nucleotide or pair, padding left out."""
+    """Truth and probabilities (or numbers) of each sequence: a row per sequence, nucleotide or pair, no padding."""
     if not target.ragged:
-        return list(labels[:, None] if labels.ndim == 1 else labels[:, None, :]), list(
-            probabilities(logits, target)[:, None, :]
-        )
+        return list(labels[:, None]), list(probabilities(logits, target)[:, None])
     truth, predicted = [], []
     for label_L, logits_LC in zip(labels, logits, strict=True):
-        padding = (
-            (label_L == NO_LABEL) if label_L.ndim == 1 else (np.isnan(label_L) | (label_L == NO_LABEL)).any(axis=1)
-        )
+        padding = np.isnan(label_L) | (label_L == NO_LABEL)
+        padding = padding if padding.ndim == 1 else padding.any(axis=1)
         truth.append(label_L[~padding])
         predicted.append(probabilities(logits_LC[: len(label_L)][~padding], target))
     return truth, predicted
@@ -255,16 +182,186 @@ def _predictions_table(
     """sequence, truth, label (of classes: the most probable), and a column of probabilities (or numbers) for each name;
     classes by their names. A cell of a task per nucleotide or pair is a list."""
     names = np.array(target.names, object)
-    shown = table[["sequence"]]
+    shown = table[["sequence"]].copy()
     if target.has_classes:
-        classes = {"truth": truth, "label": [rows.argmax(axis=1) for rows in predicted]}
-        lists = {key: [names[numbers.astype(int)].tolist() for numbers in values] for key, values in classes.items()}
-        one_each = {key: [cells[0] for cells in values] for key, values in lists.items()}
-        shown = shown.assign(**(lists if target.ragged else one_each))
+        for key, numbers in (("truth", truth), ("label", [rows.argmax(axis=1) for rows in predicted])):
+            lists = [names[each.astype(int)].tolist() for each in numbers]
+            shown[key] = lists if target.ragged else [cells[0] for cells in lists]
     else:
         given = truth if target.ragged else table["target"]
-        shown = shown.assign(truth=[np.ravel(numbers).tolist() for numbers in given])
-    for place, column in enumerate(value_columns(target.names, is_regression=target.is_regression)):
-        values = [rows[:, place].astype(np.float32) for rows in predicted]
+        shown["truth"] = [np.ravel(numbers).tolist() for numbers in given]
+    for number, column in enumerate(value_columns(target.names, is_regression=target.is_regression)):
+        values = [rows[:, number].astype(np.float32) for rows in predicted]
         shown[column] = values if target.ragged else np.concatenate(values)
     return shown.reset_index(drop=True)
+
+
+class Collator:
+    """Tokenized examples -> a padded batch."""
+
+    def __init__(self, pad_id: int, target: Target) -> None:
+        self._pad_id, self._target = pad_id, target
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask [B, S], labels [B], [B, C], [B, L], [B, L, C] or, of pairs, [B, P, 1]."""
+        longest = max(len(example["ids"]) for example in examples)
+        ids = torch.full((len(examples), longest), self._pad_id)
+        mask = torch.zeros_like(ids)
+        for row, example in enumerate(examples):
+            ids[row, : len(example["ids"])] = torch.tensor(example["ids"])
+            mask[row, : len(example["ids"])] = 1
+        labels = [torch.tensor(example["target"]) for example in examples]
+        if self._target.ragged:
+            empty = float("nan") if labels[0].is_floating_point() else NO_LABEL
+            stacked = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=empty)
+        else:
+            stacked = torch.stack(labels)
+        return {"input_ids": ids, "attention_mask": mask, "labels": stacked}
+
+
+def examples_of(
+    table: pd.DataFrame, tokenizer: SequenceTokenizer, options: FinetuneOptions, *, augment: bool = False
+) -> list[dict[str, Any]]:
+    """Tokenized rows; UserError if a sequence is longer than the context, unless --crop."""
+    texts, targets = table["sequence"].tolist(), table["target"].tolist()
+    axes = (0, 1) if options.task == "contact" else (0,) * options.task.startswith("base_")  # of a target: the bases
+    if augment:
+        texts += [reverse_complement(text) for text in texts]
+        targets += [np.flip(target, axes).copy() if axes else target for target in targets]
+    limit = min(tokenizer.max_bases(), max(map(len, texts)))
+    for row, text in enumerate(texts):
+        size = min(len(text), limit if tokenizer.k else tokenizer.max_bases(text))
+        if len(text) > size:
+            message = f"{options.data}: a sequence of {len(text)} bases is longer than the context ({size} bases)"
+            require(options.crop, f"{message}; --crop keeps its middle, --max_tokens widens the context")
+            start = (len(text) - size) // 2
+            texts[row] = text[start : start + size]
+            if axes:
+                targets[row] = targets[row][(slice(start, start + size),) * len(axes)]
+    if options.task == "contact":
+        targets = [pairs_of(target) for target in targets]
+    tokens = tokenizer(texts)
+    return [{"ids": found.ids, "target": target} for found, target in zip(tokens, targets, strict=True)]
+
+
+def pairs_of(contacts_LL: np.ndarray) -> np.ndarray:
+    """fp32 [P, 1] of the pairs (1, 0), (2, 0), (2, 1), (3, 0) ...: those of a shorter sequence come first."""
+    return contacts_LL[np.tril_indices(len(contacts_LL), -1)][:, None].astype(np.float32)
+
+
+def build_model(
+    options: FinetuneOptions, target: Target, tokenizer: SequenceTokenizer, class_weights: list[float] | None
+) -> Any:
+    """The encoder (with its weights, or random ones) and a new head for the target."""
+    encoder = load_model(options.model, trust_remote_code=options.trust_remote_code)
+    if options.random_weights:
+        encoder = type(encoder)(encoder.config)
+    require(
+        not target.ragged or (tokenizer.k > 0 and tokenizer.stride in (1, tokenizer.k)),
+        f"{options.model}: its tokens vary in length; a task per nucleotide needs tokens of one length",
+    )
+    problem = "regression" if target.is_regression else _PROBLEMS[target.task.removeprefix("base_")]
+    config = DnaTaskConfig(
+        encoder=encoder.config.to_dict(),
+        pooling=options.pooling,
+        pool_special_tokens=False,
+        head_sizes=tuple(options.head_sizes),
+        head_activation=options.head_activation,
+        head_dropout=options.dropout,
+        k=max(1, tokenizer.k),
+        stride=tokenizer.stride,
+        prefix=tokenizer.prefix,
+        suffix=tokenizer.suffix,
+        class_weights=class_weights,
+        problem_type=problem,
+        id2label=dict(enumerate(target.names)),
+        label2id={name: number for number, name in enumerate(target.names)},
+        max_position_embeddings=tokenizer.max_tokens,
+        pad_token_id=tokenizer.pad_id,
+    )
+    kind = DnaForPairTask if target.task == "contact" else DnaForBaseTask if target.ragged else DnaForSequenceTask
+    return kind(config, encoder)
+
+
+def adapt(model: Any, options: FinetuneOptions) -> Any:
+    """The model, frozen as far as it is not trained; for LoRA a peft model."""
+    if options.adapt == "frozen":
+        model.encoder.requires_grad_(False)
+        for module in model.encoder.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    if options.adapt != "lora":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    linear = {name.rsplit(".", 1)[-1] for name, m in model.encoder.named_modules() if isinstance(m, torch.nn.Linear)}
+    targets = sorted(linear & _QUERY_VALUE) or sorted(linear)
+    config = LoraConfig(
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.dropout,
+        target_modules=rf"encoder\..*\.({'|'.join(targets)})",
+        modules_to_save=["head"],
+    )
+    return get_peft_model(model, config)
+
+
+def save_model(trained: Any, model: Any, tokenizer: SequenceTokenizer, folder: Path) -> None:
+    """Weights (LoRA merged), tokenizer and the Python files that the folder needs; no megadna is needed to load it."""
+    if trained is not model:
+        model = trained.merge_and_unload()
+    own = "modeling_dna_task"
+    model.config.auto_map = {
+        "AutoConfig": f"{own}.DnaTaskConfig",
+        _AUTO_CLASSES[type(model)]: f"{own}.{type(model).__name__}",
+    }
+    model.save_pretrained(folder)
+    tokenizer.tokenizer.save_pretrained(folder)
+    imports = ""
+    for part, name in ((model.encoder, "Encoder"), (model.encoder.config, "EncoderConfig"), (tokenizer.tokenizer, "")):
+        module = type(part).__module__
+        if module.startswith("transformers."):
+            source = "transformers"
+        else:
+            path = Path(inspect.getfile(type(part)))
+            source = f".{path.stem}"
+            shutil.copyfile(path, folder / path.name)
+        imports += f"from {source} import {type(part).__name__} as {name}\n" if name else ""
+    text = Path(modeling_dna_task.__file__).read_text(encoding="utf-8")
+    (folder / f"{own}.py").write_text(text.replace(_IMPORT_HERE, _IMPORT_HERE + imports), encoding="utf-8")
+
+
+class Reporter(TrainerCallback):
+    """A callback that shows the Trainer's steps and batches as megadna's progress."""
+
+    def __init__(self) -> None:
+        self._progress = Progress("")
+        self._batches = 0
+
+    @contextmanager
+    def during(self, what: str, unit: str) -> Iterator[None]:
+        """Around one piece of work; `unit`: steps (of training), or batches (of a prediction)."""
+        with Progress(what, unit=unit) as self._progress:
+            yield
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """The number of steps is known now."""
+        self._progress.total = state.max_steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """One step."""
+        self._progress.advance()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **loaders: Any) -> None:
+        """One batch of an evaluation during training, or of a prediction."""
+        self._batches += 1
+        total = len(loaders["eval_dataloader"])
+        if self._progress.unit == "batches":
+            self._progress.total = total
+            self._progress.advance()
+        else:
+            self._progress.note = f"evaluating, batch {self._batches} of {total}"
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+        """The end of an evaluation during training."""
+        self._batches, self._progress.note = 0, ""

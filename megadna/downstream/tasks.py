@@ -1,15 +1,16 @@
-"""Labelled sequences in the field's layouts -> a table a split, with the columns sequence and target.
+"""Labelled sequences in the field's layouts -> one table per split, with the columns sequence and target.
 
 In:  a folder of train, dev (valid, validation, val) and test tables: GUE's CSV, DNABERT's TSV of blank-separated
      k-mers, Nucleotide Transformer's FASTA (`>name|label`) or Parquet (column task), the folders of
      `megadna splice-sites` and `megadna windows`; or one CSV, TSV or Parquet file, with a column split or without.
 Out: sequence (upper-case, U as T) and target: a class number, or numbers; per nucleotide an array [L] or [L, 1]; of
      contacts [L, L].
-Every cell is read as text: a label is a name, be it 9606, 01, NA or None. Only an empty cell (a null) is none.
+Every cell is read as text: a label is a name, even if it is 9606, 01, NA or None. Only an empty cell is an error.
 """
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from megadna.downstream.inputs import in_natural_order, require_names
-from megadna.downstream.options import Columns, Task
+from megadna.downstream.options import Task
 from megadna.errors import UserError, require
 from megadna.genome.records import read_records
 from megadna.genome.tables import join_kmers, open_bounded
@@ -35,7 +36,7 @@ _NUCLEOTIDES = re.compile("[ACGTUNRYKMSWBDHV]+")
 
 
 def find_tasks(data: Path) -> dict[str, Path]:
-    """Folders below `data` (or itself) that hold a train table, by their path relative to it."""
+    """Folders below `data` (or itself) with a train table, by their path relative to it."""
     folders = {path.parent for path in data.rglob("*") if (found := _FILE.match(path.name)) and found[1] == "train"}
     require(bool(folders), f"{data}: no folder with a train table (train.csv, .tsv, .parquet, .fna) in it")
     own = data.resolve().name
@@ -44,19 +45,18 @@ def find_tasks(data: Path) -> dict[str, Path]:
     return tasks
 
 
-def read_task(data: Path, columns: Columns) -> dict[str, pd.DataFrame]:
-    """Tables by split: train, and dev and test where there are such; columns sequence, and label_0, label_1 ..."""
+def read_task(data: Path, labels: Sequence[str] = (), subset: str = "") -> dict[str, pd.DataFrame]:
+    """Tables by split: train, dev and test if they exist; columns sequence, and label_0, label_1 ..."""
     if data.is_file():
-        table = read_table(data, columns)
+        table = read_table(data, labels, subset)
         if "split" not in table:
             return {"train": table}
         names = table["split"].str.strip().str.lower().map(_SPLITS)
         wrong = np.flatnonzero(names.isna())
         if len(wrong):
             stated = table["split"].iloc[wrong[0]]
-            raise UserError(
-                f"{data}: row {table.index[wrong[0]] + 1}: split {stated!r} is none of {', '.join(_SPLITS)}"
-            )
+            row = table.index[wrong[0]] + 1
+            raise UserError(f"{data}: row {row}: split {stated!r} is not one of {', '.join(_SPLITS)}")
         tables = {str(name): part for name, part in table.groupby(names)}
     else:
         require(data.is_dir(), f"{data}: no such file or folder")
@@ -65,26 +65,26 @@ def read_task(data: Path, columns: Columns) -> dict[str, pd.DataFrame]:
             if found := _FILE.match(path.name):
                 first = files.setdefault(_SPLITS[found[1]], path)
                 require(first == path, f"{data}: {first.name} and {path.name} are both its {_SPLITS[found[1]]} table")
-        tables = {split: read_table(path, columns) for split, path in files.items()}
+        tables = {split: read_table(path, labels, subset) for split, path in files.items()}
     require(bool(tables), f"{data}: no train, dev or test table (train.csv, .tsv, .parquet, .fna)")
     return tables
 
 
-def read_table(path: Path, columns: Columns) -> pd.DataFrame:
-    """One table, its index the rows of the file from 0 on; UserError names the file and the row or column that does not
+def read_table(path: Path, labels: Sequence[str] = (), subset: str = "") -> pd.DataFrame:
+    """One table, its index the rows of the file from 0 on; UserError with the file and the row or column that does not
     fit."""
     require(path.is_file(), f"{path}: no such file")
     table = _read(path)
-    require(len(table) > 0, f"{path}: holds no row")
+    require(len(table) > 0, f"{path}: has no rows")
     for name in ("task", "split"):
         if name in table:
             _require_filled(table, name, path)
-    if ("task" in table and table["task"].nunique() > 1) or columns.subset:
+    if ("task" in table and table["task"].nunique() > 1) or subset:
         known = sorted(table["task"].unique()) if "task" in table else []
-        require(columns.subset in known, f"{path}: say which task with --subset: {', '.join(known) or 'it has none'}")
-        table = table[table["task"] == columns.subset]
-    sequence = columns.sequence or next((name for name in ("sequence", "seq") if name in table), "sequence")
-    labels = columns.labels or _usual_labels(table)
+        require(subset in known, f"{path}: say which task with --subset: {', '.join(known) or 'it has none'}")
+        table = table[table["task"] == subset]
+    sequence = "seq" if "seq" in table and "sequence" not in table else "sequence"
+    labels = labels or _usual_labels(table)
     for name in (sequence, *labels):
         require(name in table, f"{path}: no column {name!r}; it has {', '.join(map(str, table.columns))}")
         _require_filled(table, name, path)
@@ -93,29 +93,28 @@ def read_table(path: Path, columns: Columns) -> pd.DataFrame:
         rows = zip(text.index, text, strict=True)
         text = pd.Series([join_kmers(words, f"{path}: row {row + 1}") for row, words in rows], text.index)
     text = text.str.upper()
-    for row, letters in text.items():
-        if not _NUCLEOTIDES.fullmatch(letters):
-            raise UserError(f"{path}: row {row + 1}: no nucleotide sequence")
+    for row, bases in text.items():
+        require(_NUCLEOTIDES.fullmatch(bases) is not None, f"{path}: row {row + 1}: not a nucleotide sequence")
     kept = {name: table[name] for name in ("split", "strand") if name in table}
-    found = {f"label_{place}": table[name] for place, name in enumerate(labels)}
+    found = {f"label_{number}": table[name] for number, name in enumerate(labels)}
     return pd.DataFrame({"sequence": text.str.replace("U", "T"), **found, **kept})
 
 
-def _usual_labels(table: pd.DataFrame) -> tuple[str, ...]:
-    """label, labels, or label_1, label_2 ... of a FASTA file."""
-    several = tuple(table.attrs.get("labels", ()))
-    return several or (next((name for name in ("label", "labels") if name in table), "label"),)
+def _usual_labels(table: pd.DataFrame) -> list[str]:
+    """label, labels, or label_1, label_2 ..."""
+    several = [name for name in table if re.fullmatch(r"label_\d+", name)]
+    return next(([name] for name in ("label", "labels") if name in table), several or ["label"])
 
 
 def _require_filled(table: pd.DataFrame, name: str, path: Path) -> None:
-    """UserError where the column has an empty cell."""
+    """UserError if the column has an empty cell."""
     for row, cell in zip(table.index, table[name], strict=True):
         if cell is None or (isinstance(cell, str) and not cell.strip()):
             raise UserError(f"{path}: row {row + 1}: column {name!r} is empty")
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Cells as text, "" where they are empty; columns of lists (Parquet) as they are."""
+    """Cells as text, "" if empty; columns of lists (Parquet) as they are."""
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
     if kind in ("fna", "fa", "fasta"):
         return _read_fasta(path)
@@ -141,16 +140,15 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _as_text(column: pa.ChunkedArray) -> pd.Series:
-    """Text of the cells as a CSV file of pandas has it, but whole numbers without ".0" (a null makes pandas widen
-    integers to floats)."""
+    """The cells as pandas writes them to CSV, but whole numbers without ".0" (a null makes pandas widen integers to
+    floats)."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
     if pa.types.is_nested(kind):
         return column.to_pandas()
     if pa.types.is_floating(kind):
-        numbers = column.to_pylist()
-        return pd.Series([_number_as_text(number) for number in numbers], dtype=object)
+        return pd.Series(list(map(_number_as_text, column.to_pylist())), dtype=object)
     texts = column.cast(pa.large_string()).fill_null("").to_pandas()
     return texts.str.title() if pa.types.is_boolean(kind) else texts
 
@@ -162,21 +160,18 @@ def _number_as_text(number: float | None) -> str:
 
 
 def _read_fasta(path: Path) -> pd.DataFrame:
-    """`>name|label`, or `>name|label|label ...`: every field after the first bar is a label of its own column."""
-    rows = [(header.decode(errors="replace").split("|"), letters) for header, letters in read_records(path)]
-    sizes = [len(words) - 1 for words, _ in rows]
-    odd = next((row for row, size in enumerate(sizes) if size != sizes[0] or size < 1), None)
-    if odd is not None:
-        header = "|".join(rows[odd][0])[:60]
-        raise UserError(
-            f"{path}: record {odd + 1}: its header >{header} has {sizes[odd]} labels (>name|label), the first "
-            f"record {sizes[0]}; give every record as many, one or more"
-        )
-    names = ["label"] if sizes[0] == 1 else [f"label_{place}" for place in range(1, sizes[0] + 1)]
-    cells = {name: [words[place] for words, _ in rows] for place, name in enumerate(names, start=1)}
-    table = pd.DataFrame({"sequence": [letters for _, letters in rows], **cells})
-    table.attrs["labels"] = names
-    return table
+    """`>name|label`, or `>name|label|label ...`: every field after the first bar is a label in its own column."""
+    rows = [(header.decode(errors="replace").split("|"), bases) for header, bases in read_records(path)]
+    num_labels = len(rows[0][0]) - 1
+    for number, (words, _) in enumerate(rows, start=1):
+        if len(words) - 1 != num_labels or num_labels < 1:
+            raise UserError(
+                f"{path}: record {number}: its header >{'|'.join(words)[:60]} has {len(words) - 1} labels "
+                f"(>name|label), the first record {num_labels}; give every record the same number, one or more"
+            )
+    names = ["label"] if num_labels == 1 else [f"label_{number}" for number in range(1, num_labels + 1)]
+    cells = zip(*(words[1:] for words, _ in rows), strict=True)
+    return pd.DataFrame({"sequence": [bases for _, bases in rows], **dict(zip(names, cells, strict=True))})
 
 
 @dataclass(frozen=True)
@@ -185,18 +180,18 @@ class Target:
 
     task: Task
     names: list[str]
-    """Of classes, of the columns of several labels, or of the numbers."""
+    """Of the classes, of the columns of several labels, or of the numbers."""
     labels: list[str] = field(default_factory=list)
-    """How the tables write the classes, where that is another text than their names."""
+    """How the tables write the classes, if not by their names."""
 
     @property
     def ragged(self) -> bool:
-        """Whether a longer sequence has more targets: one a nucleotide, or one a pair of them."""
+        """Whether a longer sequence has more targets: one per nucleotide, or one per pair of them."""
         return self.task.startswith("base_") or self.task == "contact"
 
     @property
     def independent(self) -> bool:
-        """Whether each label is a yes or no by itself."""
+        """Whether each label is a separate yes or no."""
         return self.task in ("multilabel", "contact")
 
     @property
@@ -216,7 +211,7 @@ class Target:
 
     @property
     def main_score(self) -> str:
-        """By which models are compared where nothing else is said."""
+        """By which the best model is chosen."""
         return "pearson" if self.is_regression else "auprc" if self.task == "contact" else "mcc"
 
     @property
@@ -225,34 +220,33 @@ class Target:
         return "pair" if self.task == "contact" else "base" if self.ragged else "row"
 
 
-def make_target(task: Task, tables: dict[str, pd.DataFrame], columns: Columns, names: list[str], where: Path) -> Target:
+def make_target(task: Task, train: pd.DataFrame, labels: Sequence[str], names: list[str], where: Path) -> Target:
     """Its names: of a classification the distinct labels of the train table, or `names` for them (_named)."""
-    train = tables["train"]
     count = sum(str(name).startswith("label_") for name in train)
     if task in ("multilabel", "regression"):
-        own = list(columns.labels) or (["value"] if count == 1 else [f"label_{n}" for n in range(1, count + 1)])
+        own = list(labels) or (["value"] if count == 1 else [f"label_{n}" for n in range(1, count + 1)])
         require_names(own, f"{where}: --label_columns")
         return Target(task, own)
     require(
         count == 1,
-        f"{where}: {count} labels a row, and task {task} has one; say --task multilabel or regression, or the one "
+        f"{where}: {count} labels per row, and task {task} has one; say --task multilabel or regression, or the one "
         f"column with --label_columns (of a FASTA file: label_1 to label_{count})",
     )
     if task == "contact":
         return Target(task, ["contact"])
     if task == "base_regression":
-        return Target(task, list(columns.labels) or ["value"])
+        return Target(task, list(labels) or ["value"])
     _require_text(train, str(where))
-    labels = train["label_0"]
-    found = {letter for text in labels for letter in text} if task == "base_classification" else set(labels.str.strip())
-    require(len(found) > 1, f"{where}: the train table has one class only: every label is {labels.iloc[0][:40]}")
+    texts = train["label_0"]
+    found = set("".join(texts)) if task == "base_classification" else set(texts.str.strip())
+    require(len(found) > 1, f"{where}: the train table has one class only: every label is {texts.iloc[0][:40]}")
     target = _named(task, in_natural_order(found), names)
     require_names(target.names, f"{where}: the classes" if not names else "--label_names")
     return target
 
 
 def _require_text(table: pd.DataFrame, where: str) -> None:
-    """UserError where a label is a list (of a Parquet file)."""
+    """UserError if a label is a list (of a Parquet file)."""
     for column in table.columns[table.columns.str.startswith("label_")]:
         for row, cell in zip(table.index, table[column], strict=True):
             if not isinstance(cell, str):
@@ -260,8 +254,8 @@ def _require_text(table: pd.DataFrame, where: str) -> None:
 
 
 def _named(task: Task, found: list[str], names: list[str]) -> Target:
-    """Classes for the labels found: these, or `names`: the same texts in another order; else name i for the label i,
-    where all are numbers from 0 on; else for the labels in natural order, where there are as many."""
+    """Classes for the labels found: these; or `names`, if they are the same texts in another order, else as names of
+    the labels 0, 1, ..., else as names of equally many labels in natural order."""
     if not names or set(found) <= set(names):
         return Target(task, names or found)
     numbers = [str(number) for number in range(len(names))]
@@ -275,18 +269,18 @@ def _named(task: Task, found: list[str], names: list[str]) -> Target:
 
 
 def add_targets(table: pd.DataFrame, target: Target, where: str) -> pd.DataFrame:
-    """The table with its column target; UserError for a label that the target does not know."""
+    """The table with its column target; UserError for a label that the target does not have."""
     columns = [name for name in table if str(name).startswith("label_")]
     rows = table.index + 1
     if target.task != "base_regression":
         _require_text(table, where)
     if target.task in ("multilabel", "regression"):
         fits = len(columns) == len(target.names)
-        require(fits, f"{where}: {len(columns)} labels a row, and the train table has {len(target.names)}")
+        require(fits, f"{where}: {len(columns)} labels per row, and the train table has {len(target.names)}")
         texts = table[columns].replace({"True": "1", "False": "0"})
         numbers = texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
         wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-        require(not len(wrong), f"{where}: row {rows[wrong[0]] if len(wrong) else 0}: a label is no number")
+        require(not len(wrong), f"{where}: row {rows[wrong[0]] if len(wrong) else 0}: a label is not a number")
         binary = target.task != "multilabel" or np.isin(numbers, (0, 1)).all()
         require(bool(binary), f"{where}: labels of --task multilabel are 0 or 1; for numbers say --task regression")
         return table.assign(target=list(numbers))
@@ -295,14 +289,14 @@ def add_targets(table: pd.DataFrame, target: Target, where: str) -> pd.DataFrame
         texts = zip(rows, table["label_0"], strict=True)
         return table.assign(target=[_class(text.strip(), classes, f"{where}: row {row}") for row, text in texts])
     found = []
-    for row, text, letters in zip(rows, table["label_0"], table["sequence"], strict=True):
+    for row, text, bases in zip(rows, table["label_0"], table["sequence"], strict=True):
         if target.task == "contact":
-            values = _contacts(text, len(letters), f"{where}: row {row}")
+            values = _contacts(text, len(bases), f"{where}: row {row}")
         elif target.is_regression:
             values = _numbers(text, f"{where}: row {row}")
         else:
-            values = np.array([_class(letter, classes, f"{where}: row {row}") for letter in text])
-        require(len(values) == len(letters), f"{where}: row {row}: {len(values)} labels, {len(letters)} bases")
+            values = np.array([_class(character, classes, f"{where}: row {row}") for character in text])
+        require(len(values) == len(bases), f"{where}: row {row}: {len(values)} labels, {len(bases)} bases")
         found.append(values)
     return table.assign(target=found)
 
@@ -316,11 +310,11 @@ def missing_classes(table: pd.DataFrame, target: Target) -> list[str]:
 
 
 def _numbers(values: object, where: str) -> np.ndarray:
-    """fp32 [L, 1] of an array, or of a text of numbers with blanks between; nan where there is none."""
+    """fp32 [L, 1] of an array, or of a text of numbers separated by spaces; nan: no value."""
     try:
         return np.atleast_1d(np.array(values.split() if isinstance(values, str) else values, np.float32))[:, None]
     except ValueError as error:
-        raise UserError(f"{where}: labels are numbers with blanks between, got {str(values)[:40]!r}") from error
+        raise UserError(f"{where}: labels are numbers separated by spaces, got {str(values)[:40]!r}") from error
 
 
 def _contacts(text: str, size: int, where: str) -> np.ndarray:
@@ -328,10 +322,8 @@ def _contacts(text: str, size: int, where: str) -> np.ndarray:
     fits = re.fullmatch(r"-|\d+-\d+( \d+-\d+)*", text) is not None
     require(fits, f"{where}: contacts are pairs such as 3-17 9-40, or - for none, got {text[:40]!r}")
     pairs = np.array(re.findall(r"(\d+)-(\d+)", text), np.int64).reshape(-1, 2)
-    require(
-        bool((pairs < size).all()),
-        f"{where}: a contact with base {pairs.max(initial=0)}, but the last one is {size - 1}",
-    )
+    last = pairs.max(initial=0)
+    require(last < size, f"{where}: a contact with base {last}, but the last one is {size - 1}")
     contacts_LL = np.zeros((size, size), np.int8)
     contacts_LL[pairs[:, 0], pairs[:, 1]] = contacts_LL[pairs[:, 1], pairs[:, 0]] = 1
     return contacts_LL
@@ -340,5 +332,5 @@ def _contacts(text: str, size: int, where: str) -> np.ndarray:
 def _class(text: str, classes: dict[str, int], where: str) -> int:
     if text not in classes:
         known = ", ".join(list(classes)[:10]) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
-        raise UserError(f"{where}: label {text!r} is none of {known}, the classes of the train table")
+        raise UserError(f"{where}: label {text!r} is not one of {known}, the classes of the train table")
     return classes[text]

@@ -1,10 +1,10 @@
-"""What of a Hugging Face folder may be loaded although nobody vouches for it.
+"""What may be loaded of a Hugging Face folder that may come from a stranger.
 
-In:  a folder, perhaps of a stranger.
-Out: whether transformers may run the Python files in it: all of them are ours, letter for letter, and everything that
-     names code names them. UserError for what would lead transformers or peft to files that were not looked at.
-transformers follows auto_map of any JSON file, a second config that the first one names (configuration_files), an
-adapter's base model, indexes of shards; --trust_remote_code is the only way to let it.
+In:  a folder.
+Out: whether transformers may run the Python files in it: all of them are ours, character for character, and all names
+     of code refer to them. UserError for anything that would lead transformers or peft to files not checked here.
+transformers follows the auto_map of any JSON file, a second config named in the first (configuration_files), an
+adapter's base model, and indexes of shards; only --trust_remote_code allows it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from megadna.errors import UserError
 from megadna.reading import read_json
 
 MAX_JSON_BYTES = 1 << 24
-_FEW = 200  # layers that any model may have, as some share their tensors
+_FEW = 200  # layers that any model may have, as layers may share tensors
 _LABELS = 1_000_000
 _OURS = ("configuration_megadna", "modeling_megadna", "tokenization_megadna", "modeling_dna_task")
 _EARLIER = {
@@ -29,7 +29,7 @@ _EARLIER = {
     "657e8d2524174db20c9fa20aef0c865be82db78a08a8a6e8f6d4b79a5dfca8bf",  # modeling_megadna.py, special tokens pooled
     "e7d0add18249bb5fa1ea14d97e325e24f057373547ff1111bf8e957c8ce8afcd",  # configuration_megadna.py, without their ids
 }
-"""SHA-256 of files that megadna once wrote: folders with them go on computing what they computed."""
+"""SHA-256 of files that earlier versions wrote: folders with them continue to give the same results."""
 _PACKAGE = Path(__file__).parents[1]
 _CLASS = re.compile(rf"({'|'.join(_OURS)})\.(\w+)")
 _ENCODER = re.compile(
@@ -38,18 +38,18 @@ _ENCODER = re.compile(
 _CONFIGS = re.compile(r"(config.*|.*_config|special_tokens_map)\.json")  # what transformers reads names of code from
 _WEIGHTS = (".safetensors", ".bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SAY = "if you trust whoever made it, say --trust_remote_code"
+_SAY = "if you trust its author, say --trust_remote_code"
 
 
 def check_folder(folder: Path) -> bool:
-    """Whether transformers may run the folder's code, as it is ours; False too where there is none.
+    """Whether transformers may run the folder's code, as it is ours; False if there is none.
 
-    UserError where something in the folder leads elsewhere: a second config, an adapter, a link, a shard by its path.
+    UserError if anything in the folder leads out of it: a second config, an adapter, a link, a shard given by its path.
     """
     _refuse_links(folder)
     if (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{folder}: adapter_config.json: adapters are not read, as they name the model to load and modules to "
+            f"{folder}: adapter_config.json: adapters are not read, as they name a model to load and modules to "
             f"import; merge it into its model first, or {_SAY}"
         )
     if (folder / "custom_generate").exists():
@@ -70,8 +70,8 @@ def check_folder(folder: Path) -> bool:
 
 
 def _refuse_links(folder: Path) -> None:
-    """UserError where an entry is a link to something outside the folder, other than weights; the Hub's cache is a
-    folder of links to its blobs."""
+    """UserError if an entry other than weights is a link out of the folder; the Hub's cache is a folder of links to its
+    blobs."""
     home = folder.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     for path in folder.iterdir():
@@ -82,7 +82,7 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """UserError where an index of shards names a file outside its folder."""
+    """UserError if an index of shards names a file outside its folder."""
     names = read_json(path, "fetch the folder again").get("weight_map")
     if not isinstance(names, dict):
         raise UserError(f"{path}: no weight_map in it; fetch the folder again")
@@ -96,7 +96,7 @@ def _is_plain(name: Any) -> bool:
 
 
 def _refuse_references(path: Path, content: dict[str, Any]) -> None:
-    """UserError where a JSON file has transformers load another file, a kernel of the Hub, or a quantizer's library."""
+    """UserError if a JSON file makes transformers load another file, a kernel of the Hub, or a quantizer's library."""
     for key, value in _entries(content):
         leads = (
             (key == "configuration_files" and value)
@@ -105,12 +105,12 @@ def _refuse_references(path: Path, content: dict[str, Any]) -> None:
             or (re.search("(attn|experts)_implementation", key) and re.search(r"[/:]", str(value)))
         )
         if leads:
-            raise UserError(f"{path}: {key} leads to files that are not looked at; take it out, or {_SAY}")
+            raise UserError(f"{path}: {key} leads to files that are not checked; remove it, or {_SAY}")
 
 
 def _check_counts(folder: Path, content: dict[str, Any]) -> None:
-    """UserError where config.json has more layers than the weights have tensors, or millions of labels: transformers
-    makes an object of each before it looks at the weights. Sizes cost nothing: it compares their shapes first."""
+    """UserError if config.json has more layers than the weights have tensors, or millions of labels: transformers
+    creates an object for each before it reads the weights. Wrong sizes are harmless: it compares shapes first."""
     tensors = _FEW
     for path in folder.glob("*.safetensors"):
         with suppress(OSError, ValueError, SafetensorError), safe_open(path, "pt") as weights:
@@ -134,7 +134,7 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _code_names(content: dict[str, Any]) -> Iterator[Any]:
-    """What every auto_map names: `file.Class`, perhaps in a list, or something that is no name."""
+    """What every auto_map names: `file.Class`, perhaps in a list, or something that is not a name."""
     for key, value in _entries(content):
         if key == "auto_map":
             names = list(value.values()) if isinstance(value, dict) else [value]
@@ -157,8 +157,8 @@ def _source(stem: str) -> Path:
 
 
 def _only_our_files(folder: Path) -> bool:
-    """Whether every Python file in the folder or below is ours, letter for letter, but for what our verbs change: the
-    encoder that a fine-tuned model imports, and the model_type of an `aido` folder (hf/export.py)."""
+    """Whether every Python file in the folder or below is ours, character for character, except for what our verbs
+    change: the encoder that a fine-tuned model imports, and the model_type of an `aido` folder (hf/export.py)."""
     for path in folder.rglob("*.py"):
         if path.parent != folder or path.stem not in _OURS or not path.is_file():
             return False
@@ -178,7 +178,7 @@ def _only_our_files(folder: Path) -> bool:
 
 
 def _is_encoder(name: str, role: str) -> bool:
-    """Whether transformers has a model, or the configuration of one, by that name."""
+    """Whether transformers has a model, or a model's configuration, of that name."""
     found = getattr(transformers, name, None)
     kind = transformers.PreTrainedModel if role == "Encoder" else transformers.PretrainedConfig
     return isinstance(found, type) and issubclass(found, kind)

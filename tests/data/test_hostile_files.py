@@ -23,7 +23,7 @@ from megadna.data.dataset import ChunkDataset
 from megadna.data.inputs import find_sources
 from megadna.data.manifest import SPLITS, load_manifest
 from megadna.data.options import PreprocessOptions
-from megadna.downstream.tasks import Columns, read_table
+from megadna.downstream.tasks import read_table
 from megadna.genome import tables
 from megadna.genome.sources import twobit_blocks
 from megadna.genome.tables import TableFormat, table_blocks, text_batches
@@ -96,10 +96,10 @@ def test_a_small_parquet_of_repeated_rows_is_read_by_bytes(tmp_path):
         assert [batch.num_rows for batch in blocks] == [5] * 6
         assert size_of(table_blocks(path, COLUMN)) == 30 * 3_000_000 + size_of(b">row_%d\n\n" % n for n in range(1, 31))
     path = repeated(tmp_path / "x.parquet", 200, "ACGT" * 750_000)
-    message = refused(lambda: read_table(path, Columns()))
+    message = refused(lambda: read_table(path))
     assert message.startswith(f"{path}: ") and "bytes unpack to 60" in message and "not read" in message
     path = repeated(tmp_path / "small.parquet", 400, "ACGT" * 10)
-    assert len(read_table(path, Columns())) == 400
+    assert len(read_table(path)) == 400
 
 
 @pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
@@ -129,13 +129,13 @@ def test_long_cells_of_tables_are_read(tmp_path):
     for size in (131_072, 131_073, 3_000_000):
         text = genome(size).decode()
         (tmp_path / "x.csv").write_text(f"sequence,label\n{text},1\nACGT,0\n")
-        assert read_table(tmp_path / "x.csv", Columns())["sequence"].tolist() == [text, "ACGT"]
+        assert read_table(tmp_path / "x.csv")["sequence"].tolist() == [text, "ACGT"]
         assert size_of(table_blocks(tmp_path / "x.csv", COLUMN)) == size + 4 + len(">row_1\n\n") * 2
 
 
 def test_a_table_of_too_many_columns_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("sequence,label" + ",c" * 100_000 + "\nACGT,1" + ",1" * 100_000 + "\n")
-    assert "more than 5,000 columns" in refused(lambda: read_table(tmp_path / "x.csv", Columns()))
+    assert "more than 5,000 columns" in refused(lambda: read_table(tmp_path / "x.csv"))
 
 
 def sheet(path, content):
@@ -248,7 +248,7 @@ def fuzz(tmp_path, dataset, count, seed):
         tmp_path / "x.2bit": lambda: size_of(twobit_blocks(tmp_path / "x.2bit")),
         tmp_path / "x.parquet": lambda: (
             size_of(table_blocks(tmp_path / "x.parquet", COLUMN)),
-            read_table(tmp_path / "x.parquet", Columns()),
+            read_table(tmp_path / "x.parquet"),
         ),
         tmp_path / "samples.tsv": lambda: find_sources(options),
     }

@@ -29,7 +29,7 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def splice_table(count: int, seed: int) -> pd.DataFrame:
-    """Windows of 40: GT behind the middle and a purine before it; AG before the middle; anything."""
+    """Windows of 40: GT after the middle and a purine before it; AG before the middle; anything."""
     rng = np.random.default_rng(seed)
     texts, labels = [], rng.integers(0, 3, count)
     for label in labels:
@@ -59,7 +59,7 @@ def test_baselines_find_what_is_planted():
     assert BASELINES["position-weight matrix"](train, longer, TARGET, 1) is None
 
 
-def test_the_splice_suite_stands_beside_baselines_and_the_card(tmp_path, capsys):
+def test_the_splice_suite_is_compared_with_baselines_and_the_card(tmp_path, capsys):
     model = megadna_folder(tmp_path / "model")
     sites = tmp_path / "sites"
     sites.mkdir()
@@ -112,7 +112,7 @@ def test_the_splice_suite_stands_beside_baselines_and_the_card(tmp_path, capsys)
     assert len(before) == 4
 
 
-def test_leakage_of_the_pretraining_dataset_stands_in_the_table(tmp_path, toy_dataset):
+def test_leakage_of_the_pretraining_dataset_is_a_column(tmp_path, toy_dataset):
     import gzip
 
     with gzip.open(DATA / "mgenitalium_G37.fa.gz", "rt") as lines:
@@ -147,8 +147,6 @@ def test_mistakes_end_in_one_line(tmp_path, capsys):
     (model / "config.json").write_text("{}")
     cases = [
         (tmp_path / "none", [], "no such folder of tasks"),
-        (tmp_path / "tasks", ["--tasks", "b*"], "fits no task"),
-        (tmp_path / "tasks", ["--tasks", "a", "A"], "--tasks A: fits no task of"),
         (tmp_path / "tasks", ["--baseline", "cnn", "logstic"], "--baseline logstic: is in no baseline's name"),
         (tmp_path / "tasks", [], "no test table"),
         (tmp_path / "tasks", ["--recipe", str(tmp_path / "recipe.yaml")], "unknown key adpat"),

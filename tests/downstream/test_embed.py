@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,8 +19,7 @@ from toy_models import bpe_folder, dnabert_folder, kmer_folder, megadna_folder
 
 from megadna import embed
 from megadna.cli import main
-from megadna.downstream import embed as embed_module
-from megadna.downstream import encoder, tables_out, windows_run
+from megadna.downstream import encoder, inference, outputs
 from megadna.downstream.encoder import load_config, load_tokenizer
 from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
@@ -116,7 +114,7 @@ def test_a_long_sequence_takes_each_base_from_the_window_with_most_context(kind,
                 owned.append(state)
     path = fasta(tmp_path / "a.fa", sequence)
     got = matrix(embed(folders[kind], path, pooling="nucleotide"))
-    # Windows that reach the sequence's end keep its bases although they stand at the window's edge there.
+    # Windows that reach the sequence's end keep its bases although they are at the window's edge there.
     np.testing.assert_allclose(got, np.stack(expected), atol=2e-5)
     assert len(owned) == 500 - k + 1
     np.testing.assert_allclose(matrix(embed(folders[kind], path))[0], np.mean(owned, axis=0), atol=2e-5)
@@ -133,9 +131,9 @@ def test_results_do_not_depend_on_where_parts_end(kind, pooling, folders, genome
     )
     options = {"pooling": pooling, "strand": "both", "layers": [-1, 1]}
     whole = embed(folders[kind], path, **options)
-    for name, value in {"MAX_BLOCK_BYTES": 2 * 4 * 32 * 100, "MAX_BLOCK_LETTERS": 100}.items():
-        monkeypatch.setattr(embed_module, name, value)
-    monkeypatch.setattr(windows_run, "MAX_GROUP_BASES", 300)
+    for name, value in {"MAX_BLOCK_BYTES": 2 * 4 * 32 * 100, "MAX_BLOCK_BASES": 100}.items():
+        monkeypatch.setattr(inference, name, value)
+    monkeypatch.setattr(inference, "MAX_GROUP_BASES", 300)
     divided = embed(folders[kind], path, **options, batch_tokens=200)
     for column in ("layer_-1", "layer_1"):
         np.testing.assert_allclose(matrix(divided, column), matrix(whole, column), atol=2e-6)
@@ -144,24 +142,22 @@ def test_results_do_not_depend_on_where_parts_end(kind, pooling, folders, genome
         assert divided.groupby("contig", sort=False).size().tolist() == [1100, 50, 35, 700, 333]
 
 
-def test_a_long_region_of_the_minus_strand_is_divided_in_the_order_of_its_letters(
-    folders, genome, tmp_path, monkeypatch
-):
+def test_a_long_region_of_the_minus_strand_is_divided_in_the_order_of_its_bases(folders, genome, tmp_path, monkeypatch):
     bed = tmp_path / "r.bed"
     bed.write_text(f"{name(genome)}\t100\t1200\tx\t0\t-\n{name(genome)}\t40\t60\ty\t0\t+\n")
     options = {"bed": bed, "pooling": "nucleotide", "strand": "both"}
     whole = embed(folders["nucleotide"], DATA / "lambda.fa.gz", **options)
-    monkeypatch.setattr(embed_module, "MAX_BLOCK_BYTES", 4 * 32 * 200)
+    monkeypatch.setattr(inference, "MAX_BLOCK_BYTES", 4 * 32 * 200)
     divided = embed(folders["nucleotide"], DATA / "lambda.fa.gz", **options)
     assert divided.position.tolist() == [*range(1199, 99, -1), *range(40, 60)]
     np.testing.assert_allclose(matrix(divided), matrix(whole), atol=2e-6)
 
 
-def test_letters_by_table_are_what_the_tokenizer_gives(folders):
+def test_ids_by_table_are_what_the_tokenizer_gives(folders):
     config = load_config(folders["nucleotide"], trust_remote_code=False)
     tokenizer = load_tokenizer(folders["nucleotide"], config, trust_remote_code=False)
     texts = ["ACGTN", "NNNN", "T" * 50, "ACGRYT", "acgt", "A"]  # the last but one are not in the table
-    assert tokenizer._id_of_letter is not None
+    assert tokenizer._id_of_base is not None
     for some in (texts[:3], texts):
         assert [found.ids for found in tokenizer(some)] == tokenizer.tokenizer(some)["input_ids"]
 
@@ -223,7 +219,7 @@ def test_tables_regions_and_file_formats_agree(folders, genome, tmp_path):
     np.testing.assert_allclose(matrix(regions), matrix(table), atol=2e-5)
     bases = embed(model, DATA / "lambda.fa.gz", bed=bed, pooling="nucleotide")
     assert bases.position.tolist() == [*range(559, 499, -1), *range(10, 50), *range(48_450, 48_502)]
-    for ending in ("parquet", "npy", "h5", "h5ad"):
+    for ending in ("parquet", "npy", "h5ad"):
         output = tmp_path / f"out.{ending}"
         main(
             [
@@ -242,9 +238,6 @@ def test_tables_regions_and_file_formats_agree(folders, genome, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), matrix(table))
     np.testing.assert_array_equal(matrix(pd.read_parquet(tmp_path / "out.parquet")), matrix(table))
     assert pd.read_csv(tmp_path / "out.npy.index.tsv", sep="\t").contig.tolist() == ["row_1", "row_2", "row_3"]
-    with h5py.File(tmp_path / "out.h5") as file:
-        np.testing.assert_array_equal(file["embedding"][:], matrix(table))
-        assert [text.decode() for text in file["contig"][:]] == ["row_1", "row_2", "row_3"]
     found = anndata.read_h5ad(tmp_path / "out.h5ad")
     np.testing.assert_array_equal(found.X, matrix(table))
     pd.testing.assert_frame_equal(
@@ -258,7 +251,7 @@ def test_regions_keep_their_names_and_find_their_contigs(tmp_path):
     (tmp_path / "r.bed").write_text("chr1 2 6 one 0 -\r\nchrM 0 3 .\r\nchr1 0 24\r\n")
     lengths = record_lengths(tmp_path / "g.fa")
     found = list(read_regions(tmp_path / "g.fa", tmp_path / "r.bed", lengths))
-    assert [(r.name, r.start, r.end, r.strand, r.letters, r.region) for r in found] == [
+    assert [(r.name, r.start, r.end, r.strand, r.bases, r.region) for r in found] == [
         ("MT", 0, 3, "+", "ACG", ""),
         ("1", 2, 6, "-", "CCGG", "one"),
         ("1", 0, 24, "+", "AACCGGTT" * 3, ""),
@@ -267,14 +260,14 @@ def test_regions_keep_their_names_and_find_their_contigs(tmp_path):
 
 
 def test_anndata_names_the_features_of_several_layers(folders, genome, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables_out, "MAX_STRETCHES", 2)  # several parts
+    monkeypatch.setattr(inference, "MAX_STRETCHES", 2)  # several parts
     path = fasta(tmp_path / "a.fa", *(genome[i : i + 30] for i in range(5)))
     main(["embed", "--model", folders["nucleotide"], "--input", str(path), "--layers", "0", "-1", "--output",
           str(tmp_path / "out.h5ad")])  # fmt: skip
     table, found = embed(folders["nucleotide"], path, layers=[0, -1]), anndata.read_h5ad(tmp_path / "out.h5ad")
     assert found.obs.contig.tolist() == ["s0", "s1", "s2", "s3", "s4"]
     for column in ("layer_0", "layer_-1"):
-        names = [f"{column}_{place}" for place in range(32)]
+        names = [f"{column}_{number}" for number in range(32)]
         np.testing.assert_allclose(found[:, names].X, matrix(table, column), atol=1e-6)
 
 
@@ -283,13 +276,13 @@ def name(genome: str) -> str:
         return next(lines)[1:].split()[0]
 
 
-def test_a_stopped_command_goes_on_where_it_stood(folders, genome, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables_out, "MAX_STRETCHES", 4)
+def test_a_stopped_command_is_resumed(folders, genome, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "MAX_STRETCHES", 4)
     path = fasta(tmp_path / "a.fa", *(genome[i * 50 : i * 50 + 30 + i] for i in range(18)))
     run = ["embed", "--model", folders["nucleotide"], "--input", str(path), "--output"]
     main([*run, str(tmp_path / "whole.parquet")])
     computed = []
-    write = tables_out.parquet.write_table
+    write = outputs.parquet.write_table
 
     def stop_at_the_third(table, part, **options):
         computed.append(part.name)
@@ -297,7 +290,7 @@ def test_a_stopped_command_goes_on_where_it_stood(folders, genome, tmp_path, mon
             raise KeyboardInterrupt
         write(table, part, **options)
 
-    monkeypatch.setattr(tables_out.parquet, "write_table", stop_at_the_third)
+    monkeypatch.setattr(outputs.parquet, "write_table", stop_at_the_third)
     output = tmp_path / "b.parquet"
     with pytest.raises(SystemExit):
         main([*run, str(output)])
@@ -328,10 +321,10 @@ def test_files_and_parts_of_others_stay(folders, genome, tmp_path):
 
 
 def test_parts_of_another_input_are_not_gone_on_from(folders, genome, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables_out, "MAX_STRETCHES", 2)
+    monkeypatch.setattr(inference, "MAX_STRETCHES", 2)
     path = fasta(tmp_path / "a.fa", *(genome[i * 50 : i * 50 + 30] for i in range(6)))
     run = ["embed", "--model", folders["nucleotide"], "--input", str(path), "--output", str(tmp_path / "x.npy")]
-    write = tables_out.parquet.write_table
+    write = outputs.parquet.write_table
 
     def stop_at_the_second(table, part, **options):
         if "000001" in part.name:
@@ -339,7 +332,7 @@ def test_parts_of_another_input_are_not_gone_on_from(folders, genome, tmp_path, 
         write(table, part, **options)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(tables_out.parquet, "write_table", stop_at_the_second)
+        patched.setattr(outputs.parquet, "write_table", stop_at_the_second)
         main(run)
     path.write_text(path.read_text().replace(">s5", ">s6"))
     with pytest.raises(SystemExit) as stopped:
@@ -367,7 +360,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (model, "missing.fa", "x.npy", [], "no such file"),
         (model, "t.csv", "x.npy", [], "no column 'sequence'; it has dna"),
         (model, "t.parquet", "x.npy", [], "cannot be read as a table"),
-        (model, "a.fa", "x.txt", [], "its ending must be one of .parquet, .npy, .h5, .h5ad"),
+        (model, "a.fa", "x.txt", [], "its ending must be one of .parquet, .npy, .h5ad"),
         (model, "a.fa", "there.npy", [], "exists; choose another --output"),
         (model, "a.fa", "x.npy", ["--layers", "3"], "hidden states 0 to 2"),
         (
@@ -375,7 +368,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
             "a.fa",
             "x.npy",
             ["--circular", "chrs0"],
-            "--circular names chrs0, which is no record of it; did you mean s0?",
+            "--circular chrs0: no such record; did you mean s0?",
         ),
         (model, "twice.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "two records are called s0"),
         (model, "a.fa", "x.npy", ["--max_tokens", "2"], "2 tokens leaves no room for a base"),

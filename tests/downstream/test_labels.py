@@ -23,9 +23,8 @@ from megadna.downstream import metrics
 from megadna.downstream.benchmark import markdown
 from megadna.downstream.finetune import read_data
 from megadna.downstream.inputs import file_names, in_natural_order, value_columns
-from megadna.downstream.metrics import remark, scores
+from megadna.downstream.metrics import remark, scores, write_plots
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.task_training import write_plots
 from megadna.downstream.tasks import Target, find_tasks
 from megadna.errors import UserError
 
@@ -35,8 +34,8 @@ PROGRAM = {"contig", "start", "end", "position", "name", "strand", "label", "seq
 
 def table(folder: Path, *labels: str, name: str = "t.csv", header: str = "sequence,label") -> Path:
     """A sequence of its own for each row of labels."""
-    letters = ("ACGT"[number % 4] + "ACGGT" * 4 for number in range(len(labels)))
-    rows = (f"{text},{label}\n" for text, label in zip(letters, labels, strict=True))
+    bases = ("ACGT"[number % 4] + "ACGGT" * 4 for number in range(len(labels)))
+    rows = (f"{text},{label}\n" for text, label in zip(bases, labels, strict=True))
     (folder / name).write_text(header + "\n" + "".join(rows))
     return folder / name
 
@@ -106,7 +105,7 @@ def test_several_labels_of_a_header_are_several_labels(tmp_path):
     assert names == ["label_1", "label_2", "label_3"]
     assert np.array(targets).tolist() == [[0, 1, 1], [1, 0, 0]]
     assert read(tmp_path / "t.fna", label_columns=["label_2"]) == (["0", "1"], [1, 0])
-    with pytest.raises(UserError, match="3 labels a row, and task classification has one"):
+    with pytest.raises(UserError, match="3 labels per row, and task classification has one"):
         read(tmp_path / "t.fna")
     (tmp_path / "t.fna").write_text(">a|0|1\nACGT\n>b|1\nACCT\n")
     with pytest.raises(UserError, match=r"record 2: its header >b\|1 has 1 labels"):
@@ -130,7 +129,7 @@ def test_other_columns_are_text_too_and_empty_cells_have_a_row(tmp_path):
         (table(tmp_path, "1,x", "2,", header="sequence,label,task", name="k.csv"), {}, "row 2: column 'task' is empty"),
         (table(tmp_path, "1,2", "2,2", header="sequence,label,label", name="d.csv"), {}, "two columns are called"),
         (table(tmp_path, '"a\tb"', "c", name="tab.csv"), {}, r"the name 'a\\tb' has|holds '\\t'"),
-        (numbers, {"label_columns": ["a", "b"]}, "2 labels a row, and task classification has one"),
+        (numbers, {"label_columns": ["a", "b"]}, "2 labels per row, and task classification has one"),
         (numbers, {"label_columns": ["a", "a"], "task": "multilabel"}, "'a' is there 2 times"),
         (table(tmp_path, "1", "2", "7", name="e.csv"), {"label_names": ["a", "a", "b"]}, "'a' is there 2 times"),
     ]  # fmt: skip
@@ -148,8 +147,8 @@ def test_other_columns_are_text_too_and_empty_cells_have_a_row(tmp_path):
 def test_two_tables_of_one_split_or_two_tasks_of_one_name_are_refused(tmp_path):
     folder = tmp_path / "a"
     (folder / "a").mkdir(parents=True)
-    for place in (folder, folder / "a"):
-        table(place, "1", "2", name="train.csv")
+    for at in (folder, folder / "a"):
+        table(at, "1", "2", name="train.csv")
     with pytest.raises(UserError, match="it and the folder a in it are both a task"):
         find_tasks(folder)
     for name in ("dev.csv", "valid.csv"):
@@ -187,7 +186,7 @@ def test_columns_and_files_never_meet():
     assert len({part.casefold() for part in files.values()}) == len(names)
     assert [unquote(files[name]) for name in names] == names
     assert not any(set(part) & set('/\\:*?"<>|\0') for part in files.values())
-    with pytest.raises(UserError, match="a file named after it has 312 bytes"):
+    with pytest.raises(UserError, match="a file named after it would need 312 bytes"):
         file_names(["a" * 300], "out.{}.plus.bw")
     assert in_natural_order(["b", "a10", "a9", "a09", "1" * 5000, "2"]) == ["2", "1" * 5000, "a09", "a9", "a10", "b"]
 
@@ -228,7 +227,7 @@ def test_data_are_checked_before_torch_is_imported(tmp_path):
         (["predict", *genome[:-1], str(tmp_path / "o.bw")], "two records are called 1"),
         (["predict", *genome[:-1], str(tmp_path / "o.bed")], "two records are called 1"),
         (["embed", *genome, "--circular", "1"], "two records are called 1"),
-        (["embed", *genome, "--layers", "0", "0"], "each of them once"),
+        (["embed", *genome, "--layers", "0", "0"], "name each layer once"),
         (["predict", *two, "--output", str(tmp_path / "o.bw")], "regions that are sorted and do not overlap"),
     ]  # fmt: skip
     command = [sys.executable, "-c", BEFORE_TORCH.format(cases=cases)]

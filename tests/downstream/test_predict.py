@@ -18,11 +18,11 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from megadna import embed, predict
 from megadna.cli import main
 from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.inference import Runner
 from megadna.downstream.options import FinetuneOptions, PredictOptions
 from megadna.downstream.predict import Predictor
-from megadna.downstream.task_model import build_model, save_model
+from megadna.downstream.task_training import build_model, save_model
 from megadna.downstream.tasks import Target
-from megadna.downstream.windows_run import Runner
 from megadna.errors import UserError
 from megadna.genome.records import Stretch, reverse_complement
 
@@ -60,11 +60,11 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, st
     return path, contigs
 
 
-def by_hand(folder: str, letters: str, token: bool = False) -> np.ndarray:
+def by_hand(folder: str, bases: str, token: bool = False) -> np.ndarray:
     kind = AutoModelForTokenClassification if token else AutoModelForSequenceClassification
     model = kind.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    ids = torch.tensor([tokenizer(letters)["input_ids"]])
+    ids = torch.tensor([tokenizer(bases)["input_ids"]])
     with torch.no_grad():
         return model(ids).logits[0].numpy()
 
@@ -77,8 +77,8 @@ def test_regions_are_read_on_their_strand_and_sequences_in_windows(folders, geno
     path, contigs = genome
     (tmp_path / "r.bed").write_text("chr1\t10\t70\ta\t0\t-\nchr2\t0\t95\tb\t0\t+\n")
     found = predict(folders["sequence"], path, bed=tmp_path / "r.bed")
-    for row, letters in enumerate((reverse_complement(contigs["chr1"][10:70]), contigs["chr2"])):
-        expected = softmax(by_hand(folders["sequence"], letters))
+    for row, bases in enumerate((reverse_complement(contigs["chr1"][10:70]), contigs["chr2"])):
+        expected = softmax(by_hand(folders["sequence"], bases))
         np.testing.assert_allclose(found.loc[row, PROBABILITIES].to_list(), expected, atol=1e-5)
         assert found.label[row] == ["donor", "acceptor", "negative"][expected.argmax()]
     assert found.strand.tolist() == ["-", "+"] and found.start.tolist() == [10, 0]
@@ -131,14 +131,14 @@ def test_a_window_slides_over_a_genome_as_table_bed_and_bigwig(folders, genome, 
         assert [interval[2] for interval in file.intervals("chr2")] == pytest.approx(two, abs=1e-6)
 
 
-def test_a_window_slides_round_a_ring(folders, genome):
+def test_a_window_slides_around_a_circular_record(folders, genome):
     path, contigs = genome
     table = predict(folders["sequence"], path, window=60, step=40, circular=["chr2"], strand="apart")
     rows = table[table.contig == "chr2"]
     assert rows[rows.strand == "+"].start.tolist() == [0, 40, 80]
     assert rows[rows.strand == "+"].end.tolist() == [60, 95, 95]  # a row ends with its contig, the window goes on
-    letters = (contigs["chr2"] * 2)[80:140]
-    for strand, text in (("+", letters), ("-", reverse_complement(letters))):
+    bases = (contigs["chr2"] * 2)[80:140]
+    for strand, text in (("+", bases), ("-", reverse_complement(bases))):
         row = rows[(rows.strand == strand) & (rows.start == 80)].iloc[0]
         expected = softmax(by_hand(folders["sequence"], text))
         np.testing.assert_allclose(row[PROBABILITIES].to_list(), expected, atol=1e-5)
@@ -212,7 +212,7 @@ def test_two_records_of_one_name(folders, tmp_path, caplog):
 
 
 def test_a_fine_tuned_model_is_no_encoder(folders, genome):
-    with pytest.raises(UserError, match="is a fine-tuned model, which megadna predict runs"):
+    with pytest.raises(UserError, match="is a fine-tuned model, for megadna predict"):
         embed(folders["sequence"], genome[0])
 
 
@@ -229,10 +229,10 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     path, _ = genome
     (tmp_path / "r.bed").write_text("chr1\t50\t90\nchr1\t10\t70\n")
     cases = [
-        (folders["encoder"], "x.parquet", [], "no fine-tuned model"),
+        (folders["encoder"], "x.parquet", [], "not a fine-tuned model"),
         (folders["base"], "x.bw", ["--window", "10"], "--window is for models of sequences"),
-        (folders["sequence"], "x.bw", ["--window", "10", "--circular", "chrM"], "--circular names chrM"),
-        (folders["base"], "x.bed", [], "a model of nucleotides writes .parquet or .bw"),
+        (folders["sequence"], "x.bw", ["--window", "10", "--circular", "chrM"], "--circular chrM: no such record"),
+        (folders["base"], "x.bed", [], "a nucleotide model writes .parquet or .bw"),
         (folders["sequence"], "x.tsv", [], "its ending must be one of .parquet, .bed, .bw"),
         (folders["sequence"], "x.bw", ["--bed", str(tmp_path / "r.bed")], "sorted and do not overlap"),
         (folders["sequence"], "x.bw", ["--window", "10", "--step", "20"], "--step 20 is longer than --window 10"),

@@ -20,7 +20,7 @@ from toy_models import dnabert_folder, kmer_folder, megadna_folder
 
 from megadna.cli import main
 from megadna.downstream.encoder import load_config, load_masked_lm, load_model, load_tokenizer
-from megadna.downstream.task_model import save_model
+from megadna.downstream.task_training import save_model
 from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
 
@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def plant(folders, tmp_path):
-    """A copy of a folder with files added or changed (None: removed), a planted.py beside them; the marker."""
+    """A copy of a folder with files added or changed (None: removed), a planted.py next to them; the marker."""
     marker = tmp_path / "ran"
 
     def make(kind, files, code=True):
@@ -68,7 +68,7 @@ def load(folder):
 SECOND = {"config.json": {"configuration_files": ["config.4.0.0.json"]}, "config.4.0.0.json": {"auto_map": PLANTED}}
 RUNS = f"def generate(*_, **__): open({'ran'!r}, 'w')\n"
 LEADS_ELSEWHERE = {
-    "second config": (SECOND, "configuration_files leads to files that are not looked at"),
+    "second config": (SECOND, "configuration_files leads to files that are not checked"),
     "adapter": ({"adapter_config.json": {"base_model_name_or_path": "other"}}, "adapters are not read"),
     "generate": ({"custom_generate/generate.py": RUNS}, "custom_generate is code"),
     "weights": ({"config.json": {"transformers_weights": "../other.safetensors"}}, "transformers_weights leads"),
@@ -205,7 +205,7 @@ def test_the_cache_of_the_hub_is_a_folder_of_links(folders, tmp_path, monkeypatc
     assert refused(lambda: load(snapshot)) == ""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     message = refused(lambda: load_config("owner/unknown", trust_remote_code=False))
-    assert "owner/unknown: no such folder, and not to be had from the Hugging Face Hub" in message
+    assert "owner/unknown: no such folder, and not available from the Hugging Face Hub" in message
 
 
 def test_a_pickle_is_one_line(folders, tmp_path):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from megadna import windows
 from megadna.cli import main
-from megadna.downstream.datasets import shuffle_dinucleotides
+from megadna.downstream.windows import shuffle_dinucleotides
 from megadna.genome.records import read_genome, reverse_complement
 
 DATA = Path(__file__).parents[1] / "data"
@@ -39,8 +39,8 @@ def bed(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def letters() -> str:
-    return read_genome(HUMAN).letters["9"].tobytes().decode()
+def chromosome() -> str:
+    return read_genome(HUMAN).bases["9"].tobytes().decode()
 
 
 def pairs(text: str) -> Counter:
@@ -67,7 +67,7 @@ def test_every_shuffling_is_as_likely() -> None:
     assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
 
 
-def test_peaks_and_matched_negatives(bed: Path, letters: str) -> None:
+def test_peaks_and_matched_negatives(bed: Path, chromosome: str) -> None:
     table = windows(genome=HUMAN, positives=bed, length=200, split="region")
     positives, negatives = table[table["label"] == 1], table[table["label"] == 0]
     assert len(positives) == len(negatives) == 100
@@ -76,14 +76,14 @@ def test_peaks_and_matched_negatives(bed: Path, letters: str) -> None:
     }  # 200 in the middle
     assert {(row.start, row.end): row.strand for row in positives.itertuples()} == known
     for row in table.itertuples():
-        text = letters[row.start : row.end].upper()
+        text = chromosome[row.start : row.end].upper()
         assert row.sequence == (text if row.strand == "+" else reverse_complement(text))
     for row in negatives.itertuples():
         assert all(row.end <= start or row.start >= end for _, start, end, _ in PEAKS)
         (own,) = positives[positives["name"] == row.name].itertuples()
         assert (own.strand, own.split) == (row.strand, row.split)
-        soft = [sum(letter.islower() for letter in letters[at.start : at.end]) / 200 for at in (own, row)]
-        gc = [sum(letter in "GC" for letter in at.sequence) / 200 for at in (own, row)]
+        soft = [sum(base.islower() for base in chromosome[at.start : at.end]) / 200 for at in (own, row)]
+        gc = [sum(base in "GC" for base in at.sequence) / 200 for at in (own, row)]
         assert abs(gc[0] - gc[1]) < 0.1 and abs(soft[0] - soft[1]) < 0.15
     starts = np.sort(negatives["start"])
     assert (np.diff(starts) >= 200).all()
@@ -135,13 +135,13 @@ def test_peaks_of_any_kind_of_file(bed: Path, tmp_path: Path, capsys: pytest.Cap
         assert f"a.narrowPeak: line 1: {words}" in line
 
 
-def test_start_sites_of_both_strands(letters: str) -> None:
+def test_start_sites_of_both_strands(chromosome: str) -> None:
     """WASHC1's ENST00000442898 begins at 29,739 of the minus strand (1-based, Ensembl 91); -249 to +50 around it."""
     table = windows(genome=HUMAN, annotation=HUMAN_GTF, length=300, upstream=249, negatives="none", split="region")
     (row,) = table[table["end"] == 29_738 + 250].itertuples()
     assert (row.strand, row.kind, row.name) == ("-", "tss", "ENSG00000181404")
-    assert row.sequence == reverse_complement(letters[29_688:29_988].upper())
-    assert row.sequence[249] == reverse_complement(letters[29_738].upper())
+    assert row.sequence == reverse_complement(chromosome[29_688:29_988].upper())
+    assert row.sequence[249] == reverse_complement(chromosome[29_738].upper())
     plus = table[table["strand"] == "+"]
     starts = {
         int(columns[3]) - 1
@@ -256,8 +256,8 @@ def test_zeros_that_a_coverage_track_leaves_out_count(caplog: pytest.LogCaptureF
     with caplog.at_level("INFO", "megadna"):
         table = windows(**options)
     logger.removeHandler(caplog.handler)
-    assert "sparse_coverage.bw: bases without a value count as 0, as it stores values above 0 alone" in caplog.text
-    assert "--uncovered missing for the other way" in caplog.text
+    assert "sparse_coverage.bw: bases without a value count as 0, as it stores only values above 0" in caplog.text
+    assert "(else: --uncovered missing)" in caplog.text
     assert len(table) == sum(size // 500 for size in SIZES.values())
     first = table[table["start"] == 0]
     assert set(first["label"]) == {100 / 500} and set(table["label"]) == {0.0, 100 / 500}
@@ -303,15 +303,15 @@ def test_bigwigs_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[s
             f"chromosome chr9 has {size:,} bases, and 1,000,000 in {HUMAN}: it belongs to another genome build" in line
         )
     assert "unknown: chr8; the genome has 9" in mistake(capsys, *base, signal("chr8", 2000, [1.0]))
-    assert "holds no value but NaN on the contigs" in mistake(capsys, *base, signal("9", 1_000_000, [np.nan] * 20_000))
-    assert "holds no value in any of 1933 windows" in mistake(capsys, *base, signal("9", 1_000_000, [1.0]))  # N there
+    assert "no value but NaN on the contigs" in mistake(capsys, *base, signal("9", 1_000_000, [np.nan] * 20_000))
+    assert "no value in any of 1933 windows" in mistake(capsys, *base, signal("9", 1_000_000, [1.0]))  # N there
     whole = SPARSE.read_bytes()
     (tmp_path / "s.bw").write_bytes(whole[: len(whole) // 2])
     assert "s.bw: not a bigWig file" in mistake(capsys, *base, tmp_path / "s.bw")
     peaks = tmp_path / "p.bed"
     peaks.write_text("9\t20000\t20300\n")
     line = mistake(capsys, "--output", tmp_path / "out", "--positives", peaks, "--uncovered", "zero")
-    assert "--uncovered zero is said of a --bigwig" in line
+    assert "--uncovered zero applies to a --bigwig only" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -330,7 +330,7 @@ def test_the_command_writes_and_refuses(
 ) -> None:
     output = tmp_path / "out"
     base = ["--output", output]
-    assert "say where the windows lie" in mistake(capsys, *base)
+    assert "give the windows' source" in mistake(capsys, *base)
     assert "exclude each other" in mistake(capsys, *base, "--positives", bed, "--annotation", HUMAN_GTF)
     assert "another --split" in mistake(capsys, *base, "--positives", bed)  # one chromosome cannot be three splits
     assert "not a bigWig file" in mistake(capsys, *base, "--bigwig", bed)
@@ -357,7 +357,7 @@ def test_the_command_writes_and_refuses(
 
 def test_a_missing_library_names_the_extra(tmp_path: Path) -> None:
     """Help needs no extra; the verb itself names the one that is missing."""
-    start = "import sys; sys.modules['bioframe'] = None; from megadna.cli import main; main(sys.argv[1:])"
+    start = "import sys; sys.modules['pyBigWig'] = None; from megadna.cli import main; main(sys.argv[1:])"
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", start, "windows", *words], capture_output=True, text=True)
@@ -368,4 +368,4 @@ def test_a_missing_library_names_the_extra(tmp_path: Path) -> None:
     result = run("--genome", str(HUMAN), "--positives", str(bed), "--output", str(tmp_path / "out"))
     assert result.returncode == 2
     remedy = "get it in a clone of megadna: pip install -c constraints.txt -e '.[downstream]'"
-    assert result.stderr.splitlines()[1:] == [f"megadna: error: bioframe is not installed; {remedy}"]
+    assert result.stderr.splitlines()[1:] == [f"megadna: error: pyBigWig is not installed; {remedy}"]

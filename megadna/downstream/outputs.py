@@ -1,0 +1,270 @@
+"""Tables written in parts: by several ranks, resumable, in constant memory, and complete or absent under their names.
+
+OUTPUT.parts/ contains the finished parts and settings.json; the same command, started again, resumes there. When all
+ranks are done, the first joins the parts in order (ready/), renames the files into place and removes the folder.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from megadna.errors import UserError
+from megadna.files import LOCK, Claim, atomic_file, claimed, publish_files, sync_tree, write_text
+from megadna.genome.records import Stretch
+from megadna.log import get_logger, rank_from_environment
+from megadna.ownership import clear_folder, refuse_occupied, resolved
+from megadna.progress import Progress, tracked
+
+log = get_logger(__name__)
+MAX_ROW_GROUP = 1 << 24  # bytes of a row group of the joined Parquet file
+
+Compute = Callable[[list[Stretch]], pa.Table]
+Join = Callable[[list[Path], Path], None]
+"""Writes the output from its parts; the path has the output's name, in the folder to write in."""
+Value = TypeVar("Value")
+
+
+def _num_ranks() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass
+class Parts:
+    """The folder OUTPUT.parts, which all ranks of one command fill."""
+
+    output: Path
+    folder: Path
+    claim: Claim | None
+    """On rank 0, which holds the folder's lock."""
+
+    @property
+    def ready(self) -> Path:
+        """Folder in it with the finished output files; it appears only when they are complete."""
+        return self.folder / "ready"
+
+
+@contextmanager
+def held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[Parts]:
+    """Lock OUTPUT.parts during the block; afterwards it remains if the command can be resumed.
+
+    files: all that may be written; UserError on all ranks if one exists, if the folder was left by a command with
+    other settings, or if another command fills it.
+    """
+    stated = json.dumps({key: _stated(value) for key, value in settings.items()}, sort_keys=True)
+    folder = output.with_name(f"{output.name}.parts")
+    with ExitStack() as stack:
+        if _num_ranks() > 1:
+            stack.enter_context(_process_group())
+        problem, claim = "", None
+        if rank_from_environment() == 0:
+            try:
+                claim = stack.enter_context(claimed(output, folder))
+                _begin(claim, stated, files)
+            except UserError as error:
+                problem = str(error)
+        if problem := _from_rank_0(problem):
+            raise UserError(problem)
+        folder = resolved(output).with_name(folder.name)
+        try:
+            yield Parts(output, folder, claim)
+        except BaseException as error:
+            if claim is not None and not isinstance(error, UserError):  # which the next start would repeat
+                claim.is_kept = any(folder.glob("part-*.parquet")) or (folder / "ready").is_dir()
+            raise
+
+
+def _begin(claim: Claim, stated: str, files: list[Path]) -> None:
+    note, ready = claim.folder / "settings.json", claim.folder / "ready"
+    if ready.is_dir() and not any(ready.iterdir()):  # killed after the last file was renamed
+        clear_folder(claim.folder, keep=[LOCK])
+    if note.is_file() and note.read_text(encoding="utf-8") != stated:
+        claim.is_kept = True
+        raise UserError(
+            f"{claim.folder}: left by a command with other options, or its input has changed since; remove it, or "
+            "repeat that command to resume"
+        )
+    if not ready.is_dir():
+        claim.is_kept = note.is_file()
+        for file in files:
+            refuse_occupied(file, " or remove it", is_file=True)
+        claim.is_kept = False
+        write_text(note, stated)
+
+
+def _stated(value: Any) -> str:
+    """A setting as text; of a file its size and time too."""
+    if isinstance(value, Path) and value.is_file():
+        status = value.stat()
+        return f"{value} ({status.st_size} bytes, {status.st_mtime_ns})"
+    return str(value)
+
+
+def write_output(
+    blocks: Callable[[], Iterator[list[Stretch]]], compute: Compute, join: Join, parts: Parts, progress: Progress
+) -> list[Path]:
+    """Compute the parts, join them and rename the output files into place; these files, on rank 0 ([] elsewhere).
+
+    A command stopped between two renames resumes there: the files are complete before the first is renamed.
+    """
+    is_ready = _from_rank_0(parts.ready.is_dir())
+    paths = [] if is_ready else _write_parts(blocks(), compute, parts, progress)
+    if parts.claim is None:
+        return []
+    if paths:
+        work = parts.folder / "joined"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        join(paths, work / parts.output.name)
+        sync_tree(work)
+        work.rename(parts.ready)
+    return publish_files(parts.ready, parts.folder.parent) if parts.ready.is_dir() else []
+
+
+def _write_parts(blocks: Iterator[list[Stretch]], compute: Compute, parts: Parts, progress: Progress) -> list[Path]:
+    """Compute each block on one of the ranks; the files of all parts, in order. `compute` advances `progress`."""
+    if found := len(list(parts.folder.glob("part-*.parquet"))):
+        log.info("resuming in %s, where %d parts are finished", parts.folder, found)
+    paths = []
+    for number, block in enumerate(blocks):
+        part = parts.folder / f"part-{number:06d}.parquet"
+        paths.append(part)
+        bases = sum(stretch.end - stretch.start for stretch in block)
+        if part.exists():
+            progress.skip(bases)
+        elif number % _num_ranks() == rank_from_environment():
+            table = compute(block)
+            with atomic_file(part) as temporary:
+                parquet.write_table(table, temporary, use_dictionary=_texts(table.schema))
+        else:
+            progress.advance(bases)  # another rank's, which is about as far
+    _from_rank_0("")  # when all are done
+    return paths
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=timedelta(days=30))  # a rank may be hours ahead of another
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def _from_rank_0(value: Value) -> Value:
+    """Rank 0's value, on all ranks, once all have called."""
+    if _num_ranks() == 1:
+        return value
+    from torch import distributed
+
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    distributed.barrier()
+    return values[0]
+
+
+def _texts(schema: pa.Schema) -> list[str]:
+    """Columns to write as dictionaries: texts repeat, numbers do not."""
+    return [field.name for field in schema if pa.types.is_string(field.type)]
+
+
+def _tables(parts: list[Path]) -> Iterator[pa.Table]:
+    for part in tracked(parts, "joining the parts", len(parts), "parts"):
+        yield parquet.read_table(part)
+
+
+def write_parquet(parts: list[Path], path: Path) -> None:
+    """One Parquet file; small parts are joined into row groups of about MAX_ROW_GROUP bytes at most."""
+    schema = parquet.read_schema(parts[0])
+    with parquet.ParquetWriter(path, schema, use_dictionary=_texts(schema)) as writer:
+        waiting: list[pa.Table] = []
+        for table in _tables(parts):
+            waiting.append(table)
+            if sum(table.nbytes for table in waiting) >= MAX_ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def write_npy(parts: list[Path], path: Path) -> None:
+    """The vectors as one fp32 array [rows, features]; the other columns go to OUTPUT.index.tsv."""
+    index = index_of(path)
+    with path.open("wb") as file:  # written, not mapped: pages of a mapped file would count as memory of this process
+        header = {"descr": "<f4", "fortran_order": False, "shape": _shape(parts)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for number, table in enumerate(_tables(parts)):
+            np.ascontiguousarray(_vectors(table), "<f4").tofile(file)
+            _others(table).to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
+
+
+def index_of(path: Path) -> Path:
+    """The table that describes the rows of an array."""
+    return path.with_name(path.name + ".index.tsv")
+
+
+def write_anndata(parts: list[Path], path: Path) -> None:
+    """AnnData: X has the vectors, obs the other columns; X is streamed to the file, as it need not fit memory."""
+    import h5py
+    from anndata.io import write_elem
+
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset("X", _shape(parts), np.float32)
+        array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        start, others = 0, []
+        for table in _tables(parts):
+            array[start : start + len(table)] = _vectors(table)
+            start += len(table)
+            others.append(_others(table))
+        rows = pd.concat(others, ignore_index=True)
+        columns = _vector_columns(parquet.read_schema(parts[0]))
+        width = array.shape[1] // len(columns)
+        features = [f"{column}_{number}" for column in columns for number in range(width)]
+        for key, table in (("obs", rows.set_axis(rows.index.map(str))), ("var", pd.DataFrame(index=features))):
+            # anndata 0.12 cannot write string columns of pandas 3; it writes objects as text
+            texts = table.astype(dict.fromkeys(table.select_dtypes("string"), object))
+            write_elem(file, key, texts.set_axis(texts.index.astype(object)))
+
+
+WRITERS: dict[str, Join] = {".parquet": write_parquet, ".npy": write_npy, ".h5ad": write_anndata}
+
+
+def _shape(parts: list[Path]) -> tuple[int, int]:
+    """Rows and features of all vectors (several layers side by side)."""
+    schema = parquet.read_schema(parts[0])
+    num_rows = sum(parquet.read_metadata(part).num_rows for part in parts)
+    return num_rows, sum(schema.field(name).type.list_size for name in _vector_columns(schema))
+
+
+def _vector_columns(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
+
+
+def _vectors(table: pa.Table) -> np.ndarray:
+    """The vector columns side by side, fp32 [rows, features]."""
+    columns = [table[name].combine_chunks() for name in _vector_columns(table.schema)]
+    return np.concatenate([c.flatten().to_numpy().reshape(len(c), c.type.list_size) for c in columns], axis=1)
+
+
+def _others(table: pa.Table) -> pd.DataFrame:
+    """The columns that are not vectors."""
+    return table.drop_columns(_vector_columns(table.schema)).to_pandas()
+
+
+def fixed_vectors(array: np.ndarray) -> pa.FixedSizeListArray:
+    """A column of vectors from fp32 [rows, features]."""
+    flat = np.ascontiguousarray(array, np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1])
