@@ -227,7 +227,7 @@ class TrainConfig:
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     warmup_fraction: float = 0.0
-    """Warm-up as a share of the steps of the schedule (decay_steps, else `steps`): it follows a change of train.steps."""
+    """Warm-up as a share of the steps of the schedule (decay_steps, else `steps`), so that it follows train.steps."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the decay from lr to min_lr after the warm-up."""
     decay_steps: int | None = None
@@ -341,7 +341,7 @@ class LogConfig:
     wandb: bool = False
     """Log to Weights & Biases as well (pip install 'megadna[wandb]'); WANDB_MODE=offline keeps it in RUN/wandb."""
     profile_steps: list[int] = field(default_factory=list)
-    """First and last step to record with torch's profiler on rank 0, as [10, 12]; written to RUN/profile. Empty: none."""
+    """First and last step to record with torch's profiler on rank 0, as [10, 12], in RUN/profile. Empty: none."""
 
     def __post_init__(self) -> None:
         require_positive("log", self, "interval")

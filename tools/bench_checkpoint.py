@@ -34,7 +34,7 @@ def rank_main(rank: int, config: Config, options: argparse.Namespace, folder: st
     """Save `options.rounds` times in every way on this rank; writes its seconds and bytes into `folder`."""
     from megadna.engine.distributed import parallel_world
     from megadna.train.saving import CheckpointWriter
-    from megadna.train.state import build_state
+    from megadna.train.step import build_state
 
     torch.set_num_threads(1)
     size = str(options.ranks)
@@ -57,7 +57,7 @@ def rank_main(rank: int, config: Config, options: argparse.Namespace, folder: st
                     found[name]["bytes"].append(writer.stall_bytes)
                 writer.finish()
         assert not any(writer.num_failed for writer in writers.values())
-        found["parameters"] = {"count": [sum(p.numel() for chunk in state.chunks for p in chunk.parameters())]}
+        found["parameters"] = {"count": [sum(p.numel() for chunk in state.model_parts for p in chunk.parameters())]}
     Path(folder, f"rank-{rank}.json").write_text(json.dumps(found))
 
 

@@ -89,7 +89,8 @@ def _check(config: Config, num_ranks: int) -> None:
     from megadna.tokenizer.build import build_tokenizer
     from megadna.train.metrics import check_log
 
-    check_log(config.log, select_device(config.engine))
+    select_device(config.engine)
+    check_log(config.log)
     config.data_parallel_size(num_ranks)
     if not config.data.path:
         raise UserError("data.path is empty: give the dataset folder with --data.path (megadna preprocess writes one)")
@@ -104,8 +105,7 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool, configs
 
     configs: the YAML files of `config`, which every rank reads again.
     """
-    from megadna.train.checkpoint import find_checkpoint, has_checkpoints
-    from megadna.train.resume import check_weights
+    from megadna.train.checkpoint import check_weights, find_checkpoint, has_checkpoints
     from megadna.train.run_folder import RUN, is_run
 
     if resume != "never" and overwrite:

@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.config import Config
 from megadna.errors import UserError
-from megadna.train.checkpoint import optimizer_format, read_config, read_numbers, step_folders
+from megadna.train.checkpoint import read_config, read_numbers, step_folders
 from megadna.train.integrity import check, read_marker, refuse_foreign_pickles
 from megadna.train.metrics import MetricLines
 from megadna.train.run_folder import beside_guessing
@@ -33,7 +33,6 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
         bits = numbers["valid_bits_per_base"]
         yield f"  valid {bits:.4f} bits per base{beside_guessing(bits)}"
     yield f"  {len(shapes)} tensors in {len(shards)} shards, {size / 1e6:,.1f} MB; every checksum fits"
-    yield f"  optimizer format {optimizer_format(numbers)}"
     if tensors:
         for name in sorted(shapes):
             yield f"    {name} {list(shapes[name])}"

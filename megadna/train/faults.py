@@ -78,6 +78,10 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+MAX_SKIPPED = 3
+"""Skipped steps in a row after which the run goes back to its last checkpoint."""
+MAX_ROLLBACKS = 2
+"""One more roll-back than these ends the run."""
 HISTORY = 100
 MIN_HISTORY = 20
 MAD_TO_SIGMA = 1.4826  # of a normal distribution (Rousseeuw & Croux 1993)
@@ -124,8 +128,8 @@ class FaultGuard:
         self.ranges.clear()
 
     def must_roll_back(self) -> bool:
-        """True after max_skipped steps in a row."""
-        return len(self.ranges) >= self.config.max_skipped
+        """True after MAX_SKIPPED skipped steps in a row."""
+        return len(self.ranges) >= MAX_SKIPPED
 
     def take_ranges(self) -> list[tuple[int, int]]:
         """The samples to leave out after a roll-back; starts a new row."""
@@ -136,7 +140,7 @@ class FaultGuard:
 
     def has_diverged(self) -> bool:
         """True once there were more roll-backs than allowed."""
-        return self.num_rollbacks > self.config.max_rollbacks
+        return self.num_rollbacks > MAX_ROLLBACKS
 
 
 def _robust_zscore(value: float, past: tuple[float, ...]) -> float:

@@ -7,29 +7,34 @@ RUN/tensorboard/     the same as events; wandb/ where log.wandb is true, profile
 RUN/checkpoints/     step-00000100/ ...
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import psutil
 import torch
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
 from megadna.arguments import dump_config
-from megadna.config import Config
+from megadna.config import Config, LogConfig
 from megadna.data.dataset import open_chunks
 from megadna.data.loader import TrainBatches, resolve_sequence_length, train_batches
 from megadna.data.order import skip_more
 from megadna.data.samples import resolve_schedule
 from megadna.engine.distributed import World
 from megadna.errors import Diverged, UserError
-from megadna.files import write_text
+from megadna.files import atomic_file, write_text
 from megadna.log import get_logger
+from megadna.model.flops import BACKWARD, peak_tflops, token_flops
 from megadna.model.vocabulary import padded_vocab_size
 from megadna.progress import Progress
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import (
+    check_resume,
+    check_weights,
     complete_checkpoints,
     find_checkpoint,
     has_checkpoints,
@@ -37,18 +42,97 @@ from megadna.train.checkpoint import (
     load_weights,
     read_numbers,
 )
-from megadna.train.faults import FaultGuard, Heartbeat, StopRequest
+from megadna.train.faults import MAX_ROLLBACKS, MAX_SKIPPED, FaultGuard, Heartbeat, StopRequest
 from megadna.train.metrics import Metrics
-from megadna.train.profiling import build_profiler
-from megadna.train.resume import check_resume, check_weights
 from megadna.train.saving import CheckpointWriter
 from megadna.train.scoring import protocol_of
-from megadna.train.speed import StepClock
-from megadna.train.state import TrainState, build_state
-from megadna.train.step import StepResult, train_step
+from megadna.train.step import StepResult, TrainState, build_state, train_step
 from megadna.train.validation import validate
 
 log = get_logger(__name__)
+
+
+SPEED_KEYS = ("tokens_per_second", "tokens_per_second_per_gpu", "tflops_per_gpu", "mfu")
+TIMING_KEYS = (*SPEED_KEYS, "data_wait_seconds", "save_stall_seconds", "memory_mib")
+"""Keys of metrics.jsonl that differ from one run of the same config to the next; a resumed run repeats all others."""
+
+
+class StepClock:
+    """Sums over the steps since the line before, on one rank."""
+
+    def __init__(self, config: Config, world: World, *, sequence_length: int, vocab_rows: int) -> None:
+        self.config, self.world, self.vocab_rows = config, world, vocab_rows
+        self.sequence_length = sequence_length
+        self.peak = _peak(config, world)
+        self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
+
+    def add(self, seconds: float, samples: int, data: dict[str, float]) -> None:
+        """Count one step of so many samples; takes `data_wait_seconds` out of the loader's numbers."""
+        tokens = samples * self.sequence_length
+        self.tokens += tokens
+        self.seconds += seconds
+        self.wait += data.pop("data_wait_seconds")
+        predicted = self.config.data.masking.fraction
+        forward = token_flops(self.config.model, self.vocab_rows, data["attended_tokens"], predicted=predicted)
+        self.flops += (1 + BACKWARD) * forward * tokens * (1.0 - data["padded_fraction"])
+
+    @contextmanager
+    def stall(self) -> Iterator[None]:
+        """Around whatever a checkpoint holds training up with."""
+        start = perf_counter()
+        yield
+        self.stalled += perf_counter() - start
+
+    def numbers(self) -> dict[str, float]:
+        """Values of TIMING_KEYS (no `mfu` without a known peak); the next line starts here.
+
+        Memory: of a GPU the most that was allocated at once, of a CPU rank what it holds now.
+        """
+        device, speed = self.world.device, self.tokens / self.seconds
+        tflops = self.flops / self.seconds / self.world.size / 1e12
+        on_gpu = device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
+        values = (speed, speed / self.world.size, tflops, tflops / (self.peak or 1.0), self.wait, self.stalled)
+        numbers = dict(zip(TIMING_KEYS, (*values, memory / 2**20), strict=True))
+        self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
+        return numbers if self.peak else {key: value for key, value in numbers.items() if key != "mfu"}
+
+
+def _peak(config: Config, world: World) -> float | None:
+    if world.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(world.device)
+    peak = None if config.engine.precision == "fp32" else peak_tflops(name)
+    known = f"mfu is against {peak} TFLOP/s, its dense 16-bit peak" if peak else "no peak known, so no mfu"
+    log.info("%s, %s: %s", name, config.engine.precision, known)
+    return peak
+
+
+def build_profiler(run: Path, config: LogConfig, *, first_step: int) -> profile | None:
+    """A started profiler that wants its `step` called after every step; None where there is nothing to record.
+
+    first_step: step that the run starts or resumes behind.
+    """
+    if not config.profile_steps:
+        return None
+    first, last = config.profile_steps
+    if first <= first_step:
+        log.warning("log.profile_steps [%d, %d] begin before step %d: no profile", first, last, first_step + 1)
+        return None
+
+    def write(recorded: profile) -> None:
+        path = run / "profile" / f"steps-{first}-{last}.json"
+        path.parent.mkdir(exist_ok=True)
+        with atomic_file(path) as temporary:
+            recorded.export_chrome_trace(str(temporary))
+        log.info("profile: %s", path)
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    gap = first - 1 - first_step
+    window = schedule(wait=max(0, gap - 1), warmup=min(1, gap), active=last - first + 1, repeat=1)
+    profiler = profile(activities=activities, schedule=window, on_trace_ready=write)
+    profiler.start()
+    return profiler
 
 
 class TrainingRun:
@@ -158,7 +242,7 @@ class TrainingRun:
         self.last_validation = {}  # a checkpoint carries the validation of its own weights alone
         with self.clock.stall():
             self.writer.poll()
-        start, first_sample = time.perf_counter(), self.state.consumed_samples
+        start, first_sample = perf_counter(), self.state.consumed_samples
         result = train_step(
             self.state,
             self.batches,
@@ -167,7 +251,7 @@ class TrainingRun:
             sequence_length=self.sequence_length,
             problem=self.guard.problem,
         )
-        self._log(result, time.perf_counter() - start, self.state.consumed_samples - first_sample)
+        self._log(result, perf_counter() - start, self.state.consumed_samples - first_sample)
         if self.profiler:
             self.profiler.step()
         if result.problem:
@@ -192,7 +276,6 @@ class TrainingRun:
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
                 "lr": result.lr,
-                "weight_decay": result.weight_decay,
                 "consumed_samples": self.state.consumed_samples,
                 "failed_saves": self.writer.num_failed,
                 **data,
@@ -204,11 +287,9 @@ class TrainingRun:
         """Go back to the last checkpoint, leaving out the samples of the steps that were skipped in a row."""
         ranges, failed_at = self.guard.take_ranges(), self.state.step
         if self.guard.has_diverged() or not complete_checkpoints(self.run):
-            faults = self.config.faults
             raise Diverged(
-                f"step {failed_at}: {faults.max_skipped} bad updates in a row, and no roll-back is left (of "
-                f"{faults.max_rollbacks}) or no checkpoint to go back to; look at {self.run / 'skipped.jsonl'}, lower "
-                "train.lr, and say --resume"
+                f"step {failed_at}: {MAX_SKIPPED} bad updates in a row, and no roll-back is left (of {MAX_ROLLBACKS}) "
+                f"or no checkpoint to go back to; see {self.run / 'skipped.jsonl'}, lower train.lr, rerun with --resume"
             )
         self.writer.finish()
         skipped = skip_more(self.state.skipped, ranges)
@@ -224,7 +305,7 @@ class TrainingRun:
     def _validate(self) -> None:
         protocol = protocol_of(self.tokenizer)
         numbers = validate(
-            self.state.chunks,
+            self.state.model_parts,
             self.validated,
             self.tokenizer,
             self.config,

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from megadna.config import Config, LogConfig
@@ -275,7 +274,7 @@ class Metrics:
                 self.tensorboard.add_scalar(name, numbers[name], line["step"])
 
 
-def check_log(config: LogConfig, device: torch.device) -> None:
+def check_log(config: LogConfig) -> None:
     """UserError where this machine lacks what `log` asks for."""
     if config.wandb:
         missing = "log.wandb is true, but wandb is not installed; pip install 'megadna[wandb]', or set it to false"
@@ -284,10 +283,6 @@ def check_log(config: LogConfig, device: torch.device) -> None:
 
         known = wandb.setup().settings.mode != "online" or wandb.api.api_key
         require(bool(known), "log.wandb is true, but there is no API key; `wandb login`, or set WANDB_MODE=offline")
-    require(
-        not config.memory_snapshot or device.type == "cuda",
-        "log.memory_snapshot records the memory of a GPU, and this run uses the CPU; set it to false",
-    )
 
 
 def _tensorboard(run: Path, first_step: int) -> Any:

@@ -24,7 +24,7 @@ from megadna.log import get_logger
 from megadna.ownership import refuse_occupied
 from megadna.train import plots
 from megadna.train.metrics import MOST_POINTS, Curve, MetricLines
-from megadna.train.run_folder import beside_guessing, read_evaluation, verdict
+from megadna.train.run_folder import beside_guessing, flat_keys, read_evaluation, verdict
 
 log = get_logger(__name__)
 
@@ -130,7 +130,7 @@ def read_run(folder: Path, name: str = "", number: int = 0) -> Run:
     run = Run(
         name=name or folder.resolve().name,
         number=number,
-        config=_flat(settings),
+        config=flat_keys(settings),
         config_text=config_text,
         evaluations={
             file.stem.removeprefix("evaluation-"): read_evaluation(file)
@@ -372,10 +372,3 @@ def _read_settings(file: Path) -> tuple[dict[str, Any], str]:
         raise UserError(f"{error}; {remedy}") from error
     require(isinstance(settings, dict), f"{file}: not a mapping of keys; {remedy}")
     return settings, file.read_text(encoding="utf-8")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

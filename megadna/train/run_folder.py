@@ -173,3 +173,14 @@ def verdict(model: dict[str, Any], baselines: dict[str, dict[str, Any]]) -> str:
 def beside_guessing(bits: float | None) -> str:
     """What to add to bits per base that are shown without baselines."""
     return f" (no better than guessing, {GUESSING:g})" if bits is not None and bits >= GUESSING else ""
+
+
+def flat_keys(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model.num_layers": 12, ...} of a nested dictionary; tuples as lists."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            found |= flat_keys(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -39,7 +39,7 @@ from megadna.processes import STOP_SIGNALS, die_with_parent
 from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state, step_folders
 from megadna.train.faults import is_collective_failure
 from megadna.train.integrity import publish, seal
-from megadna.train.state import TrainState
+from megadna.train.step import TrainState
 
 log = get_logger(__name__)
 
@@ -78,20 +78,20 @@ class CheckpointWriter:
     def save(self, state: TrainState, numbers: dict[str, Any], *, wait: bool = False) -> None:
         """Start writing RUN/checkpoints/step-N; `numbers` (the last validation) go into its state.json.
 
-        A save that is waited for ends a run or a part of it, and can be loaded under any layout.
+        wait: until it is published; SaveFailed if it could not be saved.
         """
         start = time.perf_counter()
         self.finish()
         memory = _reset_peak_memory()
         final = self.run / "checkpoints" / f"step-{state.step:08d}"
-        unique, optimizer_format = self._agree(final, numbers, wait)
-        temporary = final.with_name(f".{final.name}.{unique}{PARTIAL}")
-        sharded = sharded_state(state, optimizer_format, is_loading=False)
+        unique = [uuid.uuid4().hex[:8]]  # a name that no writer left over from a killed run uses
+        torch.distributed.broadcast_object_list(unique, src=0)
+        temporary = final.with_name(f".{final.name}.{unique[0]}{PARTIAL}")
+        sharded = sharded_state(state, is_loading=False)
         content = {
             "step": state.step,
             "consumed_samples": state.consumed_samples,
             "skipped": state.skipped,
-            "optimizer_format": optimizer_format,
             **self.facts,
             **numbers,
             "versions": versions(),
@@ -104,14 +104,14 @@ class CheckpointWriter:
             finalize = partial(self._finalize, list(request.finalize_fns), temporary, final, state.step)
             write = partial(_write, os.getpid(), request.async_fn) if request.async_fn else None
             self.queue.schedule_async_request(request._replace(async_fn=write, finalize_fns=[finalize]))
-            if wait or not self.config.checkpoint.asynchronous:
+            if wait:
                 self.finish()
             del request
         del sharded
         self.stall_seconds, self.stall_bytes = time.perf_counter() - start, _peak_memory() - memory
         log.info(
-            "checkpoint of step %d (%s): training stood still for %.2f s, with %.0f MB of host memory for it",
-            *(state.step, optimizer_format, self.stall_seconds, self.stall_bytes / 1e6),
+            "checkpoint of step %d: training paused for %.2f s, using %.0f MB more host memory",
+            *(state.step, self.stall_seconds, self.stall_bytes / 1e6),
         )
         if wait and self.num_failed_in_a_row:
             raise SaveFailed(
@@ -127,18 +127,6 @@ class CheckpointWriter:
     def finish(self) -> None:
         """Wait until every save has been published or has failed."""
         self.queue.maybe_finalize_async_calls(blocking=True)
-
-    def _agree(self, final: Path, numbers: dict[str, Any], wait: bool) -> tuple[str, str]:
-        """On all ranks alike: a name that no writer left over from a killed run uses, and the optimizer's format."""
-        agreed = [(uuid.uuid4().hex[:8], self.config.checkpoint.optimizer_format)]
-        if self.world.is_main and (wait or self._stays(final, numbers)):
-            agreed = [(agreed[0][0], "reshardable")]
-        torch.distributed.broadcast_object_list(agreed, src=0)
-        return agreed[0]
-
-    def _stays(self, final: Path, numbers: dict[str, Any]) -> bool:
-        """True where the checkpoint would be kept for its step or its validation, however old it gets."""
-        return final in lasting({**self._found(), final: numbers}, self.config.checkpoint)
 
     def _found(self) -> dict[Path, dict[str, Any]]:
         """The run's checkpoints and their state.json, oldest first; a copy that a user made under another name is none.
@@ -179,7 +167,7 @@ class CheckpointWriter:
         """Folder, state.json and config.yaml, on the main rank; the problem where the disk has no room."""
         try:
             (temporary / "weights").mkdir(parents=True)
-            weights = sum(parameter.numel() for chunk in state.chunks for parameter in chunk.parameters())
+            weights = sum(parameter.numel() for chunk in state.model_parts for parameter in chunk.parameters())
             needed = 14 * weights  # bf16, master, two moments
             free = shutil.disk_usage(temporary).free
             if free < needed + RESERVE_BYTES:

@@ -187,11 +187,11 @@ def test_k_mer_batches_pad_and_mask(two_genomes: list[str]) -> None:
 
 
 def test_variable_length_is_half_full_half_uniform(two_genomes: list[str]) -> None:
-    rows = samples_of(make_config(two_genomes, variable_length=0.5), 512).rows(np.arange(2000))
-    full = (rows.lengths_B == 512).mean()
+    rows = samples_of(make_config(two_genomes, variable_length=0.5), 502).rows(np.arange(2000))  # halves of chunks
+    full = (rows.lengths_B == 502).mean()
     assert abs(full - 0.5) < 0.05
-    cut = rows.lengths_B[rows.lengths_B < 512]
-    assert abs(cut.mean() - 257) < 15 and cut.min() >= 7
+    cut = rows.lengths_B[rows.lengths_B < 502]
+    assert abs(cut.mean() - 252) < 15 and cut.min() >= 7
 
 
 def test_packed_rows_have_positions_and_cumulative_lengths(two_genomes: list[str]) -> None:
@@ -236,8 +236,8 @@ def test_the_masking_rate_changes_at_its_sample(two_genomes: list[str]) -> None:
     assert [masking_fraction(config, sample) for sample in (0, 159, 160, 10**9)] == [0.15, 0.15, 0.4, 0.4]
     moved = replace(config, train=TrainConfig(global_batch_size=64))
     assert resolve_schedule(moved).data.masking.schedule[0].sample == 160
-    rows = samples_of(config, 512).rows(np.arange(320))
-    asked = np.bincount(rows.places_A // 512, minlength=320) / 510
+    rows = samples_of(config, 502).rows(np.arange(320))
+    asked = np.bincount(rows.places_A // 502, minlength=320) / 500
     assert abs(asked[:160].mean() - 0.15) < 0.01 and abs(asked[160:].mean() - 0.4) < 0.01
 
 

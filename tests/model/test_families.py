@@ -59,8 +59,7 @@ def train_variants(
     from megadna.data.loader import train_batches
     from megadna.engine.distributed import parallel_world
     from megadna.tokenizer.build import build_tokenizer
-    from megadna.train.state import build_state
-    from megadna.train.step import train_step
+    from megadna.train.step import build_state, train_step
 
     store, found = os.environ["MEGADNA_STORE"], {}
     for number, name in enumerate(VARIANTS):
@@ -81,7 +80,7 @@ def train_variants(
             steps = [train_step(state, batches, config, world, sequence_length=128) for _ in range(4)]
             weights = {
                 name: weight.detach().clone()
-                for chunk in state.chunks
+                for chunk in state.model_parts
                 for name, weight in chunk.named_parameters()
                 if weight.ndim == 1 and not getattr(weight, "tensor_model_parallel", False)
             }

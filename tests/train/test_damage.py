@@ -299,7 +299,7 @@ def test_a_run_without_a_whole_checkpoint_is_one_line(
 def save_once(config: Config, run: Path) -> int:
     from megadna.engine.distributed import parallel_world
     from megadna.train.saving import CheckpointWriter
-    from megadna.train.state import build_state
+    from megadna.train.step import build_state
 
     with parallel_world(config.engine, config.parallel) as world:
         writer, state = CheckpointWriter(run, config, world, {}), build_state(config, 16, world)
