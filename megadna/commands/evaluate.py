@@ -24,7 +24,7 @@ from megadna.train.run_folder import verdict
 if TYPE_CHECKING:  # they take seconds to import
     from megadna.data.evaluation import EvaluationSamples
     from megadna.tokenizer.base import Tokenizer
-    from megadna.train.scoring import Evaluation
+    from megadna.train.evaluation import Evaluation
 
 log = get_logger(__name__)
 MICRO_BATCH_SIZE = 8
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     with Progress("loading the libraries"):
         from megadna.data.dataset import open_chunks
         from megadna.data.evaluation import EvaluationSamples
-        from megadna.train.scoring import names_bases
+        from megadna.train.evaluation import names_bases
     is_export = (options.model / "config.json").is_file()
     measure, tokenizer, length, config, facts = (_hugging_face if is_export else _checkpoint)(options)
     path = options["data.path"] or config.data.path
@@ -113,7 +113,7 @@ def _checkpoint(options: Namespace) -> Model:
         from megadna.engine.distributed import parallel_world
         from megadna.tokenizer.build import build_tokenizer
         from megadna.train.checkpoint import checkpoint_model, find_checkpoint, read_config, read_numbers, single_rank
-        from megadna.train.validation import evaluate_split
+        from megadna.train.evaluation import evaluate_split
 
     checkpoint = find_checkpoint(options.model)
     config = single_rank(read_config(checkpoint))
@@ -130,7 +130,7 @@ def _checkpoint(options: Namespace) -> Model:
 
 
 def _hugging_face(options: Namespace) -> Model:
-    from megadna.train.scoring import evaluate
+    from megadna.train.evaluation import evaluate
 
     with Progress(f"loading {options.model}"):
         from megadna.downstream.encoder import load_masked_lm

@@ -32,7 +32,7 @@ from megadna.genome.records import reverse_complement
 from megadna.reading import first_line
 from megadna.tokenizer.base import NucleotideTokenizer, Tokenizer
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
-from megadna.train.scoring import Forward
+from megadna.train.evaluation import Forward
 
 _PROBE = "ACGTTGCAACGGATCTCAGATTACAGGCCTAAGCTTGACCATGGTACCGTAAGTCTCGAGA"
 _FAR = 10**9

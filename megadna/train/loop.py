@@ -42,12 +42,11 @@ from megadna.train.checkpoint import (
     load_weights,
     read_numbers,
 )
+from megadna.train.evaluation import protocol_of, validate
 from megadna.train.faults import MAX_ROLLBACKS, MAX_SKIPPED, FaultGuard, Heartbeat, StopRequest
 from megadna.train.metrics import Metrics
 from megadna.train.saving import CheckpointWriter
-from megadna.train.scoring import protocol_of
 from megadna.train.step import StepResult, TrainState, build_state, train_step
-from megadna.train.validation import validate
 
 log = get_logger(__name__)
 

@@ -141,11 +141,12 @@ def read_evaluation(file: Path) -> dict[str, Any]:
     require(all(type(count) is int for count in counts), f"{file}: a count is no whole number; {remedy}")
     baselines = evaluation["baselines"]
     scores = [evaluation["model"], *baselines.values()] if isinstance(baselines, dict) else [None]
-    require(all(map(_is_score, scores)), f"{file}: model or baselines without {', '.join(SCORES)}; {remedy}")
+    require(all(map(is_score, scores)), f"{file}: model or baselines without {', '.join(SCORES)}; {remedy}")
     return evaluation
 
 
-def _is_score(score: Any) -> bool:
+def is_score(score: Any) -> bool:
+    """Whether a value read from JSON has SCORES as numbers."""
     if not isinstance(score, dict) or not all(_is_number(score.get(key)) for key in SCORES):
         return False
     return score.get("standard_error") is None or _is_number(score["standard_error"])
