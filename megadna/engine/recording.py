@@ -1,11 +1,11 @@
-"""The communications of one imagined rank: every call of torch.distributed, in order, noted instead of made.
+"""The communications of one imagined rank: every call of torch.distributed, in order, recorded instead of made.
 
 In:  `imagined_world(..., backend=RECORDING)`, and `recorded()` around the code to watch.
-Out: events: a Call where one is made, and its number where the program waits for it; a blocking call is both, one
-behind the other.
+Out: events: a Call when one is made, and its number when the program waits for it; a blocking call gives one after the
+     other.
 
-Groups of this backend send nothing. What is gathered on the CPU is the rank's own, so that megatron can read the
-objects which it gathers to build an optimizer.
+Groups of this backend send nothing. A gather on the CPU returns the rank's own value, so that megatron can read the
+objects that it gathers to build an optimizer.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ class Call:
     """One communication of one rank."""
 
     number: int
-    """Its position among the events of the rank, from 1."""
+    """Its number among the events of the rank, from 1."""
     kind: str
     """A key of METHODS, send or recv."""
     group: str
@@ -47,9 +47,9 @@ class Call:
     peer: int | None
     """send, recv: the other rank of the job."""
     shapes: Shapes
-    """Tensors that the rank gives (recv: takes); several where calls are coalesced."""
+    """Tensors that the rank sends (recv: receives); several if calls are coalesced."""
     results: Shapes
-    """all_gather, reduce_scatter: tensors that it takes."""
+    """all_gather, reduce_scatter: tensors that it receives."""
     dtype: str
     batch: int | None
     """The same number for sends and receives of one batch_isend_irecv, which run together."""
@@ -62,7 +62,7 @@ _batch: list[int] = []
 
 @contextmanager
 def recorded() -> Iterator[list[Event]]:
-    """The events of the code inside, without waits for calls made before."""
+    """The events of the code inside, without waits for earlier calls."""
     events: list[Event] = []
     original = torch.distributed.batch_isend_irecv
 
@@ -83,7 +83,7 @@ def recorded() -> Iterator[list[Event]]:
 
 
 class _RecordingGroup(torch.distributed.ProcessGroup):
-    """A process group that notes what it is asked for."""
+    """A process group that records the calls it gets."""
 
     def __init__(self, options: Any, _: Any) -> None:
         super().__init__(options.group_rank, options.group_size)  # type: ignore[call-arg]

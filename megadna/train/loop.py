@@ -1,9 +1,14 @@
 """The training run: steps, logs, validations and checkpoints, from a config to a finished run folder.
 
+In:  a resolved Config, the run folder, the position of this rank.
+Out: the run folder; True if the last step was reached.
+MFU is the FLOPs of the model for the tokens that are not padding (model/flops.py: full attention, 3 x forward) over
+seconds, ranks and the dense 16-bit peak of the card; only steps count, not validations and saves.
+
 RUN/config.yaml      the resolved config
-RUN/log.txt          what is logged, behind that of earlier starts (commands/train.py)
-RUN/metrics.jsonl    one line a logged step, one a validation
-RUN/tensorboard/     the same as events; wandb/ where log.wandb is true, profile/ by log.profile_steps
+RUN/log.txt          the log of all starts (commands/train.py)
+RUN/metrics.jsonl    one line per logged step, one per validation
+RUN/tensorboard/     the same as events; wandb/ if log.wandb is true, profile/ if log.profile_steps is set
 RUN/checkpoints/     step-00000100/ ...
 """
 
@@ -57,7 +62,7 @@ TIMING_KEYS = (*SPEED_KEYS, "data_wait_seconds", "save_stall_seconds", "memory_m
 
 
 class StepClock:
-    """Sums over the steps since the line before, on one rank."""
+    """Speed, waits and memory of the steps since the previous log line, on one rank."""
 
     def __init__(self, config: Config, world: World, *, sequence_length: int, vocab_rows: int) -> None:
         self.config, self.world, self.vocab_rows = config, world, vocab_rows
@@ -66,7 +71,7 @@ class StepClock:
         self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
 
     def add(self, seconds: float, samples: int, data: dict[str, float]) -> None:
-        """Count one step of so many samples; takes `data_wait_seconds` out of the loader's numbers."""
+        """Count one step of `samples` samples; removes `data_wait_seconds` from the loader's numbers."""
         tokens = samples * self.sequence_length
         self.tokens += tokens
         self.seconds += seconds
@@ -77,15 +82,15 @@ class StepClock:
 
     @contextmanager
     def stall(self) -> Iterator[None]:
-        """Around whatever a checkpoint holds training up with."""
+        """Around what holds up training for a checkpoint."""
         start = perf_counter()
         yield
         self.stalled += perf_counter() - start
 
     def numbers(self) -> dict[str, float]:
-        """Values of TIMING_KEYS (no `mfu` without a known peak); the next line starts here.
+        """Values of TIMING_KEYS (no `mfu` without a known peak); the counts restart.
 
-        Memory: of a GPU the most that was allocated at once, of a CPU rank what it holds now.
+        Memory: of a GPU the peak allocation, of a CPU rank its current resident size.
         """
         device, speed = self.world.device, self.tokens / self.seconds
         tflops = self.flops / self.seconds / self.world.size / 1e12
@@ -102,15 +107,15 @@ def _peak(config: Config, world: World) -> float | None:
         return None
     name = torch.cuda.get_device_name(world.device)
     peak = None if config.engine.precision == "fp32" else peak_tflops(name)
-    known = f"mfu is against {peak} TFLOP/s, its dense 16-bit peak" if peak else "no peak known, so no mfu"
+    known = f"mfu is relative to {peak} TFLOP/s, its dense 16-bit peak" if peak else "peak unknown, so no mfu"
     log.info("%s, %s: %s", name, config.engine.precision, known)
     return peak
 
 
 def build_profiler(run: Path, config: LogConfig, *, first_step: int) -> profile | None:
-    """A started profiler that wants its `step` called after every step; None where there is nothing to record.
+    """A started profiler, whose `step` must be called after every step; None if there is nothing to record.
 
-    first_step: step that the run starts or resumes behind.
+    first_step: the step after which the run starts or resumes.
     """
     if not config.profile_steps:
         return None
@@ -158,10 +163,10 @@ class TrainingRun:
         self.writer = CheckpointWriter(run, self.config, world, facts)
 
     def train(self, *, resume: str) -> bool:
-        """Train to config.train.steps, from the newest checkpoint of the run folder where `resume` says so.
+        """Train to config.train.steps, from the newest checkpoint of the run folder if `resume` asks for it.
 
-        resume: always, never, or auto (where there is a checkpoint). False where a signal or the time limit ended the
-        run before, with everything saved. RunEnded where it cannot go on.
+        resume: always, never, or auto (if there is a checkpoint). False if a signal or the time limit stopped the run
+        early, with everything saved. RunEnded if it cannot continue.
         """
         source = self.config.checkpoint.init_from
         if resume == "always" or (resume == "auto" and self._agreed(lambda: has_checkpoints(self.run))):
@@ -179,7 +184,7 @@ class TrainingRun:
         self.batches = self._batches()
         try:
             if self.state.step == 0 and (source or self.config.validation.extra):
-                self._validate()  # what the model knows before it forgets
+                self._validate()  # the scores of the old weights
             with self.heartbeat, StopRequest(self.world, self.config.train.exit_after_minutes) as stop:
                 while self.state.step < self.config.train.steps:
                     self.heartbeat.step = self.state.step
@@ -187,7 +192,7 @@ class TrainingRun:
                     if stop.agreed() and self.state.step < self.config.train.steps:
                         self.writer.save(self.state, self.last_validation, wait=True)
                         done = (self.state.step, self.config.train.steps)
-                        log.info("stopped at step %d of %d, saved; the same command with --resume goes on", *done)
+                        log.info("stopped at step %d of %d, saved; continue with the same command and --resume", *done)
                         return False
             log.info("step %d of %d is done: %s", self.state.step, self.config.train.steps, self.run)
             return True
@@ -197,7 +202,7 @@ class TrainingRun:
                 self.metrics.close()
 
     def _open_files(self) -> None:
-        """What the main rank writes into the run folder."""
+        """Files that the main rank writes into the run folder."""
         write_text(self.run / "config.yaml", dump_config(self.config))
         self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
         self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
@@ -211,9 +216,9 @@ class TrainingRun:
         log.info("resuming %s at step %d", checkpoint, self.state.step)
 
     def _agreed(self, find: Callable[[], Any]) -> Any:
-        """What the main rank alone finds, on all ranks: a checkpoint is large, and file systems may disagree.
+        """What `find` returns on the main rank, on all ranks: a checkpoint is large, and file systems may disagree.
 
-        So is the error it ends with, or the other ranks would wait for a main rank that has ended.
+        An error is raised on all ranks too, or the others would wait for a main rank that has ended.
         """
         found: list[Any] = [None]
         if self.world.is_main:
@@ -238,7 +243,7 @@ class TrainingRun:
         )
 
     def _step(self) -> None:
-        self.last_validation = {}  # a checkpoint carries the validation of its own weights alone
+        self.last_validation = {}  # a checkpoint has the validation of its own weights only
         with self.clock.stall():
             self.writer.poll()
         start, first_sample = perf_counter(), self.state.consumed_samples
@@ -283,7 +288,7 @@ class TrainingRun:
             self.metrics.training(step, numbers)
 
     def _roll_back(self) -> None:
-        """Go back to the last checkpoint, leaving out the samples of the steps that were skipped in a row."""
+        """Go back to the last checkpoint, and leave out the samples of the steps skipped in a row."""
         ranges, failed_at = self.guard.take_ranges(), self.state.step
         if self.guard.has_diverged() or not complete_checkpoints(self.run):
             raise Diverged(
@@ -318,7 +323,7 @@ class TrainingRun:
     def _announce(self) -> None:
         world, parallel = self.world, self.config.parallel
         log.info(
-            "%d ranks on %s: tensor %d x pipeline %d x data %d | %s | %d tokens a sample, %d samples a step",
+            "%d ranks on %s: tensor %d x pipeline %d x data %d | %s | %d tokens per sample, %d samples per step",
             *(world.size, world.device.type, parallel.tensor, parallel.pipeline, world.data_size),
             *(self.config.engine.precision, self.sequence_length, self.config.train.global_batch_size),
         )

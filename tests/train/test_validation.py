@@ -289,7 +289,7 @@ def test_mistakes_name_the_option(run: Path, tmp_path: Path) -> None:
         evaluate.main(["--model", str(run), "--output", str(tmp_path / "none" / "a.json")])
     with pytest.raises(UserError, match=r"no such run, checkpoint or Hugging Face folder"):
         evaluate.main(["--model", str(tmp_path / "none")])
-    with pytest.raises(UserError, match=r"is not here; give one with --data\.path"):
+    with pytest.raises(UserError, match=r"is not here; name one with --data\.path"):
         evaluate.main(["--model", str(tiny_bert(tmp_path / "bert", context=64))])
     with pytest.raises(UserError, match="use letters, digits"):
         ValidationConfig(extra={"a/b": "x"})
