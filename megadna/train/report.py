@@ -162,7 +162,7 @@ def write_report(runs: Sequence[Run], html_file: Path, *, figures_beside: bool) 
         raise UserError(f"{html_file}: exists and is not a report of megadna; choose another --output or move it away")
     if (
         figures_beside and not html_file.exists()
-    ):  # without a report there, figures of these names belong to somebody else
+    ):  # without a report, these figures are not ours
         for name in FIGURES:
             refuse_occupied(html_file.with_name(name), is_file=True)
     figures = draw_figures(runs)
