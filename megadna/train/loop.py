@@ -290,12 +290,12 @@ class TrainingRun:
     def _roll_back(self) -> None:
         """Go back to the last checkpoint, and leave out the samples of the steps skipped in a row."""
         ranges, failed_at = self.guard.take_ranges(), self.state.step
+        self.writer.finish()  # the last checkpoint may still be on its way to the disk
         if self.guard.has_diverged() or not complete_checkpoints(self.run):
             raise Diverged(
                 f"step {failed_at}: {MAX_SKIPPED} bad updates in a row, and no roll-back is left (of {MAX_ROLLBACKS}) "
                 f"or no checkpoint to go back to; see {self.run / 'skipped.jsonl'}, lower train.lr, rerun with --resume"
             )
-        self.writer.finish()
         skipped = skip_more(self.state.skipped, ranges)
         checkpoint = self._agreed(lambda: find_checkpoint(self.run))
         self.writer.set_aside_after(checkpoint)
