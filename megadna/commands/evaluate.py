@@ -113,7 +113,7 @@ def _checkpoint(options: Namespace) -> Model:
         from megadna.engine.distributed import parallel_world
         from megadna.tokenizer.build import build_tokenizer
         from megadna.train.checkpoint import checkpoint_model, find_checkpoint, read_config, read_numbers, single_rank
-        from megadna.train.evaluation import evaluate_split
+        from megadna.train.step import evaluate_split
 
     checkpoint = find_checkpoint(options.model)
     config = single_rank(read_config(checkpoint))

@@ -1,6 +1,6 @@
 """Masked bits per base of a model on fixed samples, whatever runs the model: the same numbers under any layout.
 
-In:  EvaluationSamples, and megatron model parts on all ranks, or any function that runs a model on a batch.
+In:  EvaluationSamples, and a function that runs the model on a batch, on one rank or several.
 Out: an Evaluation, the same on every rank: over all hidden bases, by group (species), for upper-case (unique) and
      lower-case (soft-masked repeat) bases separately, and the divergence of the two strands.
 
@@ -8,28 +8,23 @@ Bases are scored one by one ("base") if a token is one base or k-mers overlap, e
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megadna.config import Config
 from megadna.data.batch import Batch
-from megadna.data.dataset import ChunkPool
 from megadna.data.evaluation import WIDTHS, EvaluationSamples, HiddenBases
 from megadna.errors import require
 from megadna.progress import Progress
 from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train.bits import HIDDEN, LOSS, TOKENS, ChunkSums, MaskedScore, UnitScores, kmer_log_p, token_scores
-
-if TYPE_CHECKING:  # megatron, which a Hugging Face model does not need
-    from megadna.engine.distributed import World
 
 # Shapes: B rows of a batch, S sequence, V vocabulary, M masked tokens, N hidden bases, 4 the bases A C G T, E entries:
 # the upper-case and the lower-case bases of each sample.
@@ -116,52 +111,6 @@ def evaluate(
                 strands.append((int(index), *scored))
             progress.advance(2)
     return _evaluation(gather((sums, strands)), samples, protocol)
-
-
-def validate(
-    model_parts: Sequence[torch.nn.Module],
-    pools: Mapping[str, ChunkPool],
-    tokenizer: Tokenizer,
-    config: Config,
-    world: "World",
-    *,
-    sequence_length: int,
-) -> dict[str, Any]:
-    """Numbers for metrics.jsonl: the validation split (name "" in `pools`), and those of validation.extra by name."""
-    numbers: dict[str, Any] = {}
-    for name, pool in pools.items():
-        samples = EvaluationSamples(
-            pool, tokenizer, sequence_length=sequence_length, samples=config.validation.samples, seed=config.seed
-        )
-        evaluation = evaluate_split(model_parts, samples, world, micro_batch_size=config.validation.micro_batch_size)
-        numbers |= evaluation.line(f"valid_extra/{name}_" if name else "valid_")
-    return numbers
-
-
-def evaluate_split(
-    model_parts: Sequence[torch.nn.Module], samples: EvaluationSamples, world: "World", *, micro_batch_size: int
-) -> Evaluation:
-    """Evaluation of the samples by a model that megatron runs, the same object on every rank."""
-    from megadna.engine.optimizer import gather_weights
-    from megadna.train.step import evaluate_batch
-
-    gather_weights(model_parts)  # a collective: here all ranks take part, below one may have no samples
-    for part in model_parts:
-        part.eval()
-
-    def forward(batch: Batch, score: Callable[[Tensor], Any]) -> Any:
-        return evaluate_batch(model_parts, batch, world, lambda logits_BSV, _: score(logits_BSV))
-
-    def gather(mine: Any) -> list[Any]:
-        everyone: list[Any] = [None] * world.size
-        torch.distributed.all_gather_object(everyone, mine)
-        return everyone
-
-    rank, size = world.data_rank, world.data_size
-    evaluation = evaluate(forward, samples, micro_batch_size=micro_batch_size, rank=rank, size=size, gather=gather)
-    for part in model_parts:
-        part.train()
-    return evaluation
 
 
 def score_batch(

@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from megadna.arguments import dump_config
 from megadna.config import Config, LogConfig
 from megadna.data.dataset import open_chunks
+from megadna.data.evaluation import EvaluationSamples
 from megadna.data.loader import TrainBatches, resolve_sequence_length, train_batches
 from megadna.data.order import skip_more
 from megadna.data.samples import resolve_schedule
@@ -47,11 +48,11 @@ from megadna.train.checkpoint import (
     load_weights,
     read_numbers,
 )
-from megadna.train.evaluation import protocol_of, validate
+from megadna.train.evaluation import protocol_of
 from megadna.train.faults import MAX_ROLLBACKS, MAX_SKIPPED, FaultGuard, Heartbeat, StopRequest
 from megadna.train.metrics import Metrics
 from megadna.train.saving import CheckpointWriter
-from megadna.train.step import StepResult, TrainState, build_state, train_step
+from megadna.train.step import StepResult, TrainState, build_state, evaluate_split, train_step
 
 log = get_logger(__name__)
 
@@ -307,15 +308,14 @@ class TrainingRun:
         log.warning("step %d: back to %s, leaving out samples %s", failed_at, checkpoint.name, ranges)
 
     def _validate(self) -> None:
-        protocol = protocol_of(self.tokenizer)
-        numbers = validate(
-            self.state.model_parts,
-            self.validated,
-            self.tokenizer,
-            self.config,
-            self.world,
-            sequence_length=self.sequence_length,
-        )
+        """Score the validation split, and the datasets of validation.extra under their names."""
+        protocol, config = protocol_of(self.tokenizer), self.config
+        numbers: dict[str, Any] = {}
+        for name, pool in self.validated.items():
+            count, size = config.validation.samples, config.validation.micro_batch_size
+            samples = EvaluationSamples(pool, self.tokenizer, self.sequence_length, samples=count, seed=config.seed)
+            evaluation = evaluate_split(self.state.model_parts, samples, self.world, micro_batch_size=size)
+            numbers |= evaluation.line(f"valid_extra/{name}_" if name else "valid_")
         self.last_validation = {**numbers, "valid_protocol": protocol}
         if self.metrics:
             self.metrics.validation(self.state.step, numbers, protocol)

@@ -160,9 +160,7 @@ def write_report(runs: Sequence[Run], html_file: Path, *, figures_beside: bool) 
         raise UserError(f"{html_file}: is a folder; name the file to write, such as {html_file / 'report.html'}")
     if html_file.exists() and GENERATOR.encode() not in html_file.read_bytes()[:2000]:
         raise UserError(f"{html_file}: exists and is not a report of megadna; choose another --output or move it away")
-    if (
-        figures_beside and not html_file.exists()
-    ):  # without a report, these figures are not ours
+    if figures_beside and not html_file.exists():  # without a report, these figures are not ours
         for name in FIGURES:
             refuse_occupied(html_file.with_name(name), is_file=True)
     figures = draw_figures(runs)

@@ -1,7 +1,7 @@
-"""One optimizer step through megatron's schedules, one forward pass of an evaluation batch, and the state they act on.
+"""One optimizer step through megatron's schedules, an evaluation by the same model, and the state they act on.
 
 In:  TrainState, micro-batches (data/batch.py), the position of this rank.
-Out: the state one step on, with what the step measured; or what a scoring function makes of the logits.
+Out: the state one step on, with what the step measured; or an Evaluation.
 
 The loss is the global sum of weight x cross-entropy over the global sum of weights: the same number for any split of
 the global batch into micro-batches and ranks. Ranks sum gradients; `_finalize` divides them once.
@@ -41,16 +41,19 @@ from torch import Tensor
 
 from megadna.config import Config
 from megadna.data.batch import Batch
+from megadna.data.evaluation import EvaluationSamples
 from megadna.engine.distributed import World, seed_dropout
 from megadna.engine.optimizer import (
     apply_gradients,
     build_optimizer,
     build_scheduler,
     follow_schedule,
+    gather_weights,
     gradient_norm,
     wrap_model,
 )
 from megadna.model.encoder import build_encoder
+from megadna.train.evaluation import Evaluation, evaluate
 
 MULTIPLE = 64
 """Rows are padded to a multiple of it: matrix kernels are fastest, and few shapes spare the GPU's memory allocator."""
@@ -233,17 +236,17 @@ def train_step(
 
 @torch.no_grad()
 def evaluate_batch(
-    model_parts: Sequence[torch.nn.Module], batch: Batch, world: World, score: Callable[[Tensor, Tensor], Any]
+    model_parts: Sequence[torch.nn.Module], batch: Batch, world: World, score: Callable[[Tensor], Any]
 ) -> Any:
-    """`score(logits [B, S, V] fp32, labels [B, S])`, whole vocabulary, on one rank of the last stage; else None."""
+    """`score(logits [B, S, V] fp32)`, whole vocabulary, on one rank of the last stage; None on the others."""
 
-    def loss(logits_SBV: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Any]:
+    def loss(logits_SBV: Tensor) -> tuple[Tensor, Tensor, Any]:
         logits_SBV = gather_from_tensor_model_parallel_region(logits_SBV)
         if world.context_size > 1:
             logits_SBV = gather_from_sequence_parallel_region(logits_SBV, group=get_context_parallel_group())
         logits_BSV = logits_SBV.transpose(0, 1)
         scores = world.tensor_rank == world.context_rank == 0
-        return logits_BSV.sum(), NO_TOKENS, score(logits_BSV, batch.labels_BS.to(world.device)) if scores else None
+        return logits_BSV.sum(), NO_TOKENS, score(logits_BSV) if scores else None
 
     rows, sequence_length = batch.tokens_BS.shape
     # The interleaved schedule wants a micro-batch per stage: the same one fills the slots that would be idle.
@@ -258,6 +261,29 @@ def evaluate_batch(
         forward_only=True,
     )
     return outputs[0] if outputs else None
+
+
+def evaluate_split(
+    model_parts: Sequence[torch.nn.Module], samples: EvaluationSamples, world: World, *, micro_batch_size: int
+) -> Evaluation:
+    """Evaluation of the samples by a model that megatron runs, the same object on every rank."""
+    gather_weights(model_parts)  # a collective: here all ranks take part, below one may have no samples
+    for part in model_parts:
+        part.eval()
+
+    def forward(batch: Batch, score: Callable[[Tensor], Any]) -> Any:
+        return evaluate_batch(model_parts, batch, world, score)
+
+    def gather(mine: Any) -> list[Any]:
+        everyone: list[Any] = [None] * world.size
+        torch.distributed.all_gather_object(everyone, mine)
+        return everyone
+
+    rank, size = world.data_rank, world.data_size
+    evaluation = evaluate(forward, samples, micro_batch_size=micro_batch_size, rank=rank, size=size, gather=gather)
+    for part in model_parts:
+        part.train()
+    return evaluation
 
 
 def _iterators(batches: Iterator[Batch], model_parts: Sequence[torch.nn.Module]) -> Any:
@@ -278,8 +304,7 @@ def _training_step(
 def _evaluation_step(
     batches: Iterator[Batch], model: torch.nn.Module, *, world: World, loss: Callable
 ) -> tuple[Tensor, Callable]:
-    batch = next(batches)
-    return _forward(model, batch, world), partial(loss, batch=batch)
+    return _forward(model, next(batches), world), loss
 
 
 def _forward(model: torch.nn.Module, batch: Batch, world: World, rows_M: Tensor | None = None) -> Tensor:
