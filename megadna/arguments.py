@@ -73,7 +73,7 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
         if key.removeprefix("--") in sections and not value.startswith("{"):
             raise UserError(f"{parser.prog}: {key} is a section; set its keys one by one, as {key}.KEY")
         if _YAML_SIGNS.search(value):
-            with suppress(yaml.YAMLError):  # what is no YAML, the parser takes as text
+            with suppress(yaml.YAMLError):  # the parser takes text that is not YAML as it is
                 _compose(value, f"{parser.prog}: {key}")
     for path in _refuse_repeats(parser, arguments):
         _check_yaml(path, sections)
@@ -91,7 +91,7 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
 
 
 def _drop_removed(namespace: Namespace, *, where: str, is_trained: bool) -> None:
-    """Take the keys of REMOVED out; UserError (a warning if `is_trained`) where one asks for what is gone."""
+    """Remove the keys of REMOVED; UserError (a warning if `is_trained`) if one has another value than the old default."""
     for key, default in REMOVED.items():
         value = namespace.pop(key, default)
         if value == default:
@@ -116,7 +116,7 @@ def _options(arguments: list[str]) -> Iterable[tuple[str, str]]:
 
 
 def _refuse_repeats(parser: ArgumentParser, arguments: list[str]) -> list[Path]:
-    """UserError where a key is given twice, of which the last would silently win; returns the config files.
+    """UserError if a key is given twice, as the last would silently win; returns the config files.
 
     Only the YAML files may be several: an experiment, then files of the keys to change (configs/layouts/).
     """
@@ -149,7 +149,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _check_yaml(path: Path, sections: set[str]) -> None:
-    """UserError where a YAML file expands without end, has a key twice in one section, or a value in place of a section
+    """UserError if a YAML file expands without end, has a key twice in one section, or a value in place of a section
     (the parser would load it as a file); a missing file and other faults are left to the parser."""
     if not path.exists():
         return

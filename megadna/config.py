@@ -23,7 +23,7 @@ class TokenizerConfig:
     stride: int = 1
     """kmer: bases from one token to the next: 1 (overlapping, as DNABERT) or k (as Nucleotide Transformer)."""
     layout: Literal["dnabert", "bionemo", "multimolecule"] = "dnabert"
-    """kmer: whose vocabulary: special tokens and order of the bases."""
+    """kmer: vocabulary: its special tokens and the order of the bases."""
     model: str = ""
     """sentencepiece: folder written by `megadna train-tokenizer`."""
 
@@ -172,7 +172,7 @@ class ModelConfig:
     """Dropout of embeddings, attention weights and residual branches."""
     attention: Literal["auto", "flash_attn", "sdpa", "transformer_engine", "eager"] = "auto"
     """Attention backend: `flash_attn` and `transformer_engine` (packages, GPU), `sdpa` (torch; flash kernels on CPU and
-    GPU), `eager` (reference, S x S in memory). `auto` takes flash_attn where it runs, else sdpa."""
+    GPU), `eager` (reference, S x S in memory). `auto`: flash_attn if it runs, else sdpa."""
 
     def __post_init__(self) -> None:
         require_positive("model", self, "num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
@@ -267,7 +267,7 @@ class TrainConfig:
 
     @property
     def samples_of_warmup(self) -> int:
-        """Samples of linear warm-up; a fraction above 0 gives at least one step where the decay has two or more."""
+        """Samples of linear warm-up; a fraction above 0 gives at least one step if the decay has two or more."""
         share = min(self.end_of_decay - 1, math.ceil(self.warmup_fraction * self.end_of_decay))
         return self.samples_after(self.warmup_steps or share)
 
@@ -391,5 +391,5 @@ class Config:
         self.parallel.check_model(self.model.num_layers, self.model.split_by_tensor, vocabulary_multiple=rows)
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Data-parallel size with `world_size` ranks; UserError with the numbers where they do not divide."""
+        """Data-parallel size with `world_size` ranks; UserError with the numbers if they do not divide."""
         return self.parallel.data_size(world_size, self.train.global_batch_size, self.train.micro_batch_size)

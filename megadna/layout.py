@@ -40,7 +40,7 @@ class ParallelConfig:
     pipeline: int = 1
     """Pipeline-parallel size: consecutive stages of layers."""
     pipeline_layers: list[int] = field(default_factory=list)
-    """Layers of each stage where they are not equal, as [11, 11, 10]; empty: model.num_layers / pipeline."""
+    """Layers of each stage if they are not equal, as [11, 11, 10]; empty: model.num_layers / pipeline."""
     virtual_pipeline: int = 1
     """Groups of layers per stage (interleaved schedule): less idle time, more messages."""
     context: int = 1
@@ -87,7 +87,7 @@ class ParallelConfig:
         return self.context * (self.tensor if self.sequence else 1)
 
     def check_model(self, num_layers: int, split: dict[str, int], vocabulary_multiple: int) -> None:
-        """UserError where the model cannot be split; `split`: numbers that `tensor` must divide, by key of `model`."""
+        """UserError if the model cannot be split; `split`: numbers that `tensor` must divide, by key of `model`."""
         for key, value in split.items():
             require(
                 value % self.tensor == 0,
@@ -119,7 +119,7 @@ class ParallelConfig:
         )
 
     def data_size(self, world_size: int, global_batch: int, micro_batch: int) -> int:
-        """Data-parallel size with `world_size` ranks; UserError with the numbers where ranks or batch do not divide."""
+        """Data-parallel size with `world_size` ranks; UserError with the numbers if ranks or batch do not divide."""
         require(
             world_size % self.model_size == 0,
             f"{world_size} ranks cannot be split into groups of {self.model_size} (parallel.tensor {self.tensor} x "

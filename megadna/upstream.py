@@ -18,7 +18,7 @@ UNUSED = ("wandb", "torch.utils.tensorboard")
 
 
 def install() -> None:
-    """Watch for the first import of megatron.core in this process; costs nothing until then."""
+    """Watch for the first import of megatron.core in this process, at no cost until then."""
     if "megatron.core" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

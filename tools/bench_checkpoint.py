@@ -2,7 +2,7 @@
 
     python tools/bench_checkpoint.py [--layers 12] [--hidden 512] [--ranks 2] [--rounds 5] [--folder /dev/shm]
 
-The ranks (gloo, one thread each, bf16, data parallel) save together, nothing else runs between saves. Stall: the time of
+The ranks (gloo, one thread each, bf16, data parallel) save together, with nothing between saves. Stall: the time of
 `save`; its ratio is to the whole save of the same round, and the median over the rounds is given. Memory: the highest
 peak of a rank during the stall beyond what it held before. Prints Markdown.
 """

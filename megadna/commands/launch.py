@@ -11,7 +11,7 @@ from megadna.arguments import config_from, config_parser, parse
 from megadna.errors import UserError, require
 
 FOLDERS = (Path(__file__).parents[2] / "launch", Path(sys.prefix) / "share" / "megadna" / "launch")
-"""Where slurm.sbatch is: in the source tree, or where the wheel installs it."""
+"""Folders of slurm.sbatch: that of the source tree, and that of an installed wheel."""
 OWN = ("config", "output", "sbatch", "nodes", "ranks_per_node", "dry_run")
 
 

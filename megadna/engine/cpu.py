@@ -49,8 +49,9 @@ def redirect_cuda(target: torch.device) -> None:
     megatron_random._set_cuda_rng_state = lambda new_state, *args, **kwargs: torch.set_rng_state(new_state)
     # It warns that the CPU random state changes, which is intended here.
     logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
-    jit.disable_jit_fuser()  # torch.compile would need a C++ compiler at run time,
-    torch.compiler.set_stance("force_eager")  # and functions imported before are already decorated with it
+    jit.disable_jit_fuser()  # torch.compile would need a C++ compiler at run time
+    if "torch._dynamo" in sys.modules:  # else nothing is decorated with torch.compile yet, and this import takes 1.4 s
+        torch.compiler.set_stance("force_eager")
     name = "linear_with_grad_accumulation_and_async_allreduce"
     setattr(layers, name, _plain_where_local(getattr(layers, name)))
     settle_kernels()

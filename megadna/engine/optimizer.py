@@ -2,7 +2,7 @@
 
 In:  model parts as megatron modules, Config.
 Out: the parts in data-parallel gradient buffers, the distributed optimizer, its scheduler; their state for checkpoints.
-What megatron 0.16 gets wrong is fixed here, each fix where its docstring says why.
+Errors of megatron 0.16 are fixed here; the docstring of each fix names the error.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -120,7 +120,7 @@ def optimizer_shards(
     metadata = {**metadata, "distrib_optim_sharding_type": "fully_reshardable"}
     with _padding_counted(model_parts):
         sharded: dict[str, Any] = optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
-    # megatron would pickle the parameter groups of each stage, of which load_optimizer needs `step` alone.
+    # megatron would pickle the parameter groups of each stage, of which load_optimizer needs only `step`.
     return {key: part.data if isinstance(part, ShardedObject) else part for key, part in sharded.items()}
 
 

@@ -112,7 +112,7 @@ class _RecordingGroup(torch.distributed.ProcessGroup):
 
 
 def _collective(kind: str) -> Callable[..., SimpleNamespace]:
-    """A method of (taken, given), (tensors) or nothing, and options; tensors, lists or lists of lists."""
+    """A method called with (taken, given), (tensors) or no tensors, and options; tensors, lists or lists of lists."""
 
     def method(group: _RecordingGroup, *arguments: Any, **_: Any) -> SimpleNamespace:
         *taken, given = [_flat(argument) for argument in arguments if isinstance(argument, (Tensor, list))] or [[]]

@@ -178,7 +178,7 @@ class MarkovTable:
 def fit(chunks: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> MarkovTable:
     """Count contexts in chunks (ASCII, any case), none across two chunks.
 
-    `both_strands` counts the reverse complement too; True where the encoder trains with it.
+    `both_strands` counts the reverse complement too, as it should if the encoder trains on it.
     """
     width = 2 * k + 1
     counts = np.zeros(4**width, dtype=np.int64)

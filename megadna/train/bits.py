@@ -122,7 +122,7 @@ class UnitScores:
     bits_U: NDArray[np.float64]
     """-log2 p of the whole unit."""
     correct_U: NDArray[np.float64]
-    """1 where it has the highest p, 1/n in a tie of n, else 0."""
+    """1 if it has the highest p, 1/n in a tie of n, else 0."""
 
     @staticmethod
     def of_bases(log2_p_N4: NDArray[np.float64], base_N: NDArray[np.integer]) -> "UnitScores":

@@ -6,7 +6,7 @@
     step-00000100/complete     the commit marker, written last: sizes and checksums of all files
 
 In:  a checkpoint or run folder, and a TrainState or model to fill.
-Out: the state as it was, under any layout, or the weights alone. UserError that names what is missing or different.
+Out: the state as it was, under any layout, or only its weights. UserError that names what is missing or different.
 
 A folder without the marker does not count (integrity.py); saving.py writes them. A resumed run may change anything but
 the model, the tokenizer and the order of the data: weights, token ids and "sample i" must mean the same before and

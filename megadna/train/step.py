@@ -6,7 +6,7 @@ Out: the state one step on, with what the step measured; or an Evaluation.
 The loss is the global sum of weight x cross-entropy over the global sum of weights: the same number for any split of
 the global batch into micro-batches and ranks. Ranks sum gradients; `_finalize` divides them once.
 
-Training computes logits for the predicted tokens alone, about one in seven. `Targets` are those of this rank: rows of
+Training computes logits for the predicted tokens only, about one in seven. `Targets` are those of this rank: rows of
 its hidden states. Rows are offsets in the S x B tokens laid end to end (sequence first, as hidden states are). Under
 sequence parallelism each tensor-parallel rank holds one part of the sequence, and all parts name the same number of
 rows, because the logits of all parts are gathered; a part is filled up with its first row at weight 0.
@@ -179,7 +179,7 @@ class StepResult:
     lr: float
     """Learning rate that was applied."""
     problem: str = ""
-    """Why the update was not applied; an overflow of fp16 gradients, which halves the loss scale, is no problem."""
+    """Why the update was not applied; empty for an overflow of fp16 gradients, which only halves the loss scale."""
 
 
 def train_step(
