@@ -91,7 +91,7 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
 
 
 def _drop_removed(namespace: Namespace, *, where: str, is_trained: bool) -> None:
-    """Remove the keys of REMOVED; UserError (a warning if `is_trained`) if one has another value than the old default."""
+    """Remove the keys of REMOVED; UserError (a warning if `is_trained`) if one is not at its old default."""
     for key, default in REMOVED.items():
         value = namespace.pop(key, default)
         if value == default:
