@@ -111,7 +111,7 @@ def test_every_variant_equals_one_rank(layout: str, one_rank: dict[str, list[flo
 
 @pytest.mark.parametrize("layout", ["tensor 2, sequence", pytest.param("tensor 2", marks=pytest.mark.slow)])
 def test_replicas_stay_equal_under_dropout(layout: str, one_rank: dict[str, list[float]], toy_dataset: Path) -> None:
-    """Tensor-parallel ranks must drop the same places of what they replicate: their copies stay bit-identical."""
+    """Tensor-parallel ranks must drop the same elements of what they replicate: their copies stay bit-identical."""
     first, second = run_ranks(train_variants, 2, toy_dataset, LAYOUTS[layout], 0.1)
     for name, expected in one_rank.items():
         losses, weights = first[name]
