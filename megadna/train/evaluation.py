@@ -103,8 +103,8 @@ def evaluate(
                 sums.append((np.add.outer(2 * part, [0, 1]).ravel(), scored))
             progress.advance(len(part))
         for index in both:
-            pair = [samples[index], samples[index].other_strand(tokenizer)]
-            batch, hidden = samples.batch(pair, np.array([index, index]))
+            sample = samples[index]
+            batch, hidden = samples.batch([sample, sample.other_strand(tokenizer)], np.array([index, index]))
             divergence = partial(strand_divergence, labels_BS=batch.labels_BS, hidden=hidden, tokenizer=tokenizer)
             scored = forward(batch, divergence)
             if scored is not None:
@@ -185,7 +185,7 @@ def _evaluation(everyone: Sequence[Any], samples: EvaluationSamples, protocol: s
     for group, name in enumerate(names.tolist() if len(names) > 1 else ()):
         kept_E = (group_E == group) & hides_E
         if kept_E.any():
-            groups[name] = _means(sums_E.select(kept_E), chunk_E[kept_E], group_E[kept_E])[0]
+            groups[name] = sums_E.select(kept_E).by_group(chunk_E[kept_E]).score()
     return Evaluation(score=replace(score, protocol=protocol), more=more, groups=groups)
 
 
