@@ -321,9 +321,9 @@ class TrainingRun:
             self.metrics.validation(self.state.step, numbers, protocol)
 
     def _announce(self) -> None:
-        world, parallel = self.world, self.config.parallel
+        world, parallel, batch = self.world, self.config.parallel, self.config.train.global_batch_size
         log.info(
-            "%d ranks on %s: tensor %d x pipeline %d x data %d | %s | %d tokens per sample, %d samples per step",
-            *(world.size, world.device.type, parallel.tensor, parallel.pipeline, world.data_size),
-            *(self.config.engine.precision, self.sequence_length, self.config.train.global_batch_size),
+            "%d rank%s on %s: tensor %d x pipeline %d x data %d | %s | %d tokens per sample, %d samples per step",
+            *(world.size, "s" * (world.size > 1), world.device.type, parallel.tensor, parallel.pipeline),
+            *(world.data_size, self.config.engine.precision, self.sequence_length, batch),
         )

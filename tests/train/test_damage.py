@@ -402,7 +402,7 @@ def test_metrics_that_are_gone_or_a_folder(run: Path, caplog: pytest.LogCaptureF
     cut_after(file, 0)
     assert not caplog.records
     cut_after(file, 2)
-    assert "missing, so the numbers up to step 2 are lost" in caplog.text
+    assert "missing, so the metrics up to step 2 are lost" in caplog.text
     inspect.main([str(run)])
     file.mkdir()
     for reader in (
