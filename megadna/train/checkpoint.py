@@ -1,6 +1,6 @@
 """Checkpoints: megatron's distributed format (torch_dist) in RUN/checkpoints/step-00000100/, whole or absent.
 
-    step-00000100/weights/     shards: model, fp32 master weights and moments, all layout-free under global names;
+    step-00000100/weights/     shards: model, fp32 master weights and moments, all layout-free under global names
     step-00000100/state.json   step, consumed samples, last validation, versions
     step-00000100/config.yaml  the resolved config
     step-00000100/complete     the commit marker, written last: sizes and checksums of all files

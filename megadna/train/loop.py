@@ -56,7 +56,6 @@ from megadna.train.step import StepResult, TrainState, build_state, evaluate_spl
 
 log = get_logger(__name__)
 
-
 SPEED_KEYS = ("tokens_per_second", "tokens_per_second_per_gpu", "tflops_per_gpu", "mfu")
 TIMING_KEYS = (*SPEED_KEYS, "data_wait_seconds", "save_stall_seconds", "memory_mib")
 """Keys of metrics.jsonl that differ from one run of the same config to the next; a resumed run repeats all others."""
