@@ -117,7 +117,7 @@ def is_run(folder: Path) -> bool:
     if not any((folder / name).exists() for name in ("log.txt", "metrics.jsonl", "checkpoints")):
         return False
     try:
-        load_config(folder / "config.yaml")
+        load_config(folder / "config.yaml", is_trained=True)
     except UserError:
         return False
     return True
