@@ -1,8 +1,8 @@
-"""Dataclasses <-> command line and YAML (jsonargparse), with every mistake as one UserError that names the key."""
+"""Dataclasses <-> command line and YAML (jsonargparse); every mistake is one UserError that names the key."""
 
 import difflib
 import re
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields
@@ -14,14 +14,16 @@ import yaml
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
-from megadna.config import Config
-from megadna.config_data import RateChange
+from megadna.config import Config, RateChange
 from megadna.errors import UserError
+from megadna.log import get_logger
 from megadna.reading import read_text
+
+log = get_logger(__name__)
 
 Options = TypeVar("Options")
 
-# Where a section belongs, jsonargparse takes a text for the dotted name of a class and imports its module: the
+# Given a string instead of a section, jsonargparse takes it for the dotted name of a class and imports its module: the
 # author of a config would choose what runs. It still has to find the one class that is used in lists.
 set_parsing_settings(
     docstring_parse_attribute_docstrings=True,
@@ -35,32 +37,68 @@ MAX_YAML_DIGITS = 400
 MAX_YAML_VALUES = 20_000
 """Values of a YAML file, each counted as often as aliases repeat it."""
 
+REMOVED: dict[str, Any] = {
+    "checkpoint.asynchronous": True,
+    "checkpoint.optimizer_format": "reshardable",
+    "data.blend.temperature": 1.0,
+    "data.crop": "windows",
+    "data.masking.choose_n": False,
+    "data.masking.exact": False,
+    "data.n_weight": 0.0,
+    "faults.max_rollbacks": 2,
+    "faults.max_skipped": 3,
+    "log.memory_snapshot": False,
+    "train.batch_rampup": [],
+    "train.end_weight_decay": None,
+    "train.warmup_samples": 0,
+    "train.weight_decay_schedule": "linear",
+    "train.wsd_decay": "linear",
+    "train.wsd_decay_steps": 0,
+}
+"""Keys of earlier versions, and the value that means what megadna does today: run folders hold it in config.yaml."""
+
 
 def new_parser(command: str, description: str) -> ArgumentParser:
     """Parser of one verb; parse with `parse` below, never with its own parse_args."""
     return ArgumentParser(prog=f"megadna {command}", description=description, exit_on_error=False, allow_abbrev=False)
 
 
-def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    """Parse and build the dataclasses; UserError with the key and a suggestion where something is wrong."""
+def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = False) -> Namespace:
+    """Parse and build the dataclasses; UserError with the key and a suggestion where something is wrong.
+
+    is_trained: the config is that of a checkpoint; an option it was trained with and that is gone is only a warning.
+    """
     sections = _sections(parser)
     for key, value in _options(arguments):
         if key.removeprefix("--") in sections and not value.startswith("{"):
             raise UserError(f"{parser.prog}: {key} is a section; set its keys one by one, as {key}.KEY")
         if _YAML_SIGNS.search(value):
-            with suppress(yaml.YAMLError):  # the parser reads values as YAML where they are, and as text elsewhere
+            with suppress(yaml.YAMLError):  # the parser takes text that is not YAML as it is
                 _compose(value, f"{parser.prog}: {key}")
     for path in _refuse_repeats(parser, arguments):
         _check_yaml(path, sections)
     try:
-        return parser.instantiate(parser.parse_args(arguments))
+        namespace = parser.parse_args(arguments)
+        _drop_removed(namespace, where=_in_config(arguments), is_trained=is_trained)
+        return parser.instantiate(namespace)
     except ArgumentError as error:
         raise UserError(_explain(parser, str(error)) + _in_config(arguments)) from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        message = "a section holds a list or a value where keys belong" if "mapping" in str(error) else str(error)
+        message = "a section has a list or a value where keys belong" if "mapping" in str(error) else str(error)
         raise UserError(f"{parser.prog}: {message}{_in_config(arguments)}") from error
+
+
+def _drop_removed(namespace: Namespace, *, where: str, is_trained: bool) -> None:
+    """Remove the keys of REMOVED; UserError (a warning if `is_trained`) if one is not at its old default."""
+    for key, default in REMOVED.items():
+        value = namespace.pop(key, default)
+        if value == default:
+            continue
+        if not is_trained:
+            raise UserError(f"{key} {value}: this version of megadna has no such option any more; remove it{where}")
+        log.warning("%s %s: trained with an option that this version of megadna no longer has%s", key, value, where)
 
 
 def _sections(parser: ArgumentParser) -> set[str]:
@@ -78,7 +116,7 @@ def _options(arguments: list[str]) -> Iterable[tuple[str, str]]:
 
 
 def _refuse_repeats(parser: ArgumentParser, arguments: list[str]) -> list[Path]:
-    """UserError where a key is given twice, of which the last would silently win; returns the config files.
+    """UserError if a key is given twice, as the last would silently win; returns the config files.
 
     Only the YAML files may be several: an experiment, then files of the keys to change (configs/layouts/).
     """
@@ -90,7 +128,7 @@ def _refuse_repeats(parser: ArgumentParser, arguments: list[str]) -> list[Path]:
             files.append(Path(value))
         if key in seen and not (key == "--config" and overlays):
             raise UserError(
-                f"{parser.prog}: {key} is given twice ({seen[key]}, then {value}); say it once, several values in "
+                f"{parser.prog}: {key} is given twice ({seen[key]}, then {value}); give it once, several values in "
                 "one list as '[a, b]'"
             )
         seen[key] = value
@@ -98,8 +136,8 @@ def _refuse_repeats(parser: ArgumentParser, arguments: list[str]) -> list[Path]:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file of the user contains; UserError with the line for what is no YAML or too large, in bounded
-    time and memory."""
+    """Content of a user's YAML file, in bounded time and memory; UserError with the line if it is not YAML or too
+    large."""
     text = read_text(path, limit=MAX_YAML_BYTES)
     try:
         _compose(text, str(path))
@@ -111,8 +149,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def _check_yaml(path: Path, sections: set[str]) -> None:
-    """UserError where a YAML file does not end, contains a key twice in one section or something else where a section
-    belongs (the parser would load it as a file); a missing file and other faults are left to the parser."""
+    """UserError if a YAML file expands without end, has a key twice in one section, or a value in place of a section
+    (the parser would load it as a file); a missing file and other faults are left to the parser."""
     if not path.exists():
         return
     text = read_text(path, limit=MAX_YAML_BYTES)
@@ -137,11 +175,11 @@ def _check_yaml(path: Path, sections: set[str]) -> None:
             for key, value in node.value:
                 line = key.start_mark.line + 1
                 if not isinstance(key, yaml.ScalarNode):
-                    raise UserError(f"{path}: line {line}: a list or section is where a key belongs")
+                    raise UserError(f"{path}: line {line}: a list or section where a key belongs")
                 if key.value in lines:
                     raise UserError(f"{path}: line {line}: {key.value} is in line {lines[key.value]} already")
                 if key.value == "config" and not name:
-                    raise UserError(f"{path}: line {line}: a file names no other; give several with --config each")
+                    raise UserError(f"{path}: line {line}: a file cannot name another; give each with its own --config")
                 lines[key.value] = line
                 inside = "" if key.tag == _MERGE else key.value
                 nodes.append((".".join(filter(None, (name, inside))), value))
@@ -153,37 +191,35 @@ _KINDS = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "mer
 
 
 def _compose(text: str, where: str) -> Any:
-    """The nodes of a YAML text (None: it is empty); UserError, beginning with `where`, where it nests too deeply, or
-    where aliases (`*name`) make it endless or larger than MAX_YAML_VALUES. YAMLError for what is no YAML."""
+    """The nodes of a YAML text (None: it is empty); UserError, beginning with `where`, if it nests too deeply, or if
+    aliases (`*name`) make it endless or larger than MAX_YAML_VALUES. YAMLError if it is not YAML."""
     depth: int = 0
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # keeps a stack of its own, where composing recurses
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # unlike compose, does not recurse
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_YAML_DEPTH:
                 line = "" if event.start_mark is None else f" line {event.start_mark.line + 1}:"
-                raise UserError(f"{where}:{line} nested more than {MAX_YAML_DEPTH} deep; write it plainer")
+                raise UserError(f"{where}:{line} nested more than {MAX_YAML_DEPTH} levels deep; simplify it")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError as error:
-        raise UserError(f"{where}: nested too deeply; write it plainer") from error
+        raise UserError(f"{where}: nested too deeply; simplify it") from error
     if root is not None:
         _count_values(root, where, {})
     return root
 
 
 def _count_values(node: Any, where: str, counts: dict[int, int]) -> int:
-    """Values of a node, aliases counted at every use; UserError where that does not end, or is too many."""
+    """Values of a node, aliases counted at every use; UserError if they are endless or too many."""
     known = counts.get(id(node))
     if known is not None:
         line = node.start_mark.line + 1
         if not known:
-            raise UserError(f"{where}: line {line}: an alias within the value that it names has no end; write it out")
+            raise UserError(f"{where}: line {line}: an alias inside the value it names is endless; write it out")
         return known
     counts[id(node)] = 0
     kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
     if kind not in _KINDS:
-        raise UserError(
-            f"{where}: line {node.start_mark.line + 1}: a value of kind {kind[:80]}; write it without the tag"
-        )
+        raise UserError(f"{where}: line {node.start_mark.line + 1}: a value with the tag {kind[:80]}; remove the tag")
     if kind in ("int", "float") and len(node.value) > MAX_YAML_DIGITS:
         raise UserError(f"{where}: line {node.start_mark.line + 1}: a number of {len(node.value):,} characters")
     parts: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -198,7 +234,7 @@ def _count_values(node: Any, where: str, counts: dict[int, int]) -> int:
 
 
 def _in_config(arguments: list[str]) -> str:
-    """Where to look as well, where config files were given."""
+    """Hint at the config files, if any were given."""
     files = ", ".join(name for key, name in _options(arguments) if key == "--config")
     return f" (look in {files} and at the options)" if files else ""
 
@@ -229,6 +265,8 @@ def config_parser(command: str, description: str) -> ArgumentParser:
     parser.usage = "%(prog)s --config YAML [--section.key value ...] [options]"  # all keys would take 110 lines
     parser.add_argument("--config", action="config", help="YAML file of one experiment; of several, the later win")
     parser.add_class_arguments(Config)
+    for key, default in REMOVED.items():
+        parser.add_argument(f"--{key}", type=object, default=default, help=SUPPRESS)
     return parser
 
 
@@ -237,17 +275,20 @@ def config_from(namespace: Namespace) -> Config:
     return Config(**{name: namespace[name] for name in Config.__dataclass_fields__})
 
 
-def load_config(path: Path) -> Config:
-    """Config of a YAML file; UserError with the key where it does not fit."""
+def load_config(path: Path, *, is_trained: bool = False) -> Config:
+    """Config of a YAML file (`is_trained`: of a checkpoint); UserError that names the wrong key."""
     if not path.is_file():
         raise UserError(f"{path}: no such config file")
-    return config_from(parse(config_parser("train", ""), ["--config", str(path)]))
+    return config_from(parse(config_parser("train", ""), ["--config", str(path)], is_trained=is_trained))
 
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML, every key written out; `load_config` gives the same Config back."""
     parser = config_parser("train", "")
-    return parser.dump(parser.parse_object(_plain(config)), skip_unset=True)
+    namespace = parser.parse_object(_plain(config))
+    for key in REMOVED:
+        namespace.pop(key)
+    return parser.dump(namespace, skip_unset=True)
 
 
 def _plain(value: Any) -> Any:
@@ -257,7 +298,7 @@ def _plain(value: Any) -> Any:
 
 
 def _explain(parser: ArgumentParser, message: str) -> str:
-    """jsonargparse's message in one line, with the nearest known key for an unknown one."""
+    """jsonargparse's message in one line; for an unknown key, the nearest known one."""
     message = " ".join(message.split())
     unknown = re.search(r"unrecognized arguments: (?:--)?([\w.]+)", message) or re.search(
         r"[Oo]ption '([\w.]+)'", message
@@ -266,7 +307,8 @@ def _explain(parser: ArgumentParser, message: str) -> str:
         return f"{parser.prog}: {message}"
     group = re.search(r"Group '([\w.]+)'", message)
     key = f"{group.group(1)}.{unknown.group(1)}" if group else unknown.group(1)
-    known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+    shown = (action for action in parser._actions if action.help is not SUPPRESS)
+    known = [option.lstrip("-") for action in shown for option in action.option_strings]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; see {parser.prog} --help"
     return f"{parser.prog}: unknown key {key}{hint}"

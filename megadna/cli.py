@@ -1,6 +1,6 @@
-"""The `megadna` command: picks the verb, runs it, and turns a user's mistake into one line and exit status 2.
+"""The `megadna` command: runs the verb, and turns a user's mistake into one line and exit status 2.
 
-Each verb is a module of commands/ with `main(arguments)`; only the one asked for is imported, so `--help` is quick.
+Each verb is a module of commands/ with `main(arguments)`; only the requested one is imported, so `--help` is quick.
 """
 
 import importlib
@@ -13,19 +13,19 @@ from megadna.log import rank_from_environment, setup_logging
 from megadna.processes import end_with_launcher
 
 COMMANDS = {
-    "start": "a folder of genomes -> what to train: sample sheet, config, next commands",
+    "start": "a folder of genomes -> sample sheet, config and next commands",
     "preprocess": "FASTA files -> an indexed dataset of chunks",
-    "inspect": "what a dataset, checkpoint or run folder holds",
+    "inspect": "contents of a dataset, checkpoint or run folder",
     "train-tokenizer": "dataset -> byte-pair (sentencepiece) tokenizer",
     "leakage": "how much of a benchmark's sequences a dataset contains",
     "train": "pretrain an encoder on a dataset",
-    "evaluate": "masked bits per base of a checkpoint, beside baselines",
+    "evaluate": "masked bits per base of a model, next to baselines",
     "export": "checkpoint -> Hugging Face folder",
-    "import": "Hugging Face folder -> checkpoint to go on training from",
+    "import": "Hugging Face folder -> checkpoint to continue training from",
     "embed": "sequences -> embeddings of a Hugging Face encoder",
     "finetune": "labelled sequences -> a fine-tuned model and its scores",
     "predict": "a fine-tuned model over sequences, regions or a genome",
-    "benchmark": "a suite of tasks over seeds, beside baselines and published figures",
+    "benchmark": "a suite of tasks over seeds, next to baselines and published figures",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",
     "doctor": "is this machine ready to train",
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if arguments[0] not in COMMANDS:
             raise UserError(f"unknown command {arguments[0]!r}; one of: {', '.join(COMMANDS)}")
-        module = "import_" if arguments[0] == "import" else arguments[0].replace("-", "_")  # a word of Python's own
+        module = "import_" if arguments[0] == "import" else arguments[0].replace("-", "_")  # a keyword of Python
         command = importlib.import_module(f"megadna.commands.{module}")
         command.main(arguments[1:])
     except UserError as error:
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         remedy = "in a clone of megadna: pip install -c constraints.txt -e '.[downstream]'"
         _fail(f"{error.name} is not installed; get it {remedy}", 2)
-    except BrokenPipeError:  # `megadna inspect ... | head`: the reader has seen enough
+    except BrokenPipeError:  # `megadna inspect ... | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)

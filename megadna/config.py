@@ -1,38 +1,138 @@
-"""Every setting of a training run, in one place: frozen dataclasses, a docstring a field, checked at birth.
+"""Every setting of a training run: frozen dataclasses, a docstring for each field, checked when they are built.
 
 One YAML file in configs/ is one whole experiment; `--section.key value` on the command line overrides it.
 """
 
+import math
 from dataclasses import dataclass, field
 from string import ascii_letters, digits
 from typing import Literal
 
-from megadna.config_data import BlendConfig, DataConfig, MaskingConfig, RateChange, TokenizerConfig
-from megadna.config_train import TrainConfig
-from megadna.errors import require, require_positive
-from megadna.layout import check_layout, data_parallel_size
+from megadna.errors import require, require_positive, require_share
+from megadna.layout import EngineConfig, ParallelConfig
 
-__all__ = [
-    "BlendConfig",
-    "CheckpointConfig",
-    "Config",
-    "DataConfig",
-    "EngineConfig",
-    "FaultConfig",
-    "LogConfig",
-    "MaskingConfig",
-    "ModelConfig",
-    "ParallelConfig",
-    "RateChange",
-    "TokenizerConfig",
-    "TrainConfig",
-    "ValidationConfig",
-]
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """How nucleotides become token ids; done at load time, so one dataset serves every tokenizer."""
+
+    kind: Literal["nucleotide", "kmer", "sentencepiece"] = "nucleotide"
+    """`nucleotide`: one token a base, AIDO.DNA's vocabulary of 16. `kmer`: k bases a token. `sentencepiece`: BPE."""
+    k: int = 6
+    """kmer: bases per token, 1 to 8."""
+    stride: int = 1
+    """kmer: bases from one token to the next: 1 (overlapping, as DNABERT) or k (as Nucleotide Transformer)."""
+    layout: Literal["dnabert", "bionemo", "multimolecule"] = "dnabert"
+    """kmer: vocabulary: its special tokens and the order of the bases."""
+    model: str = ""
+    """sentencepiece: folder written by `megadna train-tokenizer`."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.k <= 8, f"tokenizer.k must lie in 1..8, got {self.k}")
+        require(self.stride in (1, self.k), f"tokenizer.stride must be 1 or k ({self.k}), got {self.stride}")
+        require(
+            (self.kind == "sentencepiece") == bool(self.model),
+            "tokenizer.model is the folder of a sentencepiece tokenizer: give it with that kind, and only with it",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateChange:
+    """Another masking rate from a step on."""
+
+    step: int
+    """Optimizer steps before the new rate."""
+    fraction: float
+    """The new rate."""
+    sample: int | None = None
+    """First sample with the new rate: computed once from step and batch size, and kept on resume."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """Which tokens the model must predict, and what it sees instead (BERT, arXiv:1810.04805, section 3.1)."""
+
+    fraction: float = 0.15
+    """Share of the maskable tokens chosen for prediction."""
+    mask_share: float = 0.8
+    """Share of the chosen tokens replaced by [MASK]."""
+    random_share: float = 0.1
+    """Share of the chosen tokens replaced by another nucleotide; the rest is kept."""
+    mode: Literal["auto", "token", "span", "dnabert"] = "auto"
+    """`token`: each independently. `span`: bases are hidden, and every token over them. `dnabert`: DNABERT's spans,
+    leaks included. `auto`: span for overlapping k-mers, token otherwise."""
+    hidden_bases: int = 1
+    """span: bases that one span hides; it masks hidden_bases + k - 1 tokens."""
+    schedule: list[RateChange] = field(default_factory=list)
+    """Rates that replace `fraction` later in the run, by rising step."""
+
+    def __post_init__(self) -> None:
+        require(0.0 < self.fraction < 1.0, f"data.masking.fraction must lie in (0, 1), got {self.fraction}")
+        require_share("data.masking.mask_share", self.mask_share)
+        require_share("data.masking.random_share", self.random_share)
+        mask, random = self.mask_share, self.random_share
+        require(
+            mask + random <= 1.0 + 1e-9,
+            f"data.masking.mask_share + random_share must not exceed 1, got {mask} + {random}",
+        )
+        require_positive("data.masking", self, "hidden_bases")
+        steps = [change.step for change in self.schedule]
+        require(steps == sorted(set(steps)), f"data.masking.schedule: steps must rise, got {steps}")
+        for change in self.schedule:
+            require(0.0 < change.fraction < 1.0, f"data.masking.schedule: fraction {change.fraction} not in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendConfig:
+    """Proportions in which groups of genomes are read; without it every base comes once per epoch."""
+
+    by: str = ""
+    """What a group is: `dataset`, `source`, `species` or another column of the sample sheet; empty: no blending."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each group by name, scaled to sum 1; empty: proportional to bases."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.by) or not self.weights, "data.blend.weights needs data.blend.by")
+        for name, weight in self.weights.items():
+            require(weight > 0, f"data.blend.weights: {name} must be positive, got {weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the model reads."""
+
+    path: list[str] | str = ""
+    """Dataset folder written by `megadna preprocess`."""
+    sequence_length: int | Literal["auto"] = "auto"
+    """Tokens per sample, [CLS] and [SEP] included; `auto` = the dataset's chunk length (4000 nt -> 4000 tokens)."""
+    num_workers: int = 2
+    """Loader processes per rank; 0 loads in the training process."""
+    reverse_complement: float = 0.5
+    """Probability that a sample is read from the other strand."""
+    variable_length: float = 0.0
+    """Share of samples cut to a length drawn uniformly, as DNABERT's 0.5."""
+    packing: bool = False
+    """Put several short chunks into one row instead of padding each."""
+    lower_case_weight: float = 1.0
+    """Weight of soft-masked (lower-case) bases in the loss."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """Masked language modelling."""
+    blend: BlendConfig = field(default_factory=BlendConfig)
+    """Proportions of datasets, genomes or species."""
+
+    def __post_init__(self) -> None:
+        length = self.sequence_length
+        require(length == "auto" or length >= 8, f"data.sequence_length must be at least 8, got {length}")
+        require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
+        for key in ("reverse_complement", "variable_length", "lower_case_weight"):
+            require_share(f"data.{key}", getattr(self, key))
+        require(not (self.packing and self.variable_length), "data.packing and data.variable_length exclude each other")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The encoder; by default pre-LN, RoPE, SwiGLU (the shape of AIDO.DNA), by other values up to the original BERT."""
+    """The encoder; by default pre-LN, RoPE, SwiGLU (AIDO.DNA's architecture); other values give others, down to the
+    original BERT."""
 
     num_layers: int = 12
     """Transformer layers."""
@@ -57,7 +157,7 @@ class ModelConfig:
     positions: Literal["rotary", "learned"] = "rotary"
     """`rotary`: RoPE over the whole head dimension, non-interleaved. `learned`: a table added to the embeddings."""
     max_positions: int = 512
-    """learned: rows of the table, the longest row of tokens."""
+    """learned: rows of the table, which is the longest sequence."""
     token_types: int = 0
     """Rows of the token-type table (BERT: 2); every token is of type 0."""
     rotary_base: int = 10000
@@ -72,25 +172,22 @@ class ModelConfig:
     """Dropout of embeddings, attention weights and residual branches."""
     attention: Literal["auto", "flash_attn", "sdpa", "transformer_engine", "eager"] = "auto"
     """Attention backend: `flash_attn` and `transformer_engine` (packages, GPU), `sdpa` (torch; flash kernels on CPU and
-    GPU), `eager` (reference, S x S in memory). `auto` takes flash_attn where it runs, else sdpa."""
+    GPU), `eager` (reference, S x S in memory). `auto`: flash_attn if it runs, else sdpa."""
 
     def __post_init__(self) -> None:
         require_positive("model", self, "num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
+        size, heads, groups = self.hidden_size, self.num_attention_heads, self.query_groups
         require(
-            self.hidden_size % self.num_attention_heads == 0,
-            f"model.hidden_size ({self.hidden_size}) must be divisible by "
-            f"model.num_attention_heads ({self.num_attention_heads})",
-        )
-        groups = self.query_groups
-        require(
-            groups > 0 and self.num_attention_heads % groups == 0,
-            f"model.num_attention_heads ({self.num_attention_heads}) must be divisible by "
-            f"model.num_query_groups ({groups})",
+            size % heads == 0,
+            f"model.hidden_size ({size}) must be divisible by model.num_attention_heads ({heads})",
         )
         require(
-            self.positions == "learned" or self.hidden_size // self.num_attention_heads % 2 == 0,
-            "model.hidden_size / model.num_attention_heads must be even for rotary positions, got "
-            f"{self.hidden_size // self.num_attention_heads}",
+            groups > 0 and heads % groups == 0,
+            f"model.num_attention_heads ({heads}) must be divisible by model.num_query_groups ({groups})",
+        )
+        require(
+            self.positions == "learned" or size // heads % 2 == 0,
+            f"model.hidden_size / model.num_attention_heads must be even for rotary positions, got {size // heads}",
         )
         require(0.0 <= self.dropout < 1.0, f"model.dropout must lie in [0, 1), got {self.dropout}")
         require_positive("model", self, "max_positions", "rotary_base", "rotary_interpolation", "layernorm_epsilon")
@@ -106,80 +203,87 @@ class ModelConfig:
         """Dimension of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
-
-@dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """How the model is split; the data-parallel size is what remains of the ranks."""
-
-    tensor: int = 1
-    """Tensor-parallel size: ranks that share each layer."""
-    pipeline: int = 1
-    """Pipeline-parallel size: consecutive stages of layers."""
-    pipeline_layers: list[int] = field(default_factory=list)
-    """Layers of each stage where they are not equal, as [11, 11, 10]; empty: model.num_layers / pipeline."""
-    virtual_pipeline: int = 1
-    """Groups of layers per stage (interleaved schedule): less idle time, more messages."""
-    context: int = 1
-    """Context-parallel size: ranks that share each sequence."""
-    sequence: bool = False
-    """Sequence parallelism: with tensor > 1, norms and residuals are split along the sequence."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again in the backward pass: none, those of attention, or those of whole layers."""
-    recompute_interval: int = 1
-    """recompute full: one layer in so many is recomputed; 1 recomputes all."""
-    overlap_grad_reduce: bool = False
-    """Sum gradients over the data-parallel ranks while the backward pass still runs."""
-    overlap_param_gather: bool = False
-    """Gather updated weights while the next forward pass already runs; needs overlap_grad_reduce."""
-
     @property
-    def model_size(self) -> int:
-        """Ranks that hold one replica of the model between them."""
-        return self.tensor * self.pipeline * self.context
-
-    @property
-    def sequence_multiple(self) -> int:
-        """What the sequence length must be divisible by."""
-        return self.context * (self.tensor if self.sequence else 1)
-
-    def __post_init__(self) -> None:
-        require_positive("parallel", self, "tensor", "pipeline", "virtual_pipeline", "context", "recompute_interval")
+    def split_by_tensor(self) -> dict[str, int]:
+        """What parallel.tensor must divide, by key."""
+        heads = {"num_attention_heads": self.num_attention_heads, "num_query_groups": self.query_groups}
+        return {**heads, "ffn_hidden_size": self.ffn_hidden_size}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Where and in which precision it runs."""
+class TrainConfig:
+    """Optimisation: AdamW, warm-up, schedule."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes the GPU where there is one."""
-    num_processes: int = 1
-    """Ranks to start on this machine when neither torchrun nor srun did."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """`bf16`: bf16 weights with fp32 master weights, moments and gradient sums. `fp16`: the same with a dynamic loss
-    scale, for cards without bf16."""
-    dry_run: str = ""
-    """RANK/RANKS, as 0/256: print parameters, shards and memory of that rank of such a job, and train nothing."""
-    timeout_minutes: float = 10.0
-    """A collective that waits longer than this ends the job."""
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    micro_batch_size: int = 4
+    """Samples per rank and forward pass."""
+    global_batch_size: int = 32
+    """Samples per optimizer step over all ranks."""
+    lr: float = 4e-4
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the schedule."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    warmup_fraction: float = 0.0
+    """Warm-up as a share of the steps of the schedule (decay_steps, else `steps`), so that it follows train.steps."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay from lr to min_lr after the warm-up."""
+    decay_steps: int | None = None
+    """Step at which the decay reaches min_lr; null: `steps`. If it is later, the run stops before the decay is over."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; none on biases and norms."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moment decays."""
+    eps: float = 1e-8
+    """AdamW epsilon."""
+    clip_grad: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+    exit_after_minutes: float = 0.0
+    """Save and exit for requeue after this time; 0 trains on."""
 
     def __post_init__(self) -> None:
-        require_positive("engine", self, "num_processes", "timeout_minutes")
+        require_positive("train", self, "steps", "micro_batch_size", "global_batch_size", "lr", "eps")
+        end = self.end_of_decay
+        require(end > 0, f"train.decay_steps must be positive, got {end}")
+        both = self.warmup_steps and self.warmup_fraction
+        require(not both, "train.warmup_steps and train.warmup_fraction exclude each other; drop one, or set it to 0")
+        share = self.warmup_fraction
+        require(0.0 <= share < 1.0, f"train.warmup_fraction must lie in [0, 1), got {share}")
+        require(
+            0 <= self.warmup_steps < end,
+            f"train.warmup_steps must lie in 0..steps - 1 (of the decay), got {self.warmup_steps} of {end}; "
+            f"add --train.warmup_steps {end // 10}",
+        )
+        require(0 <= self.min_lr <= self.lr, f"train.min_lr must lie in 0..lr, got {self.min_lr}")
+        require(self.weight_decay >= 0, f"train.weight_decay must not be negative, got {self.weight_decay}")
+        require(self.clip_grad >= 0, f"train.clip_grad must not be negative, got {self.clip_grad}")
+
+    @property
+    def end_of_decay(self) -> int:
+        """Step at which the decay ends."""
+        return self.steps if self.decay_steps is None else self.decay_steps
+
+    @property
+    def samples_of_warmup(self) -> int:
+        """Samples of linear warm-up; a fraction above 0 gives at least one step if the decay has two or more."""
+        share = min(self.end_of_decay - 1, math.ceil(self.warmup_fraction * self.end_of_decay))
+        return self.samples_after(self.warmup_steps or share)
+
+    def samples_after(self, steps: int) -> int:
+        """Samples that the first `steps` steps consume."""
+        return steps * self.global_batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultConfig:
-    """What to do about updates that must not be applied."""
+    """What to do about updates that must not be applied (train/faults.py)."""
 
-    max_skipped: int = 3
-    """Steps with a non-finite loss or gradient in a row, after which the run goes back to its last checkpoint."""
-    max_rollbacks: int = 2
-    """Roll-backs after which one more ends the run."""
     spike_zscore: float = 0.0
     """Skip a step whose loss or gradient norm is this many robust deviations above the last 100; 0 skips none."""
 
     def __post_init__(self) -> None:
-        require_positive("faults", self, "max_skipped")
-        require(self.max_rollbacks >= 0, f"faults.max_rollbacks must not be negative, got {self.max_rollbacks}")
         require(self.spike_zscore >= 0, f"faults.spike_zscore must not be negative, got {self.spike_zscore}")
 
 
@@ -194,22 +298,16 @@ class CheckpointConfig:
     keep_every: int = 0
     """Keep every N-th step permanently; 0: none."""
     keep_best: int = 1
-    """Best checkpoints by validation bits per base kept."""
-    asynchronous: bool = True
-    """Train on while shards are written; the stall is the copy to host memory."""
+    """Best checkpoints kept, by validation bits per base."""
     init_from: str = ""
     """Start from the weights of this run or checkpoint: at step 0, with new data, schedule, seed or longer context."""
-    optimizer_format: Literal["reshardable", "fast"] = "reshardable"
-    """`reshardable`: any layout resumes it; the stall gathers the optimizer over the data-parallel ranks. `fast`: only
-    their number may change. What ends a run or is kept for ever or as best is always reshardable."""
     max_failed: int = 0
-    """Saves that fail in a row after which the run ends; 0 trains on whatever happens."""
+    """Failed saves in a row after which the run ends; 0 never ends it."""
 
     def __post_init__(self) -> None:
         require_positive("checkpoint", self, "interval", "keep_last")
-        require(self.keep_every >= 0, f"checkpoint.keep_every must not be negative, got {self.keep_every}")
-        require(self.max_failed >= 0, f"checkpoint.max_failed must not be negative, got {self.max_failed}")
-        require(self.keep_best >= 0, f"checkpoint.keep_best must not be negative, got {self.keep_best}")
+        for key in ("keep_every", "keep_best", "max_failed"):
+            require(getattr(self, key) >= 0, f"checkpoint.{key} must not be negative, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,13 +326,13 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         require_positive("validation", self, "samples", "micro_batch_size")
         bad = [name for name in self.extra if not name or not set(name) <= set(f"{ascii_letters}{digits}_.-")]
-        require(not bad, f"validation.extra: {bad[:1]} is no name of letters, digits, _, . and -")
+        require(not bad, f"validation.extra: name {bad[:1]}: use letters, digits, _, . and - only")
         require(self.interval >= 0, f"validation.interval must not be negative, got {self.interval}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is written while training."""
+    """What is logged while training."""
 
     interval: int = 1
     """Steps between lines of metrics.jsonl."""
@@ -243,18 +341,15 @@ class LogConfig:
     wandb: bool = False
     """Log to Weights & Biases as well (pip install 'megadna[wandb]'); WANDB_MODE=offline keeps it in RUN/wandb."""
     profile_steps: list[int] = field(default_factory=list)
-    """First and last step of a torch profiler window of rank 0, as [10, 12]; written to RUN/profile. Empty: none."""
-    memory_snapshot: bool = False
-    """GPU: also record who allocates memory in these steps, for https://pytorch.org/memory_viz."""
+    """First and last step to record with torch's profiler on rank 0, as [10, 12], in RUN/profile. Empty: none."""
 
     def __post_init__(self) -> None:
         require_positive("log", self, "interval")
-        window = self.profile_steps
+        steps = self.profile_steps
         require(
-            not window or (len(window) == 2 and 1 <= window[0] <= window[1]),
-            f"log.profile_steps must be a first and a last step, as [10, 12], got {window}",
+            not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
+            f"log.profile_steps must be a first and a last step, as [10, 12], got {steps}",
         )
-        require(bool(window) or not self.memory_snapshot, "log.memory_snapshot needs log.profile_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,10 +385,11 @@ class Config:
             self.model.positions == "rotary" or length == "auto" or length <= self.model.max_positions,
             f"data.sequence_length ({length}) exceeds model.max_positions ({self.model.max_positions})",
         )
-        window, steps = self.log.profile_steps, self.train.steps
-        require(not window or window[1] <= steps, f"log.profile_steps {window} end behind train.steps ({steps})")
-        check_layout(self)
+        steps, last = self.log.profile_steps, self.train.steps
+        require(not steps or steps[1] <= last, f"log.profile_steps {steps} end after train.steps ({last})")
+        rows = 16 if self.tokenizer.kind == "nucleotide" else 64  # model/vocabulary.py
+        self.parallel.check_model(self.model.num_layers, self.model.split_by_tensor, vocabulary_multiple=rows)
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Data-parallel size that `world_size` ranks leave; UserError with the numbers where they do not divide."""
-        return data_parallel_size(self, world_size)
+        """Data-parallel size with `world_size` ranks; UserError with the numbers if they do not divide."""
+        return self.parallel.data_size(world_size, self.train.global_batch_size, self.train.micro_batch_size)

@@ -1,109 +1,141 @@
-"""Which layouts are possible: tensor x pipeline x context x data ranks against the model and the batch.
+"""Where a run computes, and which layouts are possible: tensor x pipeline x context x data ranks.
 
-In:  a Config, and the number of ranks.
+In:  the keys of `engine` and `parallel`, numbers of the model and the batch, and the number of ranks.
 Out: nothing, or one UserError with the numbers and the remedy, before any process starts.
-What passes here is what the parity tests prove equal to one rank.
+Every layout that passes is proved equal to one rank by the parity tests.
 """
 
-from __future__ import annotations
+from dataclasses import dataclass, field
+from typing import Literal
 
-from typing import TYPE_CHECKING
-
-from megadna.errors import require
-
-if TYPE_CHECKING:
-    from megadna.config import Config
+from megadna.errors import require, require_positive
 
 
-def check_layout(config: Config) -> None:
-    """UserError where the model, the data or the keys of `parallel` do not fit each other."""
-    model, parallel = config.model, config.parallel
-    split = {"num_attention_heads": model.num_attention_heads, "num_query_groups": model.query_groups}
-    for key, value in {**split, "ffn_hidden_size": model.ffn_hidden_size}.items():
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Device, ranks and precision."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the GPU if there is one."""
+    num_processes: int = 1
+    """Ranks to start on this machine when neither torchrun nor srun did."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """`bf16`: bf16 weights with fp32 master weights, moments and gradient sums. `fp16`: the same with a dynamic loss
+    scale, for cards without bf16."""
+    dry_run: str = ""
+    """RANK/RANKS, as 0/256: print parameters, shards and memory of that rank of such a job instead of training."""
+    timeout_minutes: float = 10.0
+    """A collective that waits longer than this ends the job."""
+
+    def __post_init__(self) -> None:
+        require_positive("engine", self, "num_processes", "timeout_minutes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model is split; the data-parallel size is what remains of the ranks."""
+
+    tensor: int = 1
+    """Tensor-parallel size: ranks that share each layer."""
+    pipeline: int = 1
+    """Pipeline-parallel size: consecutive stages of layers."""
+    pipeline_layers: list[int] = field(default_factory=list)
+    """Layers of each stage if they are not equal, as [11, 11, 10]; empty: model.num_layers / pipeline."""
+    virtual_pipeline: int = 1
+    """Groups of layers per stage (interleaved schedule): less idle time, more messages."""
+    context: int = 1
+    """Context-parallel size: ranks that share each sequence."""
+    sequence: bool = False
+    """Sequence parallelism: with tensor > 1, norms and residuals are split along the sequence."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, those of attention, or those of whole layers."""
+    recompute_interval: int = 1
+    """recompute full: every N-th layer is recomputed; 1 recomputes all."""
+    overlap_grad_reduce: bool = False
+    """Sum gradients over the data-parallel ranks while the backward pass still runs."""
+    overlap_param_gather: bool = False
+    """Gather updated weights while the next forward pass already runs; needs overlap_grad_reduce."""
+
+    def __post_init__(self) -> None:
+        require_positive("parallel", self, "tensor", "pipeline", "virtual_pipeline", "context", "recompute_interval")
+        require(not self.sequence or self.tensor > 1, "parallel.sequence needs parallel.tensor above 1")
         require(
-            value % parallel.tensor == 0,
-            f"model.{key} ({value}) must be divisible by parallel.tensor ({parallel.tensor})",
+            self.overlap_grad_reduce or not self.overlap_param_gather,
+            "parallel.overlap_param_gather needs parallel.overlap_grad_reduce",
         )
-    require(not parallel.sequence or parallel.tensor > 1, "parallel.sequence needs parallel.tensor above 1")
-    require(
-        parallel.overlap_grad_reduce or not parallel.overlap_param_gather,
-        "parallel.overlap_param_gather needs parallel.overlap_grad_reduce",
-    )
-    require(
-        parallel.recompute == "full" or parallel.recompute_interval == 1,
-        f"parallel.recompute_interval ({parallel.recompute_interval}) needs parallel.recompute full",
-    )
-    rows = 16 if config.tokenizer.kind == "nucleotide" else 64
-    require(
-        rows % parallel.tensor == 0,
-        f"parallel.tensor ({parallel.tensor}) must divide {rows}: the vocabulary inside the model is a multiple of it",
-    )
-    _check_stages(config)
-
-
-def _check_stages(config: Config) -> None:
-    layers, parallel = config.model.num_layers, config.parallel
-    stages, chunks, uneven = parallel.pipeline, parallel.virtual_pipeline, parallel.pipeline_layers
-    require(
-        chunks == 1 or stages > 1, f"parallel.virtual_pipeline ({chunks}) needs parallel.pipeline above 1, got {stages}"
-    )
-    if uneven:
         require(
-            len(uneven) == stages and min(uneven) > 0 and sum(uneven) == layers,
-            f"parallel.pipeline_layers {uneven} must be {stages} positive numbers (parallel.pipeline) with the sum "
-            f"{layers} (model.num_layers)",
+            self.recompute == "full" or self.recompute_interval == 1,
+            f"parallel.recompute_interval ({self.recompute_interval}) needs parallel.recompute full",
         )
-        require(chunks == 1, "parallel.pipeline_layers and parallel.virtual_pipeline exclude each other; drop one")
-        return
-    require(
-        layers % stages == 0,
-        f"model.num_layers ({layers}) must be divisible by parallel.pipeline ({stages}), or say how they are split, as "
-        f"--parallel.pipeline_layers '{_even_as_possible(layers, stages)}'",
-    )
-    require(
-        layers % (stages * chunks) == 0,
-        f"model.num_layers ({layers}) must be divisible by parallel.pipeline ({stages}) x "
-        f"parallel.virtual_pipeline ({chunks})",
-    )
-
-
-def data_parallel_size(config: Config, world_size: int) -> int:
-    """Data-parallel size that `world_size` ranks leave; UserError with the numbers where they do not divide."""
-    parallel, train = config.parallel, config.train
-    require(
-        world_size % parallel.model_size == 0,
-        f"{world_size} ranks cannot be split into groups of {parallel.model_size} (parallel.tensor {parallel.tensor} x "
-        f"pipeline {parallel.pipeline} x context {parallel.context}); change `parallel` or the number of ranks",
-    )
-    size = world_size // parallel.model_size
-    for key, batch in (
-        ("global_batch_size", train.global_batch_size),
-        *(("batch_rampup", batch) for batch in train.batch_rampup[:2]),
-    ):
         require(
-            batch % (size * train.micro_batch_size) == 0,
-            f"train.{key} ({batch}) must be divisible by train.micro_batch_size ({train.micro_batch_size}) x {size} "
-            "data-parallel ranks",
+            self.virtual_pipeline == 1 or self.pipeline > 1,
+            f"parallel.virtual_pipeline ({self.virtual_pipeline}) needs parallel.pipeline above 1, got {self.pipeline}",
         )
-        micro_batches = batch // (size * train.micro_batch_size)
         require(
-            parallel.virtual_pipeline == 1 or micro_batches % parallel.pipeline == 0,
-            f"parallel.virtual_pipeline needs a number of micro-batches that parallel.pipeline ({parallel.pipeline}) "
-            f"divides, got {micro_batches} (train.{key} {batch} / {size} data-parallel ranks / train.micro_batch_size "
-            f"{train.micro_batch_size})",
+            not self.pipeline_layers or self.virtual_pipeline == 1,
+            "parallel.pipeline_layers and parallel.virtual_pipeline exclude each other; drop one",
         )
-    return size
 
+    @property
+    def model_size(self) -> int:
+        """Ranks that hold one replica of the model between them."""
+        return self.tensor * self.pipeline * self.context
 
-def parse_rank(text: str) -> tuple[int, int]:
-    """(rank, number of ranks) of engine.dry_run, as 0/256."""
-    rank, _, size = text.partition("/")
-    require(
-        rank.isdecimal() and size.isdecimal() and int(rank) < int(size),
-        f"engine.dry_run must be RANK/RANKS with RANK below RANKS, as 0/256, got {text}",
-    )
-    return int(rank), int(size)
+    @property
+    def sequence_multiple(self) -> int:
+        """What the sequence length must be divisible by."""
+        return self.context * (self.tensor if self.sequence else 1)
 
+    def check_model(self, num_layers: int, split: dict[str, int], vocabulary_multiple: int) -> None:
+        """UserError if the model cannot be split; `split`: numbers that `tensor` must divide, by key of `model`."""
+        for key, value in split.items():
+            require(
+                value % self.tensor == 0,
+                f"model.{key} ({value}) must be divisible by parallel.tensor ({self.tensor})",
+            )
+        require(
+            vocabulary_multiple % self.tensor == 0,
+            f"parallel.tensor ({self.tensor}) must divide {vocabulary_multiple}: the vocabulary inside the model is a "
+            "multiple of it",
+        )
+        stages, uneven = self.pipeline, self.pipeline_layers
+        if uneven:
+            require(
+                len(uneven) == stages and min(uneven) > 0 and sum(uneven) == num_layers,
+                f"parallel.pipeline_layers {uneven} must be {stages} positive numbers (parallel.pipeline) with the sum "
+                f"{num_layers} (model.num_layers)",
+            )
+            return
+        balanced = [num_layers // stages + (stage < num_layers % stages) for stage in range(stages)]
+        require(
+            num_layers % stages == 0,
+            f"model.num_layers ({num_layers}) must be divisible by parallel.pipeline ({stages}), or split unevenly, as "
+            f"--parallel.pipeline_layers '{balanced}'",
+        )
+        require(
+            num_layers % (stages * self.virtual_pipeline) == 0,
+            f"model.num_layers ({num_layers}) must be divisible by parallel.pipeline ({stages}) x "
+            f"parallel.virtual_pipeline ({self.virtual_pipeline})",
+        )
 
-def _even_as_possible(layers: int, stages: int) -> list[int]:
-    return [layers // stages + (stage < layers % stages) for stage in range(stages)]
+    def data_size(self, world_size: int, global_batch: int, micro_batch: int) -> int:
+        """Data-parallel size with `world_size` ranks; UserError with the numbers if ranks or batch do not divide."""
+        require(
+            world_size % self.model_size == 0,
+            f"{world_size} ranks cannot be split into groups of {self.model_size} (parallel.tensor {self.tensor} x "
+            f"pipeline {self.pipeline} x context {self.context}); change `parallel` or the number of ranks",
+        )
+        size = world_size // self.model_size
+        micro_batches, rest = divmod(global_batch, size * micro_batch)
+        require(
+            not rest,
+            f"train.global_batch_size ({global_batch}) must be divisible by train.micro_batch_size ({micro_batch}) x "
+            f"{size} data-parallel ranks",
+        )
+        require(
+            self.virtual_pipeline == 1 or micro_batches % self.pipeline == 0,
+            f"parallel.virtual_pipeline needs a number of micro-batches that parallel.pipeline ({self.pipeline}) "
+            f"divides, got {micro_batches} (train.global_batch_size {global_batch} / {size} data-parallel ranks / "
+            f"train.micro_batch_size {micro_batch})",
+        )
+        return size

@@ -1,8 +1,8 @@
 """megatron-core imported without what a run does not use: half of the CPU seconds of a start.
 
-`import megatron.core` imports wandb where it is installed (2 s, for its inference engine) and TensorBoard; on a machine
-without a GPU its decorators load torch's compiler (1.6 s), which engine/cpu.py then switches off. `install` waits for
-that import, whichever module asks for it first, and leaves them out. On a machine with a GPU the compiler is loaded.
+`import megatron.core` imports wandb if it is installed (2 s, for its inference engine) and TensorBoard; on a machine
+without a GPU its decorators load torch's compiler (1.6 s), which engine/cpu.py then disables. `install` adds an import
+hook that leaves them out, whichever module imports megatron first. On a machine with a GPU the compiler is loaded.
 """
 
 import sys
@@ -18,7 +18,7 @@ UNUSED = ("wandb", "torch.utils.tensorboard")
 
 
 def install() -> None:
-    """Watch for the first import of megatron.core in this process; costs nothing until then."""
+    """Watch for the first import of megatron.core in this process, at no cost until then."""
     if "megatron.core" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
@@ -48,7 +48,7 @@ class _Loader(Loader):
 
 @contextmanager
 def _without(*packages: str) -> Iterator[None]:
-    """megatron takes these optional packages for not installed; whoever needs them later imports them as ever."""
+    """To megatron these optional packages look not installed; later imports of them work as usual."""
     hidden = [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -60,20 +60,20 @@ def _without(*packages: str) -> Iterator[None]:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """torch.compile leaves functions as they are, where there is no GPU."""
+    """torch.compile returns functions unchanged if there is no GPU."""
     import torch
 
     if torch.cuda.is_available():
         yield
         return
     compiler = torch.compile
-    torch.compile = _as_it_is  # type: ignore[assignment]
+    torch.compile = _unchanged  # type: ignore[assignment]
     try:
         yield
-        sys.modules["megatron.core.jit"].disable_jit_fuser()  # for what megatron imports later
+        sys.modules["megatron.core.jit"].disable_jit_fuser()  # for modules that megatron imports later
     finally:
         torch.compile = compiler
 
 
-def _as_it_is(function: Callable | None = None, **_options: Any) -> Callable:
+def _unchanged(function: Callable | None = None, **_options: Any) -> Callable:
     return (lambda decorated: decorated) if function is None else function

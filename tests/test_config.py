@@ -30,7 +30,7 @@ def test_every_shipped_recipe_could_train(path: Path) -> None:
     """A batch, a warm-up, and a rate not above that of `megadna start` for the size and the tokens of a step."""
     config = load_config(path)
     train, rows = config.train, 16
-    end = train.samples_after(train.steps if train.decay_steps is None else train.decay_steps)
+    end = train.samples_after(train.end_of_decay)
     assert train.global_batch_size >= LEAST_BATCH and 0.001 <= train.samples_of_warmup / end <= 0.1
     parameters = num_parameters(config.model, rows)
     shapes = {
@@ -148,3 +148,17 @@ def test_impossible_layouts_name_the_numbers() -> None:
     config = Config(parallel=interleaved, train=TrainConfig(global_batch_size=24))
     with pytest.raises(UserError, match=r"parallel.pipeline \(4\) divides, got 6"):
         config.data_parallel_size(4)
+
+
+def test_a_key_of_an_earlier_version_is_ignored_at_its_old_default(tmp_path: Path) -> None:
+    old = tmp_path / "old.yaml"
+    old.write_text("train: {steps: 5, batch_rampup: []}\ncheckpoint: {asynchronous: true}\ndata: {n_weight: 0}\n")
+    config = load_config(old)
+    assert config == Config(train=TrainConfig(steps=5)) and "batch_rampup" not in dump_config(config)
+    old.write_text("train: {steps: 5, batch_rampup: [8, 8, 1000]}\n")
+    with pytest.raises(UserError, match=r"train.batch_rampup \[8, 8, 1000\]: .* no such option .*look in .*old.yaml"):
+        load_config(old)
+    assert load_config(old, is_trained=True).train.steps == 5
+    with pytest.raises(UserError, match=r"data.crop random: .* no such option any more; remove it"):
+        parse_config("--data.crop", "random")
+    assert parse_config("--data.crop", "windows") == Config()

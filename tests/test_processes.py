@@ -170,7 +170,7 @@ def test_a_killed_torchrun_leaves_nothing(toy_dataset: Path, tmp_path: Path) -> 
     with family(command) as (process, children):
         wait_until(reached(run, 5), process)
         second = subprocess.run(train_command(endless(toy_dataset), run, "--resume"), capture_output=True, text=True)
-        assert second.returncode == 2 and "another megadna train writes here" in second.stderr
+        assert second.returncode == 2 and "another megadna train is writing here" in second.stderr
         assert all_end_with(process, children())
 
 

@@ -45,7 +45,7 @@ def run_training(config: Config, run: Path, resume: bool = False) -> None:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without what a clock decides."""
-    from megadna.train.speed import TIMING_KEYS
+    from megadna.train.loop import TIMING_KEYS
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIMING_KEYS} for line in lines]

@@ -29,8 +29,7 @@ from megadna.engine.optimizer import apply_gradients, gradient_norm
 from megadna.errors import UserError
 from megadna.model.shapes import padded_vocab_size, peak_tflops, training_flops
 from megadna.tokenizer.build import build_tokenizer
-from megadna.train.state import TrainState, build_state
-from megadna.train.step import own_answers, train_step
+from megadna.train.step import TrainState, build_state, own_targets, train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WARMUP, STEPS = 3, 10
@@ -87,7 +86,7 @@ def measure(config: Config, steps: int = STEPS) -> dict[str, float]:
 @torch.no_grad()
 def _forward_pass(state: TrainState, batch: Batch, world: World) -> None:
     """The forward pass of a training step: logits of the predicted tokens alone."""
-    state.chunks[0](batch.tokens_BS.to(world.device), None, None, own_answers(batch, world, 1).rows_M)
+    state.model_parts[0](batch.tokens_BS.to(world.device), None, None, own_targets(batch, world, 1).rows_M)
 
 
 def _update(state: TrainState) -> None:

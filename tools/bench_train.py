@@ -27,8 +27,7 @@ from megadna.config import Config, EngineConfig, ModelConfig, TokenizerConfig, T
 from megadna.data.batch import IGNORE_INDEX, Batch
 from megadna.engine.distributed import parallel_world
 from megadna.tokenizer.build import build_tokenizer
-from megadna.train.state import build_state
-from megadna.train.step import train_step
+from megadna.train.step import build_state, train_step
 
 # Shapes: B batch, S sequence, H hidden, N heads, D head dimension, F feed-forward width, V vocabulary.
 

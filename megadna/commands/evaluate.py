@@ -1,4 +1,4 @@
-"""`megadna evaluate`: masked bits per base of a checkpoint or a Hugging Face model, beside baselines."""
+"""`megadna evaluate`: masked bits per base of a checkpoint or a Hugging Face model, next to baselines."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ from megadna.train.run_folder import verdict
 if TYPE_CHECKING:  # they take seconds to import
     from megadna.data.evaluation import EvaluationSamples
     from megadna.tokenizer.base import Tokenizer
-    from megadna.train.scoring import Evaluation
+    from megadna.train.evaluation import Evaluation
 
 log = get_logger(__name__)
 MICRO_BATCH_SIZE = 8
@@ -41,12 +41,12 @@ def main(arguments: list[str]) -> None:
     with Progress("loading the libraries"):
         from megadna.data.dataset import open_chunks
         from megadna.data.evaluation import EvaluationSamples
-        from megadna.train.scoring import names_bases
+        from megadna.train.evaluation import names_bases
     is_export = (options.model / "config.json").is_file()
     measure, tokenizer, length, config, facts = (_hugging_face if is_export else _checkpoint)(options)
     path = options["data.path"] or config.data.path
     is_here = bool(path) and all(Path(one).exists() for one in ([path] if isinstance(path, str) else path))
-    gone = f"{options.model}: the dataset it was trained on ({path}) is not here; give one with --data.path"
+    gone = f"{options.model}: the dataset it was trained on ({path}) is not here; name one with --data.path"
     require(is_here or bool(options["data.path"]), gone)
     samples = EvaluationSamples(
         open_chunks(path, options.split),
@@ -58,9 +58,9 @@ def main(arguments: list[str]) -> None:
     )
     evaluation = measure(samples)
     score = evaluation.score
-    beside: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     if protocol or names_bases(tokenizer):
-        beside = _baselines(samples, path, both_strands=config.data.reverse_complement > 0, folder=output.parent)
+        scores = _baselines(samples, path, both_strands=config.data.reverse_complement > 0, folder=output.parent)
     datasets = samples.dataset.datasets
     leakage = [line for dataset in datasets if (line := leakage_line(dataset.manifest, options.split))]
     result = {
@@ -73,28 +73,28 @@ def main(arguments: list[str]) -> None:
         "dataset_id": samples.dataset.dataset_id,
         "model": {**score.to_dict(), **evaluation.more},
         "groups": {name: one.to_dict() for name, one in evaluation.groups.items()},
-        "baselines": beside,
+        "baselines": scores,
         "leakage": leakage,
     }
     _print(result)
     write_json(output, result)
-    if not beside:
-        sys.stdout.write(f"no baselines: theirs are scores of single bases, not of protocol {score.protocol}\n")
+    if not scores:
+        sys.stdout.write(f"no baselines: they score single bases, not protocol {score.protocol}\n")
     sys.stdout.write(f"written to {output}\n")
 
 
 def _options(arguments: list[str]) -> Namespace:
-    """What was asked for; UserError where the model is not here."""
-    parser = new_parser("evaluate", "Masked bits per base (every chosen base hidden) beside baselines.")
+    """The parsed options; UserError if the model is not there."""
+    parser = new_parser("evaluate", "Masked bits per base (every chosen base hidden) next to baselines.")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="run, step folder, or Hugging Face folder")
     add("--data.path", type=list[str] | str, default="", help="dataset; default: the one the run was trained on")
     add("--split", type=str, default="test", help="train, valid or test")
-    what = "what is hidden: as when training validates, or the same bases or blocks of six for every tokenizer"
+    what = "what is hidden: as in the run's validation, or the same bases or blocks of six for every tokenizer"
     add("--protocol", type=Literal["as_trained", "base", "block6"], default="as_trained", help=what)
     add("--samples", type=int, default=1024, help="windows of the context (chunks under a protocol), spread evenly")
-    add("--seed", type=int | None, default=None, help="of what is hidden; default: the run's, or 1234")
-    add("--max_tokens", type=int, default=0, help="tokens a row; default: as trained")
+    add("--seed", type=int | None, default=None, help="seed that chooses what is hidden; default: the run's, or 1234")
+    add("--max_tokens", type=int, default=0, help="tokens per row; default: as trained")
     add("--trust_remote_code", action="store_true", help="run the code of a Hugging Face folder")
     add("--output", type=Path | None, default=None, help="JSON file; default: MODEL/evaluation-SPLIT[-PROTOCOL].json")
     options = parse(parser, arguments)
@@ -105,7 +105,7 @@ def _options(arguments: list[str]) -> Namespace:
 
 
 Model = tuple[Callable[["EvaluationSamples"], "Evaluation"], "Tokenizer", int, Config, dict[str, Any]]
-"""What measures it, its tokenizer, tokens a row, the settings of its run, what else tells it in the JSON file."""
+"""How to evaluate it, its tokenizer, tokens per row, the config of its run, what identifies it in the JSON file."""
 
 
 def _checkpoint(options: Namespace) -> Model:
@@ -113,7 +113,7 @@ def _checkpoint(options: Namespace) -> Model:
         from megadna.engine.distributed import parallel_world
         from megadna.tokenizer.build import build_tokenizer
         from megadna.train.checkpoint import checkpoint_model, find_checkpoint, read_config, read_numbers, single_rank
-        from megadna.train.validation import evaluate_split
+        from megadna.train.step import evaluate_split
 
     checkpoint = find_checkpoint(options.model)
     config = single_rank(read_config(checkpoint))
@@ -130,7 +130,7 @@ def _checkpoint(options: Namespace) -> Model:
 
 
 def _hugging_face(options: Namespace) -> Model:
-    from megadna.train.scoring import evaluate
+    from megadna.train.evaluation import evaluate
 
     with Progress(f"loading {options.model}"):
         from megadna.downstream.encoder import load_masked_lm
@@ -147,9 +147,9 @@ def _hugging_face(options: Namespace) -> Model:
 
 
 def _baselines(samples: "EvaluationSamples", path: Any, *, both_strands: bool, folder: Path) -> dict[str, Any]:
-    """Baselines on the very bases that were hidden from the model; k and smoothing chosen on valid.
+    """Baselines on the bases that were hidden from the model; k and smoothing are chosen on valid.
 
-    Kept in baselines.json of the dataset where it is one and may be written, else in `folder`.
+    Kept in baselines.json of the dataset if there is one dataset and it can be written, else in `folder`.
     """
     from megadna.data.dataset import open_chunks
     from megadna.data.evaluation import WIDTHS
@@ -190,9 +190,8 @@ def _print(result: dict[str, Any]) -> None:
     for key in (key for key in model if f"{key}_se" in model and (groups or "macro" not in key)):
         sys.stdout.write(f"{key}: {model[key]:.4f} (standard error {_shown(model[f'{key}_se'])})\n")
     if "reverse_complement_divergence" in model:
-        sys.stdout.write(
-            f"the strands disagree by {model['reverse_complement_divergence']:.4f} bits (Jensen-Shannon)\n"
-        )
+        divergence = model["reverse_complement_divergence"]
+        sys.stdout.write(f"forward/reverse-complement divergence: {divergence:.4f} bits (Jensen-Shannon)\n")
     for line in result["leakage"]:
         sys.stdout.write(line + "\n")
 

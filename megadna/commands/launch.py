@@ -11,17 +11,17 @@ from megadna.arguments import config_from, config_parser, parse
 from megadna.errors import UserError, require
 
 FOLDERS = (Path(__file__).parents[2] / "launch", Path(sys.prefix) / "share" / "megadna" / "launch")
-"""Where slurm.sbatch lies: in the source tree, or where the wheel puts it."""
+"""Folders of slurm.sbatch: that of the source tree, and that of an installed wheel."""
 OWN = ("config", "output", "sbatch", "nodes", "ranks_per_node", "dry_run")
 
 
 def main(arguments: list[str]) -> None:
-    """Print the script (--dry_run) or give it to sbatch; the layout is checked before anything is queued."""
+    """Print the script (--dry_run) or submit it with sbatch; the layout is checked first."""
     if arguments[:1] not in (["slurm"], ["-h"], ["--help"]):
         raise UserError("megadna launch takes the scheduler first: megadna launch slurm --config YAML --output RUN ...")
     arguments = arguments[1:] if arguments[0] == "slurm" else arguments
     parser = config_parser("launch slurm", "Submit a training run to Slurm, one task per GPU.")
-    parser.add_argument("--output", type=str, default="", help="run folder, on a file system that all nodes see")
+    parser.add_argument("--output", type=str, default="", help="run folder, on a file system shared by all nodes")
     parser.add_argument("--sbatch", type=str, default="", help="sbatch's own options: 'time=12:00:00 partition=gpu'")
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the job")
     parser.add_argument("--ranks_per_node", type=int, default=8, help="GPUs of a node (engine.device cpu: ranks)")
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(script)
         return
     require(bool(config.data.path), "data.path is empty: give the dataset folder with --data.path")
-    require(shutil.which("sbatch") is not None, "sbatch is not on the PATH; run this on a login node, or say --dry_run")
+    require(shutil.which("sbatch") is not None, "sbatch is not on the PATH; run this on a login node, or add --dry_run")
     sys.exit(subprocess.run(["sbatch"], input=script, text=True).returncode)
 
 
@@ -66,7 +66,7 @@ def fill(directives: dict[str, str], values: dict[str, str]) -> str:
 
 
 def _keys(arguments: list[str]) -> list[str]:
-    """The words that override keys of the config, as they were given, further config files among them."""
+    """The arguments that override keys of the config, unchanged, further config files included."""
     kept: list[str] = []
     own = set(OWN)
     words = iter(arguments)

@@ -7,7 +7,7 @@ from megadna.arguments import new_parser, parse
 
 
 def main(arguments: list[str]) -> None:
-    """Write the report and say where it lies."""
+    """Write the report and print its path."""
     parser = new_parser("report", "Plots and one self-contained HTML page of one or several runs, side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder written by `megadna train`")
     parser.add_argument(
@@ -15,10 +15,10 @@ def main(arguments: list[str]) -> None:
         type=str | None,
         metavar="FILE",
         help="HTML file to write; without it RUN/report/report.html (report/report.html here for several runs), "
-        "with the figures as PNG beside it",
+        "with the figures as PNG next to it",
     )
     options = parse(parser, arguments)
-    from megadna.train.report import read_runs, write_report  # matplotlib, which takes its time to import
+    from megadna.train.report import read_runs, write_report  # matplotlib is slow to import
 
     folders = [Path(run) for run in options.runs]
     default = (folders[0] if len(folders) == 1 else Path()) / "report" / "report.html"

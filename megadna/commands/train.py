@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
         const="always",
         default="never",
         choices=["always", "auto", "never"],
-        help="continue the newest checkpoint of the run folder; `--resume auto`: or start, where there is none yet",
+        help="continue from the newest checkpoint of the run folder; `--resume auto`: start if there is none yet",
     )
     parser.add_argument("--overwrite", action="store_true", help="delete the run in the run folder first")
     options = parse(parser, arguments)
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(describe_rank(config))
         return
     if not options.output:
-        raise UserError("--output is missing: give the run folder")
+        raise UserError("--output is missing: name the run folder")
     run = Path(options.output)
     if not launched_here():
         log.info("reading %s", config.data.path or "the configuration")
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _train(config: Config, run: Path, *, resume: str) -> bool:
-    """Train on this rank; False where it stopped early with everything saved."""
+    """Train on this rank; False if it stopped early with everything saved."""
     import torch
 
     from megadna.engine.distributed import parallel_world
@@ -82,17 +82,18 @@ def _train(config: Config, run: Path, *, resume: str) -> bool:
 
 
 def _check(config: Config, num_ranks: int) -> None:
-    """Everything a user can get wrong, before any process group starts."""
+    """UserError for every mistake that can be found before any process group starts."""
     from megadna.data.dataset import open_chunks
     from megadna.data.loader import resolve_sequence_length
     from megadna.engine.distributed import select_device
     from megadna.tokenizer.build import build_tokenizer
     from megadna.train.metrics import check_log
 
-    check_log(config.log, select_device(config.engine))
+    select_device(config.engine)
+    check_log(config.log)
     config.data_parallel_size(num_ranks)
     if not config.data.path:
-        raise UserError("data.path is empty: give the dataset folder with --data.path (megadna preprocess writes one)")
+        raise UserError("data.path is empty: name the dataset folder with --data.path (megadna preprocess writes one)")
     pools = [open_chunks(config.data.path, split) for split in ("train", "valid")]
     for path in config.validation.extra.values():
         open_chunks(path, "valid")
@@ -100,12 +101,11 @@ def _check(config: Config, num_ranks: int) -> None:
 
 
 def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool, configs: Iterable[Path | str] = ()) -> None:
-    """Refuse what must not be replaced or cannot be continued; leave the run folder there, marked as one.
+    """Refuse what must not be replaced or cannot be continued; create the run folder with its mark.
 
     configs: the YAML files of `config`, which every rank reads again.
     """
-    from megadna.train.checkpoint import find_checkpoint, has_checkpoints
-    from megadna.train.resume import check_weights
+    from megadna.train.checkpoint import check_weights, find_checkpoint, has_checkpoints
     from megadna.train.run_folder import RUN, is_run
 
     if resume != "never" and overwrite:
@@ -116,13 +116,13 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool, configs
         extra = config.validation.extra.values()
         refuse_replacing(run, [source, config.tokenizer.model, *data, *extra, *configs])
     if resume == "always" or (resume == "auto" and has_checkpoints(run)):
-        find_checkpoint(run, warn=False)  # the run itself says which it takes, in log.txt as well
+        find_checkpoint(run, warn=False)  # the run itself logs which one it takes, in log.txt too
     elif source is not None:
         check_weights(find_checkpoint(source, warn=False), config)
     if overwrite and not is_unused(run, MARKER, NAME):
         check_replaceable(run, RUN)
-        mark(run, "run")  # first: a run half deleted is one still
+        mark(run, "run")  # first: a half-deleted run is still a run
         clear_folder(run, keep=[MARKER, NAME])
     elif not is_unused(run, MARKER, NAME) and (resume == "never" or (resume == "auto" and not is_run(run))):
-        refuse_occupied(run, ", or say --resume to continue the run in it, or --overwrite to delete it")
+        refuse_occupied(run, ", or add --resume to continue the run in it, or --overwrite to delete it")
     mark(run, "run")

@@ -1,19 +1,19 @@
 """Fixed samples for masked bits per base: the same chunks, windows and hidden bases at every evaluation.
 
 In:  a split of a dataset, a tokenizer, a seed, a protocol.
-Out: samples as letters, tokens and hidden bases (what baselines read), and as batches (what the model reads).
+Out: samples as bases, tokens and hidden bases (what baselines read), and as batches (what the model reads).
 
-As training validates (protocol ""): the windows that fit a row (one a chunk, or several where chunks are longer),
-spread evenly over the split. 15 % of the tokens, chosen by a generator of (seed, window) alone, are hidden by [MASK].
-Where tokens overlap, spans that hide a base are chosen so that 15 % of the tokens are masked; hidden is a base that no
-visible token shows. A tail that fills no row is left out.
+As training validates (protocol ""): the windows that fit a row (one per chunk, or several if chunks are longer), spread
+evenly over the split. 15 % of the tokens, chosen by a generator of (seed, window), are hidden by [MASK]. If tokens
+overlap, spans that hide a base are chosen so that 15 % of the tokens are masked; a base is hidden if no visible token
+shows it. A tail that does not fill a row is not read.
 
-The same bases for every tokenizer (protocols "base" and "block6"): whole chunks, spread evenly over the split, fall
-into cells of 48 bases. Of each, one base or one of its eight blocks of six is hidden, chosen by a generator of (seed,
-chunk) alone, by masking every token that touches it. A cell with anything but A, C, G, T hides nothing; the tail behind
-the last whole cell is not read. Windows are as many whole cells as fit a row. BPE pieces end at the edges of blocks.
+The same bases for every tokenizer (protocols "base" and "block6"): whole chunks, spread evenly over the split, are
+divided into cells of 48 bases. Of each, one base or one of its eight blocks of six is hidden, chosen by a generator of
+(seed, chunk), by masking every token that covers it. A cell with anything but A, C, G, T hides nothing; the tail after
+the last whole cell is not read. A window is as many whole cells as fit a row. BPE pieces end at the edges of blocks.
 
-Always the forward strand; all that is chosen is masked: none kept, none random, never N.
+Always the forward strand; all chosen tokens are masked: none kept, none random, never N.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,10 +36,10 @@ from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
 
 HIDDEN_SHARE = 0.15
 CELL = 48
-"""Bases of a cell: any k up to 8 but 5 and 7 divides it, and so does a block."""
+"""Bases of a cell: divisible by any k up to 8 except 5 and 7, and by a block."""
 WIDTHS = {"base": 1, "block6": 6}
-"""Bases that a cell hides, by protocol."""
-_HIDE_ALL = MaskingConfig(fraction=HIDDEN_SHARE, mask_share=1.0, random_share=0.0, exact=True)
+"""Hidden bases of a cell, by protocol."""
+_HIDE_ALL = MaskingConfig(fraction=HIDDEN_SHARE, mask_share=1.0, random_share=0.0)
 
 
 def evaluation_chunks(num_chunks: int, samples: int) -> NDArray[np.int64]:
@@ -48,12 +48,12 @@ def evaluation_chunks(num_chunks: int, samples: int) -> NDArray[np.int64]:
     return (2 * np.arange(samples) + 1) * num_chunks // (2 * samples)
 
 
-def hide_in_cells(letters: Letters, rng: np.random.Generator, width: int) -> NDArray[np.bool_]:
+def hide_in_cells(bases: Letters, rng: np.random.Generator, width: int) -> NDArray[np.bool_]:
     """Which bases [n] of a chunk are hidden: `width` together in each whole cell of A, C, G, T, at a multiple of it."""
-    cells = len(letters) // CELL
+    cells = len(bases) // CELL
     starts = CELL * np.arange(cells) + width * rng.integers(CELL // width, size=cells)
-    known = (base_codes(letters[: cells * CELL]) != OTHER).reshape(cells, CELL).all(axis=1)
-    hidden = np.zeros(len(letters), dtype=np.bool_)
+    known = (base_codes(bases[: cells * CELL]) != OTHER).reshape(cells, CELL).all(axis=1)
+    hidden = np.zeros(len(bases), dtype=np.bool_)
     hidden[(starts[known, None] + np.arange(width)).ravel()] = True
     return hidden
 
@@ -62,19 +62,19 @@ def hide_in_cells(letters: Letters, rng: np.random.Generator, width: int) -> NDA
 class Sample:
     """One window after masking."""
 
-    letters: Letters
-    """What was there."""
+    bases: Letters
+    """ASCII of the window."""
     masked: Masked
     """Its tokens, and what the model sees."""
     hidden: NDArray[np.bool_]
-    """Bases [n] that the model must name."""
+    """Bases [n] that the model must predict."""
 
     def other_strand(self, tokenizer: Tokenizer) -> "Sample":
         """The reverse complement with the same bases hidden, for tokens that begin at every base."""
-        letters = reverse_complement(self.letters)
-        targets, chosen = tokenizer.encode(letters), self.masked.chosen[::-1]
+        bases = reverse_complement(self.bases)
+        targets, chosen = tokenizer.encode(bases), self.masked.chosen[::-1]
         assert len(targets) == len(chosen)
-        return Sample(letters, _hide_all(targets, chosen, tokenizer), self.hidden[::-1])
+        return Sample(bases, _hide_all(targets, chosen, tokenizer), self.hidden[::-1])
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class HiddenBases:
     """The hidden bases of a batch, row by row; arrays [H]."""
 
     row_H: NDArray[np.int64]
-    place_H: NDArray[np.int64]
-    """Place of each base in its window."""
+    position_H: NDArray[np.int64]
+    """Offset of each base in its window."""
     base_H: NDArray[np.uint8]
     """True bases: 0..3 = A, C, G, T."""
     lower_H: NDArray[np.bool_]
@@ -94,7 +94,7 @@ class HiddenBases:
 class EvaluationSamples:
     """The samples of one split for one tokenizer: `samples[i]` is a Sample, a pure function of the settings and i.
 
-    UserError where the protocol does not fit the tokenizer.
+    UserError if the protocol does not fit the tokenizer.
     """
 
     dataset: ChunkPool
@@ -115,12 +115,12 @@ class EvaluationSamples:
 
     @property
     def chunks(self) -> NDArray[np.int64]:
-        """Chunk number of each sample: errors are taken over chunks, not over windows of one."""
+        """Chunk number of each sample: standard errors are over chunks, not over windows."""
         return self._windows[:, 1]
 
     @property
     def hides(self) -> str:
-        """What is hidden, in words: scores of different ones do not belong together."""
+        """What is hidden, in words: scores on different hidden bases must not be compared."""
         if self.protocol:
             return f"one {'base' if self.protocol == 'base' else 'block of six'} in {CELL}"
         return f"{HIDDEN_SHARE:.0%} of the tokens"
@@ -141,83 +141,83 @@ class EvaluationSamples:
 
     def __getitem__(self, index: int) -> Sample:
         number, chunk, start, stop = self._windows[index].tolist()
-        letters = self.dataset[chunk][start:stop]
+        bases = self.dataset[chunk][start:stop]
         if self.protocol:
             hidden = self._hidden_cells(chunk)[start:stop]
-            return Sample(letters, self._mask(letters, hidden), hidden)
+            return Sample(bases, self._mask(bases, hidden), hidden)
         rng = sample_rng(self.seed, number, Stream.EVALUATION)
         room = self.sequence_length - NUM_SPECIAL
         masked = Masked(
-            *(values[:room] for values in build_masker(self.tokenizer, _HIDE_ALL)(letters, rng, HIDDEN_SHARE))
+            *(values[:room] for values in build_masker(self.tokenizer, _HIDE_ALL, exact=True)(bases, rng, HIDDEN_SHARE))
         )
         # A k-mer over an N is [UNK]: it shows none of its bases, and is never chosen.
-        shows = maskable_ids(self.tokenizer, choose_n=False)[masked.targets] & ~masked.chosen
-        spans, codes = self.tokenizer.spans(masked.targets), base_codes(letters)
+        shows = maskable_ids(self.tokenizer)[masked.targets] & ~masked.chosen
+        spans, codes = self.tokenizer.spans(masked.targets), base_codes(bases)
         hidden = _under(masked.chosen, spans, len(codes)) & ~_under(shows, spans, len(codes)) & (codes != OTHER)
-        return Sample(letters, masked, hidden)
+        return Sample(bases, masked, hidden)
 
     def for_baselines(self) -> tuple[Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]], NDArray[np.int64]]:
-        """(base codes, hidden) of each sample, and its chunk; under a protocol of whole chunks, whatever the model."""
+        """(base codes, hidden) of each sample, and its chunk; under a protocol, of whole chunks for every model."""
         if not self.protocol:
             samples = (self[index] for index in range(len(self)))
-            return ((base_codes(sample.letters), sample.hidden) for sample in samples), self.chunks
+            return ((base_codes(sample.bases), sample.hidden) for sample in samples), self.chunks
         chunks = np.unique(self.chunks)
         return ((base_codes(self.dataset[c]), self._hidden_cells(c)) for c in chunks.tolist()), chunks
 
     def batch(self, samples: Sequence[Sample], numbers: NDArray[np.int64]) -> tuple[Batch, HiddenBases]:
-        """What the model reads, one sample a row, and what it must name."""
+        """What the model reads, one sample per row, and what it must predict."""
         rows = [[Segment(*sample.masked, weights=None)] for sample in samples]
-        places = [np.flatnonzero(sample.hidden) for sample in samples]
-        letters_H = np.concatenate([sample.letters[place] for sample, place in zip(samples, places, strict=True)])
+        positions = [np.flatnonzero(sample.hidden) for sample in samples]
+        ascii_H = np.concatenate([sample.bases[own] for sample, own in zip(samples, positions, strict=True)])
         hidden = HiddenBases(
-            row_H=np.repeat(np.arange(len(samples)), [len(place) for place in places]),
-            place_H=np.concatenate(places),
-            base_H=base_codes(letters_H),
-            lower_H=letters_H >= ord("a"),
+            row_H=np.repeat(np.arange(len(samples)), list(map(len, positions))),
+            position_H=np.concatenate(positions),
+            base_H=base_codes(ascii_H),
+            lower_H=ascii_H >= ord("a"),
         )
         return collate(rows, numbers, self.tokenizer, self.sequence_length).batch(), hidden
 
     def groups(self) -> list[str]:
-        """The group of each sample: its species, or the name of its source where no species is stated."""
+        """The group of each sample: its species, or the name of its source if no species is given."""
         spans = sorted(
             (offset + source.ranges[dataset.split][0], source.species or source.name)
             for dataset, offset in zip(self.dataset.datasets, self.dataset.offsets, strict=False)
             for source in dataset.manifest.sources
             if source.ranges[dataset.split][0] < source.ranges[dataset.split][1]
         )
-        places = np.searchsorted([start for start, _ in spans], self.chunks, side="right") - 1
-        return [spans[place][1] for place in places.tolist()]
+        numbers = np.searchsorted([start for start, _ in spans], self.chunks, side="right") - 1
+        return [spans[number][1] for number in numbers.tolist()]
 
     def _hidden_cells(self, chunk: int) -> NDArray[np.bool_]:
         rng = sample_rng(self.seed, chunk, Stream.EVALUATION)
         return hide_in_cells(self.dataset[chunk], rng, WIDTHS[self.protocol])
 
     def _cell_windows(self, chunk: int) -> Iterator[tuple[int, int]]:
-        """(first base, end) of the windows of a chunk: as many whole cells as fit a row, none without a hidden base."""
-        letters, hidden = self.dataset[chunk], self._hidden_cells(chunk)
+        """(first base, end) of the windows of a chunk: as many whole cells as fit a row; all have a hidden base."""
+        bases, hidden = self.dataset[chunk], self._hidden_cells(chunk)
         room, start = self.sequence_length - NUM_SPECIAL, 0
-        end = len(letters) // CELL * CELL
+        end = len(bases) // CELL * CELL
         while start < end:
             cells = min(self.tokenizer.num_bases(room), end - start) // CELL
-            while len(self._mask(letters[start : start + cells * CELL], hidden[start:]).tokens) > room:
+            while len(self._mask(bases[start : start + cells * CELL], hidden[start:]).tokens) > room:
                 cells -= 1  # BPE: the bases of a row are an estimate; one cell always fits
             stop = start + cells * CELL
             if hidden[start:stop].any():
                 yield start, stop
             start = stop
 
-    def _mask(self, letters: Letters, hidden: NDArray[np.bool_]) -> Masked:
-        """The tokens of a window, [MASK] on each that touches a hidden base."""
+    def _mask(self, bases: Letters, hidden: NDArray[np.bool_]) -> Masked:
+        """The tokens of a window, [MASK] on each that covers a hidden base."""
         if self.tokenizer.kind != "sentencepiece":
-            targets = self.tokenizer.encode(letters)
+            targets = self.tokenizer.encode(bases)
             starts, stops = self.tokenizer.spans(targets)
-            before = np.append(0, np.cumsum(hidden[: len(letters)]))
-            chosen = (before[stops] > before[starts]) & maskable_ids(self.tokenizer, choose_n=False)[targets]
+            before = np.append(0, np.cumsum(hidden[: len(bases)]))
+            chosen = (before[stops] > before[starts]) & maskable_ids(self.tokenizer)[targets]
             return _hide_all(targets, chosen, self.tokenizer)
-        begins = np.append(True, hidden[1 : len(letters)] != hidden[: len(letters) - 1])
-        begins[::CELL] |= hidden[: len(letters) : CELL]  # two blocks side by side are two
+        begins = np.append(True, hidden[1 : len(bases)] != hidden[: len(bases) - 1])
+        begins[::CELL] |= hidden[: len(bases) : CELL]  # two adjacent hidden blocks are two pieces
         starts = np.flatnonzero(begins)
-        parts = [self.tokenizer.encode(part) for part in np.split(letters, starts[1:])]
+        parts = [self.tokenizer.encode(part) for part in np.split(bases, starts[1:])]
         return _hide_all(np.concatenate(parts), np.repeat(hidden[starts], list(map(len, parts))), self.tokenizer)
 
 
@@ -225,7 +225,7 @@ def _check_protocol(protocol: str, tokenizer: Tokenizer, sequence_length: int) -
     require(protocol in WIDTHS, f"no protocol {protocol!r}; one of {', '.join(WIDTHS)}")
     unit = WIDTHS["block6"] if protocol == "block6" else CELL
     if tokenizer.kind == "sentencepiece" and protocol == "base":
-        raise UserError("protocol base hides single bases, which BPE pieces cannot name; use block6")
+        raise UserError("protocol base hides single bases, which BPE pieces cannot predict; use block6")
     require(
         tokenizer.kind == "sentencepiece" or unit % tokenizer.stride == 0,
         f"protocol {protocol} needs tokens that tile {unit} bases; those of this model begin every {tokenizer.stride}",

@@ -31,7 +31,7 @@ from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
 
 if TYPE_CHECKING:
     from megadna.data.batch import Batch
-    from megadna.train.scoring import Forward
+    from megadna.train.evaluation import Forward
 
 _PROBE = "ACGTTGCAACGGATCTCAGATTACAGGCCTAAGCTTGACCATGGTACCGTAAGTCTCGAGA"
 _FAR = 10**9

@@ -2,11 +2,10 @@
 
 megatron-core 0.16 names CUDA literally (`device="cuda"`, `torch.cuda.current_device()`, `param.type() ==
 "torch.cuda.FloatTensor"`) in its optimizer, gradient buffers, random states, schedules and checkpointing.
-`redirect_cuda` answers those calls with their equivalents on another device, so that the very same engine runs on gloo.
-Nothing else in megadna knows.
+`redirect_cuda` replaces those calls by their equivalents on another device, so that the same engine runs on gloo;
+nothing else in megadna depends on it.
 
-Only the few functions that megatron calls in that way are replaced: what a model computes with stays torch's own, at
-full speed.
+Only the few functions that megatron calls this way are replaced: models compute with torch's own, at full speed.
 """
 
 import functools
@@ -28,14 +27,14 @@ _installed: list[torch.device] = []
 def redirect_cuda(target: torch.device) -> None:
     """Install the redirection to `target` for the rest of the process; the second call does nothing.
 
-    target: the CPU, or `meta`, on which nothing is allocated and a tensor that was left elsewhere is an error. Call it
-    before any megatron-core model is built. There is no way back: a process uses one device.
+    target: the CPU, or `meta`, on which nothing is allocated and a tensor left on another device is an error. Call it
+    before any megatron-core model is built. It cannot be undone: a process uses one device.
     """
     if _installed:
         assert _installed == [target], f"cuda already means {_installed[0]} in this process"
         return
     for package in ("transformer_engine", "apex"):
-        # megatron takes their optimizer and norms wherever they can be imported, and those run on a GPU alone
+        # megatron uses their optimizer and norms if they can be imported, but these need a GPU
         sys.modules.setdefault(package, None)  # type: ignore[arg-type]
     from megatron.core import jit
     from megatron.core.tensor_parallel import layers
@@ -48,14 +47,15 @@ def redirect_cuda(target: torch.device) -> None:
     torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda new_state, *args, **kwargs: torch.set_rng_state(new_state)
-    # It warns that the CPU random state moves, which here it shall.
+    # It warns that the CPU random state changes, which is intended here.
     logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
-    jit.disable_jit_fuser()  # torch.compile would ask for a C++ compiler at run time,
-    torch.compiler.set_stance("force_eager")  # and megatron has decorated with it what was imported before
+    jit.disable_jit_fuser()  # torch.compile would need a C++ compiler at run time
+    if "torch._dynamo" in sys.modules:  # else nothing is decorated with torch.compile yet, and this import takes 1.4 s
+        torch.compiler.set_stance("force_eager")
     name = "linear_with_grad_accumulation_and_async_allreduce"
     setattr(layers, name, _plain_where_local(getattr(layers, name)))
     settle_kernels()
-    with target:  # torch lists the functions that `with device:` acts on at its first use: let it list the true ones
+    with target:  # `with device:` lists the functions that it acts on at its first use: those must be the originals
         torch.empty(0)
     for name in _FACTORIES:
         setattr(torch, name, _on(target, getattr(torch, name)))
@@ -65,10 +65,10 @@ def redirect_cuda(target: torch.device) -> None:
 
 
 def settle_kernels() -> None:
-    """Call MKL's vector functions once on this thread alone.
+    """Call MKL's vector functions once on this thread only.
 
-    Where the first call of one comes from several threads, a thread may get a kernel with errors of 1e-4, for that call
-    (https://github.com/pytorch/pytorch/issues/188792): rotary angles of half of the positions were seen so.
+    If the first call of one comes from several threads, a thread may get a kernel with errors of 1e-4 in that call
+    (https://github.com/pytorch/pytorch/issues/188792); it happened to the rotary angles of half of the positions.
     """
     for function in (torch.cos, torch.sin, torch.exp, torch.log, torch.sqrt, torch.tanh, torch.erf):
         function(torch.ones(1, device="cpu"))
@@ -87,7 +87,7 @@ def _on(target: torch.device, function: Callable[..., torch.Tensor]) -> Callable
 
 
 def _plain_where_local(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A linear layer that sends nothing is torch's own, which adds the bias in the same pass over memory."""
+    """`original`, but torch's own if nothing is communicated: it adds the bias in the same pass over memory."""
 
     @functools.wraps(original)
     def linear(
@@ -101,10 +101,10 @@ def _plain_where_local(original: Callable[..., torch.Tensor]) -> Callable[..., t
 
 
 def widened(*tensors: torch.Tensor | None) -> list[Any]:
-    """`tensors`; those on a CPU in bf16 as fp32, where it has no instructions for bf16.
+    """`tensors`, converted from bf16 to fp32 on a CPU without bf16 instructions.
 
-    Without them torch's matrix products and attention take three to five times as long in bf16. They add up in fp32
-    either way, so a result rounded to bf16 is the same but for the order of its sums.
+    There torch's matrix products and attention take three to five times as long in bf16. They accumulate in fp32 either
+    way, so results rounded to bf16 differ only by the order of sums.
     """
     wide = (x is not None and x.is_cpu and x.dtype == torch.bfloat16 and not has_bf16_instructions() for x in tensors)
     return [x.float() if is_wide and x is not None else x for x, is_wide in zip(tensors, wide, strict=True)]
@@ -112,7 +112,7 @@ def widened(*tensors: torch.Tensor | None) -> list[Any]:
 
 @functools.cache
 def has_bf16_instructions() -> bool:
-    """Whether Linux names those of AVX-512, AMX or Arm among the CPU's own."""
+    """Whether Linux lists those of AVX-512, AMX or Arm among the flags of the CPU."""
     with suppress(OSError):
         return bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", Path("/proc/cpuinfo").read_text()))
     return False
@@ -122,6 +122,6 @@ _type = torch.Tensor.type
 
 
 def _type_as_on_cuda(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """torch.Tensor.type; without arguments the name that a tensor on a GPU would give."""
+    """torch.Tensor.type; without arguments the name for a tensor on a GPU."""
     found = _type(tensor, *args, **kwargs)
     return found if args or kwargs else f"torch.cuda.{found.rpartition('.')[-1]}"

@@ -1,7 +1,7 @@
-"""Process groups: from the environment of torchrun, srun or a lone process to megatron's parallel groups.
+"""Process groups: from the environment of torchrun, srun or a single process to megatron's parallel groups.
 
 In:  EngineConfig, ParallelConfig, and RANK, WORLD_SIZE, LOCAL_RANK, MASTER_* (torchrun) or SLURM_* (srun).
-Out: an initialised torch.distributed and megatron.core.parallel_state, and a `World`: where this process stands.
+Out: an initialised torch.distributed and megatron.core.parallel_state, and a `World`: the position of this process.
 """
 
 import atexit
@@ -42,17 +42,17 @@ class World:
     is_last_stage: bool = True
     tensor_rank: int = 0
     context_rank: int = 0
-    """Which consecutive part of each sequence this rank holds."""
+    """Number of the consecutive part of each sequence that this rank holds."""
     context_size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes files and speaks."""
+        """True on the one rank that writes files and logs."""
         return self.rank == 0
 
 
 def select_device(config: EngineConfig) -> torch.device:
-    """CUDA where a GPU is visible and wanted, else the CPU; UserError where cuda is asked for and absent."""
+    """CUDA if a GPU is visible and engine.device allows it, else the CPU; UserError if cuda is required but absent."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("engine.device is cuda, but torch sees no GPU here; use --engine.device cpu or auto")
     if config.device != "cpu" and torch.cuda.is_available():
@@ -61,7 +61,7 @@ def select_device(config: EngineConfig) -> torch.device:
 
 
 def world_size_from_environment() -> int:
-    """Number of ranks as torchrun (WORLD_SIZE) or srun (SLURM_NTASKS inside a step) states it; 1 for a lone process."""
+    """Number of ranks, from torchrun (WORLD_SIZE) or srun (SLURM_NTASKS inside a step); 1 for a single process."""
     if "RANK" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     if "SLURM_STEP_ID" in os.environ:
@@ -70,13 +70,13 @@ def world_size_from_environment() -> int:
 
 
 def launched_outside() -> bool:
-    """True where torchrun or srun started this process."""
+    """True if torchrun or srun started this process."""
     return "RANK" in os.environ or "SLURM_STEP_ID" in os.environ
 
 
 @contextmanager
 def parallel_world(engine: EngineConfig, parallel: ParallelConfig) -> Iterator[World]:
-    """Join the job, split it into megatron's groups, and leave it at the end."""
+    """Join the job, split it into megatron's groups, and destroy them at the end."""
     device = select_device(engine)
     if device.type == "cpu":
         redirect_cuda(device)
@@ -105,7 +105,7 @@ def parallel_world(engine: EngineConfig, parallel: ParallelConfig) -> Iterator[W
 
 @contextmanager
 def imagined_world(parallel: ParallelConfig, *, rank: int, size: int, backend: str = "fake") -> Iterator[World]:
-    """Rank `rank` of a job of `size` ranks in this process alone, on the `meta` device: collectives do nothing.
+    """Rank `rank` of a job of `size` ranks in this process only, on the `meta` device: collectives do nothing.
 
     backend: torch's `fake`, or one that tests register (tests/planning/communications.py).
     """
@@ -148,9 +148,9 @@ def _split(rank: int, size: int, device: torch.device, parallel: ParallelConfig,
 
 
 def seed_dropout(seed: int, step: int, world: World) -> None:
-    """Random states of a step: a function of (seed, step, position of the rank) alone, so a resumed run repeats them.
+    """Random states of a step: a pure function of (seed, step, position of the rank), so a resumed run repeats them.
 
-    Tensor-parallel ranks share one state for what they replicate and have each another for what they split.
+    Tensor-parallel ranks share one state for what they replicate and have different ones for what they split.
     """
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -171,10 +171,10 @@ def _leave() -> None:
 
 
 def _store_of_this_start(timeout: datetime.timedelta) -> torch.distributed.Store | None:
-    """torchrun's store with a prefix for each restart of one node; None elsewhere.
+    """torchrun's store on one node, with a prefix for each restart; None elsewhere.
 
-    torchrun keeps its store from one start to the next, and gloo would look for ranks at the addresses of dead ones.
-    The nodes of a larger job count their restarts apart: launch/torchrun.sh makes torchrun open a new store each time.
+    torchrun keeps its store over restarts, and gloo would look for ranks at the addresses of dead ones. The nodes of a
+    larger job count restarts separately: launch/torchrun.sh makes torchrun open a new store each time.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         return None
@@ -183,7 +183,7 @@ def _store_of_this_start(timeout: datetime.timedelta) -> torch.distributed.Store
 
 
 def _init_method(size: int) -> str:
-    """A file for a lone process (no port to collide on), else the address that the launcher gave."""
+    """A file for a single process (no port that could be taken), else the launcher's address."""
     if STORE in os.environ:
         return f"file://{os.environ[STORE]}"
     if size == 1:

@@ -1,7 +1,12 @@
-"""Gradient buffers, AdamW and the learning-rate schedule: megatron-core's own, built from TrainConfig."""
+"""Gradient buffers, AdamW and the learning-rate schedule: megatron-core's own, built from the config.
+
+In:  model parts as megatron modules, Config.
+Out: the parts in data-parallel gradient buffers, the distributed optimizer, its scheduler; their state for checkpoints.
+Errors of megatron 0.16 are fixed here; the docstring of each fix names the error.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,8 +24,8 @@ from megadna.log import get_logger
 log = get_logger(__name__)
 
 
-def wrap_model(model: MegatronModule, config: Config, *, is_first_chunk: bool = True) -> DistributedDataParallel:
-    """bf16 weights where asked, and megatron's data-parallel gradient buffers in fp32 around the model.
+def wrap_model(model: MegatronModule, config: Config, *, is_first_part: bool = True) -> DistributedDataParallel:
+    """The model in the precision of the config, inside megatron's data-parallel gradient buffers (fp32).
 
     Gradients are summed, not averaged: the loss is a sum over tokens, divided once by the global sum of weights.
     """
@@ -35,7 +40,7 @@ def wrap_model(model: MegatronModule, config: Config, *, is_first_chunk: bool = 
             average_in_collective=False,
         ),
         module=to_precision(model, config),
-        disable_bucketing=not is_first_chunk,  # the other chunks of an interleaved stage have time enough, as upstream
+        disable_bucketing=not is_first_part,  # as upstream: later parts of an interleaved stage have time to overlap
     )
 
 
@@ -44,7 +49,7 @@ def to_precision(model: MegatronModule, config: Config) -> torch.nn.Module:
     return model if config.engine.precision == "fp32" else Float16Module(model.config, model)
 
 
-def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
+def build_optimizer(model_parts: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
     """Distributed AdamW with fp32 master weights; no decay on biases and norms (megatron's standard rule)."""
     train = config.train
     optimizer = get_megatron_optimizer(
@@ -59,19 +64,18 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
             clip_grad=train.clip_grad,
             bf16=config.engine.precision == "bf16",
             fp16=config.engine.precision == "fp16",
-            params_dtype=chunks[0].config.params_dtype,
+            params_dtype=model_parts[0].config.params_dtype,
             initial_loss_scale=2.0**16,  # megatron's 2**32 overflows in every one of the first 17 steps
             use_distributed_optimizer=True,
             overlap_param_gather=config.parallel.overlap_param_gather,
         ),
-        chunks,
+        model_parts,
         use_gloo_process_groups=False,
     )
     kinds = {type(part.optimizer) for part in _parts(optimizer)}
     log.info("optimizer: %s", ", ".join(f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in kinds))
     for part in _parts(optimizer):
-        part.get_parameter_state_dp_reshardable = partial(_buffer_states, part.get_parameter_state_dp_reshardable)
-        if isinstance(part.optimizer, torch.optim.AdamW):  # apex and Transformer Engine bring fused ones of their own
+        if isinstance(part.optimizer, torch.optim.AdamW):  # apex and Transformer Engine have fused ones of their own
             for group in part.optimizer.param_groups:
                 group["fused"] = True
             part._set_main_param_and_optimizer_states = partial(
@@ -81,13 +85,13 @@ def build_optimizer(chunks: list[DistributedDataParallel], config: Config) -> Me
 
 
 @contextmanager
-def _padding_counted(chunks: list[DistributedDataParallel]) -> Iterator[None]:
-    """Let the reshardable format lay out a gradient buffer as the buffer itself is, padding between buckets included.
+def _padding_counted(model_parts: list[DistributedDataParallel]) -> Iterator[None]:
+    """Make the reshardable format lay out a gradient buffer as the buffer itself is, padding between buckets included.
 
-    megatron 0.16 drops that padding from what it gathers, and then reads each parameter at its padded place: everything
-    behind the first of several buckets (tied embeddings of a pipeline stage, overlap_grad_reduce) was saved wrong.
+    megatron 0.16 drops that padding from what it gathers, and then reads each parameter at its padded offset: all after
+    the first of several buckets (tied embeddings of a pipeline stage, overlap_grad_reduce) was saved wrong.
     """
-    buffers = [buffer for chunk in chunks for buffer in chunk.buffers]
+    buffers = [buffer for part in model_parts for buffer in part.buffers]
     buckets = [bucket for buffer in buffers for bucket in buffer.buckets]
     before = [part.numel_unpadded for part in (*buffers, *buckets)]
     for buffer in buffers:
@@ -103,58 +107,34 @@ def _padding_counted(chunks: list[DistributedDataParallel]) -> Iterator[None]:
 
 def optimizer_shards(
     optimizer: MegatronOptimizer,
-    chunks: list[DistributedDataParallel],
+    model_parts: list[DistributedDataParallel],
     model: dict[str, Any],
-    optimizer_format: str,
     metadata: dict[str, Any],
     *,
     is_loading: bool,
 ) -> dict[str, Any]:
-    """megatron's sharded state of the optimizer.
+    """megatron's sharded state of the optimizer, gathered over the data-parallel ranks so that any layout loads it.
 
-    `reshardable` gathers it over the data-parallel ranks and names it by the sharded weights `model`: any layout loads
-    it. `fast` takes the optimizer's buffers as they are: nothing is sent, and only the number of data-parallel ranks
-    may change.
+    Its tensors are named after those of `model`, the sharded weights.
     """
-    sharding = {"reshardable": "fully_reshardable", "fast": "dp_reshardable"}[optimizer_format]
-    metadata = {**metadata, "distrib_optim_sharding_type": sharding}
-    with _padding_counted(chunks) if optimizer_format == "reshardable" else nullcontext():
+    metadata = {**metadata, "distrib_optim_sharding_type": "fully_reshardable"}
+    with _padding_counted(model_parts):
         sharded: dict[str, Any] = optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
-    for key in ("per_bucket_numel", "per_bucket_numel_unpadded"):  # pickles, of what the shapes say anyway
-        sharded["param_state"].pop(key, None)
-    # `fast`: a bucket of which a rank holds padding alone has no tensor, and lists of buckets would lose their places.
-    for buffer in (part for key, part in sharded["param_state"].items() if isinstance(key, int)):
-        buffer.update({dtype: dict(enumerate(buckets)) for dtype, buckets in buffer.items() if type(buckets) is list})
-    # And it would pickle the parameter groups of each stage, which differ in nothing that is loaded (load_optimizer).
+    # megatron would pickle the parameter groups of each stage, of which load_optimizer needs only `step`.
     return {key: part.data if isinstance(part, ShardedObject) else part for key, part in sharded.items()}
 
 
 def reload_master_weights(optimizer: MegatronOptimizer, weights: list[dict[str, Any]]) -> None:
-    """Set the master weights from state dicts of the model chunks, in the precision of those."""
-    several = {f"model{number}": chunk for number, chunk in enumerate(weights)}
+    """Set the master weights from state dicts of the model parts, in the precision of these."""
+    several = {f"model{number}": part for number, part in enumerate(weights)}
     optimizer.reload_model_params(weights[0] if len(weights) == 1 else several)
-
-
-def _buffer_states(original: Callable) -> dict[Any, Any]:
-    """megatron's optimizer buffers, where a rank may hold nothing but the padding of a small bucket.
-
-    So it is with 16 output biases in a bucket of their own (pipeline stages with tied embeddings) on two data-parallel
-    ranks; megatron 0.16 asserts that it is not.
-    """
-    state: dict[Any, Any] = original()
-    for buffer in (state[key] for key in state if isinstance(key, int)):
-        for bucket in (bucket for buckets in buffer.values() for bucket in buckets):
-            if not bucket:
-                bucket.append({"gbuf_local_start": 0, "gbuf_local_end": 0, "padding": True})
-    return state
 
 
 def _set_states(part: DistributedOptimizer, original: Callable, parameter: Any, tensors: dict[str, Any]) -> None:
     """megatron's setter for a checkpoint's master weight and moments, around torch AdamW.
 
-    torch keeps `step` per parameter, and megatron 0.16 looks for it among the loaded tensors, where its own save leaves
-    it out or (`fast`) puts the one of before loading: it stands in the parameter group. The current value, already
-    restored from there, is handed back.
+    torch keeps `step` per parameter; megatron 0.16 looks for it among the loaded tensors, but saves it in the parameter
+    group. The current value, already restored from there, is passed on.
     """
     current = part._get_main_param_and_optimizer_states(parameter)
     original(parameter, {**current, **tensors, **{key: current[key] for key in ("step",) if key in current}})
@@ -175,44 +155,40 @@ def apply_gradients(optimizer: MegatronOptimizer, grad_norm: float) -> None:
     optimizer.step_with_ready_grads()
 
 
-def gather_weights(chunks: Iterable[torch.nn.Module]) -> None:
-    """Hand the updated weights to every rank now, where parallel.overlap_param_gather leaves it to the next step."""
-    for chunk in chunks:
-        if isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather:
-            chunk.start_param_sync(force_sync=True)
+def gather_weights(model_parts: Iterable[torch.nn.Module]) -> None:
+    """Send the updated weights to every rank now, which parallel.overlap_param_gather postpones to the next step."""
+    for part in model_parts:
+        if isinstance(part, DistributedDataParallel) and part.ddp_config.overlap_param_gather:
+            part.start_param_sync(force_sync=True)
 
 
 def build_scheduler(optimizer: MegatronOptimizer, train: TrainConfig) -> OptimizerParamScheduler:
-    """Linear warm-up, then train.schedule; megatron's steps are samples here, as in the rest of a run."""
-    end = train.samples_after(train.steps if train.decay_steps is None else train.decay_steps)
-    end_decay = train.weight_decay if train.end_weight_decay is None else train.end_weight_decay
+    """Linear warm-up, then train.schedule; what megatron counts as steps are samples here, as everywhere in a run."""
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=train.lr,
         min_lr=train.min_lr,
         lr_warmup_steps=train.samples_of_warmup,
-        lr_decay_steps=end,
-        lr_decay_style={"wsd": "WSD", "inverse_sqrt": "inverse-square-root"}.get(train.schedule, train.schedule),
-        wsd_decay_steps=train.wsd_decay_steps * train.global_batch_size,
-        lr_wsd_decay_style=train.wsd_decay,
+        lr_decay_steps=train.samples_after(train.end_of_decay),
+        lr_decay_style=train.schedule,
         start_wd=train.weight_decay,
-        end_wd=end_decay,
+        end_wd=train.weight_decay,
         wd_incr_steps=train.samples_after(train.steps),
-        wd_incr_style="constant" if end_decay == train.weight_decay else train.weight_decay_schedule,
+        wd_incr_style="constant",
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,  # a resumed run follows its config, and logs what that changes
     )
 
 
 def follow_schedule(scheduler: OptimizerParamScheduler, consumed_samples: int) -> None:
-    """Set learning rate and weight decay of the step that follows `consumed_samples`."""
+    """Set the learning rate of the step that follows `consumed_samples`."""
     scheduler.num_steps = consumed_samples
     scheduler.step(increment=0)
 
 
 def allocate_moments(optimizer: MegatronOptimizer) -> None:
-    """Allocate Adam's moments and its `step` where there are none yet: before the first step, or before loading.
+    """Allocate Adam's moments and its `step` if there are none yet: before the first step, or before loading.
 
     megatron 0.16 allocates the moments itself but forgets torch AdamW's per-parameter `step`, and then fails on it.
     """
@@ -231,7 +207,7 @@ def allocate_moments(optimizer: MegatronOptimizer) -> None:
 def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
     """Restore master weights, moments and step; rates, decays and betas stay those of the config.
 
-    megatron hands one `step` tensor to all parameters, which torch's fused AdamW would then count up once for each.
+    megatron gives all parameters one `step` tensor, which torch's fused AdamW would then increment once for each.
     """
     parts = _parts(optimizer)
     ours = [[_hyperparameters(group) for group in part.optimizer.param_groups] for part in parts]

@@ -1,34 +1,25 @@
-"""Which attention backend runs here: what is installed, what the device and the precision allow.
-
-flash-attn and Transformer Engine are used where installed and never required.
-
-Attention with dropout of its weights on a CPU, where torch's flash kernel takes none and S x S scores fill memory.
-
-Blocks of queries against all keys, in the cache; the backward pass computes weights and dropped places again. With
-W = softmax(q k^T / sqrt(d)), M the kept places over the kept share and O = (W * M) v (arXiv:2205.14135, appendix B):
-dv = (W * M)^T dO, dW = (dO v^T) * M, ds = W * (dW - sum(dO * O)), dq = ds k / sqrt(d), dk = ds^T q / sqrt(d).
-
-Shapes: B batch, N heads, G key-value heads, A = B x N, S sequence, D head dimension, Q queries of a block.
-
-Core attention for megatron's SelfAttention: softmax(q k^T / sqrt(d)) v, bidirectional.
+"""Core attention for megatron's SelfAttention, bidirectional: softmax(q k^T / sqrt(d)) v; which backend runs where.
 
 In:  query [S, B, N, D], key and value [S, B, G, D]; segments None (every row is one full sequence) or the cumulative
-     lengths of the sequences that lie end to end in the B x S tokens. A sequence sees itself alone; padding behind a
-     row is a sequence of its own. Under context parallelism S is this rank's part of the rows: keys and values of the
-     other parts are gathered, and segments count the queries of the part and the keys of the whole.
+     lengths of the sequences laid end to end in the B x S tokens. A sequence sees only itself; padding after a row is a
+     sequence of its own. Under context parallelism S is this rank's part of the rows: keys and values of the other
+     parts are gathered, and segments count the queries of the part and the keys of the whole.
 Out: context [S, B, N * D].
 Shapes: S sequence, B batch, N heads and G key-value heads of this tensor-parallel rank, D head dimension, T = B * S.
 
     eager               the formula written out, S x S in memory: the reference
-    sdpa                torch: flash kernels on CPU and GPU; segments run in one kernel on a GPU in bf16, else in a loop
-    flash_attn          the package flash-attn: GPU, bf16
-    transformer_engine  the package Transformer Engine: GPU, bf16
+    sdpa                torch: flash kernels on CPU and GPU (on a CPU with dropout: S x S in memory); segments run in
+                        one kernel on a GPU in bf16, else in a loop
+    flash_attn          the package flash-attn: GPU, bf16 and fp16
+    transformer_engine  the package Transformer Engine: GPU, bf16 and fp16
+
+The packages are used if they are installed and never required.
 """
 
 import functools
 import importlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -47,11 +38,11 @@ from megadna.errors import UserError
 HALF = (torch.bfloat16, torch.float16)
 MODULES = {"flash_attn": "flash_attn", "transformer_engine": "transformer_engine.pytorch"}
 LARGEST_HEAD = 256
-"""Head dimension beyond which the packages' kernels do not go."""
+"""Largest head dimension of the packages' kernels."""
 
 
 def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
-    """`wanted`, or what `auto` picks: flash_attn where it runs, else sdpa. UserError that says why it cannot run."""
+    """`wanted`, or what `auto` picks: flash_attn if it runs, else sdpa. UserError that says why it cannot run."""
     if wanted == "auto":
         return "sdpa" if _obstacle("flash_attn", device, dtype, head_size) else "flash_attn"
     if obstacle := _obstacle(wanted, device, dtype, head_size):
@@ -60,13 +51,13 @@ def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, head_s
 
 
 def load_backend(module: str) -> ModuleType:
-    """The package of a backend; ImportError where it is not installed."""
+    """The package of a backend; ImportError if it is not installed."""
     return importlib.import_module(module)
 
 
 @functools.cache
 def load_varlen_attn() -> Callable[..., Any] | None:
-    """torch's variable-length kernel; None before torch 2.10. Imported on a GPU alone: it loads torch's compiler."""
+    """torch's variable-length kernel; None before torch 2.10. Imported on a GPU only: it loads torch's compiler."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -88,67 +79,6 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, head_size:
     except ImportError as error:
         return f"{MODULES[backend]} cannot be imported ({error})"
     return None
-
-
-BLOCK = 512
-LEVELS = 1 << 16
-"""A place is dropped by 16 random bits: the probability is within 1 / 131,072 of the one asked for."""
-
-
-def dropout_attention(query_BNSD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, dropout: float) -> Tensor:
-    """Context [B, N, S, D] in the inputs' type, computed in fp32; each of the G groups serves N / G heads."""
-    heads = query_BNSD.shape[1] // key_BGSD.shape[1]
-    key_BNSD, value_BNSD = (x.repeat_interleave(heads, dim=1) for x in (key_BGSD, value_BGSD))
-    inputs = (x.float().flatten(0, 1) for x in (query_BNSD, key_BNSD, value_BNSD))
-    return DropoutAttention.apply(*inputs, dropout).view_as(query_BNSD).to(query_BNSD.dtype)
-
-
-class DropoutAttention(torch.autograd.Function):
-    """Context [A, S, D] of query, key and value [A, S, D]; dropout is the probability that a weight is dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, query_ASD: Tensor, key_ASD: Tensor, value_ASD: Tensor, dropout: float) -> Tensor:
-        """Draws one number from torch's generator; the dropped positions follow from it."""
-        ctx.dropped = min(round(dropout * LEVELS), LEVELS - 1)
-        ctx.seed = int(torch.randint(1 << 62, ()))
-        scaled_ASD, context_ASD = query_ASD * query_ASD.shape[-1] ** -0.5, torch.empty_like(query_ASD)
-        for head, rows, weights_QS, kept_QS in _blocks(scaled_ASD, key_ASD, ctx.dropped, ctx.seed):
-            context_ASD[head, rows] = weights_QS.mul_(kept_QS) @ value_ASD[head]
-        context_ASD *= LEVELS / (LEVELS - ctx.dropped)
-        ctx.save_for_backward(scaled_ASD, key_ASD, value_ASD, context_ASD)
-        return context_ASD
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Gradients of query, key and value."""
-        scaled_ASD, key_ASD, value_ASD, context_ASD = ctx.saved_tensors
-        sums_AS1 = (gradients[0] * context_ASD).sum(-1, keepdim=True)
-        grad_ASD = gradients[0] * (LEVELS / (LEVELS - ctx.dropped))
-        query_grad, key_grad, value_grad = (torch.zeros_like(x) for x in (scaled_ASD, key_ASD, value_ASD))
-        for head, rows, weights_QS, kept_QS in _blocks(scaled_ASD, key_ASD, ctx.dropped, ctx.seed):
-            grad_QD = grad_ASD[head, rows]
-            scores_QS = (grad_QD @ value_ASD[head].T).mul_(kept_QS)
-            scores_QS.sub_(sums_AS1[head, rows]).mul_(weights_QS)
-            value_grad[head].addmm_(weights_QS.mul_(kept_QS).T, grad_QD)
-            query_grad[head, rows] = scores_QS @ key_ASD[head]
-            key_grad[head].addmm_(scores_QS.T, scaled_ASD[head, rows])
-        return query_grad.mul_(query_grad.shape[-1] ** -0.5), key_grad, value_grad, None
-
-
-def _blocks(
-    scaled_ASD: Tensor, key_ASD: Tensor, dropped: int, seed: int
-) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-    """Head, queries, their weights, and 1 where a weight is kept, else 0; the same at each call."""
-    generator = torch.Generator().manual_seed(seed)
-    for head in range(len(scaled_ASD)):
-        for start in range(0, scaled_ASD.shape[1], BLOCK):
-            rows = slice(start, start + BLOCK)
-            weights_QS = (scaled_ASD[head, rows] @ key_ASD[head].T).softmax(-1)
-            count = weights_QS.numel()
-            words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
-            # int16 compared in place and then widened: bool masks take torch's CPU kernels five times as long.
-            kept_QS = words.view(torch.int16)[:count].ge_(dropped - LEVELS // 2).view_as(weights_QS)
-            yield head, rows, weights_QS, kept_QS.to(weights_QS.dtype)
 
 
 class CoreAttention(torch.nn.Module):
@@ -212,9 +142,7 @@ def _dense(inputs: Iterable[Tensor], dropout: float) -> Tensor:
     query, key, value = inputs
     dtype = query.dtype
     if query.is_cpu:
-        if dropout:
-            return dropout_attention(query, key, value, dropout)
-        # The tokens of sequence-first rows lie a batch apart, which costs the kernel more than copies do.
+        # In sequence-first rows neighbouring tokens are a batch apart, which costs the kernel more than a copy.
         query, key, value = widened(query.contiguous(), key.contiguous(), value.contiguous())
     grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(query, key, value, dropout_p=dropout, enable_gqa=grouped).to(dtype)
@@ -256,9 +184,9 @@ def eager(
 
 
 class TransformerEngineAttention:
-    """Transformer Engine's DotProductAttention; it picks among cuDNN's and flash-attn's kernels by itself.
+    """Transformer Engine's DotProductAttention, which picks among cuDNN's and flash-attn's kernels itself.
 
-    No torch module, so that the state Transformer Engine keeps never becomes a key of a checkpoint.
+    Not a torch module, so that Transformer Engine's state never becomes a key of a checkpoint.
     """
 
     def __init__(self, config: TransformerConfig, layer_number: int) -> None:
@@ -276,7 +204,7 @@ class TransformerEngineAttention:
         self, query: Tensor, key: Tensor, value: Tensor, segments: PackedSeqParams | None, dropout: float
     ) -> Tensor:
         """Context [S, B, N, D] of query [S, B, N, D], key and value [S, B, G, D]."""
-        # Only in training does it keep what a backward pass needs; recomputation runs a first pass without gradients.
+        # It keeps what the backward pass needs only in training; recomputation runs a first pass without gradients.
         self.kernel.train(dropout > 0 or torch.is_grad_enabled())
         if segments is None:
             return self.kernel(query, key, value, qkv_format="sbhd").unflatten(-1, query.shape[2:])

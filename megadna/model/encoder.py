@@ -1,18 +1,17 @@
-"""Token embedding, with BERT's learned positions, token types and norm where the model has them.
+"""The DNA encoder: a masked language model made of megatron-core parts.
 
-Split over the tensor-parallel ranks by vocabulary; positions and token types are replicated. Under sequence parallelism
-each rank keeps its part of the sequence.
-
-Shapes: B batch, S sequence, H hidden, V vocabulary with padding rows, P positions, T token types.
-
-The DNA encoder: a masked language model made of megatron-core parts.
+In:  a Config, the size of the vocabulary, which pipeline stage this rank holds.
+Out: the stage with its initial weights; called on tokens, logits on the last stage.
 
 Embeddings -> TransformerBlock -> dense, GELU, norm -> decoder tied to the embedding + bias. By ModelConfig: the
 modern one (pre-LN, RoPE, SwiGLU, final LayerNorm: AIDO.DNA, doi:10.1101/2024.12.01.625444) and the original BERT
 (post-LN, learned positions, token types, GELU: DNABERT, doi:10.1093/bioinformatics/btab083).
 
-Shapes: B batch, S sequence, H hidden, V vocabulary with its padding (of this tensor-parallel rank), D head dimension,
-M predicted tokens.
+The token embedding is split over the tensor-parallel ranks by vocabulary; positions and token types are replicated.
+Under sequence parallelism each rank keeps its part of the sequence.
+
+Shapes: B batch, S sequence, H hidden, V vocabulary with its padding (of this tensor-parallel rank), P positions,
+T token types, D head dimension, M predicted tokens.
 """
 
 from contextlib import nullcontext
@@ -39,12 +38,12 @@ log = get_logger(__name__)
 
 
 class DnaEmbedding(MegatronModule):
-    """word_embeddings [V, H]; position_embeddings [P, H], tokentype_embeddings [T, H] and norm where configured."""
+    """word_embeddings [V, H]; position_embeddings [P, H], tokentype_embeddings [T, H] and norm if configured."""
 
     def __init__(self, config: TransformerConfig, model: ModelConfig, padded_vocab_size: int) -> None:
         super().__init__(config=config)
         self.learned_positions, self.has_types = model.positions == "learned", model.token_types > 0
-        # Words alone can be summed over the ranks straight into each rank's part of the sequence.
+        # Without other tables the sum over the ranks can be scattered at once to each rank's part of the sequence.
         self.scatters = config.sequence_parallel and not (self.learned_positions or self.has_types)
         self.word_embeddings = tensor_parallel.VocabParallelEmbedding(
             padded_vocab_size,
@@ -82,7 +81,7 @@ class DnaEmbedding(MegatronModule):
             hidden = hidden.transpose(0, 1).contiguous()
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden).clone()
-        # Ranks that hold parts of the sequence must drop different places, replicas the same ones.
+        # Ranks that hold parts of the sequence must drop different elements, replicas the same ones.
         fork = tensor_parallel.get_cuda_rng_tracker().fork if self.config.sequence_parallel else nullcontext
         with fork():
             return self.dropout(self.norm(hidden))
@@ -90,7 +89,7 @@ class DnaEmbedding(MegatronModule):
     def _words(self, tokens_BS: Tensor) -> Tensor:
         weight_VH = self.word_embeddings.weight
         if weight_VH.is_cpu and weight_VH.dtype != torch.float32:
-            # torch's CPU kernel adds up the gradient of a row over all its tokens in bf16, which stops growing.
+            # torch's CPU kernel accumulates the gradient of a row over its tokens in bf16, where a sum stops growing.
             full = {"weight": weight_VH.float()}
             return torch.func.functional_call(self.word_embeddings, full, (tokens_BS,)).to(weight_VH.dtype)
         return self.word_embeddings(tokens_BS)
@@ -113,7 +112,7 @@ class MaskedLanguageModelHead(MegatronModule):
 
 
 class DnaEncoder(LanguageModule):
-    """One pipeline stage of the encoder; the whole of it where there is one stage."""
+    """One pipeline stage of the encoder; all of it if there is one stage."""
 
     def __init__(
         self,
@@ -178,9 +177,9 @@ class DnaEncoder(LanguageModule):
     ) -> Tensor:
         """Logits [S, B, V] in fp32 on the last stage, hidden states [S, B, H] before it.
 
-        segments: None where every row is one full sequence, else train/step.py.
-        positions_BS: int64, place of each token in its sequence; None: every row counts from 0.
-        rows_M: int64, places in this rank's S x B tokens: logits [M, 1, V] of these alone. Under sequence parallelism
+        segments: None if every row is one full sequence, else train/step.py.
+        positions_BS: int64, position of each token in its sequence; None: every row counts from 0.
+        rows_M: int64, offsets in this rank's S x B tokens: logits [M, 1, V] of these only. Under sequence parallelism
         every tensor-parallel rank names M of its own part, and the logits are of all of them.
         """
         hidden_SBH = self.embedding(tokens_BS, positions_BS) if self.pre_process else None
@@ -201,7 +200,7 @@ class DnaEncoder(LanguageModule):
     def _angles(self, length: int, positions_BS: Tensor | None) -> Tensor | None:
         """Rotary angles [S, 1, 1, D] of this rank's part of the rows, or [S, B, 1, D] of the given positions.
 
-        Context-parallel ranks hold consecutive parts; megatron's own slices pair both ends, for causal attention.
+        Context-parallel ranks hold consecutive parts; megatron's slices pair both ends, to balance causal attention.
         """
         if self.rotary_pos_emb is None:
             return None
@@ -221,9 +220,9 @@ def build_encoder(
     post_process: bool = True,
     vp_stage: int | None = None,
 ) -> DnaEncoder:
-    """The pipeline stage of this rank (its model chunk `vp_stage`) with its initial weights, on `device`.
+    """The pipeline stage of this rank (its model part `vp_stage`) with its initial weights, on `device`.
 
-    On the `meta` device nothing is allocated and nothing filled. UserError where the attention backend cannot run.
+    On the `meta` device nothing is allocated or filled. UserError if the attention backend cannot run.
     """
     transformer_config = to_transformer_config(config, device)
     backend = choose_backend(
@@ -242,7 +241,7 @@ def build_encoder(
             post_process=post_process,
             vp_stage=vp_stage,
         )
-    if not is_meta:  # there `to` would make new parameters, without megatron's marks
+    if not is_meta:  # there `to` would create new parameters, without megatron's attributes
         model.to(device)
     mark_split_weights(model)
     if not is_meta:

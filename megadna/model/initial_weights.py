@@ -1,12 +1,11 @@
-"""The weights of a model under global names: what initial weights, checkpoints and exports agree on.
+"""The weights of a model under global names, which initial weights, checkpoints and exports share; initial values.
 
-A name ("encoder.layers.3.mlp.linear_fc1.weight") and a tensor's full shape depend on the architecture alone, never on
-the layout or on which optional kernels are installed.
+In:  a model part of any layout.
+Out: its shards by global name and offset; the weights filled as a pure function of (seed, name).
 
-Initial weights as a pure function of (seed, global parameter name), the same numbers under every layout.
-
-Each rank draws the full tensor of a name and copies its own shard out of it, so that tensor, pipeline and data parallel
-runs all start from one model. Scheme:
+A name ("encoder.layers.3.mlp.linear_fc1.weight") and a tensor's full shape depend on the architecture only, never on
+the layout or on the optional kernels that are installed. Each rank draws the full tensor of a name and copies its own
+shard out of it, so that tensor, pipeline and data parallel runs all start from one model:
 
     biases                          0
     norm weights                    1
@@ -31,7 +30,7 @@ from megadna.config import Config, ModelConfig
 from megadna.model.layers import ColumnWithBias
 
 SHARDING_METADATA = {"non_homogeneous_layers": True, "singleton_local_shards": False}
-"""One key a layer, so that keys are names and do not depend on the pipeline split."""
+"""One key per layer, so that keys are names and do not depend on the pipeline split."""
 
 
 def sharded_weights(model: MegatronModule, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -77,13 +76,13 @@ def mark_split_weights(model: MegatronModule) -> None:
 
 @torch.no_grad()
 def fill_initial_weights(model: MegatronModule, config: Config) -> None:
-    """Write the initial weights into `model` in place."""
+    """Write the initial weights into `model`."""
     for shard in shards(model):
         full = initial_tensor(shard.key, tuple(shard.global_shape), config)
-        window = tuple(
+        part = tuple(
             slice(offset, offset + size) for offset, size in zip(shard.global_offset, shard.local_shape, strict=True)
         )
-        shard.data.copy_(torch.from_numpy(np.ascontiguousarray(full[window])))
+        shard.data.copy_(torch.from_numpy(np.ascontiguousarray(full[part])))
 
 
 def initial_tensor(name: str, shape: tuple[int, ...], config: Config) -> np.ndarray:

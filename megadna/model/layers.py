@@ -1,15 +1,15 @@
-"""Norms for megatron layers: torch's, by apex's fused kernels on a GPU where they are installed and run.
+"""The transformer layer: ModelConfig and ParallelConfig -> megatron-core's TransformerConfig and layer specs.
 
-megatron-core's torch norm refuses sequence parallelism; here the parameters carry the mark by which megatron sums their
-gradients over the tensor-parallel ranks, each of which sees a part of the sequence. A kernel is a function of them, so
-that no name of a tensor depends on it.
+In:  a Config, a device.
+Out: TransformerConfig; the submodules from which megatron builds this rank's layers.
 
-What megatron's layers lack: the post-LN layer of the original BERT, and a linear layer that adds its bias itself.
+What megatron lacks is here: norms that run under sequence parallelism (its torch norm refuses it), with the mark by
+which megatron sums their gradients over the tensor-parallel ranks, each of which sees a part of the sequence; apex's
+fused kernels are used on a GPU if they run, as functions of the same parameters, so that no tensor's name depends on
+them. The post-LN layer of the original BERT, x = LN(x + attention(x)), then x = LN(x + feed-forward(x))
+(arXiv:1706.03762, section 3.1). A linear layer that adds its bias itself.
 
-x = LN(x + attention(x)), then x = LN(x + feed-forward(x)) (arXiv:1706.03762, section 3.1); megatron has pre-LN.
 Shapes: S sequence, B batch, H hidden, F feed-forward width.
-
-ModelConfig + ParallelConfig -> megatron-core's TransformerConfig and the layer it builds from it.
 """
 
 import functools
@@ -39,7 +39,7 @@ log = get_logger(__name__)
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """torch's LayerNorm under the constructor that megatron's layer specs call."""
+    """torch's LayerNorm with the constructor that megatron's layer specs call."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
@@ -51,15 +51,15 @@ class LayerNorm(torch.nn.LayerNorm):
         if self.kernel:
             return self.kernel(input, self.weight, self.bias, self.normalized_shape, self.eps)
         if input.is_cpu and input.dtype != torch.float32 and torch.is_grad_enabled():
-            # torch's CPU kernel adds up the gradients of weight and bias over all tokens in bf16, which stops growing;
-            # a plain sum runs in fp32.
+            # torch's CPU kernel accumulates the gradients of weight and bias over all tokens in bf16, where a sum stops
+            # growing; a plain sum runs in fp32.
             plain = torch.nn.functional.layer_norm(input, self.normalized_shape, eps=self.eps)
             return torch.addcmul(self.bias, plain, self.weight)
         return super().forward(input)
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm (arXiv:1910.07467) under the same constructor; a weight, no bias."""
+    """torch's RMSNorm (arXiv:1910.07467) with the same constructor; a weight, no bias."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
@@ -75,12 +75,12 @@ class RMSNorm(torch.nn.RMSNorm):
 
 @functools.cache
 def apex_kernel(name: str, device: str) -> Callable[..., Tensor] | None:
-    """apex's function of that name where it runs on `device`; None without NVIDIA's apex (on PyPI: another package)."""
+    """apex's function of that name if it runs on `device`; None without NVIDIA's apex (PyPI's is another package)."""
     try:
         kernel: Callable[..., Tensor] = getattr(importlib.import_module("apex.normalization.fused_layer_norm"), name)
         ones = [torch.ones(8, device=device)] * (3 if name == "fused_layer_norm_affine" else 2)
         kernel(*ones, (8,), 1e-5)
-    except Exception as error:  # absent, another package, or built without its CUDA part: that shows at the first call
+    except Exception as error:  # absent, another package, or built without CUDA, which shows at the first call
         log.info("norms: torch (no apex here: %s)", error)
         return None
     log.info("norms: apex %s", name)
@@ -88,7 +88,7 @@ def apex_kernel(name: str, device: str) -> Callable[..., Tensor] | None:
 
 
 def norm_class(config: TransformerConfig) -> type[LayerNorm] | type[RMSNorm]:
-    """The kind of norm that the config asks for."""
+    """The norm of the config."""
     return RMSNorm if config.normalization == "RMSNorm" else LayerNorm
 
 
@@ -98,20 +98,20 @@ def _mark(norm: torch.nn.Module, config: TransformerConfig) -> None:
 
 
 class ColumnWithBias(ColumnParallelLinear):
-    """megatron's layer, its bias added at once: where no kernel fuses bias and activation that saves a pass."""
+    """megatron's layer, but it adds its bias itself: one pass less if no kernel fuses bias and activation."""
 
     def __init__(self, *args: Any, skip_bias_add: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, skip_bias_add=False, **kwargs)
 
 
 def swiglu(gate_up_SB2F: Tensor) -> Tensor:
-    """silu(gate) * up [S, B, F] (arXiv:2002.05202): megatron's, without the passes that only a compiler takes out."""
+    """silu(gate) * up [S, B, F] (arXiv:2002.05202): megatron's without the passes that only a compiler removes."""
     gate_SBF, up_SBF = gate_up_SB2F.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate_SBF) * up_SBF
 
 
 class PostNormLayer(TransformerLayer):
-    """megatron's layer without norms before its branches, and with one after each residual sum."""
+    """megatron's layer without norms before its branches, with one after each residual sum."""
 
     def __init__(
         self, config: TransformerConfig, submodules: TransformerLayerSubmodules, layer_number: int = 1, **kwargs: Any
@@ -129,7 +129,7 @@ class PostNormLayer(TransformerLayer):
 
 
 def to_transformer_config(config: Config, device: torch.device) -> TransformerConfig:
-    """megatron-core's configuration of the encoder; dropout, norms and activation as ModelConfig states them."""
+    """megatron-core's configuration of the encoder; dropout, norms and activation by ModelConfig."""
     model = config.model
     dtype = weight_dtype(config)
     return TransformerConfig(
@@ -186,7 +186,7 @@ def _layout_options(config: Config) -> dict[str, Any]:
         options["pipeline_model_parallel_layout"][-1].append("loss")
     if parallel.virtual_pipeline > 1:
         options["virtual_pipeline_model_parallel_size"] = parallel.virtual_pipeline
-        # Batched messages of two stages would be mixed up: several travel between the same two ranks at once.
+        # Batched, the messages of two stages would be mixed up: several are under way between the same two ranks.
         options.update(overlap_p2p_comm=True, batch_p2p_comm=False)
     if parallel.recompute != "none":
         options["recompute_granularity"] = parallel.recompute
@@ -199,7 +199,7 @@ def _layout_options(config: Config) -> dict[str, Any]:
 def block_submodules(
     transformer_config: TransformerConfig, model: ModelConfig, backend: str, vp_stage: int | None = None
 ) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage (of its chunk `vp_stage`) and the final norm, which a post-LN model lacks."""
+    """The layers of this pipeline stage (of its model part `vp_stage`) and the final norm, absent in post-LN models."""
     norm = norm_class(transformer_config)
     before = norm if model.norm_placement == "pre" else IdentityOp
     head_norm = norm if model.qk_norm else IdentityOp

@@ -71,8 +71,7 @@ def _rank(rank: int, num_ranks: int, folder: str, parent: int) -> None:
     from megadna.data.batch import IGNORE_INDEX, Batch
     from megadna.engine.distributed import parallel_world
     from megadna.log import setup_logging
-    from megadna.train.state import build_state
-    from megadna.train.step import train_step
+    from megadna.train.step import build_state, train_step
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks), MEGADNA_STORE=f"{folder}/store")
     setup_logging(level=30)  # the doctor reports, not the engine

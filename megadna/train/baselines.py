@@ -1,11 +1,11 @@
-"""What simple models reach on the evaluation samples, seeing exactly what the encoder sees.
+"""Scores of simple models on the evaluation samples, which see exactly what the encoder sees.
 
 In:  HiddenSamples: the bases of each sample and which of them are hidden. Hidden flank bases are hidden here too.
 Out: ChunkSums, as for the encoder, of
      uniform       2 bits;
      composition   the sample's own visible composition, one pseudo-count a base;
-     markov        the k bases on either side of the hidden one, counted in the training split. A flank symbol that
-                   is not known (hidden, N, outside the sample) is a fifth one whose counts are the sum over the four.
+     markov        the k bases on either side of the hidden one, counted in the training split. An unknown flank base
+                   (hidden, N, outside the sample) is a fifth symbol whose counts are the sum over the four.
 Markov probabilities back off from k to k - 1 and so on to the composition of the training split, each shorter context
 being the Dirichlet prior of the longer (MacKay & Peto 1995, "A hierarchical Dirichlet language model"):
      p_j(b | context) = (n_j(context, b) + s p_{j-1}(b | context)) / (n_j(context) + s).
@@ -29,21 +29,23 @@ from megadna.log import get_logger
 from megadna.progress import Progress, tracked
 from megadna.reading import read_json
 from megadna.train.bits import ChunkSums, UnitScores
+from megadna.train.run_folder import is_score
 
 # Shapes: C samples, L bases of a sample, N hidden bases over all samples, J context orders 0..k, 4 the bases A C G T.
 
 log = get_logger(__name__)
 
+NAMES = ("uniform", "composition", "markov")
 UNKNOWN = OTHER
-"""Code of a base that is not known: N, hidden, outside."""
+"""Code of an unknown base: N, hidden, or outside the sample."""
 MAX_K = 5  # the table of 5^10 x 4 counts takes 156 MB; k = 6 would take 3.9 GB
 SMOOTHINGS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
-MAX_FIT_LETTERS = 1_000_000_000  # both strands of it still fit 32-bit counts
-BATCH_LETTERS = 4_000_000
+MAX_FIT_BASES = 1_000_000_000  # both strands of it still fit 32-bit counts
+BATCH_BASES = 4_000_000
 
 
 class Chunks(Protocol):
-    """A split of a dataset: `chunks[i]` gives the letters of chunk i as uint8."""
+    """A split of a dataset: `chunks[i]` gives the bases of chunk i as ASCII (uint8)."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Letters: ...
@@ -58,9 +60,9 @@ class HiddenSamples:
     hidden_CL: NDArray[np.bool_]
     """Which of them are hidden; never one of code 4."""
     chunk_C: NDArray[np.int64] | None = None
-    """Chunk of each sample where several samples are windows of one chunk; sums are then taken over chunks."""
+    """Chunk of each sample if several samples are windows of one chunk; sums are then over chunks."""
     block: int = 1
-    """Bases scored as one: accuracy then counts blocks that are right as a whole."""
+    """Bases scored as one: accuracy then counts blocks predicted correctly as a whole."""
 
     def __post_init__(self) -> None:
         assert self.codes_CL.shape == self.hidden_CL.shape
@@ -72,7 +74,7 @@ class HiddenSamples:
         chunk_C: NDArray[np.int64] | None = None,
         block: int = 1,
     ) -> "HiddenSamples":
-        """From (codes, hidden) of each sample; shorter ones are filled up with what is outside."""
+        """From (codes, hidden) of each sample; shorter ones are padded with UNKNOWN."""
         pairs = list(samples)
         length = max((len(codes) for codes, _ in pairs), default=0)
         codes_CL = np.full((len(pairs), length), UNKNOWN, dtype=np.uint8)
@@ -83,7 +85,7 @@ class HiddenSamples:
         return HiddenSamples(codes_CL, hidden_CL, chunk_C, block)
 
     def visible(self) -> NDArray[np.uint8]:
-        """Codes [C, L] with the hidden bases taken out: all that a baseline may look at."""
+        """Codes [C, L] with the hidden bases UNKNOWN: all that a baseline may read."""
         return np.where(self.hidden_CL, np.uint8(UNKNOWN), self.codes_CL)
 
     def sums(self, p_N4: NDArray[np.float64]) -> ChunkSums:
@@ -96,7 +98,7 @@ class HiddenSamples:
         return sums if self.chunk_C is None else sums.by_group(self.chunk_C)
 
     def digest(self) -> str:
-        """SHA-256 of bases and masks: the evaluation settings, whatever they were called."""
+        """SHA-256 of bases and masks: identifies the evaluation whatever its settings are called."""
         content = hashlib.sha256(repr((self.codes_CL.shape, self.block)).encode())
         content.update(b"" if self.chunk_C is None else self.chunk_C.tobytes())
         content.update(self.codes_CL.tobytes())
@@ -146,7 +148,7 @@ class MarkovTable:
         return samples.sums(self.probabilities(samples, smoothing)[k])
 
     def _counts_of(self, samples: HiddenSamples) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Counts [J, N, 4] of each context, and [J, N] whether it knows more than the next shorter one."""
+        """Counts [J, N, 4] of each context, and [J, N] whether it has a known base that the next shorter one lacks."""
         padded_CL = np.pad(samples.visible(), ((0, 0), (self.k, self.k)), constant_values=UNKNOWN)
         chunk_N, position_N = samples.hidden_CL.nonzero()
         offsets = np.delete(np.arange(2 * self.k + 1), self.k)
@@ -173,14 +175,14 @@ class MarkovTable:
         return p_JN4
 
 
-def fit(letters: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> MarkovTable:
-    """Count contexts in chunks of letters (ASCII, any case), each chunk for itself.
+def fit(chunks: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> MarkovTable:
+    """Count contexts in chunks (ASCII, any case), none across two chunks.
 
-    `both_strands` counts the reverse complement too; True where the encoder trains with it.
+    `both_strands` counts the reverse complement too, as it should if the encoder trains on it.
     """
     width = 2 * k + 1
     counts = np.zeros(4**width, dtype=np.int64)
-    for codes in tracked(_batches(letters), "counting contexts of the Markov baseline", unit="batches"):
+    for codes in tracked(_batches(chunks), "counting contexts of the Markov baseline", unit="batches"):
         counts += np.bincount(_windows(codes, width), minlength=4**width)
     window = counts.reshape((4,) * width)
     if both_strands:
@@ -189,14 +191,14 @@ def fit(letters: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> Ma
     return MarkovTable(k, _with_unknown(np.ascontiguousarray(flanks, dtype=np.uint32), 2 * k))
 
 
-def _batches(letters: Iterable[Letters]) -> Iterator[NDArray[np.uint8]]:
-    """Codes of many chunks in one array, an unknown between any two, so that no window spans two chunks."""
+def _batches(chunks: Iterable[Letters]) -> Iterator[NDArray[np.uint8]]:
+    """Codes of many chunks in one array, an unknown one between any two, so that no window spans two chunks."""
     gap = np.full(1, UNKNOWN, dtype=np.uint8)
     batch, waiting = [gap], 0
-    for chunk in letters:
+    for chunk in chunks:
         batch += [base_codes(chunk), gap]
         waiting += len(chunk)
-        if waiting >= BATCH_LETTERS:
+        if waiting >= BATCH_BASES:
             yield np.concatenate(batch)
             batch, waiting = [gap], 0
     yield np.concatenate(batch)
@@ -206,8 +208,8 @@ def _windows(codes: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
     """Every window of `width` known bases as a number in base 4, leftmost base first."""
     count = max(0, len(codes) - width + 1)
     numbers, known = np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.bool_)
-    for place in range(width):
-        piece = codes[place : place + count]
+    for offset in range(width):
+        piece = codes[offset : offset + count]
         numbers = (numbers << 2) | (piece & 3)
         known &= piece != UNKNOWN
     return numbers[known]
@@ -232,8 +234,8 @@ def baselines(
 ) -> dict[str, dict[str, Any]]:
     """Scores on `test` of uniform, composition and markov (fitted on `train`, k and smoothing chosen on `valid`).
 
-    With `cache_file`, a JSON file, they are computed once for a dataset, strands, samples and masks; what else the
-    file holds is kept. Call it on one rank.
+    With `cache_file`, a JSON file, they are computed once for a dataset, strands, samples and masks; its other entries
+    are kept. Call it on one rank.
     """
     settings = {
         "dataset": dataset_id,
@@ -241,13 +243,13 @@ def baselines(
         "valid": valid.digest(),
         "test": test.digest(),
         "max_k": MAX_K,
-        "max_letters": MAX_FIT_LETTERS,
+        "max_letters": MAX_FIT_BASES,
         "smoothings": SMOOTHINGS,
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     cache, is_ours = _read_cache(cache_file)
     if key not in cache:
-        table = fit(_spread(train, MAX_FIT_LETTERS), both_strands=both_strands)
+        table = fit(_spread(train, MAX_FIT_BASES), both_strands=both_strands)
         with Progress("choosing k and smoothing of the Markov baseline"):
             k, smoothing = table.choose(valid)
         markov = table.score(test, k, smoothing).score().to_dict()
@@ -265,35 +267,24 @@ def baselines(
 
 
 def _read_cache(cache_file: Path | None) -> tuple[dict[str, Any], bool]:
-    """(what the cache holds, whether it may be written): a file of that name that is no cache is left as it is."""
+    """(entries of the cache, whether it may be written): a file of that name that is not a cache is never replaced."""
     if cache_file is None or not cache_file.exists():
         return {}, True
     try:
         content = read_json(cache_file)
     except UserError:
         content = {"": None}
-    if not all(isinstance(entry, dict) and "baselines" in entry for entry in content.values()):
-        log.warning("%s is no cache of baselines and is left as it is; computing them anew", cache_file)
+    if not all(isinstance(entry, dict) and isinstance(entry.get("baselines"), dict) for entry in content.values()):
+        log.warning("%s is not a cache of baselines and is not replaced; computing them again", cache_file)
         return {}, False
-    return {key: entry for key, entry in content.items() if _are_scores(entry)}, True
+    found = {key: [entry["baselines"].get(name) for name in NAMES] for key, entry in content.items()}
+    return {key: entry for key, entry in content.items() if all(map(is_score, found[key]))}, True
 
 
-def _are_scores(entry: dict[str, Any]) -> bool:
-    """Whether the entry has the scores of the three baselines, as numbers."""
-    scores = entry.get("baselines")
-    found = [scores.get(name) for name in ("uniform", "composition", "markov")] if isinstance(scores, dict) else [None]
-    numbers = ("bits_per_base", "perplexity", "accuracy")
-    return all(isinstance(score, dict) and all(_is_number(score.get(key)) for key in numbers) for score in found)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _spread(chunks: Chunks, max_letters: int) -> Iterator[Letters]:
-    """All chunks, or evenly spread ones where all would exceed `max_letters`: a split may hold many genomes."""
+def _spread(chunks: Chunks, max_bases: int) -> Iterator[Letters]:
+    """All chunks, or evenly spread ones if all would exceed `max_bases`: a split may hold many genomes."""
     probe = range(0, len(chunks), max(1, len(chunks) // 1000))
     mean_length = np.mean([len(chunks[index]) for index in probe]) if len(chunks) else 0.0
-    stride = max(1, int(np.ceil(len(chunks) * mean_length / max_letters)))
+    stride = max(1, int(np.ceil(len(chunks) * mean_length / max_bases)))
     for index in range(0, len(chunks), stride):
         yield chunks[index]

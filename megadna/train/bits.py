@@ -1,19 +1,16 @@
-"""Masked bits per base: the number every validation, table and log of megadna reports.
+"""Masked bits per base: the number that every validation, table and log of megadna reports.
 
-In:  log-probabilities at hidden positions; every one of them was replaced by [MASK], none is N.
+In:  logits or log-probabilities at hidden positions; every one of them was replaced by [MASK], none is N.
 Out: UnitScores of what was hidden, then sums per chunk (so that errors can be taken over chunks), then one MaskedScore:
      the mean over all hidden bases of -log2 p(true base), p renormalised over A, C, G, T, and what follows from it.
-The training loss under 80/10/10 is another quantity: kept tokens show their answer.
-Tokens of several bases are scored in kmer_bits.py.
-
-Probabilities of hidden bases under tokens that are longer than one base.
+The training loss under 80/10/10 is another quantity: kept tokens show their label.
 
 k-mers, base by base: each masked token over a hidden base gives a probability to its four values: the softmax
 restricted to the k-mers that agree with the token's visible bases, summed over the other hidden bases of the token. The
-probabilities of the tokens over a base (up to k where they overlap) are averaged.
+probabilities of the tokens over a base (up to k if they overlap) are averaged.
 
-Tokens that do not overlap as wholes, that is k-mers of stride k and BPE: -log2 p(true token), p renormalised over the
-tokens of A, C, G, T alone. Not comparable with scores per base: the model names a word, not a base between two visible
+Tokens that do not overlap (k-mers of stride k, BPE) are scored whole: -log2 p(true token), p renormalised over the
+tokens of A, C, G, T. Not comparable with scores per base: the model predicts a word, not a base between two visible
 ones.
 """
 
@@ -32,12 +29,11 @@ from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
 
 # Shapes: N hidden bases of a batch, U units scored as one (bases, tokens or blocks), M masked tokens, 4 the bases A C G
-# T, C chunks of an evaluation (or what else sums are taken over), G groups, R bootstrap replicates.
+# T, C chunks of an evaluation (or other entries that are summed), G groups, R bootstrap replicates.
 
 BOOTSTRAP_REPLICATES = 1000
 BOOTSTRAP_SEED = 20230420
 MAX_RESAMPLED = 4_000_000  # entries of one block of bootstrap weights: 32 MB
-
 
 HIDDEN, BITS, CORRECT, LOSS, TOKENS = range(5)
 
@@ -47,19 +43,18 @@ class ChunkSums:
     """Sums over the hidden bases of each chunk, in the order of the evaluation samples."""
 
     sums_CQ: NDArray[np.float64]
-    """Columns: hidden bases; sum of -log2 p(true base); bases named right, a tie of n counting 1/n; sum of -ln p(true
-    token) under the softmax over the whole vocabulary, and the masked tokens it is of (none where there is no
-    vocabulary)."""
+    """Columns: hidden bases; sum of -log2 p(true base); bases predicted correctly, a tie of n counting 1/n; sum of
+    -ln p(true token) under the softmax over the whole vocabulary, and the number of these tokens (0 for baselines)."""
 
     def by_group(self, group_C: NDArray[np.integer]) -> "ChunkSums":
         """The sums of entries with the same number as one entry, in rising order of the numbers."""
-        numbers, place_C = np.unique(group_C, return_inverse=True)
+        numbers, index_C = np.unique(group_C, return_inverse=True)
         sums_GQ = np.zeros((len(numbers), 5))
-        np.add.at(sums_GQ, place_C, self.sums_CQ)
+        np.add.at(sums_GQ, index_C, self.sums_CQ)
         return ChunkSums(sums_GQ)
 
     def select(self, kept_C: NDArray[np.bool_]) -> "ChunkSums":
-        """The sums of some entries; without the loss, which is not one of single bases."""
+        """The sums of some entries; without the loss, which belongs to tokens, not bases."""
         return ChunkSums(self.sums_CQ[kept_C] * (1, 1, 1, 0, 0))
 
     def macro(self, group_C: NDArray[np.integer]) -> tuple[float, float | None]:
@@ -70,7 +65,7 @@ class ChunkSums:
         return float((sums_GQ[:, BITS] / sums_GQ[:, HIDDEN]).mean()), error
 
     def score(self) -> "MaskedScore":
-        """Means over all hidden bases; UserError where nothing was hidden."""
+        """Means over all hidden bases; UserError if nothing was hidden."""
         hidden, bits, correct, loss, tokens = self.sums_CQ.sum(axis=0).tolist()
         if not hidden:
             raise UserError("no hidden base to score: the evaluation samples hold no A, C, G or T that was masked")
@@ -87,7 +82,7 @@ class ChunkSums:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedScore:
-    """What an evaluation reports."""
+    """Means of one model or baseline."""
 
     samples: int
     """Chunks evaluated."""
@@ -100,15 +95,15 @@ class MaskedScore:
     perplexity: float
     """2 to the bits per base; 4 = uniform."""
     accuracy: float
-    """Share of hidden bases in units named right: single bases (0.25 = uniform), tokens or blocks as a whole."""
+    """Share of hidden bases in units predicted correctly: single bases (0.25 = uniform), whole tokens or blocks."""
     loss: float | None = None
     """Mean over the masked tokens of -ln p(true token) over the whole vocabulary, nats; None for baselines."""
     protocol: str = "base"
-    """What bits and accuracy are of: `base`, single bases; `block6` or `block`, runs of 6 or of any number of bases.
-    Scores of two protocols never stand in one table."""
+    """Unit of bits and accuracy: `base`, single bases; `block6` or `block`, runs of 6 or of any number of bases. Scores
+    of two protocols must not be compared."""
 
     def to_dict(self) -> dict[str, float | None]:
-        """The numbers as evaluation files have them; `loss` only where there is one."""
+        """The numbers as in evaluation files; `loss` only if there is one."""
         numbers = {
             "bits_per_base": self.bits_per_base,
             "standard_error": self.standard_error,
@@ -127,13 +122,13 @@ class UnitScores:
     bits_U: NDArray[np.float64]
     """-log2 p of the whole unit."""
     correct_U: NDArray[np.float64]
-    """1 where it has the highest p, 1/n in a tie of n, else 0."""
+    """1 if it has the highest p, 1/n in a tie of n, else 0."""
 
     @staticmethod
     def of_bases(log2_p_N4: NDArray[np.float64], base_N: NDArray[np.integer]) -> "UnitScores":
         """From log2 p of the four bases and the true base (0..3) of each hidden position."""
         true_N, best_N = log2_p_N4[np.arange(len(base_N)), base_N], log2_p_N4.max(axis=1)
-        # Two equal p must not be told apart by the order A C G T: uniform scores 0.25 in any composition.
+        # The order A C G T must not decide between equal p: uniform scores 0.25 in any composition.
         correct_N = np.where(true_N == best_N, 1.0 / (log2_p_N4 == best_N[:, None]).sum(axis=1).clip(min=1), 0.0)
         return UnitScores(bases_U=np.ones(len(base_N), np.int64), bits_U=-true_N, correct_U=correct_N)
 
@@ -141,7 +136,7 @@ class UnitScores:
         """Blocks of `width` bases: bits add up, and every unit of a block must be right."""
         ends_U = np.cumsum(self.bases_U)
         first = np.flatnonzero((ends_U - self.bases_U) % width == 0)
-        assert (ends_U % width == 0).sum() == len(first), "units reach over the edge of a block"
+        assert (ends_U % width == 0).sum() == len(first), "units cross the edge of a block"
         if not len(first):
             return self
         return UnitScores(
@@ -161,11 +156,11 @@ class UnitScores:
 def bootstrap_standard_error(
     sum_C: NDArray[np.float64], weight_C: NDArray[np.number], group_C: NDArray[np.integer] | None = None
 ) -> float | None:
-    """Standard error of sum/weight (its mean over groups) when chunks, not positions, are drawn again with replacement.
+    """Standard error of sum/weight (its mean over groups) by a bootstrap over chunks, not positions.
 
-    Neighbouring bases share a gene, a repeat or a composition, so positions are no independent draws. A group of which
-    nothing is drawn is left out of that draw. The seed is fixed: the same sums give the same error. None with fewer
-    than two chunks that weigh anything.
+    Neighbouring bases share a gene, a repeat or a composition, so positions are not independent draws. A group of which
+    nothing is drawn does not count in that replicate. The seed is fixed: the same sums give the same error. None with
+    fewer than two chunks of non-zero weight.
     """
     kept = np.flatnonzero(weight_C > 0)
     num_chunks = len(kept)
@@ -188,64 +183,59 @@ def bootstrap_standard_error(
 
 
 # Shapes: B rows, S tokens of a row, L bases under them if each were a k-mer ([CLS] and [SEP] too), V vocabulary, M
-# masked tokens, m those that hide the same h of their k places, N hidden bases, 4 the bases A C G T.
+# masked tokens, m those that hide the same h of their k bases, N hidden bases, 4 the bases A C G T.
 
 
 def kmer_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: KmerTokenizer) -> Tensor:
     """ln p [N, 4] of the hidden bases of a batch, one sequence a row, p averaged over the masked tokens over each.
 
-    `labels_BS` holds the true id of every masked token and a negative number elsewhere. Tokens that hide the same
-    places are taken together: their 4^h candidates stand at the same distances. ValueError where a masked token
-    touches anything but A, C, G, T.
+    `labels_BS` holds the true id of every masked token and a negative number elsewhere. Tokens that hide the same of
+    their k bases are computed together: the ids of their 4^h candidates have the same differences. ValueError if a
+    masked token covers anything but A, C, G, T.
     """
     device, k, stride = logits_BSV.device, tokenizer.bases_per_token, tokenizer.stride
-    row_M, place_M = (labels_BS >= 0).nonzero(as_tuple=True)
-    words_M = labels_BS[row_M, place_M] - tokenizer.first
+    row_M, position_M = (labels_BS >= 0).nonzero(as_tuple=True)
+    words_M = labels_BS[row_M, position_M] - tokenizer.first
     if bool((words_M < 0).any()):
-        raise ValueError("a masked token touches a base that is not A, C, G or T; only these may be evaluated")
+        raise ValueError("a masked token covers a base that is not A, C, G or T; only these can be evaluated")
     rows, length = labels_BS.shape
     number_BL = torch.full((rows, (length - 1) * stride + k), -1, device=device)
-    row_N, place_N = (torch.from_numpy(values).to(device) for values in (hidden.row_H, hidden.place_H))
-    number_BL[row_N, place_N + stride] = torch.arange(len(row_N), device=device)  # [CLS] begins one stride before
-    number_Mk = number_BL[row_M[:, None], place_M[:, None] * stride + torch.arange(k, device=device)]
+    row_N, position_N = (torch.from_numpy(values).to(device) for values in (hidden.row_H, hidden.position_H))
+    number_BL[row_N, position_N + stride] = torch.arange(len(row_N), device=device)  # [CLS] begins one stride before
+    number_Mk = number_BL[row_M[:, None], position_M[:, None] * stride + torch.arange(k, device=device)]
     hidden_Mk = number_Mk >= 0
-    logits_MV = logits_BSV[row_M, place_M].float()
+    logits_MV = logits_BSV[row_M, position_M].float()
     masked_N = torch.bincount(number_Mk[hidden_Mk], minlength=len(row_N))
     log_p_Nk4 = logits_MV.new_full((len(row_N), k, 4), float("-inf"))
     pattern_M = (hidden_Mk << torch.arange(k, device=device)).sum(dim=1)
     for pattern in pattern_M.unique().tolist():
-        places = [place for place in range(k) if pattern >> place & 1]
+        offsets = [offset for offset in range(k) if pattern >> offset & 1]
         token_m = (pattern_M == pattern).nonzero()[:, 0]
-        candidates_mC = _candidates(words_M[token_m], places, tokenizer)
+        candidates_mC = _candidates(words_M[token_m], offsets, tokenizer)
         log_p_mC = torch.log_softmax(logits_MV[token_m[:, None], candidates_mC], dim=1)
-        for axis, place in enumerate(places):
+        for axis, offset in enumerate(offsets):
             log_p_m4 = log_p_mC.view(len(token_m), 4**axis, 4, -1).logsumexp(dim=(1, 3))
-            log_p_Nk4[number_Mk[token_m, place], place] = log_p_m4
+            log_p_Nk4[number_Mk[token_m, offset], offset] = log_p_m4
     return log_p_Nk4.logsumexp(dim=1) - masked_N[:, None].log()
 
 
-def _unit(place: int, tokenizer: KmerTokenizer) -> int:
-    """What one step of the base at `place` adds to an id."""
-    return 4 ** (tokenizer.bases_per_token - 1 - place)
-
-
-def _candidates(words_m: Tensor, places: list[int], tokenizer: KmerTokenizer) -> Tensor:
-    """Ids [m, 4^h] of the k-mers that agree with each word outside `places`; there A C G T, the last place fastest."""
+def _candidates(words_m: Tensor, offsets: list[int], tokenizer: KmerTokenizer) -> Tensor:
+    """Ids [m, 4^h] of the k-mers that agree with each word except at `offsets`; there A C G T, the last one fastest."""
     order_4 = torch.tensor([tokenizer.base_order.index(base) for base in BASES], device=words_m.device)
     kept_m, distance_C = words_m, torch.zeros(1, dtype=torch.int64, device=words_m.device)
-    for place in places:
-        unit = _unit(place, tokenizer)
+    for offset in offsets:
+        unit = 4 ** (tokenizer.bases_per_token - 1 - offset)  # a step of the base at `offset` in the order of ids
         kept_m = kept_m - words_m // unit % 4 * unit
         distance_C = (distance_C[:, None] + order_4 * unit).flatten()
     return tokenizer.first + kept_m[:, None] + distance_C
 
 
 def token_scores(logits_MV: Tensor, labels_M: Tensor, tokenizer: Tokenizer) -> UnitScores:
-    """Scores of masked tokens that do not overlap; ValueError where one touches anything but A, C, G, T."""
+    """Scores of masked tokens that do not overlap; ValueError if one covers anything but A, C, G, T."""
     ids = torch.from_numpy(tokenizer.nucleotide_ids).to(labels_M.device)
     column_M = torch.searchsorted(ids, labels_M).clamp(max=len(ids) - 1)
     if not bool((ids[column_M] == labels_M).all()):
-        raise ValueError("a masked token touches a base that is not A, C, G or T; only these may be evaluated")
+        raise ValueError("a masked token covers a base that is not A, C, G or T; only these can be evaluated")
     log_p_M = torch.log_softmax(logits_MV[:, ids], dim=1)
     true_M1 = log_p_M.gather(1, column_M[:, None])
     share_M = (true_M1[:, 0] == log_p_M.amax(dim=1)) / (log_p_M == true_M1).sum(dim=1)  # a tie of n counts 1/n

@@ -1,18 +1,24 @@
 """Checkpoints: megatron's distributed format (torch_dist) in RUN/checkpoints/step-00000100/, whole or absent.
 
-    step-00000100/weights/     shards: model, fp32 master weights and moments, all layout-free under global names;
-                               optimizer_format fast: the latter two as the optimizer's own buffers
-    step-00000100/state.json   step, consumed samples, optimizer format, versions
+    step-00000100/weights/     shards: model, fp32 master weights and moments, all layout-free under global names
+    step-00000100/state.json   step, consumed samples, last validation, versions
     step-00000100/config.yaml  the resolved config
     step-00000100/complete     the commit marker, written last: sizes and checksums of all files
 
-A folder without the marker does not count (integrity.py); saving.py writes them.
+In:  a checkpoint or run folder, and a TrainState or model to fill.
+Out: the state as it was, under any layout, or only its weights. UserError that names what is missing or different.
+
+A folder without the marker does not count (integrity.py); saving.py writes them. A resumed run may change anything but
+the model, the tokenizer and the order of the data: weights, token ids and "sample i" must mean the same before and
+after. Layout, steps, schedule, logging and the dataset's folder may differ, and every difference is logged. A new run
+from old weights (checkpoint.init_from) needs their architecture and vocabulary.
 """
 
 import gc
 import os
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +46,26 @@ from megadna.model.encoder import build_encoder
 from megadna.model.initial_weights import SHARDING_METADATA, flat, sharded_weights
 from megadna.reading import read_json
 from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
-from megadna.train.state import TrainState
+from megadna.train.run_folder import flat_keys
+from megadna.train.step import TrainState
 
 log = get_logger(__name__)
 
 STEP = re.compile(r"step-[0-9]+")
 """Name of a checkpoint folder."""
 MASTER_PREFIX = "optimizer.state.param."
-MOST_LAYERS = 10_000  # of a checkpoint that somebody else may have written; each is an object before weights are read
 """Name prefix of the fp32 master weights among the tensors of a checkpoint."""
+MOST_LAYERS = 10_000
+"""A checkpoint may come from somebody else; each layer is a Python object before any weight is read."""
+FIXED = ("seed", "tokenizer.", "model.", "data.sequence_length")
+FREE = ("model.attention", "model.init_std", "model.dropout")
+"""Keys that a resumed run may not change, and those among them that it may."""
 
 
 def load_checkpoint(state: TrainState, folder: Path) -> None:
-    """Fill `state` from a checkpoint; UserError that names a tensor which is missing or which the model does not have.
-
-    An optimizer saved as `fast` needs the layout it was saved with, the number of data-parallel ranks aside
-    (resume.py has checked that).
-    """
+    """Fill `state` from a checkpoint; UserError that names a tensor if it is missing or not one of the model."""
     numbers = read_numbers(folder)
-    loaded = _load(sharded_state(state, optimizer_format(numbers), is_loading=True), folder, whole=True)
+    loaded = _load(sharded_state(state, is_loading=True), folder, whole=True)
     for name, module in _modules(state).items():
         module.load_state_dict(loaded["model"][name])
     load_optimizer(state.optimizer, loaded["optimizer"])
@@ -68,7 +75,7 @@ def load_checkpoint(state: TrainState, folder: Path) -> None:
 
 
 def load_weights(state: TrainState, folder: Path) -> None:
-    """Fill the weights of `state` alone from a checkpoint of any layout: master weights in fp32, where it has them."""
+    """Fill only the weights of `state` from a checkpoint of any layout: master weights in fp32, if it has them."""
     modules = _modules(state)
     loaded = _load_fp32(modules, folder)
     for name, module in modules.items():
@@ -95,27 +102,27 @@ def _load_fp32(modules: dict[str, MegatronModule], folder: Path) -> dict[str, An
     for tensor in nested_values(sharded):
         tensor.key = prefix + tensor.key
         tensor.data = torch.empty_like(tensor.data, dtype=torch.float32)
-        if hasattr(tensor, "dtype"):  # what SwiGLU's halves are made from has none
+        if hasattr(tensor, "dtype"):  # the factory of SwiGLU's two halves has none
             tensor.dtype = torch.float32
     loaded = _load(sharded, folder, whole=False)
     return {name: loaded[name] for name in modules}
 
 
 def _weights_prefix(folder: Path) -> str:
-    """MASTER_PREFIX, or none where there is no optimizer (an import), or its buffers alone (`fast`)."""
+    """MASTER_PREFIX; empty if the checkpoint has no optimizer (an import), or only its buffers (earlier versions)."""
     refuse_foreign_pickles(folder / "weights")
     names = FileSystemReader(folder / "weights").read_metadata().state_dict_metadata
     if any(name.startswith(MASTER_PREFIX) for name in names):
         return MASTER_PREFIX
     if any(name.startswith("optimizer.") for name in names):
-        log.warning("%s: optimizer_format fast, so its weights are taken in the precision it trained with", folder)
+        log.warning("%s: no fp32 master weights, so its weights are read in the precision of the training", folder)
     return ""
 
 
 def _load(sharded: dict[str, Any], folder: Path, *, whole: bool) -> dict[str, Any]:
-    """megatron's load into `sharded`, once the names and shapes of its tensors are those of the checkpoint.
+    """megatron's load into `sharded`, after a check that names and shapes of its tensors are those of the checkpoint.
 
-    UserError on all ranks with the name that is not; whole: what the checkpoint holds and nobody asks for counts too.
+    UserError with the name on all ranks; whole: a tensor that the checkpoint has and no rank asks for is an error too.
     """
     weights = folder / "weights"
     refuse_foreign_pickles(weights)
@@ -129,19 +136,19 @@ def _load(sharded: dict[str, Any], folder: Path, *, whole: bool) -> dict[str, An
             shapes = [f"of shape {list(shape)}" if shape else "none" for shape in (found.get(name), wanted.get(name))]
             raise UserError(
                 f"{weights}: of the tensor {name} it holds {shapes[0]}, this model has {shapes[1]}; it belongs to "
-                "another model or layout"
+                "another model, or to an earlier version of megadna"
             )
     loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(weights))
     return loaded
 
 
 def step_folders(run: Path) -> list[Path]:
-    """Checkpoints of a run folder, oldest first, whole or damaged: what a writer has not finished has another name."""
+    """Checkpoints of a run folder, oldest first, whole or damaged; unfinished ones have another name."""
     return sorted(path for path in run.glob("checkpoints/step-*") if STEP.fullmatch(path.name))
 
 
 def has_checkpoints(run: Path) -> bool:
-    """True where there is a checkpoint to go on from, or what damage has left of one."""
+    """True if there is a checkpoint to continue from, whole or damaged."""
     return bool(step_folders(run))
 
 
@@ -151,10 +158,10 @@ def complete_checkpoints(run: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path, *, warn: bool = True) -> Path:
-    """The checkpoint folder meant by a run folder (its newest that is whole) or a step folder.
+    """The checkpoint folder that a path means: a step folder itself, or the newest whole one of a run folder.
 
-    Damaged ones that are passed over are named, with the file and what is wrong with it, unless `warn` is False.
-    UserError where there is none, or the step folder is damaged.
+    Damaged ones that are skipped are logged with the file and what is wrong with it, unless `warn` is False. UserError
+    if there is none, or the step folder is damaged.
     """
     if not path.exists():
         raise UserError(f"{path}: no such run or checkpoint folder")
@@ -183,16 +190,16 @@ def _check_whole(folder: Path) -> None:
 
 def read_config(checkpoint: Path) -> Config:
     """The resolved config that a checkpoint was trained with."""
-    config = load_config(checkpoint / "config.yaml")
+    config = load_config(checkpoint / "config.yaml", is_trained=True)
     layers = config.model.num_layers
     require(layers <= MOST_LAYERS, f"{checkpoint / 'config.yaml'}: model.num_layers is {layers}; it is damaged")
     return config
 
 
 def read_numbers(checkpoint: Path) -> dict[str, Any]:
-    """state.json: step, consumed samples, the last validation, what the run must agree with.
+    """state.json: step, consumed samples, the last validation, what a resumed run must agree with.
 
-    UserError where it is damaged, or holds other than what saving.py writes.
+    UserError if it is damaged, or is not what saving.py writes.
     """
     path, damaged = checkpoint / "state.json", "the checkpoint is damaged"
     numbers = read_json(path, damaged)
@@ -203,7 +210,7 @@ def read_numbers(checkpoint: Path) -> dict[str, Any]:
 
 
 def _problem_of(numbers: dict[str, Any]) -> str:
-    """What is wrong with the content of state.json; empty where nothing is."""
+    """What is wrong with the content of state.json; empty if nothing is."""
     for name in ("step", "consumed_samples"):
         if type(numbers.get(name)) is not int or not 0 <= numbers[name] < 1 << 63:
             return f"{name} is {numbers.get(name)!r}, not a count"
@@ -224,20 +231,54 @@ def _is_range(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(end) is int for end in value)
 
 
-def optimizer_format(numbers: dict[str, Any]) -> str:
-    """How the optimizer of a checkpoint with this state.json was saved: reshardable or fast."""
-    return str(numbers.get("optimizer_format", "reshardable"))
+def check_resume(checkpoint: Path, config: Config, facts: dict[str, Any]) -> None:
+    """UserError with both values if a key changed that must not; other changes are logged.
+
+    facts: what the writer puts into state.json (tokenizer, dataset_id).
+    """
+    saved = read_numbers(checkpoint)
+    for key, value in facts.items():
+        if saved.get(key) != value:
+            raise UserError(
+                f"{checkpoint}: was trained with {key} {saved.get(key)}, this run has {value}; use the same one, or "
+                "start a new run from its weights with --checkpoint.init_from"
+            )
+    for key, old, new in _differences(checkpoint, config):
+        if key.startswith(FIXED) and key not in FREE:
+            raise UserError(
+                f"--resume cannot change {key}: the run has {old}, you gave {new}; keep it, or start a new run "
+                "from its weights with --checkpoint.init_from"
+            )
+        log.info("resuming with %s %s instead of %s", key, new, old)
 
 
-def sharded_state(state: TrainState, optimizer_format: str, *, is_loading: bool) -> dict[str, Any]:
-    """What megatron saves or fills: model and schedule under layout-free names, the optimizer in the given format."""
+def check_weights(checkpoint: Path, config: Config) -> None:
+    """UserError with both values if `checkpoint` has weights of another architecture or vocabulary."""
+    for key, old, new in _differences(checkpoint, config):
+        if key.startswith(("tokenizer.", "model.")) and key not in (*FREE, "model.rotary_interpolation"):
+            raise UserError(
+                f"checkpoint.init_from {checkpoint}: has {key} {old}, this run has {new}; give this run the "
+                "architecture and vocabulary of the weights"
+            )
+
+
+def _differences(checkpoint: Path, config: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Keys whose values differ between the checkpoint's config and this one, with both values."""
+    before, now = flat_keys(asdict(read_config(checkpoint))), flat_keys(asdict(config))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            yield key, before.get(key), now.get(key)
+
+
+def sharded_state(state: TrainState, *, is_loading: bool) -> dict[str, Any]:
+    """What megatron saves or fills: model, optimizer and schedule under names that do not depend on the layout."""
     allocate_moments(state.optimizer)
-    gather_weights(state.chunks)
+    gather_weights(state.model_parts)
     model = {name: sharded_weights(module, SHARDING_METADATA) for name, module in _modules(state).items()}
-    gc.freeze()  # megatron collects garbage here, which takes as long as there are objects: 0.2 s of imported modules
+    gc.freeze()  # megatron collects garbage here, which would visit all objects of the imported modules: 0.2 s
     try:
         optimizer = optimizer_shards(
-            state.optimizer, state.chunks, model, optimizer_format, SHARDING_METADATA, is_loading=is_loading
+            state.optimizer, state.model_parts, model, SHARDING_METADATA, is_loading=is_loading
         )
     finally:
         gc.unfreeze()
@@ -245,6 +286,6 @@ def sharded_state(state: TrainState, optimizer_format: str, *, is_loading: bool)
 
 
 def _modules(state: TrainState) -> dict[str, MegatronModule]:
-    """This rank's model chunks out of megatron's wrappers (data parallel, and bf16 or fp16)."""
-    modules = [chunk.module for chunk in state.chunks]
+    """This rank's model parts without megatron's wrappers (data parallel, and bf16 or fp16)."""
+    modules = [part.module for part in state.model_parts]
     return {f"chunk-{number}": getattr(module, "module", module) for number, module in enumerate(modules)}

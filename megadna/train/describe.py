@@ -9,14 +9,14 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.config import Config
 from megadna.errors import UserError
-from megadna.train.checkpoint import optimizer_format, read_config, read_numbers, step_folders
+from megadna.train.checkpoint import read_config, read_numbers, step_folders
 from megadna.train.integrity import check, read_marker, refuse_foreign_pickles
 from megadna.train.metrics import MetricLines
 from megadna.train.run_folder import beside_guessing
 
 
 def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
-    """Step, config, shards, integrity; one line a tensor where `tensors` asks for it. UserError where it is damaged."""
+    """Step, config, shards, integrity; with `tensors`, one line per tensor. UserError if it is damaged."""
     check(folder)
     refuse_foreign_pickles(folder / "weights")
     numbers, config = read_numbers(folder), read_config(folder)
@@ -33,14 +33,13 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
         bits = numbers["valid_bits_per_base"]
         yield f"  valid {bits:.4f} bits per base{beside_guessing(bits)}"
     yield f"  {len(shapes)} tensors in {len(shards)} shards, {size / 1e6:,.1f} MB; every checksum fits"
-    yield f"  optimizer format {optimizer_format(numbers)}"
     if tensors:
         for name in sorted(shapes):
             yield f"    {name} {list(shapes[name])}"
 
 
 def describe_run(run: Path) -> Iterator[str]:
-    """Progress and checkpoints of a run; damage that can be seen without reading the weights is told line by line."""
+    """Progress and checkpoints of a run; damage that shows without reading the weights, line by line."""
     metrics = run / "metrics.jsonl"
     if metrics.exists():
         step, lines = None, MetricLines(metrics)
@@ -50,18 +49,18 @@ def describe_run(run: Path) -> Iterator[str]:
             yield f"run at step {step:,}: {metrics}"
         yield from (f"  {note}" for note in lines.notes())
     folders = step_folders(run)
-    told = [_told(folder) for folder in folders]
-    whole = sum(is_whole for is_whole, _ in told)
+    found = [_status(folder) for folder in folders]
+    whole = sum(is_whole for is_whole, _ in found)
     yield (
         f"{whole} whole checkpoints"
-        + (f", {len(told) - whole} damaged" if whole < len(told) else "")
-        + ":" * bool(told)
+        + (f", {len(found) - whole} damaged" if whole < len(found) else "")
+        + ":" * bool(found)
     )
-    for folder, (_, text) in zip(folders, told, strict=True):
+    for folder, (_, text) in zip(folders, found, strict=True):
         yield f"  {folder.name}" + text
 
 
-def _told(folder: Path) -> tuple[bool, str]:
+def _status(folder: Path) -> tuple[bool, str]:
     """Whether the marker names its files and state.json can be read; the validation, or what is wrong."""
     try:
         read_marker(folder)

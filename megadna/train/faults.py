@@ -1,19 +1,15 @@
-"""Why a run may end before its last step: signals and the time limit; all ranks agree on the step.
+"""Why a run may end before its last step: stop signals, bad updates, lost ranks. All ranks agree on the step.
 
-SIGTERM, SIGUSR1 (Slurm's warning before the time limit) and the first SIGINT ask for a stop: the step in progress is
+SIGTERM, SIGUSR1 (Slurm's warning before the time limit) and the first SIGINT request a stop: the step in progress is
 finished, a checkpoint is written, and the program exits with EXIT_REQUEUE. A second SIGINT interrupts at once.
 
-Steps that must not be applied: a loss or gradient that is no number, or far out of the run of the last ones.
+A step is not applied if its loss or gradient is not finite, or far above those of the last steps. It is skipped on all
+ranks, and its samples are recorded in RUN/skipped.jsonl. After MAX_SKIPPED in a row the run goes back to its last
+checkpoint and leaves those samples out; after MAX_ROLLBACKS of these it ends with EXIT_DIVERGED.
 
-Such an update is skipped on all ranks, and the samples behind it are noted in RUN/skipped.jsonl. After
-`faults.max_skipped` in a row the run goes back to its last checkpoint and leaves those samples out; after
-`faults.max_rollbacks` of these it ends with EXIT_DIVERGED.
-
-Signs of life: which rank has died or hangs, when a collective fails or waits too long.
-
-A thread of every rank counts up in the rendezvous store and says the last step and where the main thread stands. When a
-collective fails, the ranks that are left compare two readings: a rank whose count stands still is gone or stopped;
-where all counts rise, the one that stands elsewhere than the others hangs.
+Heartbeat: a thread of every rank writes a count, the last step and the current line of the main thread into the
+rendezvous store. When a collective fails, the remaining ranks compare two readings: a rank whose count has not changed
+is dead or stopped; if all counts rise, the rank at another line than the others hangs.
 """
 
 import json
@@ -43,10 +39,10 @@ log = get_logger(__name__)
 
 
 class StopRequest:
-    """Catches signals while it is entered; `agreed()` tells all ranks whether any of them was asked to stop."""
+    """Context manager that catches signals; `agreed()` says on all ranks whether any of them received one."""
 
     def __init__(self, world: World, minutes: float) -> None:
-        """minutes: stop by itself after so long; 0 never does."""
+        """minutes: also stop after this time; 0: never."""
         self.world = world
         self.deadline = time.monotonic() + 60.0 * minutes if minutes else None
         self.reason = ""
@@ -62,14 +58,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """True on every rank as soon as one has a reason; called on all ranks after each step."""
+        """True on every rank as soon as one has a reason; a collective, called after each step."""
         if self.deadline is not None and time.monotonic() > self.deadline:
-            self.reason = self.reason or "train.exit_after_minutes is over"
+            self.reason = self.reason or "train.exit_after_minutes has passed"
         flag = torch.tensor([float(bool(self.reason))], device=self.world.device)
         torch.distributed.all_reduce(flag)
         if not flag.item():
             return False
-        log.info("stopping after this step: %s", self.reason or "another rank was asked to")
+        log.info("stopping after this step: %s", self.reason or "another rank received a signal")
         return True
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -78,13 +74,17 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+MAX_SKIPPED = 3
+"""Skipped steps in a row after which the run goes back to its last checkpoint."""
+MAX_ROLLBACKS = 2
+"""One more roll-back than these ends the run."""
 HISTORY = 100
 MIN_HISTORY = 20
 MAD_TO_SIGMA = 1.4826  # of a normal distribution (Rousseeuw & Croux 1993)
 
 
 class FaultGuard:
-    """Judges every step before it is applied, the same on all ranks."""
+    """Checks every step before it is applied, with the same result on all ranks."""
 
     def __init__(self, config: FaultConfig, record: Path | None) -> None:
         """record: RUN/skipped.jsonl on the main rank, None on the others."""
@@ -96,7 +96,7 @@ class FaultGuard:
         self.num_rollbacks = 0
 
     def problem(self, loss: float, grad_norm: float) -> str:
-        """Why the step must be skipped; empty where it is sound, which then counts as history."""
+        """Why the step must be skipped; empty if it is sound, and then part of the history."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return f"loss {loss}, gradient norm {grad_norm}"
         if self.config.spike_zscore and len(self.history) >= MIN_HISTORY:
@@ -109,11 +109,11 @@ class FaultGuard:
         return ""
 
     def skipped(self, step: int, samples: tuple[int, int], reason: str) -> None:
-        """Note a skipped step and its samples."""
+        """Record a skipped step and its samples."""
         self.num_skipped += 1
         self.ranges.append(samples)
-        place = (samples[0], samples[1] - 1, self.num_skipped)
-        log.warning("step %d skipped: %s (samples %d to %d; %d skipped so far)", step, reason, *place)
+        numbers = (samples[0], samples[1] - 1, self.num_skipped)
+        log.warning("step %d skipped: %s (samples %d to %d; %d skipped so far)", step, reason, *numbers)
         if self.record is not None:
             with self.record.open("a", encoding="utf-8") as file:
                 line = {"step": step, "first_sample": samples[0], "end_sample": samples[1], "reason": reason}
@@ -124,11 +124,11 @@ class FaultGuard:
         self.ranges.clear()
 
     def must_roll_back(self) -> bool:
-        """True after max_skipped steps in a row."""
-        return len(self.ranges) >= self.config.max_skipped
+        """True after MAX_SKIPPED skipped steps in a row."""
+        return len(self.ranges) >= MAX_SKIPPED
 
     def take_ranges(self) -> list[tuple[int, int]]:
-        """The samples to leave out after a roll-back; starts a new row."""
+        """The samples to leave out after a roll-back; starts a new count."""
         ranges, self.ranges = self.ranges, []
         self.num_rollbacks += 1
         self.history.clear()
@@ -136,7 +136,7 @@ class FaultGuard:
 
     def has_diverged(self) -> bool:
         """True once there were more roll-backs than allowed."""
-        return self.num_rollbacks > self.config.max_rollbacks
+        return self.num_rollbacks > MAX_ROLLBACKS
 
 
 def _robust_zscore(value: float, past: tuple[float, ...]) -> float:
@@ -147,7 +147,7 @@ def _robust_zscore(value: float, past: tuple[float, ...]) -> float:
 
 
 def out_of_memory(config: Config, world: World) -> str:
-    """The line that names the peak and the options that lower it."""
+    """One line with the peak and the options that lower it."""
     peak = torch.cuda.max_memory_allocated(world.device) / 2**30 if world.device.type == "cuda" else 0.0
     train, parallel = config.train, config.parallel
     return (
@@ -159,16 +159,16 @@ def out_of_memory(config: Config, world: World) -> str:
 
 PACKAGE = str(Path(__file__).parents[1])
 LONGEST_INTERVAL = 5.0
-"""Seconds between two signs, at most; a tenth of the timeout where that is less."""
+"""Most seconds between two beats; a tenth of the timeout if that is less."""
 PATIENCE = 5.0
-"""Seconds for an answer of the store: torch waits indefinitely where the connection to its node is cut."""
+"""Seconds to wait for the store: torch waits indefinitely if the connection to its node is cut."""
 SIGNS_OF_GLOO = ("gloo", "pair closure")
-"""In what gloo raises: a path of its source, or "Application timeout caused pair closure" alone."""
+"""In the messages that gloo raises: a path of its source, or "Application timeout caused pair closure"."""
 LEFT, HERE = "left", Path(__file__).name
 
 
 class Heartbeat:
-    """Beats while it is entered; turns the failure of a collective into RankLost, with the names of the ranks."""
+    """Context manager that beats, and turns the failure of a collective into RankLost with the ranks' numbers."""
 
     def __init__(self, world: World, timeout_minutes: float) -> None:
         self.world = world
@@ -199,13 +199,13 @@ class Heartbeat:
         try:
             while not self.stopped.wait(self.interval if count else 0.0):
                 count += 1
-                self.store.set(str(self.world.rank), json.dumps([count, self.step, self._place()]))
+                self.store.set(str(self.world.rank), json.dumps([count, self.step, self._line()]))
             self.store.set(str(self.world.rank), json.dumps([LEFT, self.step, ""]))
-        except RuntimeError:  # the process that serves the store is gone: so are we, soon
+        except RuntimeError:  # the process that serves the store is gone, and this one will end too
             return
 
-    def _place(self) -> str:
-        """Innermost line of this package that the main thread is in."""
+    def _line(self) -> str:
+        """Line of this package that the main thread is at."""
         frame = sys._current_frames().get(self.main)
         while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
             frame = frame.f_back
@@ -216,7 +216,7 @@ class Heartbeat:
         return {rank: json.loads(self.store.get(str(rank))) for rank in ranks}
 
     def _compare(self, signs: list[dict[int, list[Any]]]) -> None:
-        """Append two readings; fewer where the process that serves the store is gone."""
+        """Append two readings; fewer if the process that serves the store is gone."""
         with suppress(RuntimeError):
             signs.append(self._read())
             time.sleep(2.5 * self.interval)
@@ -224,25 +224,25 @@ class Heartbeat:
 
     def _verdict(self, error: BaseException) -> str:
         reason = str(error).strip().splitlines()[0].partition(". ")[0]
-        remedy = "start the same command again with --resume, which goes on from the last checkpoint"
+        remedy = "start the same command again with --resume, which continues from the last checkpoint"
         signs: list[dict[int, list[Any]]] = []
         reader = threading.Thread(target=self._compare, args=(signs,), daemon=True)
         reader.start()
         reader.join(2.5 * self.interval + PATIENCE)
         if len(signs) < 2:
-            return f"step {self.step + 1}: rank 0 or its node does not answer ({reason}); {remedy}"
+            return f"step {self.step + 1}: no response from rank 0 or its node ({reason}); {remedy}"
         before, after = signs
         silent = [rank for rank, sign in after.items() if sign[0] != LEFT and sign == before.get(rank)]
-        places = {rank: sign[2] for rank, sign in after.items() if sign[0] != LEFT and HERE not in sign[2]}
-        common = Counter(places.values()).most_common(1)
-        astray = [rank for rank, place in places.items() if place != common[0][0]]
+        lines = {rank: sign[2] for rank, sign in after.items() if sign[0] != LEFT and HERE not in sign[2]}
+        common = Counter(lines.values()).most_common(1)
+        astray = [rank for rank, line in lines.items() if line != common[0][0]]
         if silent:
             lost = ", ".join(f"rank {rank} (last step {after[rank][1]})" for rank in silent)
             return f"step {self.step + 1}: no sign of life from {lost} of {self.world.size} ranks ({reason}); {remedy}"
         hung = ", ".join(f"rank {rank} at {after[rank][2]} (last step {after[rank][1]})" for rank in astray)
         return (
             f"step {self.step + 1}: a collective failed ({reason}); every rank that has not ended is alive"
-            f"{', but apart from the others: ' + hung if hung else ''}; {remedy}"
+            f"{', but at another line than the others: ' + hung if hung else ''}; {remedy}"
         )
 
 
@@ -250,5 +250,5 @@ def is_collective_failure(error: BaseException) -> bool:
     """True for what gloo and nccl raise when another rank is gone or too late."""
     if isinstance(error, RunEnded) or not isinstance(error, RuntimeError):
         return False
-    said = str(error).lower()
-    return isinstance(error, torch.distributed.DistError) or any(sign in said for sign in SIGNS_OF_GLOO)
+    message = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(sign in message for sign in SIGNS_OF_GLOO)

@@ -1,4 +1,4 @@
-"""Checkpoint folders that are whole or do not count, and that hold nothing but tensors and numbers.
+"""Checkpoint folders that are complete or do not count, and that contain nothing but tensors and numbers.
 
 `seal` syncs every file and writes the marker `complete` last: a JSON of each file's size and checksum. `check` compares
 them. `refuse_foreign_pickles` reads what torch would unpickle through allow-lists, before torch or megatron sees it.
@@ -20,7 +20,7 @@ from megadna.reading import first_line, read_json
 
 MARKER = "complete"
 ALWAYS = ("state.json", "config.yaml", "weights/.metadata", "weights/common.pt", "weights/metadata.json")
-"""Files that every checkpoint has, beside its shards."""
+"""Files that every checkpoint has, besides its shards."""
 MOST_OBJECTS = 1 << 24
 BLOCK = 1 << 20
 THREADS = 4
@@ -35,7 +35,7 @@ ALLOWED = {
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
 }
-"""Globals that `.metadata` of a checkpoint of tensors names; none of them runs code of the file's choosing."""
+"""Globals that `.metadata` of a checkpoint of tensors may name; none of them runs code that a file can choose."""
 
 
 def seal(folder: Path) -> None:
@@ -52,13 +52,13 @@ def seal(folder: Path) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Give the sealed folder `temporary` its final name, durably."""
+    """Rename the sealed folder `temporary` to its final name, durably."""
     temporary.rename(final)
     _sync(final.parent)
 
 
 def check(folder: Path) -> None:
-    """UserError that names the file which is missing, cut short or changed since `seal`, the marker among them."""
+    """UserError that names a file (the marker included) that is missing, cut short or changed since `seal`."""
     entries = read_marker(folder)
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(_entry_or_problem, (folder / name for name in entries))
@@ -73,7 +73,7 @@ def check(folder: Path) -> None:
 
 
 def read_marker(folder: Path) -> dict[str, dict[str, int]]:
-    """Size and checksum by file; UserError where the marker is not what `seal` writes for the files that are there."""
+    """Size and checksum by file; UserError if the marker is not what `seal` writes for these files."""
     marker = folder / MARKER
     if not marker.exists():
         raise UserError(f"{marker}: missing, so the checkpoint was never finished or is damaged")
@@ -97,7 +97,7 @@ def _is_entry(value: Any) -> bool:
 
 
 def refuse_foreign_pickles(weights: Path) -> None:
-    """UserError where `.metadata` or `common.pt` holds anything but tensor descriptions and plain values."""
+    """UserError if `.metadata` or `common.pt` contain anything but tensor descriptions and plain values."""
     try:
         with (weights / ".metadata").open("rb") as file:
             metadata = _AllowList(file).load()
@@ -124,8 +124,8 @@ _Unpickler: Any = pickle._Unpickler
 
 
 class _AllowList(_Unpickler):
-    """Python's own unpickler, written in Python, so that an entry of its memo costs what it holds: the one in C, with
-    which torch reads the file next, sets aside room for every number below it, which ten bytes can make 64 GB."""
+    """Python's unpickler written in Python, whose memo is a dictionary. The one in C, with which torch reads the file
+    next, allocates a slot for every number up to the largest, so ten bytes can claim 64 GB: these are refused here."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The class, if it is one of ALLOWED."""
@@ -134,7 +134,7 @@ class _AllowList(_Unpickler):
         return super().find_class(module, name)
 
     def load_long_binput(self) -> None:
-        """Refuse numbers that no file of tensors needs."""
+        """Refuse memo numbers that no file of tensors needs."""
         number = int.from_bytes(self.read(4), "little")
         if number > MOST_OBJECTS:
             raise pickle.UnpicklingError(f"it numbers an object {number}")
@@ -183,5 +183,5 @@ def _sync(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Without number and path, which the message has already."""
+    """The error without number and path, which the message already has."""
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

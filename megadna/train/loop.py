@@ -1,35 +1,45 @@
 """The training run: steps, logs, validations and checkpoints, from a config to a finished run folder.
 
+In:  a resolved Config, the run folder, the position of this rank.
+Out: the run folder; True if the last step was reached.
+MFU is the FLOPs of the model for the tokens that are not padding (model/flops.py: full attention, 3 x forward) over
+seconds, ranks and the dense 16-bit peak of the card; only steps count, not validations and saves.
+
 RUN/config.yaml      the resolved config
-RUN/log.txt          what is logged, behind that of earlier starts (commands/train.py)
-RUN/metrics.jsonl    one line a logged step, one a validation
-RUN/tensorboard/     the same as events; wandb/ where log.wandb is true, profile/ by log.profile_steps
+RUN/log.txt          the log of all starts (commands/train.py)
+RUN/metrics.jsonl    one line per logged step, one per validation
+RUN/tensorboard/     the same as events; wandb/ if log.wandb is true, profile/ if log.profile_steps is set
 RUN/checkpoints/     step-00000100/ ...
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import psutil
 import torch
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
 from megadna.arguments import dump_config
-from megadna.config import Config
+from megadna.config import Config, LogConfig
 from megadna.data.dataset import open_chunks
+from megadna.data.evaluation import EvaluationSamples
 from megadna.data.loader import TrainBatches, resolve_sequence_length, train_batches
 from megadna.data.order import skip_more
 from megadna.data.samples import resolve_schedule
 from megadna.engine.distributed import World
 from megadna.errors import Diverged, UserError
-from megadna.files import write_text
+from megadna.files import atomic_file, write_text
 from megadna.log import get_logger
-from megadna.model.shapes import padded_vocab_size
+from megadna.model.shapes import BACKWARD, padded_vocab_size, peak_tflops, token_flops
 from megadna.progress import Progress
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import (
+    check_resume,
+    check_weights,
     complete_checkpoints,
     find_checkpoint,
     has_checkpoints,
@@ -37,18 +47,95 @@ from megadna.train.checkpoint import (
     load_weights,
     read_numbers,
 )
-from megadna.train.faults import FaultGuard, Heartbeat, StopRequest
+from megadna.train.evaluation import protocol_of
+from megadna.train.faults import MAX_ROLLBACKS, MAX_SKIPPED, FaultGuard, Heartbeat, StopRequest
 from megadna.train.metrics import Metrics
-from megadna.train.profiling import build_profiler
-from megadna.train.resume import check_resume, check_weights
 from megadna.train.saving import CheckpointWriter
-from megadna.train.scoring import protocol_of
-from megadna.train.speed import StepClock
-from megadna.train.state import TrainState, build_state
-from megadna.train.step import StepResult, train_step
-from megadna.train.validation import validate
+from megadna.train.step import StepResult, TrainState, build_state, evaluate_split, train_step
 
 log = get_logger(__name__)
+
+SPEED_KEYS = ("tokens_per_second", "tokens_per_second_per_gpu", "tflops_per_gpu", "mfu")
+TIMING_KEYS = (*SPEED_KEYS, "data_wait_seconds", "save_stall_seconds", "memory_mib")
+"""Keys of metrics.jsonl that differ from one run of the same config to the next; a resumed run repeats all others."""
+
+
+class StepClock:
+    """Speed, waits and memory of the steps since the previous log line, on one rank."""
+
+    def __init__(self, config: Config, world: World, *, sequence_length: int, vocab_rows: int) -> None:
+        self.config, self.world, self.vocab_rows = config, world, vocab_rows
+        self.sequence_length = sequence_length
+        self.peak = _peak(config, world)
+        self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
+
+    def add(self, seconds: float, samples: int, data: dict[str, float]) -> None:
+        """Count one step of `samples` samples; removes `data_wait_seconds` from the loader's numbers."""
+        tokens = samples * self.sequence_length
+        self.tokens += tokens
+        self.seconds += seconds
+        self.wait += data.pop("data_wait_seconds")
+        predicted = self.config.data.masking.fraction
+        forward = token_flops(self.config.model, self.vocab_rows, data["attended_tokens"], predicted=predicted)
+        self.flops += (1 + BACKWARD) * forward * tokens * (1.0 - data["padded_fraction"])
+
+    @contextmanager
+    def stall(self) -> Iterator[None]:
+        """Around what holds up training for a checkpoint."""
+        start = perf_counter()
+        yield
+        self.stalled += perf_counter() - start
+
+    def numbers(self) -> dict[str, float]:
+        """Values of TIMING_KEYS (no `mfu` without a known peak); the counts restart.
+
+        Memory: of a GPU the peak allocation, of a CPU rank its current resident size.
+        """
+        device, speed = self.world.device, self.tokens / self.seconds
+        tflops = self.flops / self.seconds / self.world.size / 1e12
+        on_gpu = device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated(device) if on_gpu else psutil.Process().memory_info().rss
+        values = (speed, speed / self.world.size, tflops, tflops / (self.peak or 1.0), self.wait, self.stalled)
+        numbers = dict(zip(TIMING_KEYS, (*values, memory / 2**20), strict=True))
+        self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
+        return numbers if self.peak else {key: value for key, value in numbers.items() if key != "mfu"}
+
+
+def _peak(config: Config, world: World) -> float | None:
+    if world.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(world.device)
+    peak = None if config.engine.precision == "fp32" else peak_tflops(name)
+    known = f"mfu is relative to {peak} TFLOP/s, its dense 16-bit peak" if peak else "peak unknown, so no mfu"
+    log.info("%s, %s: %s", name, config.engine.precision, known)
+    return peak
+
+
+def build_profiler(run: Path, config: LogConfig, *, first_step: int) -> profile | None:
+    """A started profiler, whose `step` must be called after every step; None if there is nothing to record.
+
+    first_step: the step after which the run starts or resumes.
+    """
+    if not config.profile_steps:
+        return None
+    first, last = config.profile_steps
+    if first <= first_step:
+        log.warning("log.profile_steps [%d, %d] begin before step %d: no profile", first, last, first_step + 1)
+        return None
+
+    def write(recorded: profile) -> None:
+        path = run / "profile" / f"steps-{first}-{last}.json"
+        path.parent.mkdir(exist_ok=True)
+        with atomic_file(path) as temporary:
+            recorded.export_chrome_trace(str(temporary))
+        log.info("profile: %s", path)
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    gap = first - 1 - first_step
+    window = schedule(wait=max(0, gap - 1), warmup=min(1, gap), active=last - first + 1, repeat=1)
+    profiler = profile(activities=activities, schedule=window, on_trace_ready=write)
+    profiler.start()
+    return profiler
 
 
 class TrainingRun:
@@ -75,10 +162,10 @@ class TrainingRun:
         self.writer = CheckpointWriter(run, self.config, world, facts)
 
     def train(self, *, resume: str) -> bool:
-        """Train to config.train.steps, from the newest checkpoint of the run folder where `resume` says so.
+        """Train to config.train.steps, from the newest checkpoint of the run folder if `resume` asks for it.
 
-        resume: always, never, or auto (where there is a checkpoint). False where a signal or the time limit ended the
-        run before, with everything saved. RunEnded where it cannot go on.
+        resume: always, never, or auto (if there is a checkpoint). False if a signal or the time limit stopped the run
+        early, with everything saved. RunEnded if it cannot continue.
         """
         source = self.config.checkpoint.init_from
         if resume == "always" or (resume == "auto" and self._agreed(lambda: has_checkpoints(self.run))):
@@ -96,7 +183,7 @@ class TrainingRun:
         self.batches = self._batches()
         try:
             if self.state.step == 0 and (source or self.config.validation.extra):
-                self._validate()  # what the model knows before it forgets
+                self._validate()  # the scores of the old weights
             with self.heartbeat, StopRequest(self.world, self.config.train.exit_after_minutes) as stop:
                 while self.state.step < self.config.train.steps:
                     self.heartbeat.step = self.state.step
@@ -104,7 +191,7 @@ class TrainingRun:
                     if stop.agreed() and self.state.step < self.config.train.steps:
                         self.writer.save(self.state, self.last_validation, wait=True)
                         done = (self.state.step, self.config.train.steps)
-                        log.info("stopped at step %d of %d, saved; the same command with --resume goes on", *done)
+                        log.info("stopped at step %d of %d, saved; continue with the same command and --resume", *done)
                         return False
             log.info("step %d of %d is done: %s", self.state.step, self.config.train.steps, self.run)
             return True
@@ -114,7 +201,7 @@ class TrainingRun:
                 self.metrics.close()
 
     def _open_files(self) -> None:
-        """What the main rank writes into the run folder."""
+        """Files that the main rank writes into the run folder."""
         write_text(self.run / "config.yaml", dump_config(self.config))
         self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
         self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
@@ -128,9 +215,9 @@ class TrainingRun:
         log.info("resuming %s at step %d", checkpoint, self.state.step)
 
     def _agreed(self, find: Callable[[], Any]) -> Any:
-        """What the main rank alone finds, on all ranks: a checkpoint is large, and file systems may disagree.
+        """What `find` returns on the main rank, on all ranks: a checkpoint is large, and file systems may disagree.
 
-        So is the error it ends with, or the other ranks would wait for a main rank that has ended.
+        An error is raised on all ranks too, or the others would wait for a main rank that has ended.
         """
         found: list[Any] = [None]
         if self.world.is_main:
@@ -155,10 +242,10 @@ class TrainingRun:
         )
 
     def _step(self) -> None:
-        self.last_validation = {}  # a checkpoint carries the validation of its own weights alone
+        self.last_validation = {}  # a checkpoint has the validation of its own weights only
         with self.clock.stall():
             self.writer.poll()
-        start, first_sample = time.perf_counter(), self.state.consumed_samples
+        start, first_sample = perf_counter(), self.state.consumed_samples
         result = train_step(
             self.state,
             self.batches,
@@ -167,7 +254,7 @@ class TrainingRun:
             sequence_length=self.sequence_length,
             problem=self.guard.problem,
         )
-        self._log(result, time.perf_counter() - start, self.state.consumed_samples - first_sample)
+        self._log(result, perf_counter() - start, self.state.consumed_samples - first_sample)
         if self.profiler:
             self.profiler.step()
         if result.problem:
@@ -192,7 +279,6 @@ class TrainingRun:
                 "loss": result.loss,
                 "grad_norm": result.grad_norm,
                 "lr": result.lr,
-                "weight_decay": result.weight_decay,
                 "consumed_samples": self.state.consumed_samples,
                 "failed_saves": self.writer.num_failed,
                 **data,
@@ -201,16 +287,14 @@ class TrainingRun:
             self.metrics.training(step, numbers)
 
     def _roll_back(self) -> None:
-        """Go back to the last checkpoint, leaving out the samples of the steps that were skipped in a row."""
+        """Go back to the last checkpoint, and leave out the samples of the steps skipped in a row."""
         ranges, failed_at = self.guard.take_ranges(), self.state.step
+        self.writer.finish()  # the last checkpoint may still be on its way to the disk
         if self.guard.has_diverged() or not complete_checkpoints(self.run):
-            faults = self.config.faults
             raise Diverged(
-                f"step {failed_at}: {faults.max_skipped} bad updates in a row, and no roll-back is left (of "
-                f"{faults.max_rollbacks}) or no checkpoint to go back to; look at {self.run / 'skipped.jsonl'}, lower "
-                "train.lr, and say --resume"
+                f"step {failed_at}: {MAX_SKIPPED} bad updates in a row, and no roll-back is left (of {MAX_ROLLBACKS}) "
+                f"or no checkpoint to go back to; see {self.run / 'skipped.jsonl'}, lower train.lr, rerun with --resume"
             )
-        self.writer.finish()
         skipped = skip_more(self.state.skipped, ranges)
         checkpoint = self._agreed(lambda: find_checkpoint(self.run))
         self.writer.set_aside_after(checkpoint)
@@ -222,23 +306,22 @@ class TrainingRun:
         log.warning("step %d: back to %s, leaving out samples %s", failed_at, checkpoint.name, ranges)
 
     def _validate(self) -> None:
-        protocol = protocol_of(self.tokenizer)
-        numbers = validate(
-            self.state.chunks,
-            self.validated,
-            self.tokenizer,
-            self.config,
-            self.world,
-            sequence_length=self.sequence_length,
-        )
+        """Score the validation split, and the datasets of validation.extra under their names."""
+        protocol, config = protocol_of(self.tokenizer), self.config
+        numbers: dict[str, Any] = {}
+        for name, pool in self.validated.items():
+            count, size = config.validation.samples, config.validation.micro_batch_size
+            samples = EvaluationSamples(pool, self.tokenizer, self.sequence_length, samples=count, seed=config.seed)
+            evaluation = evaluate_split(self.state.model_parts, samples, self.world, micro_batch_size=size)
+            numbers |= evaluation.line(f"valid_extra/{name}_" if name else "valid_")
         self.last_validation = {**numbers, "valid_protocol": protocol}
         if self.metrics:
             self.metrics.validation(self.state.step, numbers, protocol)
 
     def _announce(self) -> None:
-        world, parallel = self.world, self.config.parallel
+        world, parallel, batch = self.world, self.config.parallel, self.config.train.global_batch_size
         log.info(
-            "%d ranks on %s: tensor %d x pipeline %d x data %d | %s | %d tokens a sample, %d samples a step",
-            *(world.size, world.device.type, parallel.tensor, parallel.pipeline, world.data_size),
-            *(self.config.engine.precision, self.sequence_length, self.config.train.global_batch_size),
+            "%d rank%s on %s: tensor %d x pipeline %d x data %d | %s | %d tokens per sample, %d samples per step",
+            *(world.size, "s" * (world.size > 1), world.device.type, parallel.tensor, parallel.pipeline),
+            *(world.data_size, self.config.engine.precision, self.sequence_length, batch),
         )

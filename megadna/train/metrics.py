@@ -1,12 +1,12 @@
-"""metrics.jsonl read line by line, and curves of bounded size.
+"""The numbers of a run: written to metrics.jsonl, TensorBoard, Weights & Biases and a progress line; read back.
 
-In:  the file of a run that may still be going on, may have been killed, or lies on a damaged disk.
-Out: its lines as dictionaries of numbers, one in memory at a time. What is no such line is counted, never raised.
+In:  what each step and validation measured; or the metrics.jsonl of a run that may still be running, may have been
+     killed, or is on a damaged disk.
+Out: the sinks; or its lines one at a time as dictionaries of numbers, and curves of bounded size. What is not such a
+     line is counted, never raised.
 
-Where the numbers of a run go: metrics.jsonl, TensorBoard, Weights & Biases, and a progress line.
-
-metrics.jsonl and TensorBoard are cut where a run resumes or goes back, so that no step stands twice. Weights & Biases
-cannot forget: there the steps that were done again stand twice.
+metrics.jsonl and TensorBoard are cut when a run resumes or goes back, so that no step is in them twice. Weights &
+Biases cannot delete: repeated steps are there twice.
 """
 
 import importlib.util
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from megadna.config import Config, LogConfig
@@ -35,30 +34,30 @@ from megadna.train.run_folder import beside_guessing
 log = get_logger(__name__)
 
 MAX_LINE = 1 << 20
-"""Bytes; a longer line is none of ours, and is never held whole."""
+"""Bytes; a longer line is not ours, and is never in memory as a whole."""
 NUMBERS = {int, float, type(None)}
 MOST_POINTS = 4000
 """Points of a curve; an even number."""
 
 
 class MetricLines:
-    """Iterate for the lines; the attributes say what was left out so far."""
+    """Iterate over the lines; the attributes count what was left out so far."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.num_broken = 0
-        """Lines that are no JSON object of numbers with a step."""
+        """Lines that are not a JSON object of numbers with a step."""
         self.first_broken = 0
         """Number of the first of them, from 1."""
         self.is_cut = False
-        """Whether the last line has no end: the run is writing it, or was killed doing so."""
+        """Whether the last line is incomplete: the run is writing it, or was killed doing so."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The lines in their order; UserError where the file cannot be read at all."""
+        """The lines in order; UserError if the file cannot be read at all."""
         try:
             opened = self.file.open("rb")
         except OSError as error:
-            raise UserError(f"{self.file}: cannot be read ({error.strerror}); move away what is there") from error
+            raise UserError(f"{self.file}: cannot be read ({error.strerror}); move it away") from error
         with opened:
             number = 0
             while text := opened.readline(MAX_LINE):
@@ -79,11 +78,11 @@ class MetricLines:
             self.first_broken = self.first_broken or number
 
     def notes(self) -> list[str]:
-        """What was left out, a sentence each."""
+        """What was left out, one sentence each."""
         found = []
         if self.num_broken:
             found.append(
-                f"{self.file}: lines left out: {self.num_broken:,}, as they are no JSON objects of numbers with a step "
+                f"{self.file}: lines left out: {self.num_broken:,}, not JSON objects of numbers with a step "
                 f"(the first is line {self.first_broken:,})"
             )
         if self.is_cut:
@@ -92,7 +91,7 @@ class MetricLines:
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
-    """The line as a dictionary; None where it is none of ours."""
+    """The line as a dictionary; None if it is not one of ours."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
@@ -103,29 +102,25 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`, and a half-written last one, so that no step is there twice.
-
-    Damaged lines are left out as well, with a warning.
-    """
+    """Drop the lines of metrics.jsonl after `step`, a half-written last one, and (with a warning) damaged ones."""
     if not path.exists():
         if step:
-            log.warning("%s: missing, so the numbers up to step %d are lost", path, step)
+            log.warning("%s: missing, so the metrics up to step %d are lost", path, step)
         return
-    require(path.is_file(), f"{path}: cannot be read (it is no file); move away what is there")
+    require(path.is_file(), f"{path}: cannot be read (it is not a file); move it away")
     lines = MetricLines(path)
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as kept:
         kept.writelines(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
-    if lines.num_broken:  # a last line that is cut is what a killed run leaves
+    if lines.num_broken:  # an incomplete last line is normal after a kill
         log.warning("%s", lines.notes()[0])
 
 
 class Curve:
     """Values over steps in at most MOST_POINTS buckets, however long the run.
 
-    The rule: every line has a bucket of its own until there are MOST_POINTS; then neighbouring buckets are joined two
-    by two, and from there on a bucket takes twice as many lines. A bucket keeps its last step and the lowest, the
-    highest and the mean of its values, so that no extreme is lost; the last line is kept as it is. A bucket without
-    any value is a gap.
+    Every line has its own bucket until there are MOST_POINTS; then neighbouring buckets are merged in pairs, and from
+    then on a bucket takes twice as many lines. A bucket keeps its last step and the minimum, maximum and mean of its
+    values, so that no extreme is lost; the last line is kept unchanged. A bucket without any value is a gap.
     """
 
     def __init__(self) -> None:
@@ -137,7 +132,7 @@ class Curve:
         self._before = math.nan  # step of the line before the last
 
     def add(self, step: int, value: float | None) -> None:
-        """One more line; None or a number that is not finite is no value."""
+        """Add a line; None or a number that is not finite is no value."""
         self.num_lines += 1
         if not self._room:
             if len(self._buckets) == MOST_POINTS:
@@ -180,13 +175,13 @@ def _joined(first: list[float], second: list[float]) -> list[float]:
 
 
 PLAIN_LINES = 25
-"""A run logs about this many progress lines (beside a progress bar only in log.txt) ..."""
+"""A run logs about this many progress lines (with a progress bar, only in log.txt) ..."""
 PLAIN_SECONDS = 60.0
-"""... and one where none came for so long."""
+"""... and one if there was none for this time."""
 
 
 class Metrics:
-    """Sinks of the main rank; the other ranks have none and make no Metrics."""
+    """The sinks; only the main rank has them."""
 
     def __init__(self, run: Path, config: Config, *, first_step: int) -> None:
         self.run, self.config, self.steps = run, config.log, config.train.steps
@@ -207,7 +202,7 @@ class Metrics:
             self.tensorboard = _tensorboard(self.run, step)
 
     def is_due(self, step: int) -> bool:
-        """True for the steps that are written: every `log.interval`-th and the last."""
+        """True for steps that are written: every `log.interval`-th and the last."""
         return step % self.config.interval == 0 or step == self.steps
 
     def training(self, step: int, numbers: dict[str, Any]) -> None:
@@ -216,7 +211,7 @@ class Metrics:
         self._write({"step": step, **numbers})
 
     def validation(self, step: int, numbers: dict[str, Any], protocol: str) -> None:
-        """One validation; its keys begin with `valid_`. The line shown names the protocol (MaskedScore)."""
+        """Show and write a validation, whose keys begin with `valid_`; the protocol is that of MaskedScore."""
         log.info(
             "step %6d | valid %.4f bits per base%s (standard error %.4f) | accuracy %.4f%s",
             step,
@@ -229,7 +224,7 @@ class Metrics:
         self._write({"step": step, **numbers})
 
     def go_back(self, step: int) -> None:
-        """Drop what was written after `step`: the run goes on from there."""
+        """Drop what was written after `step`, from which the run continues."""
         self._close_files()
         self._open(step)
 
@@ -275,8 +270,8 @@ class Metrics:
                 self.tensorboard.add_scalar(name, numbers[name], line["step"])
 
 
-def check_log(config: LogConfig, device: torch.device) -> None:
-    """UserError where this machine lacks what `log` asks for."""
+def check_log(config: LogConfig) -> None:
+    """UserError if this machine lacks what `log` needs."""
     if config.wandb:
         missing = "log.wandb is true, but wandb is not installed; pip install 'megadna[wandb]', or set it to false"
         require(importlib.util.find_spec("wandb") is not None, missing)
@@ -284,10 +279,6 @@ def check_log(config: LogConfig, device: torch.device) -> None:
 
         known = wandb.setup().settings.mode != "online" or wandb.api.api_key
         require(bool(known), "log.wandb is true, but there is no API key; `wandb login`, or set WANDB_MODE=offline")
-    require(
-        not config.memory_snapshot or device.type == "cuda",
-        "log.memory_snapshot records the memory of a GPU, and this run uses the CPU; set it to false",
-    )
 
 
 def _tensorboard(run: Path, first_step: int) -> Any:
@@ -314,17 +305,17 @@ def _wandb(run: Path, config: Config) -> Any:
         )
     except wandb.errors.Error as error:
         raise UserError(f"log.wandb: {error}; set WANDB_MODE=offline, or log.wandb false") from error
-    sink.define_metric("*", step_metric="step")  # not wandb's own counter: it refuses a step that is done again
+    sink.define_metric("*", step_metric="step")  # not wandb's own counter, which refuses a repeated step
     log.info("Weights & Biases: %s", sink.dir if offline else sink.url)
     return sink
 
 
 def _identity(file: Path) -> str:
-    """The id that `file` holds, a new one where there is no file; UserError where it holds something else."""
+    """The id in `file`, a new one if there is no file; UserError if it contains something else."""
     file.parent.mkdir(exist_ok=True)
     if not file.exists():
         write_text(file, uuid.uuid4().hex[:8])
     identity = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    remedy = "remove it, and the run becomes a new one of Weights & Biases"
-    require(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity) is not None, f"{file}: is no id of a run; {remedy}")
+    remedy = "delete it to start a new run of Weights & Biases"
+    require(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity) is not None, f"{file}: not the id of a run; {remedy}")
     return identity

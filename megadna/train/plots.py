@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-# Okabe & Ito's palette, told apart under every common colour blindness; yellow left out, too pale for lines.
+# Okabe & Ito's palette, distinct under every common colour blindness; without yellow, which is too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
 GREY = "#8a8f98"
@@ -40,15 +40,15 @@ class Series:
 
     name: str
     run: int
-    """Number of the run, which gives its colour in every figure."""
+    """Number of the run, which selects its colour in every figure."""
     steps: NDArray[np.float64]
     values: NDArray[np.float64]
     errors: NDArray[np.float64] | None = None
     """Standard errors of the values."""
     style: int = 0
-    """Number of the line style, where a run has several series."""
+    """Number of the line style, if a run has several series."""
     band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-    """Where a point summarises several steps, their lowest and highest values; `values` are then their means."""
+    """If a point summarises several steps: their minima and maxima; `values` are then the means."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Bar:
     bits: float
     error: float | None
     run: int | None
-    """Number of the run, which gives its colour in every figure; None for a baseline."""
+    """Number of the run, which selects its colour in every figure; None for a baseline."""
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Running median over about 1/40 of the steps, its stairs evened out by a running mean; NaN where none is finite.
+    """Running median over about 1/40 of the steps, smoothed by a running mean; NaN where no value is finite.
 
-    Unlike an exponential mean it neither lags behind the first fall nor carries a spike along.
+    Unlike an exponential mean it neither lags after the initial fall nor spreads a spike.
     """
     half = len(values) // 80
     for average in (np.nanmedian, np.nanmean):
@@ -88,7 +88,7 @@ def curves(
 ) -> bytes:
     """Values over steps with a band of one standard error, and named horizontal lines.
 
-    `noisy`: every value pale, their running median as the line; the first fall and spikes may leave the frame.
+    `noisy`: every value pale, their running median as the line; the initial fall and spikes may be cut off.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT))
@@ -137,16 +137,16 @@ def bars(title: str, groups: Mapping[str, Sequence[Bar]]) -> bytes:
         for axes, (name, group) in zip(panels[:, 0], groups.items(), strict=True):
             gains = [2.0 - bar.bits for bar in group]
             colours = [GREY if bar.run is None else COLOURS[bar.run % 7] for bar in group]
-            places = range(len(group))
-            drawn = axes.barh(places, gains, color=colours, xerr=[bar.error or 0 for bar in group])
-            axes.set_yticks(places, [bar.name for bar in group])
+            rows_of_group = range(len(group))
+            drawn = axes.barh(rows_of_group, gains, color=colours, xerr=[bar.error or 0 for bar in group])
+            axes.set_yticks(rows_of_group, [bar.name for bar in group])
             numbers = [f"{bar.bits:.4f}" + (f" ± {bar.error:.4f}" if bar.error else "") for bar in group]
             axes.bar_label(drawn, numbers, padding=6, fontsize=9)
             axes.set_title(name)
             axes.axvline(0, color=GREY, linewidth=0.8)
             axes.invert_yaxis()
         low, high = panels[0, 0].get_xlim()
-        room = 0.35 * (high - low)  # for the numbers beside the bars
+        room = 0.35 * (high - low)  # for the numbers next to the bars
         panels[0, 0].set_xlim(low - room if low < 0 else low, high + room)
         panels[-1, 0].set_xlabel("bits per base below uniform: 2 - bits (higher is better)")
         return _png(figure)

@@ -1,9 +1,9 @@
-"""What one or several runs did, as figures and one HTML page that opens from disk.
+"""Figures and one HTML page of one or several runs, which opens from disk.
 
-In:  run folders: metrics.jsonl, config.yaml, and evaluation-*.json where `megadna evaluate` wrote one.
-Out: report.html (figures inlined, nothing loaded from elsewhere) and the figures as PNG beside it.
-A run may still be going on, and be long: metrics.jsonl is read line by line into curves of bounded size
-(train/metrics.py); lines that cannot be read are counted, and the page says how many.
+In:  run folders: metrics.jsonl, config.yaml, and evaluation-*.json if `megadna evaluate` wrote any.
+Out: report.html (figures inlined, nothing loaded from elsewhere) and the figures as PNG next to it.
+A run may still be running, and be long: metrics.jsonl is read line by line into curves of bounded size
+(train/metrics.py); unreadable lines are counted on the page.
 """
 
 import base64
@@ -24,27 +24,27 @@ from megadna.log import get_logger
 from megadna.ownership import refuse_occupied
 from megadna.train import plots
 from megadna.train.metrics import MOST_POINTS, Curve, MetricLines
-from megadna.train.run_folder import beside_guessing, read_evaluation, verdict
+from megadna.train.run_folder import beside_guessing, flat_keys, read_evaluation, verdict
 
 log = get_logger(__name__)
 
 FIGURES = {
-    "valid_bits.png": "Every chosen base hidden, p renormalised over A, C, G, T; the band is one standard error over "
+    "valid_bits.png": "All chosen bases hidden, p renormalised over A, C, G, T; the band is one standard error over "
     "chunks. Grey: 2 bits, a uniform guess, and all baselines once <code>megadna evaluate --split valid</code> has "
     "run, perhaps on more chunks than the curve.",
-    "valid_extra.png": "The datasets of validation.extra, by the same definition; a rise is forgetting.",
+    "valid_extra.png": "The datasets of validation.extra, measured in the same way; a rise means forgetting.",
     "baselines.png": "Bars are bits below the 2 bits of a uniform guess, with one standard error over chunks; the "
-    "numbers are bits per base. Baselines see what the model sees.",
+    "numbers are bits per base. Baselines see the same bases as the model.",
     "groups.png": "Species by species at the last validation.",
     "loss.png": "Cross-entropy over the whole vocabulary under the training mask, in which some chosen tokens are kept "
-    "or replaced: another quantity than bits per base, not to be compared with it. Pale: every logged step; line: "
-    "running median. The first fall and spikes may leave the frame.",
-    "learning_rate.png": "The schedule as run.",
-    "throughput.png": "All ranks together, of every logged step; the line is the running median.",
+    "or replaced: not comparable with bits per base. Pale: every logged step; line: "
+    "running median. The initial fall and spikes may be cut off.",
+    "learning_rate.png": "The learning rate of every logged step.",
+    "throughput.png": "Sum over all ranks at every logged step; the line is the running median.",
 }
 THINNED = (
     f"More than {MOST_POINTS:,} steps were logged: each point of a curve is the mean of consecutive steps, the pale "
-    "band their lowest and highest value, the last point the last step."
+    "band their minimum and maximum, the last point the last step."
 )
 TRAINING = ("loss", "lr", "tokens_per_second")
 """Keys of a training line that are drawn."""
@@ -63,29 +63,29 @@ figure { margin: 0; } img { width: 100%; height: auto; } figcaption, pre { font-
 
 @dataclass
 class Run:
-    """What a run folder tells; grows line by line."""
+    """Contents of a run folder; metrics are added line by line."""
 
     name: str
     number: int
-    """Position among the runs of the report, from 0; it gives the run its colour."""
+    """Index among the runs of the report, which selects its colour."""
     config: dict[str, Any]
     """config.yaml as flat keys: `train.lr`."""
     config_text: str
     curves: dict[str, Curve] = field(default_factory=dict)
-    """Of the keys that are drawn, those of training and of validation lines."""
+    """By the key of metrics.jsonl, for the keys that are drawn."""
     first: dict[str, Any] = field(default_factory=dict)
-    """The first line with keys that begin with valid_; empty where there is none."""
+    """The first validation line (keys begin with valid_); empty if there is none."""
     last: dict[str, Any] = field(default_factory=dict)
     """The last such line."""
     lowest: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Lowest value of each key of these lines, and its step."""
     notes: list[str] = field(default_factory=list)
-    """What of metrics.jsonl could not be read."""
+    """Lines of metrics.jsonl that could not be read."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """evaluation-NAME.json by name."""
 
     def add(self, line: dict[str, Any]) -> None:
-        """Take in a line of metrics.jsonl."""
+        """Add a line of metrics.jsonl."""
         if "loss" in line:
             for key in TRAINING:
                 if key in line:
@@ -107,7 +107,7 @@ class Run:
         return self.curves.setdefault(key, Curve())
 
     def series(self, key: str, *, label: str = "", style: int = 0) -> list[plots.Series]:
-        """The values of `key` over steps, with standard errors where the lines have KEY_se; [] where no line has it."""
+        """The values of `key` over steps, with standard errors if the lines have KEY_se; [] if no line has it."""
         curve, errors = self.curves.get(key), self.curves.get(f"{key}_se")
         if curve is None:
             return []
@@ -121,7 +121,7 @@ Evaluated = tuple[Run, dict[str, Any]]
 
 
 def read_run(folder: Path, name: str = "", number: int = 0) -> Run:
-    """Read a run folder; UserError where it is none, or has logged nothing yet."""
+    """Read a run folder; UserError if it is none, or has logged nothing yet."""
     metrics, config = folder / "metrics.jsonl", folder / "config.yaml"
     for file in (metrics, config):
         remedy = "give the --output folder of a `megadna train` that has started"
@@ -130,7 +130,7 @@ def read_run(folder: Path, name: str = "", number: int = 0) -> Run:
     run = Run(
         name=name or folder.resolve().name,
         number=number,
-        config=_flat(settings),
+        config=flat_keys(settings),
         config_text=config_text,
         evaluations={
             file.stem.removeprefix("evaluation-"): read_evaluation(file)
@@ -148,24 +148,24 @@ def read_run(folder: Path, name: str = "", number: int = 0) -> Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read several run folders; where last folder names are shared, runs go by their whole paths."""
+    """Read several run folders, named by their last folder, or by whole paths if these names are not unique."""
     names = [folder.resolve().name for folder in folders]
     shared = len(set(names)) < len(names)
     return [read_run(folder, str(folder) if shared else "", number) for number, folder in enumerate(folders)]
 
 
 def write_report(runs: Sequence[Run], html_file: Path, *, figures_beside: bool) -> None:
-    """Write the page, and with `figures_beside` the PNG files into its folder; only an older report is replaced."""
+    """Write the page, and with `figures_beside` the PNG files next to it; only an older report is replaced."""
     if html_file.is_dir():
         raise UserError(f"{html_file}: is a folder; name the file to write, such as {html_file / 'report.html'}")
     if html_file.exists() and GENERATOR.encode() not in html_file.read_bytes()[:2000]:
-        raise UserError(f"{html_file}: exists and is no report of megadna; choose another --output or move it away")
-    if figures_beside and not html_file.exists():  # without a report there, figures of these names are somebody's
+        raise UserError(f"{html_file}: exists and is not a report of megadna; choose another --output or move it away")
+    if figures_beside and not html_file.exists():  # without a report, these figures are not ours
         for name in FIGURES:
             refuse_occupied(html_file.with_name(name), is_file=True)
     figures = draw_figures(runs)
     html_file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(html_file, render_page(runs, figures))  # first: it says whose the figures are
+    write_text(html_file, render_page(runs, figures))  # first: it marks the figures as ours
     for name in FIGURES if figures_beside else ():
         if name in figures:
             with atomic_file(html_file.with_name(name)) as temporary:
@@ -202,7 +202,7 @@ def draw_figures(runs: Sequence[Run]) -> dict[str, bytes]:
     drawn = {
         "valid_bits.png": valid and plots.curves("Validation: masked bits per base", bits, valid, levels=level),
         "valid_extra.png": extra and plots.curves("Further datasets: masked bits per base", bits, extra),
-        "baselines.png": panels and plots.bars("Evaluations beside baselines", panels),
+        "baselines.png": panels and plots.bars("Evaluations next to baselines", panels),
         "groups.png": species and plots.bars("Species: masked bits per base", species),
         "loss.png": loss and plots.curves("Training loss", "cross-entropy of chosen tokens (nats)", loss, noisy=True),
         "learning_rate.png": lr and plots.curves("Learning rate", "learning rate", lr, from_zero=True),
@@ -212,9 +212,10 @@ def draw_figures(runs: Sequence[Run]) -> dict[str, bytes]:
 
 
 def evaluation_groups(runs: Sequence[Run]) -> dict[str, list[Evaluated]]:
-    """(run, evaluation) of evaluations on the same hidden bases, by a title that says which; test comes first.
+    """(run, evaluation) pairs by a title that identifies their hidden bases, the test split first.
 
-    Only these may stand in one table. Their baselines are equal to the last digit; other bases or masks change them.
+    Only scores on the same hidden bases may share a table. Their baselines are equal to the last digit, because other
+    bases or masks change them.
     """
     groups: dict[str, list[Evaluated]] = {}
     for run in runs:
@@ -280,23 +281,23 @@ def _evaluation_tables(runs: Sequence[Run]) -> list[str]:
         tables.append(_table(["model", "bits per base", "perplexity", "accuracy"], cells))
         verdicts = ((run.name, verdict(result["model"], result["baselines"])) for run, result in group)
         tables += [f"<p>{html.escape(f'{name}: {text}')}</p>" for name, text in verdicts if text]
-    return tables or ["<p>No evaluation beside baselines yet; <code>megadna evaluate</code> makes one.</p>"]
+    return tables or ["<p>No evaluation with baselines yet; <code>megadna evaluate</code> makes one.</p>"]
 
 
 def _leakage_lines(runs: Sequence[Run]) -> list[str]:
-    """What the datasets of the runs state of leakage into their held-out splits, as far as they are here."""
+    """Leakage into the held-out splits, as recorded in the runs' datasets that are there."""
     paths = [run.config.get("data.path") or [] for run in runs]
     folders = dict.fromkeys(one for path in paths for one in ([path] if isinstance(path, str) else path))
     lines = []
     for folder in folders:
-        with suppress(UserError):  # gone, or damaged: no reason to have no report
+        with suppress(UserError):  # a dataset that is gone or damaged does not prevent a report
             manifest = load_manifest(folder)
             lines += [line for split in SPLITS if (line := leakage_line(manifest, split))]
     return [f"<p>{html.escape(line)}</p>" for line in lines]
 
 
 def _validation_table(runs: Sequence[Run]) -> str:
-    """First and last value of everything that validation measures, and where bits were lowest."""
+    """First and last value of each validation metric, and the step with the lowest bits."""
     rows = []
     for run in runs:
         for key, value in run.last.items():
@@ -311,7 +312,7 @@ def _validation_table(runs: Sequence[Run]) -> str:
 
 
 def _config_table(runs: Sequence[Run]) -> str:
-    """The settings in which the runs differ."""
+    """The settings that differ between the runs."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     rows = [([key, *(str(run.config.get(key, "-")) for run in runs)], "") for key in keys]
     rows = [(cells, kind) for cells, kind in rows if len(set(cells[1:])) > 1]
@@ -342,7 +343,7 @@ def _rows(group: list[Evaluated]) -> list[tuple[str, dict[str, Any], int | None,
 
 
 def _step(result: dict[str, Any]) -> str:
-    """Of the weights that were evaluated; a Hugging Face folder has none."""
+    """Step of the evaluated weights; a Hugging Face folder has none."""
     return f", step {result['step']:,}" if "step" in result else ""
 
 
@@ -355,7 +356,7 @@ def _is_extra(key: str) -> bool:
 
 
 def _name(key: str) -> str:
-    """Species or dataset that a key of metrics.jsonl is of."""
+    """Species or dataset in a key of metrics.jsonl."""
     return key.split("/", 1)[1].removesuffix("_bits_per_base")
 
 
@@ -372,10 +373,3 @@ def _read_settings(file: Path) -> tuple[dict[str, Any], str]:
         raise UserError(f"{error}; {remedy}") from error
     require(isinstance(settings, dict), f"{file}: not a mapping of keys; {remedy}")
     return settings, file.read_text(encoding="utf-8")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

@@ -1,8 +1,8 @@
-"""Writes checkpoints while training goes on, and prunes them.
+"""Writes checkpoints while training continues, and prunes them.
 
-`save` copies the shards to host memory (the stall), hands them to a writer process, and returns. `poll`, called every
-step on every rank, seals and publishes a checkpoint once all ranks' writers have ended. A save that fails (disk full,
-say) is logged and counted; training goes on, and the checkpoints before it stand.
+`save` copies the shards to host memory (the stall), passes them to a writer process, and returns. `poll`, called every
+step on every rank, seals and publishes a checkpoint once all ranks' writers have ended. A save that fails (e.g. disk
+full) is logged and counted; training continues, and earlier checkpoints are intact.
 """
 
 import atexit
@@ -39,12 +39,12 @@ from megadna.processes import STOP_SIGNALS, die_with_parent
 from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state, step_folders
 from megadna.train.faults import is_collective_failure
 from megadna.train.integrity import publish, seal
-from megadna.train.state import TrainState
+from megadna.train.step import TrainState
 
 log = get_logger(__name__)
 
 BEST_METRICS = ("valid_bits_per_base_macro_unique", "valid_bits_per_base_macro", "valid_bits_per_base")
-"""What the best checkpoint is chosen by: the first of these that the run has."""
+"""The best checkpoint is the one with the lowest value of the first of these that the run has."""
 PARTIAL = ".partial"
 _STEP = re.compile(r"step-\d{8,}")
 _LEFTOVER = re.compile(rf"\.step-\d+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
@@ -56,7 +56,7 @@ class CheckpointWriter:
     """The saves of one run on one rank; every method is called on all ranks together."""
 
     def __init__(self, run: Path, config: Config, world: World, facts: dict[str, Any]) -> None:
-        """`facts` are written to every state.json: what a resumed run must agree with (tokenizer, dataset)."""
+        """facts: what a resumed run must agree with (tokenizer, dataset), written to every state.json."""
         self.run, self.config, self.world, self.facts = run, config, world, facts
         self.config_text = dump_config(config)
         self.queue = AsyncCallsQueue()
@@ -71,27 +71,27 @@ class CheckpointWriter:
                 if _LEFTOVER.fullmatch(leftover.name):
                     shutil.rmtree(leftover, ignore_errors=True)
         self.stall_seconds = 0.0
-        """How long the last save held up training."""
+        """How long the last save stopped training."""
         self.stall_bytes = 0
         """Host memory that this rank needed for it beyond what it had."""
 
     def save(self, state: TrainState, numbers: dict[str, Any], *, wait: bool = False) -> None:
         """Start writing RUN/checkpoints/step-N; `numbers` (the last validation) go into its state.json.
 
-        A save that is waited for ends a run or a part of it, and can be loaded under any layout.
+        wait: until it is published; SaveFailed if it could not be saved.
         """
         start = time.perf_counter()
         self.finish()
         memory = _reset_peak_memory()
         final = self.run / "checkpoints" / f"step-{state.step:08d}"
-        unique, optimizer_format = self._agree(final, numbers, wait)
-        temporary = final.with_name(f".{final.name}.{unique}{PARTIAL}")
-        sharded = sharded_state(state, optimizer_format, is_loading=False)
+        unique = [uuid.uuid4().hex[:8]]  # a name that no writer left over from a killed run uses
+        torch.distributed.broadcast_object_list(unique, src=0)
+        temporary = final.with_name(f".{final.name}.{unique[0]}{PARTIAL}")
+        sharded = sharded_state(state, is_loading=False)
         content = {
             "step": state.step,
             "consumed_samples": state.consumed_samples,
             "skipped": state.skipped,
-            "optimizer_format": optimizer_format,
             **self.facts,
             **numbers,
             "versions": versions(),
@@ -104,23 +104,23 @@ class CheckpointWriter:
             finalize = partial(self._finalize, list(request.finalize_fns), temporary, final, state.step)
             write = partial(_write, os.getpid(), request.async_fn) if request.async_fn else None
             self.queue.schedule_async_request(request._replace(async_fn=write, finalize_fns=[finalize]))
-            if wait or not self.config.checkpoint.asynchronous:
+            if wait:
                 self.finish()
             del request
         del sharded
         self.stall_seconds, self.stall_bytes = time.perf_counter() - start, _peak_memory() - memory
         log.info(
-            "checkpoint of step %d (%s): training stood still for %.2f s, with %.0f MB of host memory for it",
-            *(state.step, optimizer_format, self.stall_seconds, self.stall_bytes / 1e6),
+            "checkpoint of step %d: training paused for %.2f s, using %.0f MB more host memory",
+            *(state.step, self.stall_seconds, self.stall_bytes / 1e6),
         )
         if wait and self.num_failed_in_a_row:
             raise SaveFailed(
-                f"the checkpoint that ends the run, of step {state.step}, could not be saved; make room on the disk of "
-                f"{self.run} and say --resume"
+                f"the checkpoint that ends the run, of step {state.step}, could not be saved; free disk space for "
+                f"{self.run} and rerun with --resume"
             )
 
     def poll(self) -> None:
-        """Publish what has been written since; does not wait."""
+        """Publish what is completely written; does not wait."""
         if self.queue.get_num_unfinalized_calls():
             self.queue.maybe_finalize_async_calls(blocking=False)
 
@@ -128,22 +128,10 @@ class CheckpointWriter:
         """Wait until every save has been published or has failed."""
         self.queue.maybe_finalize_async_calls(blocking=True)
 
-    def _agree(self, final: Path, numbers: dict[str, Any], wait: bool) -> tuple[str, str]:
-        """On all ranks alike: a name that no writer left over from a killed run uses, and the optimizer's format."""
-        agreed = [(uuid.uuid4().hex[:8], self.config.checkpoint.optimizer_format)]
-        if self.world.is_main and (wait or self._stays(final, numbers)):
-            agreed = [(agreed[0][0], "reshardable")]
-        torch.distributed.broadcast_object_list(agreed, src=0)
-        return agreed[0]
-
-    def _stays(self, final: Path, numbers: dict[str, Any]) -> bool:
-        """True where the checkpoint would be kept for its step or its validation, however old it gets."""
-        return final in lasting({**self._found(), final: numbers}, self.config.checkpoint)
-
     def _found(self) -> dict[Path, dict[str, Any]]:
-        """The run's checkpoints and their state.json, oldest first; a copy that a user made under another name is none.
+        """The run's checkpoints and their state.json, oldest first, without a user's copies under other names.
 
-        Of a damaged one nothing is known, which is said once.
+        A damaged one has an empty state.json, and is logged once.
         """
         found: dict[Path, dict[str, Any]] = {}
         for folder in complete_checkpoints(self.run):
@@ -159,9 +147,9 @@ class CheckpointWriter:
         return found
 
     def set_aside_after(self, checkpoint: Path) -> None:
-        """Rename what damage has left of the checkpoints after the one that the run goes on from.
+        """Rename the damaged checkpoints after the one that the run continues from.
 
-        Their steps are done and saved again, and until then none of them may count among the last that are kept.
+        Their steps are done and saved again, and until then they must not count among the newest that are kept.
         """
         if not self.world.is_main:
             return
@@ -176,10 +164,10 @@ class CheckpointWriter:
                     log.info("%s is damaged, and now named %s", folder, aside.name)
 
     def _prepare(self, temporary: Path, state: TrainState, content: dict[str, Any]) -> Exception | None:
-        """Folder, state.json and config.yaml, on the main rank; the problem where the disk has no room."""
+        """Write folder, state.json and config.yaml on the main rank; returns the error if the disk is too full."""
         try:
             (temporary / "weights").mkdir(parents=True)
-            weights = sum(parameter.numel() for chunk in state.chunks for parameter in chunk.parameters())
+            weights = sum(parameter.numel() for part in state.model_parts for parameter in part.parameters())
             needed = 14 * weights  # bf16, master, two moments
             free = shutil.disk_usage(temporary).free
             if free < needed + RESERVE_BYTES:
@@ -191,7 +179,7 @@ class CheckpointWriter:
         return None
 
     def _finalize(self, functions: list[Callable[[], None]], temporary: Path, final: Path, step: int) -> None:
-        """megatron's own finalisation, then the commit; the ranks agree on success before the folder gets its name."""
+        """megatron's own finalisation, then the commit; the ranks agree on success before the folder is renamed."""
         write_results, *rest = functions
         problem = caught(write_results)
         if self._failed(problem, step, temporary):
@@ -213,7 +201,7 @@ class CheckpointWriter:
             _remove(folder)
 
     def _failed(self, problem: BaseException | None, step: int, temporary: Path) -> bool:
-        """True on all ranks where any has a problem; logged and counted once, and nothing is left of the save."""
+        """True on all ranks if any has a problem; logged and counted once, and the partial save is removed."""
         if problem is not None:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1]
             log.error("checkpoint of step %d failed: %s; earlier checkpoints are intact", step, reason)
@@ -227,19 +215,19 @@ class CheckpointWriter:
         if failed and self.num_failed_in_a_row == self.config.checkpoint.max_failed:
             raise SaveFailed(
                 f"{self.num_failed_in_a_row} saves failed in a row (checkpoint.max_failed), the last at step {step}; "
-                f"make room on the disk of {self.run} and say --resume"
+                f"make room on the disk of {self.run} and rerun with --resume"
             )
         return failed
 
 
 def superfluous(checkpoints: dict[Path, dict[str, Any]], config: CheckpointConfig) -> list[Path]:
-    """Which of the whole checkpoints (oldest first, each with its state.json) go: all but the last and the lasting."""
+    """Whole checkpoints to delete, of all (oldest first, with their state.json): neither newest nor lasting."""
     kept = {*list(checkpoints)[-config.keep_last :], *lasting(checkpoints, config)}
     return [folder for folder in checkpoints if folder not in kept]
 
 
 def lasting(checkpoints: dict[Path, dict[str, Any]], config: CheckpointConfig) -> set[Path]:
-    """Which of them stay however old they get: every n-th step, and the best."""
+    """Which of them are kept permanently: every n-th step, and the best."""
     kept = {folder for folder in checkpoints if config.keep_every and step_of(folder) % config.keep_every == 0}
     metric = next((name for name in BEST_METRICS if any(name in numbers for numbers in checkpoints.values())), "")
     scored = [(numbers[metric], folder) for folder, numbers in checkpoints.items() if metric in numbers]
@@ -252,26 +240,26 @@ def step_of(folder: Path) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Programs that wrote a checkpoint."""
+    """Versions of the programs that write a checkpoint."""
     return {"megadna": __version__, "torch": torch.__version__, "megatron-core": version("megatron-core")}
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint that a kill half-way must not leave under its name."""
+    """Delete a checkpoint; a kill half-way does not leave a part under its name."""
     shutil.rmtree(_aside(checkpoint), ignore_errors=True)
 
 
 def _aside(checkpoint: Path) -> Path:
-    """Rename a checkpoint to what the next start deletes."""
+    """Rename a checkpoint to a name that the next start deletes."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     checkpoint.rename(doomed)
     return doomed
 
 
 def _point_to(final: Path) -> None:
-    """Let checkpoints/latest be a link to `final`, replaced in one move."""
+    """Make checkpoints/latest a link to `final`, atomically."""
     if final.with_name("latest").is_dir() and not final.with_name("latest").is_symlink():
-        log.warning("%s is a folder (a copy that followed links?), so it is left as it is", final.with_name("latest"))
+        log.warning("%s is a folder (a copy that followed links?) and is not replaced", final.with_name("latest"))
         return
     link = final.with_name(".latest.partial")
     link.unlink(missing_ok=True)
@@ -287,7 +275,7 @@ def _reset_peak_memory() -> int:
 
 
 def _peak_memory() -> int:
-    """Most bytes held since then; what is held now where the system does not say."""
+    """Peak of the resident bytes since then; the current size if the system does not report it."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -296,9 +284,9 @@ def _peak_memory() -> int:
 
 
 def _use_forked_results_queue() -> None:
-    """Give megatron's writers a results queue whose server is forked, and ends with this process however that ends.
+    """Give megatron's writers a results queue whose server is forked and never outlives this process.
 
-    megatron would start one by spawning: seconds of imports at the first save, and an orphan after a kill -9.
+    megatron would spawn one: seconds of imports at the first save, and an orphan after a kill -9.
     """
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=multiprocessing.get_context("fork"))
@@ -308,7 +296,7 @@ def _use_forked_results_queue() -> None:
 
 
 def _start_server(training: int) -> None:
-    for number in STOP_SIGNALS:  # they reach a whole process group; what the training process does about them needs us
+    for number in STOP_SIGNALS:  # they reach the whole process group; training needs this one to save
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(training)
 
@@ -321,11 +309,11 @@ def _write(training: int, write: Callable[..., None], *arguments: Any, **more: A
 
 
 def caught(function: Callable[[], None]) -> BaseException | None:
-    """The error by which `function` fails, None where it does not; what a lost rank brings about is raised."""
+    """The error that `function` raises, or None; the error of a lost rank is raised."""
     try:
         function()
     except (Exception, CheckpointException) as error:
-        if is_collective_failure(error):  # the heartbeat says which rank
+        if is_collective_failure(error):  # the heartbeat finds out which rank
             raise
         return error  # the save has failed, training has not
     return None

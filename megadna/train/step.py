@@ -1,35 +1,34 @@
-"""The predicted tokens of a micro-batch: training needs the logits of these alone, about one in seven.
+"""One optimizer step through megatron's schedules, an evaluation by the same model, and the state they act on.
 
-In:  a Batch, and where this rank stands.
-Out: Answers: which rows of its hidden states go through the head, what stands there, and how much each counts.
+In:  TrainState, micro-batches (data/batch.py), the position of this rank.
+Out: the state one step on, with what the step measured; or an Evaluation.
 
-Rows are places in the S x B tokens laid end to end (sequence first, as hidden states lie). Under sequence parallelism
-each tensor-parallel rank holds one part of the sequence; all parts name equally many rows, because the logits of all
-parts are gathered. What fills a part up is its first row, with the weight 0.
-
-Shapes: B micro-batch, S sequence, P parts, M rows of a part.
-
-Sequences in rows: padded rows and packed rows as megatron's cumulative lengths, which attention reads.
-
-The B x S tokens of a batch lie end to end; a segment is a run of them that sees itself alone. Padding behind a row is a
-segment of its own.
-
-One optimizer step through megatron's schedules, and one forward pass of an evaluation batch.
-
-Shapes: B micro-batch, S sequence, M predicted tokens, V vocabulary (of this tensor-parallel rank).
-The loss is the global sum of weight x cross-entropy over the global sum of weights: the same number under any split of
+The loss is the global sum of weight x cross-entropy over the global sum of weights: the same number for any split of
 the global batch into micro-batches and ranks. Ranks sum gradients; `_finalize` divides them once.
+
+Training computes logits for the predicted tokens only, about one in seven. `Targets` are those of this rank: rows of
+its hidden states. Rows are offsets in the S x B tokens laid end to end (sequence first, as hidden states are). Under
+sequence parallelism each tensor-parallel rank holds one part of the sequence, and all parts name the same number of
+rows, because the logits of all parts are gathered; a part is filled up with its first row at weight 0.
+
+Sequences in rows: the B x S tokens of a batch laid end to end; a segment is a run of them that sees only itself, given
+as megatron's cumulative lengths. Padding after a row is a segment of its own.
+
+Shapes: B micro-batch, S sequence, M predicted tokens (of a part), P sequence parts, V vocabulary (of this
+tensor-parallel rank).
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import tee
 from typing import Any, NamedTuple
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.parallel_state import get_context_parallel_group, get_pipeline_model_parallel_world_size
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -42,21 +41,69 @@ from torch import Tensor
 
 from megadna.config import Config
 from megadna.data.batch import Batch
+from megadna.data.evaluation import EvaluationSamples
 from megadna.engine.distributed import World, seed_dropout
-from megadna.engine.optimizer import apply_gradients, follow_schedule, gradient_norm
-from megadna.train.state import TrainState
+from megadna.engine.optimizer import (
+    apply_gradients,
+    build_optimizer,
+    build_scheduler,
+    follow_schedule,
+    gather_weights,
+    gradient_norm,
+    wrap_model,
+)
+from megadna.model.encoder import build_encoder
+from megadna.train.evaluation import Evaluation, evaluate
 
 MULTIPLE = 64
-"""Rows come in multiples of it: matrix kernels are fastest so, and few shapes spare the GPU's memory allocator."""
+"""Rows are padded to a multiple of it: matrix kernels are fastest, and few shapes spare the GPU's memory allocator."""
 
 
-class Answers(NamedTuple):
+@dataclass
+class TrainState:
+    """Everything a checkpoint holds."""
+
+    model_parts: list[DistributedDataParallel]
+    """The model, or this rank's stage of it: one module, several under parallel.virtual_pipeline."""
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    step: int = 0
+    """Optimizer steps done."""
+    consumed_samples: int = 0
+    """Samples that the run has consumed; with `skipped` the whole state of the data."""
+    skipped: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of samples left out after roll-backs, half-open."""
+
+
+def build_state(config: Config, vocab_size: int, world: World) -> TrainState:
+    """A run at step 0."""
+    count = config.parallel.virtual_pipeline
+    model_parts = [
+        wrap_model(
+            build_encoder(
+                config,
+                vocab_size,
+                world.device,
+                pre_process=world.is_first_stage and number == 0,
+                post_process=world.is_last_stage and number == count - 1,
+                vp_stage=number if count > 1 else None,
+            ),
+            config,
+            is_first_part=number == 0,
+        )
+        for number in range(count)
+    ]
+    optimizer = build_optimizer(model_parts, config)
+    return TrainState(model_parts, optimizer, build_scheduler(optimizer, config.train))
+
+
+class Targets(NamedTuple):
     """Tensors of this rank, on its device."""
 
     rows_M: Tensor
     """int64: positions in the tokens whose hidden states this rank holds."""
     labels_M1: Tensor
-    """int64 [P x M, 1]: the answers, of all parts one after the other."""
+    """int64 [P x M, 1]: true ids, of all parts one after the other."""
     weights_M1: Tensor
     """float32 [P x M, 1]: their weights in the loss."""
 
@@ -66,23 +113,23 @@ def own_part(x_BS: Tensor, world: World) -> Tensor:
     return x_BS.chunk(world.context_size, dim=1)[world.context_rank]
 
 
-def own_answers(batch: Batch, world: World, num_parts: int) -> Answers:
-    """Found on the host, so that a GPU need not be waited for; `num_parts`: sequence-parallel parts, 1 without."""
+def own_targets(batch: Batch, world: World, num_parts: int) -> Targets:
+    """Computed on the host, without waiting for the GPU; `num_parts`: sequence-parallel parts, 1 without."""
     labels_SB, weights_SB = (own_part(x_BS, world).transpose(0, 1) for x_BS in (batch.labels_BS, batch.weights_BS))
     labels_PT, weights_PT = (x_SB.reshape(num_parts, -1) for x_SB in (labels_SB, weights_SB))
     rows_PM, counted_PM = chosen_rows(weights_PT)
-    answers = [
+    targets = [
         rows_PM[world.tensor_rank if num_parts > 1 else 0],
         labels_PT.gather(1, rows_PM).clamp_min(0).view(-1, 1),
         (weights_PT.gather(1, rows_PM) * counted_PM).view(-1, 1),
     ]
-    if world.device.type == "cuda":  # from pageable memory a copy would wait
-        answers = [x.pin_memory() for x in answers]
-    return Answers(*(x.to(world.device, non_blocking=True) for x in answers))
+    if world.device.type == "cuda":  # a copy from pageable memory would block
+        targets = [x.pin_memory() for x in targets]
+    return Targets(*(x.to(world.device, non_blocking=True) for x in targets))
 
 
 def chosen_rows(weights_PT: Tensor) -> tuple[Tensor, Tensor]:
-    """Places [P, M] of the weights that are not 0 in each part, and which of them (bool) are not mere filling."""
+    """Offsets [P, M] of the non-zero weights in each part, and which of them (bool) are not padding."""
     counts_P = weights_PT.count_nonzero(dim=1)
     size = max(1, -(-int(counts_P.max()) // MULTIPLE)) * MULTIPLE
     rows_PM = torch.zeros(len(weights_PT), size, dtype=torch.int64)
@@ -92,10 +139,10 @@ def chosen_rows(weights_PT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed_segments(cumulative_lengths: Tensor, device: torch.device) -> PackedSeqParams:
-    """Segments that begin at the given positions; `cumulative_lengths` int32 on the host, B x S its last entry."""
+    """Segments that begin at the given positions: `cumulative_lengths`, int32 on the host, the last entry B x S."""
     bounds = cumulative_lengths.to(device, non_blocking=True)
     longest = int(cumulative_lengths.diff().max())
-    # "thd" would make megatron squeeze the batch away; here rows stay rows, and only the core attention looks.
+    # "thd" would make megatron squeeze the batch dimension away; here rows stay, and only core attention reads this.
     return PackedSeqParams(
         qkv_format="sbhd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
     )
@@ -112,9 +159,9 @@ def padded_segments(lengths_B: Tensor, sequence_length: int, device: torch.devic
 def own_segments(segments: PackedSeqParams, sequence_length: int, rank: int, ranks: int) -> PackedSeqParams:
     """The same keys for the queries of context-parallel rank `rank`, whose part is 1 / `ranks` of each row."""
     length = sequence_length // ranks
-    place = segments.cu_seqlens_kv
-    within = (place % sequence_length - rank * length).clamp(0, length)
-    bounds = (place // sequence_length * length + within).to(torch.int32)
+    start = segments.cu_seqlens_kv
+    within = (start % sequence_length - rank * length).clamp(0, length)
+    bounds = (start // sequence_length * length + within).to(torch.int32)
     return replace(segments, cu_seqlens_q=bounds, max_seqlen_q=min(segments.max_seqlen_q, length))
 
 
@@ -123,7 +170,7 @@ NO_TOKENS = torch.tensor(0, dtype=torch.int)  # megatron counts whole tokens; ou
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step reports."""
+    """What one step measured."""
 
     loss: float
     """Mean cross-entropy (nats) over the predicted tokens of the global batch, by weight."""
@@ -131,12 +178,8 @@ class StepResult:
     """Norm of the gradient before clipping."""
     lr: float
     """Learning rate that was applied."""
-    weight_decay: float
-    """Weight decay that was applied, to what decays."""
-    updated: bool = True
-    """False where fp16 gradients overflowed (the loss scale is halved) or there was a problem: the weights stay."""
     problem: str = ""
-    """Why the update was not applied, overflow aside."""
+    """Why the update was not applied; empty for an overflow of fp16 gradients, which only halves the loss scale."""
 
 
 def train_step(
@@ -150,35 +193,35 @@ def train_step(
 ) -> StepResult:
     """Forward and backward over the micro-batches of one global batch, then the update of `state` in place.
 
-    problem(loss, gradient norm), given the same numbers on all ranks, says why the update must not be applied, or "".
+    problem(loss, gradient norm), called with the same numbers on all ranks, returns why the update must not be applied,
+    or "".
     """
     train = config.train
-    batch_size = train.batch_size(state.consumed_samples)
     if config.model.dropout:
         seed_dropout(config.seed, state.step, world)
     totals = torch.zeros(2, dtype=torch.float64, device=world.device)  # weighted loss, weight
-    for chunk in state.chunks:
-        chunk.zero_grad_buffer()
+    for part in state.model_parts:
+        part.zero_grad_buffer()
     state.optimizer.zero_grad()
-    transformer_config = state.chunks[0].config
-    # Gradients of a sum over so many tokens would leave fp16's range; a power of two changes no other number.
+    transformer_config = state.model_parts[0].config
+    # Gradients summed over all tokens would leave fp16's range; scaling by a power of two changes no other number.
     unit = 2.0 ** math.ceil(math.log2(train.global_batch_size * sequence_length))
     transformer_config.grad_scale_func = lambda loss: state.optimizer.scale_loss(loss) / unit
     transformer_config.finalize_model_grads_func = partial(_finalize, totals=totals, unit=unit)
     if config.parallel.overlap_grad_reduce:
-        functions = [chunk.no_sync for chunk in state.chunks]
+        functions = [part.no_sync for part in state.model_parts]
         transformer_config.no_sync_func = functions if len(functions) > 1 else functions[0]
     parts = config.parallel.tensor if config.parallel.sequence else 1
     get_forward_backward_func()(
         forward_step_func=partial(_training_step, world=world, num_parts=parts, totals=totals),
-        data_iterator=_iterators(batches, state.chunks),
-        model=state.chunks,
-        num_microbatches=batch_size // (train.micro_batch_size * world.data_size),
+        data_iterator=_iterators(batches, state.model_parts),
+        model=state.model_parts,
+        num_microbatches=train.global_batch_size // (train.micro_batch_size * world.data_size),
         seq_length=sequence_length,
         micro_batch_size=train.micro_batch_size,
         forward_only=False,
     )
-    lr, decay = (max(group[name] for group in state.optimizer.param_groups) for name in ("lr", "weight_decay"))
+    lr = max(group["lr"] for group in state.optimizer.param_groups)
     weighted_loss, weight = totals.tolist()
     loss = weighted_loss / max(weight, 1e-12)
     overflow, grad_norm = gradient_norm(state.optimizer)
@@ -186,39 +229,32 @@ def train_step(
     if not (overflow or reason):
         apply_gradients(state.optimizer, grad_norm)
     state.step += 1
-    state.consumed_samples += batch_size
+    state.consumed_samples += train.global_batch_size
     follow_schedule(state.scheduler, state.consumed_samples)
-    return StepResult(
-        loss=loss,
-        grad_norm=grad_norm,
-        lr=lr,
-        weight_decay=decay,
-        updated=not (overflow or reason),
-        problem=reason,
-    )
+    return StepResult(loss=loss, grad_norm=grad_norm, lr=lr, problem=reason)
 
 
 @torch.no_grad()
 def evaluate_batch(
-    chunks: Sequence[torch.nn.Module], batch: Batch, world: World, score: Callable[[Tensor, Tensor], Any]
+    model_parts: Sequence[torch.nn.Module], batch: Batch, world: World, score: Callable[[Tensor], Any]
 ) -> Any:
-    """`score(logits [B, S, V] fp32, labels [B, S])`, whole vocabulary, on one rank of the last stage; else None."""
+    """`score(logits [B, S, V] fp32)`, whole vocabulary, on one rank of the last stage; None on the others."""
 
-    def loss(logits_SBV: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Any]:
+    def loss(logits_SBV: Tensor) -> tuple[Tensor, Tensor, Any]:
         logits_SBV = gather_from_tensor_model_parallel_region(logits_SBV)
         if world.context_size > 1:
             logits_SBV = gather_from_sequence_parallel_region(logits_SBV, group=get_context_parallel_group())
         logits_BSV = logits_SBV.transpose(0, 1)
-        speaks = world.tensor_rank == world.context_rank == 0
-        return logits_BSV.sum(), NO_TOKENS, score(logits_BSV, batch.labels_BS.to(world.device)) if speaks else None
+        scores = world.tensor_rank == world.context_rank == 0
+        return logits_BSV.sum(), NO_TOKENS, score(logits_BSV) if scores else None
 
     rows, sequence_length = batch.tokens_BS.shape
-    # The interleaved schedule wants a micro-batch per stage: the same one fills the places that would stand idle.
-    repeats = 1 if len(chunks) == 1 else get_pipeline_model_parallel_world_size()
+    # The interleaved schedule wants a micro-batch per stage: the same one fills the slots that would be idle.
+    repeats = 1 if len(model_parts) == 1 else get_pipeline_model_parallel_world_size()
     outputs = get_forward_backward_func()(
         forward_step_func=partial(_evaluation_step, world=world, loss=loss),
-        data_iterator=_iterators(iter([batch] * repeats), chunks),
-        model=list(chunks),
+        data_iterator=_iterators(iter([batch] * repeats), model_parts),
+        model=list(model_parts),
         num_microbatches=repeats,
         seq_length=sequence_length,
         micro_batch_size=rows,
@@ -227,26 +263,48 @@ def evaluate_batch(
     return outputs[0] if outputs else None
 
 
-def _iterators(batches: Iterator[Batch], chunks: Sequence[torch.nn.Module]) -> Any:
-    """What megatron's schedules read from: the iterator itself, or one over the same batches for each model chunk."""
-    return batches if len(chunks) == 1 else list(tee(batches, len(chunks)))
+def evaluate_split(
+    model_parts: Sequence[torch.nn.Module], samples: EvaluationSamples, world: World, *, micro_batch_size: int
+) -> Evaluation:
+    """Evaluation of the samples by a model that megatron runs, the same object on every rank."""
+    gather_weights(model_parts)  # a collective: here all ranks take part, below one may have no samples
+    for part in model_parts:
+        part.eval()
+
+    def forward(batch: Batch, score: Callable[[Tensor], Any]) -> Any:
+        return evaluate_batch(model_parts, batch, world, score)
+
+    def gather(mine: Any) -> list[Any]:
+        everyone: list[Any] = [None] * world.size
+        torch.distributed.all_gather_object(everyone, mine)
+        return everyone
+
+    rank, size = world.data_rank, world.data_size
+    evaluation = evaluate(forward, samples, micro_batch_size=micro_batch_size, rank=rank, size=size, gather=gather)
+    for part in model_parts:
+        part.train()
+    return evaluation
+
+
+def _iterators(batches: Iterator[Batch], model_parts: Sequence[torch.nn.Module]) -> Any:
+    """What megatron's schedules read from: the iterator itself, or one over the same batches for each model part."""
+    return batches if len(model_parts) == 1 else list(tee(batches, len(model_parts)))
 
 
 def _training_step(
     batches: Iterator[Batch], model: torch.nn.Module, *, world: World, num_parts: int, totals: Tensor
 ) -> tuple[Tensor, Callable]:
     batch = next(batches)
-    answers = own_answers(batch, world, num_parts)
-    return _forward(model, batch, world, answers.rows_M), partial(
-        _sum_loss, answers=answers, totals=totals, world=world
+    targets = own_targets(batch, world, num_parts)
+    return _forward(model, batch, world, targets.rows_M), partial(
+        _sum_loss, targets=targets, totals=totals, world=world
     )
 
 
 def _evaluation_step(
     batches: Iterator[Batch], model: torch.nn.Module, *, world: World, loss: Callable
 ) -> tuple[Tensor, Callable]:
-    batch = next(batches)
-    return _forward(model, batch, world), partial(loss, batch=batch)
+    return _forward(model, next(batches), world), loss
 
 
 def _forward(model: torch.nn.Module, batch: Batch, world: World, rows_M: Tensor | None = None) -> Tensor:
@@ -272,11 +330,11 @@ def _segments(batch: Batch, world: World) -> PackedSeqParams | None:
 
 
 def _sum_loss(
-    logits_M1V: Tensor, *, answers: Answers, totals: Tensor, world: World
+    logits_M1V: Tensor, *, targets: Targets, totals: Tensor, world: World
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    loss = (vocab_parallel_cross_entropy(logits_M1V, answers.labels_M1) * answers.weights_M1).sum()
+    loss = (vocab_parallel_cross_entropy(logits_M1V, targets.labels_M1) * targets.weights_M1).sum()
     if world.tensor_rank == 0:  # the other tensor-parallel ranks hold the same sums
-        totals += torch.stack([loss.detach().double(), answers.weights_M1.sum().double()])
+        totals += torch.stack([loss.detach().double(), targets.weights_M1.sum().double()])
     return loss, NO_TOKENS.to(loss.device), {}
 
 
@@ -286,5 +344,5 @@ def _finalize(
     """Sum gradients over ranks as megatron does, then divide by the global weight / unit; `totals` become global."""
     finalize_model_grads(model, None, **kwargs)
     torch.distributed.all_reduce(totals)
-    for chunk in model:
-        chunk.scale_gradients(float(unit / totals[1].clamp_min(1e-12)))
+    for part in model:
+        part.scale_gradients(float(unit / totals[1].clamp_min(1e-12)))

@@ -25,8 +25,7 @@ def train(config: Config) -> dict[str, Any]:
     from megadna.engine.distributed import parallel_world
     from megadna.engine.optimizer import gather_weights
     from megadna.tokenizer.build import build_tokenizer
-    from megadna.train.state import build_state
-    from megadna.train.step import train_step
+    from megadna.train.step import build_state, train_step
 
     tokenizer = build_tokenizer(config.tokenizer)
     length = resolve_sequence_length(config, 512, tokenizer)
@@ -42,7 +41,7 @@ def train(config: Config) -> dict[str, Any]:
             found["grad_norm"].append(result.grad_norm)
             if step == 0:
                 found["gradients"] = _first_gradients(state)
-        gather_weights(state.chunks)
+        gather_weights(state.model_parts)
         found["weights"] = _shards(state)
     return found
 
@@ -53,7 +52,7 @@ def _shards(state: Any) -> list[tuple[str, tuple, tuple, torch.Tensor]]:
 
     return [
         (shard.key, tuple(shard.global_shape), tuple(shard.global_offset), shard.data.detach().float().clone())
-        for chunk in state.chunks
+        for chunk in state.model_parts
         for shard in shards(getattr(chunk.module, "module", chunk.module))
     ]
 
@@ -64,7 +63,7 @@ def _first_gradients(state: Any) -> list[tuple[str, tuple, tuple, torch.Tensor]]
     ranges = (
         state.optimizer.chained_optimizers[0] if hasattr(state.optimizer, "chained_optimizers") else state.optimizer
     )
-    parameters = [parameter for chunk in state.chunks for parameter in chunk.parameters()]
+    parameters = [parameter for chunk in state.model_parts for parameter in chunk.parameters()]
     kept = [parameter.clone() for parameter in parameters]
     for parameter in parameters:
         own = torch.full_like(parameter, float("nan")).view(-1)

@@ -35,7 +35,7 @@ def names_of(cases: dict[str, tuple[int, Config]]) -> dict[str, tuple[Names, lis
     from megadna.engine.distributed import parallel_world
     from megadna.engine.optimizer import allocate_moments
     from megadna.model.initial_weights import SHARDING_METADATA, sharded_weights
-    from megadna.train.state import build_state
+    from megadna.train.step import build_state
 
     metadata = {**SHARDING_METADATA, "distrib_optim_sharding_type": "fully_reshardable"}
 
@@ -46,7 +46,7 @@ def names_of(cases: dict[str, tuple[int, Config]]) -> dict[str, tuple[Names, lis
         os.environ.update(WORLD_SIZE=str(num_ranks), MEGADNA_STORE=f"{store}-{number}")
         with parallel_world(config.engine, config.parallel) as world:
             state = build_state(config, 16, world)
-            modules = [getattr(chunk.module, "module", chunk.module) for chunk in state.chunks]
+            modules = [getattr(chunk.module, "module", chunk.module) for chunk in state.model_parts]
             model = {f"chunk-{number}": sharded_weights(module) for number, module in enumerate(modules)}
             allocate_moments(state.optimizer)
             optimizer = state.optimizer.sharded_state_dict(model, is_loading=False, metadata=metadata)

@@ -21,8 +21,7 @@ def forward_and_backward(configs: dict[str, tuple[int, Config]]) -> dict[str, st
     from megadna.data.loader import train_batches
     from megadna.engine.distributed import imagined_world
     from megadna.tokenizer.build import build_tokenizer
-    from megadna.train.state import build_state
-    from megadna.train.step import _training_step
+    from megadna.train.step import _training_step, build_state
 
     found = {}
     for name, (size, config) in configs.items():
@@ -35,13 +34,13 @@ def forward_and_backward(configs: dict[str, tuple[int, Config]]) -> dict[str, st
             get_forward_backward_func()(
                 forward_step_func=partial(_training_step, world=world, num_parts=parts, totals=totals),
                 data_iterator=(replace(batch, lengths_B=None) for batch in batches),  # full rows: lengths are data
-                model=state.chunks,
+                model=state.model_parts,
                 num_microbatches=2,
                 seq_length=128,
                 micro_batch_size=2,
                 forward_only=False,
             )
-            buffers = {buffer.grad_data.device.type for chunk in state.chunks for buffer in chunk.buffers}
+            buffers = {buffer.grad_data.device.type for chunk in state.model_parts for buffer in chunk.buffers}
             found[name] = ", ".join(sorted(buffers))
     return found
 

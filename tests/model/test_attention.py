@@ -17,7 +17,7 @@ from toy import toy_config
 
 from megadna.config import ModelConfig, TokenizerConfig
 from megadna.errors import UserError
-from megadna.model.attention import choose_backend, dropout_attention, eager, sdpa
+from megadna.model.attention import choose_backend, eager, sdpa
 from megadna.train.step import packed_segments, padded_segments
 
 CPU = torch.device("cpu")
@@ -50,38 +50,16 @@ def test_sdpa_equals_eager_forward_and_backward(dtype: torch.dtype, tolerance: f
         assert relative(result, expected) < tolerance
 
 
-def dropped_attention(groups: int, dropout: float, dtype: torch.dtype) -> list[list[torch.Tensor]]:
-    """Context and gradients of dropout_attention, and of the formula with the places that it drops."""
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(2, heads, 700, 16, generator=generator).to(dtype).requires_grad_() for heads in (4, groups, groups)
-    )
-    weight = torch.randn(2, 4, 700, 16, generator=generator)
+@pytest.mark.parametrize("rows", [None, padded_segments(torch.tensor([700, 700]), 700, CPU)])
+def test_dropout_drops_weights_of_every_head_by_itself(rows: Any) -> None:
+    """With uniform weights and one-hot values the context is the weights, 1 / 700 or 0 each."""
     torch.manual_seed(3)
-    context = dropout_attention(query, key, value, dropout)
-    found = [[context, *torch.autograd.grad((context.float() * weight).sum(), (query, key, value))]]
-    torch.manual_seed(3)  # with one-hot values the context is the weights; ones where they are uniform
-    eye = torch.eye(700).expand(2, 4, 700, 700)
-    kept = dropout_attention(torch.zeros(2, 4, 700, 700), torch.zeros(2, 4, 700, 700), eye, dropout) * 700
-    keys, values = (x.repeat_interleave(4 // groups, dim=1) for x in (key, value))
-    weights = ((query @ keys.transpose(-1, -2)).float() / 4).softmax(-1) * kept
-    context = weights.to(dtype) @ values
-    return [*found, [context, *torch.autograd.grad((context.float() * weight).sum(), (query, key, value))], [kept]]
-
-
-@pytest.mark.parametrize("groups", [4, 2])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_dropout_on_a_cpu_is_the_formula_with_dropped_weights(
-    dtype: torch.dtype, tolerance: float, groups: int
-) -> None:
-    results, expected, (kept,) = dropped_attention(groups, 0.1, dtype)
-    for result, reference in zip(results, expected, strict=True):
-        assert relative(result, reference) < tolerance
-    values = kept.unique()
-    assert values.tolist() == pytest.approx([0.0, 1 / 0.9], abs=1e-4)
-    shares = (kept == 0).float().mean((2, 3)).flatten()  # 490,000 places each, one standard deviation is 0.0004
+    zeros, eye = torch.zeros(700, 2, 4, 700), torch.eye(700)[:, None, None].expand(700, 2, 4, 700)
+    kept = sdpa(zeros, zeros, eye, rows, 0.1).permute(1, 2, 0, 3) * 700
+    assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.9], abs=1e-4)
+    shares = (kept == 0).float().mean((2, 3)).flatten()  # of 490,000 weights each, one standard deviation is 0.0004
     assert shares.sub(0.1).abs().max() < 0.002
-    assert not torch.equal(kept[0, 0], kept[1, 0]) and not torch.equal(kept[0, 0, :100], kept[0, 0, 512:612])
+    assert not torch.equal(kept[0, 0], kept[1, 0])
 
 
 def test_segments_of_padded_rows_end_at_the_padding() -> None:
@@ -123,8 +101,7 @@ def packed_and_alone(dataset: Path) -> dict[str, list[tuple[float, float]]]:
     from megadna.data.loader import train_batches
     from megadna.engine.distributed import parallel_world
     from megadna.tokenizer.build import build_tokenizer
-    from megadna.train.state import build_state
-    from megadna.train.step import train_step
+    from megadna.train.step import build_state, train_step
 
     def alone(batch: Batch, pad_id: int) -> list[Batch]:
         tokens, labels, weights = (x.flatten() for x in (batch.tokens_BS, batch.labels_BS, batch.weights_BS))

@@ -1,4 +1,4 @@
-"""Dropout is a pure function of (seed, step, place of the rank): a resumed run repeats it to the last bit."""
+"""Dropout is a pure function of (seed, step, position of the rank): a resumed run repeats it to the last bit."""
 
 import os
 import shutil

@@ -15,7 +15,7 @@ CONFIG = Config(model=MODEL, engine=EngineConfig(device="cpu", precision="fp32")
 
 
 def outputs(config: Config) -> dict[str, Any]:
-    """Logits of two rows, alone and beside padding, and every weight, from one rank."""
+    """Logits of two rows, alone and with padding, and every weight, from one rank."""
     from megadna.engine.distributed import parallel_world
     from megadna.model.encoder import build_encoder
     from megadna.train.step import padded_segments

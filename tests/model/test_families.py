@@ -59,8 +59,7 @@ def train_variants(
     from megadna.data.loader import train_batches
     from megadna.engine.distributed import parallel_world
     from megadna.tokenizer.build import build_tokenizer
-    from megadna.train.state import build_state
-    from megadna.train.step import train_step
+    from megadna.train.step import build_state, train_step
 
     store, found = os.environ["MEGADNA_STORE"], {}
     for number, name in enumerate(VARIANTS):
@@ -81,7 +80,7 @@ def train_variants(
             steps = [train_step(state, batches, config, world, sequence_length=128) for _ in range(4)]
             weights = {
                 name: weight.detach().clone()
-                for chunk in state.chunks
+                for chunk in state.model_parts
                 for name, weight in chunk.named_parameters()
                 if weight.ndim == 1 and not getattr(weight, "tensor_model_parallel", False)
             }
@@ -112,7 +111,7 @@ def test_every_variant_equals_one_rank(layout: str, one_rank: dict[str, list[flo
 
 @pytest.mark.parametrize("layout", ["tensor 2, sequence", pytest.param("tensor 2", marks=pytest.mark.slow)])
 def test_replicas_stay_equal_under_dropout(layout: str, one_rank: dict[str, list[float]], toy_dataset: Path) -> None:
-    """Tensor-parallel ranks must drop the same places of what they replicate: their copies stay bit-identical."""
+    """Tensor-parallel ranks must drop the same elements of what they replicate: their copies stay bit-identical."""
     first, second = run_ranks(train_variants, 2, toy_dataset, LAYOUTS[layout], 0.1)
     for name, expected in one_rank.items():
         losses, weights = first[name]

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from megadna.config import Config
 from megadna.data.batch import Batch
-from megadna.layout import parse_rank
 from megadna.tokenizer.build import build_tokenizer
+from megadna.train.dry_run import parse_rank
 
 if TYPE_CHECKING:
     from megadna.engine.distributed import World
@@ -166,8 +166,7 @@ def record_step(config: Config) -> list[Event]:
     """
     from megadna.engine.distributed import imagined_world
     from megadna.train.faults import StopRequest
-    from megadna.train.state import build_state
-    from megadna.train.step import train_step
+    from megadna.train.step import build_state, train_step
 
     rank, size = parse_rank(config.engine.dry_run)
     config.data_parallel_size(size)

@@ -50,7 +50,7 @@ def jobs(count: int) -> list[tuple[Config, int, int]]:
 def counted(jobs: list[tuple[Config, int, int]]) -> list[dict[str, int]]:
     from megadna.engine.distributed import imagined_world
     from megadna.train.dry_run import memory_bytes
-    from megadna.train.state import build_state
+    from megadna.train.step import build_state
 
     found = []
     for config, rank, size in jobs:

@@ -107,7 +107,7 @@ def test_markov_equals_the_dictionary_on_phage_lambda():
 def test_batches_and_strides_change_no_count(monkeypatch):
     chunks = lambda_chunks()
     whole = fit(chunks, both_strands=True, k=2).counts
-    monkeypatch.setattr(module, "BATCH_LETTERS", 2500)
+    monkeypatch.setattr(module, "BATCH_BASES", 2500)
     assert np.array_equal(fit(chunks, both_strands=True, k=2).counts, whole)
     assert whole[-1].sum() == 2 * sum(len(chunk) - 4 for chunk in chunks)
 

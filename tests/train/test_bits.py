@@ -9,7 +9,7 @@ import torch
 from megadna.data.evaluation import HiddenBases
 from megadna.tokenizer.base import NucleotideTokenizer
 from megadna.train.bits import ChunkSums, MaskedScore, UnitScores, bootstrap_standard_error
-from megadna.train.scoring import score_batch, strand_divergence
+from megadna.train.evaluation import score_batch, strand_divergence
 
 TOKENIZER = NucleotideTokenizer()
 BASE_IDS = TOKENIZER.base_ids.tolist()  # A C G T; the order of ids is not the order of bases

@@ -25,8 +25,8 @@ from megadna.tokenizer.base import NucleotideTokenizer, Tokenizer
 from megadna.tokenizer.bpe import BpeTokenizer, train_bpe
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
 from megadna.train.bits import ChunkSums
+from megadna.train.evaluation import Evaluation, protocol_of, score_batch
 from megadna.train.metrics import Metrics
-from megadna.train.scoring import Evaluation, protocol_of, score_batch
 
 SEED = 14  # hides single bases, several of one token, and all six
 ROW_BASES = 150
@@ -282,7 +282,7 @@ def test_one_base_of_a_block_is_asked_as_the_words_that_agree_with_the_others() 
     logits = random_logits(batch, BLOCKS.vocab_size)
     score = score_batch(logits, batch.labels_BS, hidden, BLOCKS, "base").score()
     texts, bits = BLOCKS.tokens(), []
-    for row, place in zip(hidden.row_H.tolist(), hidden.place_H.tolist(), strict=True):
+    for row, place in zip(hidden.row_H.tolist(), hidden.position_H.tolist(), strict=True):
         token, inside = 1 + place // 3, place % 3
         word = texts[int(batch.labels_BS[row, token])]
         options = {base: texts.index(word[:inside] + base + word[inside + 1 :]) for base in BASES}
@@ -310,9 +310,9 @@ def test_block6_by_hand() -> None:
     windows: Any = Windows([letters_of("ACGTTG" * 8)])
     samples = EvaluationSamples(windows, tokenizer, sequence_length=50, samples=1, seed=1, protocol="block6")
     batch, hidden = batch_of(samples)
-    assert hidden.base_H.tolist() == [0, 1, 2, 3, 3, 2] and hidden.place_H[0] % 6 == 0
+    assert hidden.base_H.tolist() == [0, 1, 2, 3, 3, 2] and hidden.position_H[0] % 6 == 0
     logits = torch.zeros(1, 50, tokenizer.vocab_size)
-    for place, base in list(zip(hidden.place_H.tolist(), hidden.base_H.tolist(), strict=True))[:5]:
+    for place, base in list(zip(hidden.position_H.tolist(), hidden.base_H.tolist(), strict=True))[:5]:
         logits[0, place + 1, tokenizer.base_ids[base]] = math.log(3.0)  # 3 to 1 to 1 to 1
     score = score_batch(logits, batch.labels_BS, hidden, tokenizer, "block6").score()
     assert score.bits_per_base == pytest.approx((5 * 1 + 2) / 6)

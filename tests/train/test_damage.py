@@ -299,7 +299,7 @@ def test_a_run_without_a_whole_checkpoint_is_one_line(
 def save_once(config: Config, run: Path) -> int:
     from megadna.engine.distributed import parallel_world
     from megadna.train.saving import CheckpointWriter
-    from megadna.train.state import build_state
+    from megadna.train.step import build_state
 
     with parallel_world(config.engine, config.parallel) as world:
         writer, state = CheckpointWriter(run, config, world, {}), build_state(config, 16, world)
@@ -384,7 +384,7 @@ def test_a_damaged_line_of_the_metrics_is_told_and_left_out(
     file.write_bytes(b"\n".join([first, line, third, second[:9]]))
     lines = MetricLines(file)
     assert [one["step"] for one in lines] == [1, 3]
-    said = f"{file}: lines left out: 1, as they are no JSON objects of numbers with a step (the first is line 2)"
+    said = f"{file}: lines left out: 1, not JSON objects of numbers with a step (the first is line 2)"
     assert lines.notes() == [said, f"{file}: the last line is cut off and was left out"]
     assert read_run(run).notes == lines.notes()
     inspect.main([str(run)])
@@ -402,7 +402,7 @@ def test_metrics_that_are_gone_or_a_folder(run: Path, caplog: pytest.LogCaptureF
     cut_after(file, 0)
     assert not caplog.records
     cut_after(file, 2)
-    assert "missing, so the numbers up to step 2 are lost" in caplog.text
+    assert "missing, so the metrics up to step 2 are lost" in caplog.text
     inspect.main([str(run)])
     file.mkdir()
     for reader in (
@@ -486,10 +486,10 @@ def test_an_id_of_weights_and_biases_that_is_none_is_named(tmp_path: Path) -> No
     assert identity == _identity(file) and len(identity) == 8
     for text in (b"", b"\xff\x00", b"two words", b"x" * 65):
         file.write_bytes(text)
-        with pytest.raises(UserError, match=r"wandb/id: is no id of a run; remove it"):
+        with pytest.raises(UserError, match=r"wandb/id: not the id of a run; delete it"):
             _identity(file)
     a_folder(file)
-    with pytest.raises(UserError, match="is no id of a run"):
+    with pytest.raises(UserError, match="not the id of a run"):
         _identity(file)
 
 

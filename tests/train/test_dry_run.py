@@ -11,7 +11,6 @@ from megadna.arguments import load_config
 from megadna.commands import train
 from megadna.config import Config, EngineConfig
 from megadna.errors import UserError
-from megadna.layout import parse_rank
 
 CONFIG = Path(__file__).parents[2] / "configs" / "aido-dna-7b.yaml"
 TOTAL = 7_285_036_304
@@ -28,14 +27,14 @@ def describe(config: Config, ranks: list[int]) -> list[tuple[str, dict[str, int]
     from megadna.engine.distributed import imagined_world
     from megadna.model.initial_weights import shards
     from megadna.train.dry_run import describe_rank, memory_bytes
-    from megadna.train.state import build_state
+    from megadna.train.step import build_state
 
     found = []
     for rank in ranks:
         text = describe_rank(replace(config, engine=replace(config.engine, dry_run=f"{rank}/256")))
         with imagined_world(config.parallel, rank=rank, size=256) as world:
             state = build_state(config, 16, world)
-            held: list[Any] = [shard for chunk in state.chunks for shard in shards(chunk.module.module)]
+            held: list[Any] = [shard for chunk in state.model_parts for shard in shards(chunk.module.module)]
             first = sum(shard.data.numel() for shard in held if not any(flat(shard.replica_id)))
             found.append((text, memory_bytes(state), first))
     return found
@@ -74,6 +73,8 @@ def test_memory_is_two_bytes_of_weight_four_of_gradient_and_a_share_of_twelve(
 
 @pytest.mark.parametrize("text", ["256", "256/256", "a/4", "-1/4", "0/0"])
 def test_a_bad_rank_is_refused(text: str) -> None:
+    from megadna.train.dry_run import parse_rank
+
     with pytest.raises(UserError, match=r"engine\.dry_run must be RANK/RANKS"):
         parse_rank(text)
 

@@ -277,7 +277,7 @@ def test_guessing_is_called_so_without_baselines(tmp_path):
 def test_only_reports_are_overwritten(tmp_path):
     run, notes = make_run(tmp_path / "run"), tmp_path / "notes.html"
     notes.write_text("mine")
-    with pytest.raises(UserError, match="is no report of megadna"):
+    with pytest.raises(UserError, match="is not a report of megadna"):
         main([str(run), "--output", str(notes)])
     with pytest.raises(UserError, match="is a folder"):
         main([str(run), "--output", str(tmp_path)])

@@ -21,7 +21,7 @@ def whole_run(request: pytest.FixtureRequest, toy_dataset: Path, tmp_path_factor
 
 
 def stopped_copy(whole: Path, copy: Path) -> Path:
-    """The run as a kill after step 5 would leave it: newest checkpoint 3, log up to 5 with half a line behind it."""
+    """The run as a kill after step 5 would leave it: newest checkpoint 3, log up to 5 with half a line after it."""
     shutil.copytree(whole, copy, symlinks=True)
     shutil.rmtree(copy / "checkpoints" / "step-00000006")
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)

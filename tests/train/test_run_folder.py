@@ -50,7 +50,7 @@ def test_a_second_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
         link = tmp_path / "link"
         link.symlink_to(run)
         for path in (run, link, Path(os.path.relpath(run))):
-            words = rf"another megadna train writes here \(process {process.pid}, since "
+            words = rf"another megadna train is writing here \(process {process.pid}, since "
             with pytest.raises(UserError, match=words), running(path):
                 pass
         assert (run / NAME).read_text().startswith(f"process {process.pid}, ")

@@ -38,7 +38,7 @@ def save_steps(
     from megadna.engine.distributed import parallel_world
     from megadna.train import saving
     from megadna.train.saving import CheckpointWriter
-    from megadna.train.state import build_state
+    from megadna.train.step import build_state
 
     run.mkdir(parents=True, exist_ok=True)
     saving.RESERVE_BYTES = saving.RESERVE_BYTES if reserve is None else reserve
@@ -209,7 +209,7 @@ def _saver(config: Config, run: Path, ready: Path) -> None:
     """Child of the kill loop: saves for ever, as fast as it can."""
     from megadna.engine.distributed import parallel_world
     from megadna.train.saving import CheckpointWriter
-    from megadna.train.state import build_state
+    from megadna.train.step import build_state
 
     torch.set_num_threads(1)
     with parallel_world(config.engine, config.parallel) as world:
@@ -234,7 +234,7 @@ def test_fifty_kills_leave_only_whole_checkpoints(tmp_path: Path) -> None:
     newest = 0
     # The savers are forks of a small server, not of this process: its threads may hold locks that a fork would inherit.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["megadna.train.saving", "megadna.train.state"])
+    processes.set_forkserver_preload(["megadna.train.saving", "megadna.train.step"])
     for _ in range(50):
         ready.unlink(missing_ok=True)
         process = processes.Process(target=_saver, args=(config, run, ready))

@@ -27,7 +27,7 @@ from megadna.downstream.encoder import load_masked_lm
 from megadna.errors import UserError
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train import baselines as baselines_module
-from megadna.train import scoring
+from megadna.train import evaluation
 
 DATA = Path(__file__).parents[1] / "data"
 WITHOUT_MEGATRON = (
@@ -223,13 +223,13 @@ def test_anyones_nucleotide_model_is_scored(dataset: Path, tmp_path: Path) -> No
     forward, tokenizer, context = load_masked_lm(str(folder))
     assert context == 200 and tokenizer.encode(letters_of("acgtNR?")).tolist() == [9, 8, 6, 5, 7, 7, 4]
     samples = EvaluationSamples(open_chunks(str(dataset), "valid"), tokenizer, sequence_length=200, samples=3, seed=7)
-    found = scoring.evaluate(forward, samples, micro_batch_size=2).score
+    found = evaluation.evaluate(forward, samples, micro_batch_size=2).score
     fast = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
     bits = []
     for index in range(3):
         sample = samples[index]
-        truth = sample.letters.tobytes().decode().upper()
+        truth = sample.bases.tobytes().decode().upper()
         text = "".join("<mask>" if hidden else letter for letter, hidden in zip(truth, sample.hidden, strict=True))
         logits = model(**fast(text, return_tensors="pt")).logits[0, 1:-1].double()
         for place in np.flatnonzero(sample.hidden).tolist():
@@ -266,7 +266,7 @@ def test_anyones_k_mer_model_is_scored_under_a_protocol(dataset: Path, tmp_path:
     assert isinstance(tokenizer, KmerTokenizer) and (tokenizer.layout, tokenizer.stride, context) == ("dnabert", 1, 100)
     pool = open_chunks(str(dataset), "valid")
     found = [
-        scoring.evaluate(
+        evaluation.evaluate(
             run, EvaluationSamples(pool, one, sequence_length=length, samples=4, seed=7, protocol="base"),
             micro_batch_size=3,
         )
@@ -289,9 +289,9 @@ def test_mistakes_name_the_option(run: Path, tmp_path: Path) -> None:
         evaluate.main(["--model", str(run), "--output", str(tmp_path / "none" / "a.json")])
     with pytest.raises(UserError, match=r"no such run, checkpoint or Hugging Face folder"):
         evaluate.main(["--model", str(tmp_path / "none")])
-    with pytest.raises(UserError, match=r"is not here; give one with --data\.path"):
+    with pytest.raises(UserError, match=r"is not here; name one with --data\.path"):
         evaluate.main(["--model", str(tiny_bert(tmp_path / "bert", context=64))])
-    with pytest.raises(UserError, match="is no name"):
+    with pytest.raises(UserError, match="use letters, digits"):
         ValidationConfig(extra={"a/b": "x"})
 
 

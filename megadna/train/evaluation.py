@@ -1,10 +1,10 @@
 """Masked bits per base of a model on fixed samples, whatever runs the model: the same numbers under any layout.
 
-In:  a function that runs the model on a batch, EvaluationSamples.
-Out: an Evaluation: over all hidden bases, by group (species), for upper-case (unique) and lower-case (soft-masked
-     repeat) bases apart, and how far the two strands disagree.
+In:  EvaluationSamples, and a function that runs the model on a batch, on one rank or several.
+Out: an Evaluation, the same on every rank: over all hidden bases, by group (species), for upper-case (unique) and
+     lower-case (soft-masked repeat) bases separately, and the divergence of the two strands.
 
-Bases are scored one by one ("base") where a token is one base or k-mers overlap, else by tokens ("block6", "block").
+Bases are scored one by one ("base") if a token is one base or k-mers overlap, else by tokens ("block6", "block").
 """
 
 import math
@@ -30,25 +30,25 @@ from megadna.train.bits import HIDDEN, LOSS, TOKENS, ChunkSums, MaskedScore, Uni
 # the upper-case and the lower-case bases of each sample.
 
 Forward = Callable[[Batch, Callable[[Tensor], Any]], Any]
-"""forward(batch, score) runs the model and returns score(logits [B, S, V]), or None on a rank that does not speak."""
+"""forward(batch, score) runs the model and returns score(logits [B, S, V]), or None on a rank that has no logits."""
 STRAND_INTERVAL = 16
-"""One sample in so many is read from both strands: this costs an eighth of the evaluation."""
+"""Every N-th sample is read from both strands: an eighth of the cost of an evaluation."""
 MAX_GROUPS = 20
-"""metrics.jsonl names each group where there are no more; `megadna evaluate` names them always."""
+"""metrics.jsonl has the score of each group if there are at most this many; `megadna evaluate` always has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation found."""
+    """Result of an evaluation."""
 
     score: MaskedScore
     """Over all hidden bases."""
     more: dict[str, float | None]
-    """bits_per_base_macro: the mean over groups. bits_per_base_unique, _repeat: upper- and lower-case bases, their
-    means over groups with _macro before; only where both are hidden. Standard errors with _se behind.
-    reverse_complement_divergence: see `strand_divergence`; only where tokens begin at every base."""
+    """bits_per_base_macro: the mean over groups. bits_per_base_unique, _repeat: upper- and lower-case bases, and
+    bits_per_base_macro_unique, _repeat; only if bases of both are hidden. Standard errors: the key with _se.
+    reverse_complement_divergence: see `strand_divergence`; only if tokens begin at every base."""
     groups: dict[str, MaskedScore]
-    """By species; empty where there is one group."""
+    """By species; empty if there is one group."""
 
     def line(self, prefix: str) -> dict[str, Any]:
         """The numbers under the keys of metrics.jsonl; `valid_` is the prefix of the validation split."""
@@ -71,7 +71,7 @@ def names_bases(tokenizer: Tokenizer) -> bool:
 
 
 def protocol_of(tokenizer: Tokenizer) -> str:
-    """How training validates models with this tokenizer: "base", or "block" and the bases of a token where fixed."""
+    """Protocol of validation in training: "base", or "block" with the bases of a token if their number is fixed."""
     if tokenizer.kind == "sentencepiece":
         return "block"
     return "base" if names_bases(tokenizer) else f"block{tokenizer.bases_per_token}"
@@ -86,7 +86,7 @@ def evaluate(
     size: int = 1,
     gather: Callable[[Any], list[Any]] = lambda mine: [mine],
 ) -> Evaluation:
-    """Score the samples, rank `rank` of `size` each its part; `gather` gives what all ranks hold, on each of them."""
+    """Score the samples, rank `rank` of `size` its part; `gather` returns the values of all ranks on each of them."""
     tokenizer, own = samples.tokenizer, np.arange(len(samples))[rank::size]
     protocol = samples.protocol or protocol_of(tokenizer)
     require(len(samples) > 0, f"protocol {protocol}: no sampled chunk has 48 known bases in a row; raise --samples")
@@ -103,8 +103,8 @@ def evaluate(
                 sums.append((np.add.outer(2 * part, [0, 1]).ravel(), scored))
             progress.advance(len(part))
         for index in both:
-            pair = [samples[index], samples[index].other_strand(tokenizer)]
-            batch, hidden = samples.batch(pair, np.array([index, index]))
+            sample = samples[index]
+            batch, hidden = samples.batch([sample, sample.other_strand(tokenizer)], np.array([index, index]))
             divergence = partial(strand_divergence, labels_BS=batch.labels_BS, hidden=hidden, tokenizer=tokenizer)
             scored = forward(batch, divergence)
             if scored is not None:
@@ -116,13 +116,13 @@ def evaluate(
 def score_batch(
     logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: Tokenizer, protocol: str
 ) -> ChunkSums:
-    """Sums [2 B] of a batch: of the upper-case and of the lower-case bases of each row; padding columns are not read.
+    """Sums [2 B] of a batch: of the upper-case and of the lower-case bases of each row; padding columns are ignored.
 
     `labels_BS` holds the true id of every masked token and a negative number elsewhere.
     """
     logits_BSV, labels_BS = logits_BSV[..., : tokenizer.vocab_size], labels_BS.to(logits_BSV.device)
-    row_M, place_M = (labels_BS >= 0).nonzero(as_tuple=True)
-    logits_MV, labels_M = logits_BSV[row_M, place_M].float(), labels_BS[row_M, place_M]
+    row_M, position_M = (labels_BS >= 0).nonzero(as_tuple=True)
+    logits_MV, labels_M = logits_BSV[row_M, position_M].float(), labels_BS[row_M, position_M]
     if protocol == "base" or names_bases(tokenizer):
         log_p_N4 = base_log_p(logits_BSV, labels_BS, hidden, tokenizer)
         units = UnitScores.of_bases(log_p_N4.double().cpu().numpy() / math.log(2.0), hidden.base_H)
@@ -141,29 +141,29 @@ def base_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, token
     """ln p [N, 4] of the hidden bases of a batch, renormalised over A, C, G, T."""
     if isinstance(tokenizer, KmerTokenizer):
         return kmer_log_p(logits_BSV, labels_BS, hidden, tokenizer)
-    logits_NV = logits_BSV[torch.from_numpy(hidden.row_H), torch.from_numpy(hidden.place_H) + 1].float()
+    logits_NV = logits_BSV[torch.from_numpy(hidden.row_H), torch.from_numpy(hidden.position_H) + 1].float()
     return torch.log_softmax(logits_NV[:, torch.from_numpy(tokenizer.base_ids)], dim=1)
 
 
 def strand_divergence(
     logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: Tokenizer
 ) -> tuple[float, int]:
-    """Sum over the hidden bases of a window of how far p and q disagree, and their number.
+    """Sum over the hidden bases of a window of the divergence of p and q, and the number of bases.
 
-    Rows are the window (it gives p) and its reverse complement with the same bases hidden (q, read back on the forward
-    strand). The distance is Jensen and Shannon's divergence in bits, H((p + q) / 2) - (H(p) + H(q)) / 2 with H the
-    entropy: 0 where both strands say the same, 1 where they exclude each other.
+    Rows are the window (it gives p) and its reverse complement with the same bases hidden (q, mapped to the forward
+    strand). The Jensen-Shannon divergence in bits is H((p + q) / 2) - (H(p) + H(q)) / 2 with H the entropy: 0 if both
+    strands agree, 1 if they exclude each other.
     """
     logits_BSV, labels_BS = logits_BSV[..., : tokenizer.vocab_size], labels_BS.to(logits_BSV.device)
     p_N4 = base_log_p(logits_BSV, labels_BS, hidden, tokenizer).double().exp()
     count = len(p_N4) // 2
-    p_N4, q_N4 = p_N4[:count], p_N4[count:].flip(0, 1)  # A C G T backwards are their complements
+    p_N4, q_N4 = p_N4[:count], p_N4[count:].flip(0, 1)  # A C G T reversed are their complements
     entropy, first, second = (torch.special.entr(x_N4).sum() for x_N4 in ((p_N4 + q_N4) / 2, p_N4, q_N4))
     return float(entropy - (first + second) / 2) / math.log(2.0), count
 
 
 def _evaluation(everyone: Sequence[Any], samples: EvaluationSamples, protocol: str) -> Evaluation:
-    """From (sums, strands) of all ranks."""
+    """Combine (sums, strands) of all ranks."""
     parts = [part for sums, _ in everyone for part in sums]
     key_E = np.concatenate([keys for keys, _ in parts])
     sums_E = ChunkSums(np.concatenate([sums.sums_CQ for _, sums in parts])).by_group(key_E)
@@ -185,7 +185,7 @@ def _evaluation(everyone: Sequence[Any], samples: EvaluationSamples, protocol: s
     for group, name in enumerate(names.tolist() if len(names) > 1 else ()):
         kept_E = (group_E == group) & hides_E
         if kept_E.any():
-            groups[name] = _means(sums_E.select(kept_E), chunk_E[kept_E], group_E[kept_E])[0]
+            groups[name] = sums_E.select(kept_E).by_group(chunk_E[kept_E]).score()
     return Evaluation(score=replace(score, protocol=protocol), more=more, groups=groups)
 
 
