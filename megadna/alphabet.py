@@ -74,17 +74,13 @@ LEGAL = np.zeros(256, bool)
 LEGAL[list(_both_cases(STORED_BASES + IUPAC + URACIL) + GAPS)] = True
 
 
-def storage_table(*, ambiguous: str, uracil: str) -> bytes:
-    """256-byte translation from input letter to the letter on disk; plain bases and case always stay.
+def _storage_table() -> bytes:
+    stored = bytearray(range(256))
+    for gap in GAPS:
+        stored[gap] = ord("N")
+    stored[ord("U")], stored[ord("u")] = ord("T"), ord("t")
+    return bytes(stored)
 
-    `ambiguous` is keep or n, `uracil` is t or keep; gap characters become N, so that coordinates do not move.
-    """
-    table = bytearray(range(256))
-    for letter in GAPS:
-        table[letter] = ord("N")
-    if ambiguous == "n":
-        for letter in IUPAC:
-            table[letter], table[letter | 0x20] = ord("N"), ord("n")
-    if uracil == "t":
-        table[ord("U")], table[ord("u")] = ord("T"), ord("t")
-    return bytes(table)
+
+STORED = _storage_table()
+"""256-byte translation from input to disk: U becomes T; gap characters become N, so that coordinates do not move."""

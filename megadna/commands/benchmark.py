@@ -37,11 +37,10 @@ def leaked_share(dataset: Path, test: "pd.DataFrame") -> float:
     import numpy as np
 
     from megadna.data.leakage import sequence_overlap
-    from megadna.genome.tables import TableFormat
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "test.csv")
         test[["sequence"]].to_csv(path, index=False)
-        shares = sequence_overlap(dataset, "train", path, TableFormat("sequence")).shares
+        shares = sequence_overlap(dataset, "train", path, "sequence").shares
     known = shares[~np.isnan(shares)]
     return float((known > MAX_CONTAINMENT).mean()) if len(known) else float("nan")

@@ -11,7 +11,6 @@ from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.leakage import Overlap, interval_overlap, sequence_overlap
 from megadna.errors import require
 from megadna.files import atomic_file
-from megadna.genome.tables import TableFormat
 from megadna.log import get_logger
 from megadna.ownership import refuse_occupied
 
@@ -31,8 +30,6 @@ class LeakageOptions:
     """Split of the dataset to look in."""
     column: str = ""
     """Column that holds the sequences; default: sequence."""
-    spaced_kmers: bool = False
-    """Sequences are overlapping k-mers with blanks between."""
     max_containment: float = 0.2
     """A sequence counts as contained above this share."""
     output: Path | None = None
@@ -51,9 +48,7 @@ def main(arguments: list[str]) -> None:
     if _BED_FILE.search(options.input.name):
         overlap = interval_overlap(options.data, options.split, options.input)
     else:
-        is_table = options.input.name.removesuffix(".gz").endswith((".csv", ".tsv", ".parquet"))
-        table = TableFormat(options.column or "sequence" * is_table, False, options.spaced_kmers)
-        overlap = sequence_overlap(options.data, options.split, options.input, table)
+        overlap = sequence_overlap(options.data, options.split, options.input, options.column)
     _report(overlap, options)
 
 

@@ -14,9 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from megadna.alphabet import storage_table
-from megadna.data.chunker import Chunker
-from megadna.data.inputs import SourceFile, find_sources, split_rule, table_format
+from megadna.data.chunker import Chunker, Policy
+from megadna.data.inputs import SourceFile, find_sources
 from megadna.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
@@ -29,9 +28,15 @@ from megadna.data.manifest import (
 )
 from megadna.data.named import NameCheck, SideFiles
 from megadna.data.options import PreprocessOptions, recorded_options
-from megadna.data.parts import Part, assemble, left_out, make_manifest, warnings_of
-from megadna.data.plan import Policy
-from megadna.data.progress import reading
+from megadna.data.parts import Part, assemble, chunks_of, left_out, make_manifest, sizes_of, warnings_of
+from megadna.data.splits import (
+    Forced,
+    assign_sources,
+    fill_splits,
+    may_be_empty,
+    missing_splits,
+    split_rule,
+)
 from megadna.errors import UserError, require
 from megadna.files import Claim, claimed, write_json
 from megadna.genome.contigs import contig_filter
@@ -42,15 +47,14 @@ from megadna.progress import Progress
 
 log = get_logger(__name__)
 
-Forced = dict[int, tuple[tuple[int, int, int], ...]]
-"""By source: (record number, block, split) of blocks given to splits that would be empty."""
+_BASES_PER_BYTE = {"gzip": 4.0, "bgzf": 3.6, "zstd": 4.2, "2bit": 4.0}  # a guess, for the progress bar
 
 
 def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
     """Write the dataset folder; (manifest, whether anything had to be done). UserError for every mistake of the
     user."""
     output = options.output
-    sources, notes = find_sources(options)
+    sources, notes = assign_sources(find_sources(options), options)
     side = SideFiles.read(options, sources)
     require(output.is_dir() or not output.exists(), f"{output}: is a file; --output names a folder")
     kind = DATASET if options.overwrite else None
@@ -155,13 +159,14 @@ class Build:
         """All sources, the empty splits, leakage, and the final files but the manifest."""
         options, forced = self.options, Forced()
         parts = self._check_names(self._write(forced))
-        missing = self._missing_splits(parts)
+        missing = missing_splits(options, chunks_of(parts))
         if missing:
-            forced = self._steal_blocks(parts, missing)
+            forced, notes = fill_splits(missing, [part.totals.lowest for part in parts], self.sources, options)
+            self.notes += notes
             parts = self._write(forced, again=True)
-            if self._missing_splits(parts):
+            if missing_splits(options, chunks_of(parts)):
                 raise self._too_small("too few chunks to fill train, valid and test", parts)
-        if not sum(part.totals.chunks[0] for part in parts):
+        if not chunks_of(parts)[0]:
             raise self._too_small("no chunk is left for train", parts)
         repeated = assemble(self.work, parts, [source.name for source in self.sources])
         parts = self._check_leakage(parts, forced)
@@ -201,31 +206,14 @@ class Build:
         options, source = self.options, self.sources[number]
         return Policy(
             chunk_length=options.chunk_length,
-            overlap=options.overlap,
             min_tail=options.min_tail,
-            min_record=options.min_record,
-            max_n_run=options.max_n_run,
             block_chunks=options.block_chunks,
             rule=split_rule(source, options, forced.get(number, ())),
             select=contig_filter(options.contigs, source.path),
             keep=self.side.kept(number),
-            rank_blocks=self._may_be_empty(),
+            rank_blocks=may_be_empty(options, self.sources),
             left_out=self._left_out.get(number, frozenset()),
         )
-
-    def _drawn(self) -> dict[int, float]:
-        """Shares of the held-out splits that are drawn block by block or contig by contig."""
-        options = self.options
-        if options.split not in ("region", "contig") or options.named_contigs:
-            return {}
-        return {split: share for split, share in ((1, options.valid_fraction), (2, options.test_fraction)) if share}
-
-    def _may_be_empty(self) -> bool:
-        """Whether so few blocks will be held out that a split could be empty; 4 bases a byte is gzip at its best."""
-        shares = self._drawn().values()
-        block = self.options.chunk_length * self.options.block_chunks
-        few = bool(shares) and min(shares) * sum(source.size for source in self.sources) / block < 50
-        return few or (bool(shares) and self.options.split == "contig")
 
     def _write(self, forced: Forced, *, again: bool = False) -> list[Part]:
         """Every source into the .bin files; finished ones of an interrupted run are taken as they are."""
@@ -239,17 +227,15 @@ class Build:
         if again:
             self._forget()
         policies = [self._policy(number, forced) for number in range(len(self.sources))]
-        fold = options.soft_mask == "fold"
-        letters = storage_table(ambiguous=options.ambiguous, uracil=options.uracil)
-        recipe = Recipe(table_format(options), letters, fold, policies[0].headroom)
+        recipe = Recipe(options.soft_mask == "fold", headroom=options.chunk_length)
         parts = [Part(self.work, number) for number in range(len(self.sources))]
         self._fingerprints = [_fingerprint(source, self.side) for source in self.sources]
         finished = 0 if again else self._resume(parts)
         for source in self.sources:
             self._hasher.start(source.path)
-        bins = Bins(self.work, [sum(part.totals.sizes[split] for part in parts[:finished]) for split in range(3)])
+        bins = Bins(self.work, sizes_of(parts[:finished]))
         found = read_pieces(self.sources, finished, recipe, options.workers)
-        with reading(self.sources, finished) as progress, closing(found) as pieces:
+        with _reading(self.sources[finished:]) as progress, closing(found) as pieces:
             self._write_pieces(pieces, policies, parts, bins, progress)
         self._bins = bins.close()
         return parts
@@ -263,7 +249,7 @@ class Build:
             if chunker is None:
                 chunker = Chunker(policies[found.source], part.totals)
                 part.open()
-            plan = chunker.plan(found.piece, found.buffer, policies[0].headroom, final=found.last)
+            plan = chunker.plan(found.piece, found.buffer, self.options.chunk_length, final=found.last)
             bins.write(plan.runs, found.buffer)
             part.add(plan)
             progress.note = self.sources[found.source].name
@@ -298,34 +284,11 @@ class Build:
         return number
 
     def _on_disk(self, parts: list[Part]) -> bool:
-        sizes = [sum(part.totals.sizes[split] for part in parts) for split in range(3)]
         files = [self.work / f"{name}.bin" for name in SPLITS]
         return all(
             not size or (file.is_file() and file.stat().st_size >= size)
-            for file, size in zip(files, sizes, strict=True)
+            for file, size in zip(files, sizes_of(parts), strict=True)
         )
-
-    def _missing_splits(self, parts: list[Part]) -> list[int]:
-        """Held-out splits that were asked for and got no chunk."""
-        return [split for split in self._drawn() if not sum(part.totals.chunks[split] for part in parts)]
-
-    def _steal_blocks(self, parts: list[Part], missing: list[int]) -> Forced:
-        """The blocks with the lowest hashes for the splits that would be empty."""
-        ranked = sorted(
-            (lowest, number, record, block)
-            for number, part in enumerate(parts)
-            for lowest, record, block in part.totals.lowest
-            if self.sources[number].split is None
-        )
-        forced: Forced = {}
-        unit = "contig" if self.options.split == "contig" else "block"
-        for split, (_, number, record, block) in zip(missing, ranked, strict=False):
-            forced[number] = (*forced.get(number, ()), (record, block, split))
-            self.notes.append(
-                f"{SPLITS[split]} would have been empty: it got the {unit} with the lowest hash "
-                f"({self.sources[number].name}, record {record + 1}" + (f", block {block})" if unit == "block" else ")")
-            )
-        return forced
 
     def _check_leakage(self, parts: list[Part], forced: Forced) -> list[Part]:
         """Sketch held-out chunks and look for them in train; drop what --leakage says and build again."""
@@ -342,6 +305,12 @@ class Build:
         flagged = {"flagged_before": self._leakage["flagged"]}
         self._leakage = measure_leakage(self.work, self.options.max_containment) | flagged
         return parts
+
+
+def _reading(sources: list[SourceFile]) -> Progress:
+    """Progress in bases; no total where a source is standard input."""
+    expected = [int(source.size * _BASES_PER_BYTE.get(source.kind, 0.98)) for source in sources]
+    return Progress("reading", sum(expected) if all(expected) else None, "bases")
 
 
 def _stamp(source: SourceFile) -> list[int]:

@@ -21,20 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from megadna.alphabet import OTHER, storage_table, table
+from megadna.alphabet import OTHER, table
 from megadna.data.contigs import ContigTable
 from megadna.data.dataset import ChunkDataset
-from megadna.data.inputs import SourceFile
 from megadna.data.options import PreprocessOptions
 from megadna.data.order import mix
 from megadna.data.parts import Part
 from megadna.errors import UserError
 from megadna.files import atomic_file
-from megadna.genome.bed import locate, read_regions
+from megadna.genome.bed import bases_before, locate, read_regions
 from megadna.genome.contigs import names_of, renamed
-from megadna.genome.pieces import Recipe, stream_pieces
-from megadna.genome.sources import detect_format
-from megadna.genome.tables import TableFormat
+from megadna.genome.pieces import scan_file
+from megadna.genome.sources import open_sequences
 from megadna.log import get_logger
 from megadna.progress import Progress
 from megadna.reading import first_line
@@ -273,25 +271,23 @@ class Overlap:
     """float32; NaN where a sequence has no 31-mer of A, C, G and T in its sketch."""
 
 
-def sequence_overlap(dataset: Path, split: str, path: Path, table: TableFormat) -> Overlap:
-    """By 31-mers, for a FASTA, table or line file; short sequences get denser sketches, so that each has about 20."""
+def sequence_overlap(dataset: Path, split: str, path: Path, column: str = "") -> Overlap:
+    """By 31-mers, for a FASTA file or a column of a table (default: sequence); short sequences get denser sketches, so
+    that each has about 20 hashes."""
     ChunkDataset(dataset, split)
     with Progress(f"reading {path}"):
-        names, letters, lengths = _read(path, table)
+        names, letters, lengths = _read(path, column)
     mean_kmers = max(1, int(lengths.mean()) - K + 1)
     scale = int(np.clip(mean_kmers // _WANTED_HASHES, 1, SCALE))
     containment = Containment(batches(letters, lengths), len(lengths), scale)
     return Overlap(names, containment.search(Bin(dataset, split)).shares())
 
 
-def _read(path: Path, table: TableFormat) -> tuple[list[str], np.ndarray, np.ndarray]:
-    source = SourceFile(path, path.name, detect_format(path, table), 0)
-    recipe = Recipe(table, storage_table(ambiguous="keep", uracil="keep"))
-    scanner = recipe.scanner()
+def _read(path: Path, column: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     names: list[str] = []
     parts, starts, size = [], [], 0
-    for piece, _ in stream_pieces(source, recipe, scanner):
-        parts.append(scanner.buffer[: piece.size].copy())
+    for piece, dna in scan_file(open_sequences(path, column)):
+        parts.append(dna.copy())
         starts.append(piece.positions + size)
         names += [name.decode(errors="replace") for name in names_of(piece.headers)]
         size += piece.size
@@ -314,21 +310,18 @@ def interval_overlap(dataset: Path, split: str, bed: Path) -> Overlap:
     names, shares = [], []
     for name, intervals in regions.merged.items():
         regions.check_ends(name, max(int(table.lengths[row]) for row in rows[contigs[name]]))
-        spans = [_spans(reader, row) for row in rows[contigs[name]]]
-        for start, end in intervals:
-            names.append(f"{name}:{start}-{end}")
-            shares.append(max(_covered(span, start, end) for span in spans))
-    return Overlap(names, np.array(shares, np.float32))
+        names += [f"{name}:{start}-{end}" for start, end in intervals]
+        starts, ends = np.array(intervals).T
+        spans = [_chunk_spans(reader, row) for row in rows[contigs[name]]]
+        covered = [bases_before(*span, ends) - bases_before(*span, starts) for span in spans]
+        shares.append(np.max(covered, axis=0) / (ends - starts))
+    return Overlap(names, np.concatenate(shares).astype(np.float32))
 
 
-def _spans(reader: ChunkDataset, row: int) -> tuple[np.ndarray, np.ndarray]:
+def _chunk_spans(reader: ChunkDataset, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends on the contig of a record's chunks."""
     first, last = int(reader.contigs.first[reader.split][row]), int(reader.contigs.last[reader.split][row])
-    if first < 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    starts = reader.starts[first : last + 1].astype(np.int64)
-    ends = starts + reader.lengths[first : last + 1]
-    return np.maximum(starts, np.append(0, ends[:-1])), ends  # what overlapping chunks share counts once
-
-
-def _covered(span: tuple[np.ndarray, np.ndarray], start: int, end: int) -> float:
-    return float(np.clip(np.minimum(span[1], end) - np.maximum(span[0], start), 0, None).sum() / (end - start))
+    here = slice(first, last + 1) if first >= 0 else slice(0)
+    starts = reader.starts[here].astype(np.int64)
+    ends = starts + reader.lengths[here]
+    return np.maximum(starts, np.append(0, ends)[:-1]), ends  # chunks of old datasets may overlap

@@ -22,18 +22,8 @@ class PreprocessOptions:
     """Dataset folder to write."""
     chunk_length: int = 4000
     """Nucleotides per chunk."""
-    overlap: int = 0
-    """Bases that neighbouring chunks share; chunks that share a base with another split are dropped."""
     min_tail: int = 1
     """Shorter last chunks of a contig are dropped; 1 keeps every tail."""
-    min_record: int = 1
-    """Records with fewer bases are dropped."""
-    max_n_run: int | None = None
-    """Cut contigs at runs of N longer than this; by default the grid never shifts and mostly-N chunks are dropped."""
-    ambiguous: Literal["keep", "n"] = "keep"
-    """IUPAC codes other than N: keep them on disk (N at tokenization), or write N."""
-    uracil: Literal["t", "keep"] = "t"
-    """U (RNA): write T, in its case, or keep it on disk."""
     soft_mask: Literal["keep", "fold"] = "keep"
     """Lower case: keep it on disk, or fold it to upper case."""
     contigs: str = "primary"
@@ -66,10 +56,6 @@ class PreprocessOptions:
     """Draws which blocks are held out."""
     column: str = ""
     """Column of a Parquet, CSV or TSV file that holds the sequences."""
-    lines: bool = False
-    """Input files hold one sequence a line."""
-    spaced_kmers: bool = False
-    """Sequences are overlapping k-mers with blanks between (DNABERT's files): join them."""
     leakage: Literal["off", "report", "drop_from_train", "drop_from_heldout"] = "off"
     """Compare held-out chunks with train by sketches of 31-mers."""
     max_containment: float = 0.2
@@ -86,16 +72,8 @@ class PreprocessOptions:
     def __post_init__(self) -> None:
         require(bool(self.input) != bool(self.sample_sheet), "give either --input or --sample_sheet")
         require(8 <= self.chunk_length < 2**31, f"--chunk_length must be at least 8, got {self.chunk_length}")
-        require(
-            0 <= self.overlap < self.chunk_length,
-            f"--overlap must lie in [0, chunk_length), got {self.overlap}",
-        )
-        for key in ("block_chunks", "workers", "min_tail", "min_record"):
+        for key in ("block_chunks", "workers", "min_tail"):
             require(getattr(self, key) >= 1, f"--{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("min_record", "max_n_run"):
-            value = getattr(self, key) or 0
-            require(value <= 1 << 24, f"--{key} must not exceed 16,777,216, got {value}")
-        require(self.max_n_run is None or self.max_n_run >= 0, f"--max_n_run must not be negative: {self.max_n_run}")
         self._check_splits()
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
         require_share("--max_containment", self.max_containment)

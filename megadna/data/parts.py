@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from megadna import __version__
+from megadna.data.chunker import Plan, Totals
 from megadna.data.contigs import HEADER
 from megadna.data.dataset import write_index
 from megadna.data.inputs import SourceFile
 from megadna.data.manifest import FORMAT_VERSION, SPLITS, FileEntry, Manifest, Source, dataset_identity
 from megadna.data.options import PreprocessOptions, recorded_options
-from megadna.data.plan import Plan, Totals
 from megadna.files import write_text
 from megadna.genome.fasta import Counts
 
@@ -87,6 +87,16 @@ class Part:
                     yield name[:-1].decode(errors="replace"), length
 
 
+def chunks_of(parts: list[Part]) -> list[int]:
+    """Chunks of all sources by split."""
+    return [sum(part.totals.chunks[split] for part in parts) for split in range(len(SPLITS))]
+
+
+def sizes_of(parts: list[Part]) -> list[int]:
+    """Bases on disk of all sources by split."""
+    return [sum(part.totals.sizes[split] for part in parts) for split in range(len(SPLITS))]
+
+
 def left_out(parts: list[Part]) -> str:
     """`left out: bed 1,000, mostly_n 20 bases`, over all sources."""
     bases: dict[str, int] = {}
@@ -111,8 +121,7 @@ def _counts(parts: list[Part], split: int) -> Iterator[np.ndarray]:
 def assemble(work: Path, parts: list[Part], source_names: list[str]) -> int:
     """Write .idx, .start.npy and contigs.tsv of the dataset; returns how many record names repeat within their
     source."""
-    for split, name in enumerate(SPLITS):
-        chunks = sum(part.totals.chunks[split] for part in parts)
+    for split, (name, chunks) in enumerate(zip(SPLITS, chunks_of(parts), strict=True)):
         if not chunks:
             (work / f"{name}.bin").unlink(missing_ok=True)
             continue
@@ -219,7 +228,7 @@ def make_manifest(
         dataset_id=dataset_identity(files),
         chunk_length=options.chunk_length,
         chunks=dict(zip(SPLITS, first, strict=True)),
-        bases={name: sum(part.totals.sizes[split] for part in parts) for split, name in enumerate(SPLITS)},
+        bases=dict(zip(SPLITS, sizes_of(parts), strict=True)),
         sources=tuple(entries),
         files=files,
         options=recorded_options(options),
@@ -246,7 +255,7 @@ def _source(
         **{**asdict(totals.counts), "other": dict(sorted(totals.counts.other.items()))},
         chunks=dict(zip(SPLITS, totals.chunks, strict=True)),
         ranges=ranges,
-        kept=totals.kept,
+        kept=sum(totals.sizes),
         dropped=dict(sorted(totals.dropped.items())),
         dropped_chunks=dict(sorted(totals.dropped_chunks.items())),
     )
@@ -259,8 +268,8 @@ def warnings_of(parts: list[Part], sources: list[SourceFile], options: Preproces
     if empty:
         found.append(f"{empty} records have a header line but no sequence")
     uracils = sum(part.totals.counts.other.get("U", 0) for part in parts)
-    if uracils and options.uracil == "t":
-        found.append(f"{uracils:,} U were written as T (--uracil keep leaves them)")
+    if uracils:
+        found.append(f"{uracils:,} U were written as T")
     if repeated:
         found.append(f"{repeated} record names occur more than once in their file")
     for source, part in zip(sources, parts, strict=True):
@@ -274,8 +283,7 @@ def warnings_of(parts: list[Part], sources: list[SourceFile], options: Preproces
     if any(masked) and not all(masked) and options.soft_mask == "keep":
         found.append(f"{sum(masked)} of {len(parts)} sources are soft-masked, the others are not; see --soft_mask fold")
     found += _uneven(parts, sources, options)
-    for split, name in enumerate(SPLITS[1:], start=1):
-        chunks = sum(part.totals.chunks[split] for part in parts)
+    for name, chunks in list(zip(SPLITS, chunks_of(parts), strict=True))[1:]:
         if 0 < chunks < _FEW_CHUNKS:
             error = _SPREAD * math.sqrt(4000 / options.chunk_length / chunks)
             found.append(

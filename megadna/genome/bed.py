@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from megadna.errors import UserError, require
 from megadna.genome.contigs import match_contigs, nearest
 from megadna.genome.packed import file_blocks, open_bytes
@@ -185,3 +187,10 @@ class KeptIntervals:
         for start, end in self.exclude.get(name, []):
             kept = [part for a, b in kept for part in ((a, min(b, start)), (max(a, end), b)) if part[0] < part[1]]
         return kept
+
+
+def bases_before(starts: np.ndarray, ends: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """How many of the bases before each position are in the intervals, which are sorted and disjoint."""
+    index = np.searchsorted(starts, positions, "right")
+    sums = np.append(0, np.cumsum(ends - starts))
+    return sums[index] - np.maximum(0, np.append(0, ends)[index] - positions)

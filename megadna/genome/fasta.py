@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megadna.alphabet import LEGAL, PROTEIN_ONLY, SPACES
+from megadna.alphabet import LEGAL, PROTEIN_ONLY, SPACES, STORED
 
 MAX_HEADER = 1 << 20
 _LONG_HEADER = f"a header line is longer than {MAX_HEADER:,} bytes"
@@ -80,9 +80,8 @@ class Piece:
 class Scanner:
     """State of one pass over FASTA text. `buffer[headroom : headroom + size]` are the letters of the piece."""
 
-    def __init__(self, buffer: np.ndarray, headroom: int, table: bytes, *, fold: bool) -> None:
+    def __init__(self, buffer: np.ndarray, headroom: int, *, fold: bool) -> None:
         self.buffer, self.headroom = buffer, headroom
-        self._table = table
         self._fold = fold
         self._mask = np.empty(0, bool)
         self.start(0, at_line_start=True, in_record=False)
@@ -250,7 +249,7 @@ class Scanner:
                 name = chr(letter)
                 self._counts.other[name] = self._counts.other.get(name, 0) + int(histogram[letter])
         stored = view[: len(text)]
-        stored[:] = np.frombuffer(text.translate(self._table), np.uint8)
+        stored[:] = np.frombuffer(text.translate(STORED), np.uint8)
         self._add_runs(np.bitwise_and(stored, 0xDF) == 0x4E)
         return len(text)
 

@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from megadna import alphabet
-from megadna.alphabet import COMPLEMENT, storage_table
+from megadna.alphabet import COMPLEMENT
 from megadna.errors import UserError, require
 from megadna.genome.bed import BedLine, locate, past_the_end, read_bed
 from megadna.genome.contigs import names_of, nearest, renamed
-from megadna.genome.pieces import Recipe, stream_pieces
-from megadna.genome.sources import STDIN, SequenceFile, detect_format
-from megadna.genome.tables import TableFormat
+from megadna.genome.pieces import scan_file
+from megadna.genome.sources import open_sequences
 from megadna.log import get_logger
 from megadna.progress import tracked
 
@@ -37,7 +36,7 @@ log = get_logger(__name__)
 
 PLAIN = np.zeros(256, bool)
 PLAIN[list(b"ACGTacgt")] = True
-_TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
+_MODEL_INPUT = bytes(value if value in b"ACGT" else ord("N") for value in bytes(range(256)).upper())
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,11 @@ class Genome:
         return np.where(np.reshape(reverse, (-1, 1)), COMPLEMENT[found[:, ::-1]], found)
 
 
-def read_letters(path: Path, *, column: str = "", ambiguous: str, fold: bool) -> Iterator[tuple[bytes, np.ndarray]]:
-    """(header line without '>', uint8 letters) of each record, one in memory at a time; of a table, rows of `column`.
-
-    `ambiguous`: IUPAC codes are kept (keep) or become N (n); `fold`: upper-case. UserError names file and line where it
-    cannot be read, or is empty.
-    """
-    table = TableFormat(column or ("sequence" if path.name.endswith(_TABLE_ENDINGS) else ""))
-    source = SequenceFile(path, path.name, detect_format(path, table), 0)
-    recipe = Recipe(table, storage_table(ambiguous=ambiguous, uracil="t"), fold)
-    scanner = recipe.scanner()
+def _read(path: Path, column: str = "") -> Iterator[tuple[bytes, np.ndarray]]:
+    """(header line without '>', uint8 bases as a dataset stores them) of each record, one in memory at a time."""
     header: bytes | None = None
     parts: list[np.ndarray] = []
-    for piece, _ in stream_pieces(source, recipe, scanner):
-        letters = scanner.buffer[: piece.size]
+    for piece, letters in scan_file(open_sequences(path, column)):
         edges = [*piece.positions.tolist(), piece.size]
         parts.append(letters[: edges[0]].copy())
         for next_header, (start, end) in zip(piece.headers, pairwise(edges), strict=True):
@@ -89,9 +79,9 @@ def read_letters(path: Path, *, column: str = "", ambiguous: str, fold: bool) ->
 
 def read_genome(path: Path) -> Genome:
     """Every record of the file; UserError where it is no FASTA, empty, or names a contig twice."""
-    require(path != STDIN and not path.name.endswith(_TABLE_ENDINGS), f"{path}: a genome is a FASTA or 2bit file")
+    require(open_sequences(path).kind not in ("stdin", "table"), f"{path}: a genome is a FASTA or 2bit file")
     genome: dict[str, np.ndarray] = {}
-    for header, letters in tracked(read_letters(path, ambiguous="keep", fold=False), f"reading {path}", unit="contigs"):
+    for header, letters in tracked(_read(path), f"reading {path}", unit="contigs"):
         name = names_of([header])[0].decode(errors="replace")
         require(name not in genome, f"{path}: contig {name} occurs twice; keep one of them")
         genome[name] = letters
@@ -161,8 +151,8 @@ def window_grid(length: int, size: int, stride: int) -> tuple[np.ndarray, np.nda
 
 def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
     """(header line without '>', letters); UserError names file and line where it cannot be read, or is empty."""
-    for header, letters in read_letters(path, column=column, ambiguous="n", fold=True):
-        yield header, letters.tobytes().decode()
+    for header, letters in _read(path, column):
+        yield header, letters.tobytes().translate(_MODEL_INPUT).decode()
 
 
 def record_lengths(path: Path, column: str = "") -> dict[str, int]:

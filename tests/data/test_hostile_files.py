@@ -26,10 +26,10 @@ from megadna.data.options import PreprocessOptions
 from megadna.downstream.tasks import Columns, read_table
 from megadna.genome import tables
 from megadna.genome.sources import twobit_blocks
-from megadna.genome.tables import TableFormat, table_blocks, text_batches
+from megadna.genome.tables import table_blocks, text_batches
 
 RECORDS = {"a": genome(701), "b": b"NNNNN" + genome(300).lower() + b"NN" + genome(61), "c": genome(4)}
-COLUMN = TableFormat(column="sequence")
+COLUMN = "sequence"
 
 
 def size_of(blocks):

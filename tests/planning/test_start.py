@@ -118,7 +118,7 @@ def test_a_folder_with_a_tab_in_its_name_gives_a_sheet_that_is_read(tmp_path: Pa
     folder = folder_of(tmp_path / 'a\tb"c', "lambda.fa.gz")
     main([str(folder), *CPU, "--output", str(tmp_path / "first")])
     options = PreprocessOptions(sample_sheet=tmp_path / "first" / "samples.tsv", output=tmp_path / "o")
-    (source,), _ = find_sources(options)
+    (source,) = find_sources(options)
     assert source.path == folder / "lambda.fa.gz" and source.name == "lambda"
 
 
