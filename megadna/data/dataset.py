@@ -261,6 +261,6 @@ def _shares(bases: dict[str, int], blend: BlendConfig) -> dict[str, float]:
     unknown = [name for name in blend.weights if name not in bases]
     if unknown:
         raise UserError(f"data.blend.weights: no {blend.by} {unknown[0]!r} in the data; there are {', '.join(bases)}")
-    weights = blend.weights or {name: count ** (1 / blend.temperature) for name, count in bases.items()}
+    weights = blend.weights or bases
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}

@@ -39,7 +39,7 @@ CELL = 48
 """Bases of a cell: any k up to 8 but 5 and 7 divides it, and so does a block."""
 WIDTHS = {"base": 1, "block6": 6}
 """Bases that a cell hides, by protocol."""
-_HIDE_ALL = MaskingConfig(fraction=HIDDEN_SHARE, mask_share=1.0, random_share=0.0, exact=True)
+_HIDE_ALL = MaskingConfig(fraction=HIDDEN_SHARE, mask_share=1.0, random_share=0.0)
 
 
 def evaluation_chunks(num_chunks: int, samples: int) -> NDArray[np.int64]:
@@ -148,10 +148,13 @@ class EvaluationSamples:
         rng = sample_rng(self.seed, number, Stream.EVALUATION)
         room = self.sequence_length - NUM_SPECIAL
         masked = Masked(
-            *(values[:room] for values in build_masker(self.tokenizer, _HIDE_ALL)(letters, rng, HIDDEN_SHARE))
+            *(
+                values[:room]
+                for values in build_masker(self.tokenizer, _HIDE_ALL, exact=True)(letters, rng, HIDDEN_SHARE)
+            )
         )
         # A k-mer over an N is [UNK]: it shows none of its bases, and is never chosen.
-        shows = maskable_ids(self.tokenizer, choose_n=False)[masked.targets] & ~masked.chosen
+        shows = maskable_ids(self.tokenizer)[masked.targets] & ~masked.chosen
         spans, codes = self.tokenizer.spans(masked.targets), base_codes(letters)
         hidden = _under(masked.chosen, spans, len(codes)) & ~_under(shows, spans, len(codes)) & (codes != OTHER)
         return Sample(letters, masked, hidden)
@@ -212,7 +215,7 @@ class EvaluationSamples:
             targets = self.tokenizer.encode(letters)
             starts, stops = self.tokenizer.spans(targets)
             before = np.append(0, np.cumsum(hidden[: len(letters)]))
-            chosen = (before[stops] > before[starts]) & maskable_ids(self.tokenizer, choose_n=False)[targets]
+            chosen = (before[stops] > before[starts]) & maskable_ids(self.tokenizer)[targets]
             return _hide_all(targets, chosen, self.tokenizer)
         begins = np.append(True, hidden[1 : len(letters)] != hidden[: len(letters) - 1])
         begins[::CELL] |= hidden[: len(letters) : CELL]  # two blocks side by side are two

@@ -4,8 +4,7 @@ In:  the letters of one window, a tokenizer, an explicit random generator.
 Out: Masked(tokens, targets, chosen): ids that the model sees, ids that were there, and where it must answer.
 
 Vectorised numpy, no loop over tokens. A chosen token becomes [MASK], another nucleotide token, or stays (80/10/10 by
-default: Devlin et al., arXiv:1810.04805, section 3.1). Special tokens, padding, [UNK] and, by default, N are never
-chosen.
+default: Devlin et al., arXiv:1810.04805, section 3.1). Special tokens, padding, [UNK] and N are never chosen.
 
 Masking of overlapping k-mers: hiding one base means masking every token over it.
 
@@ -45,10 +44,12 @@ class Masked(NamedTuple):
 class TokenMasker:
     """BERT masking of single tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, config: MaskingConfig) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: MaskingConfig, *, exact: bool = False) -> None:
+        """exact: choose the rounded share of each sample exactly, instead of each token with that probability."""
         self._config = config
+        self._exact = exact
         self._tokenizer = tokenizer
-        self._maskable_V = maskable_ids(tokenizer, choose_n=config.choose_n)
+        self._maskable_V = maskable_ids(tokenizer)
 
     def __call__(self, letters: Letters, rng: np.random.Generator, fraction: float) -> Masked:
         """Mask a window; `fraction` of its maskable tokens are chosen: in expectation, or exactly (rounded)."""
@@ -56,7 +57,7 @@ class TokenMasker:
         targets = self._tokenizer.encode(letters)
         maskable = self._maskable_V.take(targets)
         draw: NDArray = rng.random(len(targets), dtype=np.float32)
-        if config.exact:
+        if self._exact:
             draw, fraction = _ranked(draw, maskable, rng), round(fraction * int(maskable.sum()))
         chosen = (draw < fraction) & maskable
         # Given that a token is chosen, draw / fraction is uniform again: one number decides both questions.
@@ -69,12 +70,10 @@ class TokenMasker:
         return Masked(tokens, targets, chosen)
 
 
-def maskable_ids(tokenizer: Tokenizer, *, choose_n: bool) -> NDArray[np.bool_]:
-    """Which ids [V] may be chosen: those made of A, C, G, T, and N if asked."""
+def maskable_ids(tokenizer: Tokenizer) -> NDArray[np.bool_]:
+    """Which ids [V] may be chosen: those made of A, C, G, T."""
     maskable_V = np.zeros(tokenizer.vocab_size, dtype=bool)
     maskable_V[tokenizer.nucleotide_ids] = True
-    if choose_n and tokenizer.n_id is not None:
-        maskable_V[tokenizer.n_id] = True
     return maskable_V
 
 
@@ -109,7 +108,7 @@ class SpanMasker:
         self._tokenizer = tokenizer
         self._config = config
         self._width = config.hidden_bases + tokenizer.bases_per_token - 1
-        self._maskable_V = maskable_ids(tokenizer, choose_n=False)
+        self._maskable_V = maskable_ids(tokenizer)
 
     def __call__(self, letters: Letters, rng: np.random.Generator, fraction: float) -> Masked:
         """Mask a window; every token over A, C, G, T alone is chosen with probability `fraction`."""
@@ -183,8 +182,10 @@ class DnabertMasker:
         return Masked(tokens, targets, chosen)
 
 
-def build_masker(tokenizer: Tokenizer, config: MaskingConfig) -> TokenMasker | SpanMasker | DnabertMasker:
-    """The masker of `config.mode`; UserError where the tokenizer does not fit it."""
+def build_masker(
+    tokenizer: Tokenizer, config: MaskingConfig, *, exact: bool = False
+) -> TokenMasker | SpanMasker | DnabertMasker:
+    """The masker of `config.mode`, `exact` (TokenMasker) for evaluation; UserError where the tokenizer does not fit."""
     k, overlapping = tokenizer.bases_per_token, tokenizer.kind != "sentencepiece" and tokenizer.stride == 1
     mode = config.mode
     if mode == "auto":
@@ -193,9 +194,6 @@ def build_masker(tokenizer: Tokenizer, config: MaskingConfig) -> TokenMasker | S
         raise UserError(f"data.masking.mode span needs overlapping tokens, not {tokenizer.kind}; use token")
     if mode == "dnabert" and (tokenizer.kind != "kmer" or not overlapping or k not in _DNABERT_OFFSETS):
         raise UserError(f"data.masking.mode dnabert needs overlapping k-mers with k of {DNABERT_K}; use auto")
-    maskers: dict[str, type[TokenMasker | SpanMasker | DnabertMasker]] = {
-        "token": TokenMasker,
-        "span": SpanMasker,
-        "dnabert": DnabertMasker,
-    }
-    return maskers[mode](tokenizer, config)
+    if mode == "token":
+        return TokenMasker(tokenizer, config, exact=exact)
+    return (SpanMasker if mode == "span" else DnabertMasker)(tokenizer, config)

@@ -5,8 +5,7 @@ Out: a flat numbering 0..len-1 of windows, and for each its chunk, its start and
 
 A chunk that fits is one window. A longer chunk gives consecutive windows, so that an epoch shows every base once; the
 last one is shorter. A tail under 1/32 of a window gets no row of its own: the windows then start at an offset of 0 to
-that many bases, drawn anew for every epoch. With `random_crop` a chunk gives one window, at an offset drawn anew for
-every epoch.
+that many bases, drawn anew for every epoch.
 
 Several short windows in one row.
 
@@ -65,18 +64,15 @@ class Windows:
     """Windows of at most `row_bases` bases; memory: none where every chunk is one window, else a byte or two a
     chunk."""
 
-    def __init__(
-        self, pool: ChunkPool, ranges: list[tuple[int, int]], *, row_bases: int, random_crop: bool = False
-    ) -> None:
+    def __init__(self, pool: ChunkPool, ranges: list[tuple[int, int]], *, row_bases: int) -> None:
         self._pool = pool
         self._ranges = ranges
         self.row_bases = row_bases
-        self._random_crop = random_crop
         self._range_ends = np.cumsum([stop - start for start, stop in ranges])
         self._size = int(self._range_ends[-1])
         self._counts: NDArray | None = None
         most = int(windows_per_chunk(np.array([pool.chunk_length]), row_bases)[0])
-        if most > 1 and not random_crop:
+        if most > 1:
             self._count_windows(most)
 
     def _count_windows(self, most: int) -> None:
@@ -99,9 +95,7 @@ class Windows:
         chunk, number = self._chunk(window)
         length = len(self._pool[chunk])
         full, tail = divmod(length, self.row_bases)
-        slack = max(0, length - self.row_bases) if self._random_crop else 0
-        if not self._random_crop and full and tail <= self.row_bases // TAIL_SHARE:
-            slack = tail
+        slack = tail if full and tail <= self.row_bases // TAIL_SHARE else 0
         offset = int(mix(seed, epoch, chunk) % np.uint64(slack + 1)) if slack else 0
         start = offset + number * self.row_bases
         return chunk, start, min(start + self.row_bases, length)
@@ -231,17 +225,14 @@ class Samples:
         self._sequence_length = sequence_length
         self._skipped = skipped
         self._masker = build_masker(tokenizer, config.data.masking)
-        # An N that is never chosen needs no weight.
-        n_weight = config.data.n_weight if config.data.masking.choose_n else 1.0
-        self._weights = LetterWeights(tokenizer, lower_case=config.data.lower_case_weight, n=n_weight)
+        self._weights = LetterWeights(tokenizer, lower_case=config.data.lower_case_weight)
         groups = blend_groups(pool, "train", config.data.blend)
         self._blend = Blend([group.share for group in groups])
         self.groups = [self._rows_of(group) for group in groups]
 
     def _rows_of(self, group: Group) -> GroupRows:
         row_bases = self._tokenizer.num_bases(self._sequence_length - NUM_SPECIAL)
-        random_crop = self._config.data.crop == "random"
-        windows = Windows(self._pool, group.ranges, row_bases=row_bases, random_crop=random_crop)
+        windows = Windows(self._pool, group.ranges, row_bases=row_bases)
         if not self._config.data.packing:
             return GroupRows(group, windows, None)
         if self._tokenizer.kind == "sentencepiece":

@@ -8,14 +8,13 @@ from megadna.tokenizer.base import Tokenizer
 
 
 class LetterWeights:
-    """Mean weight of the letters under a token: `lower_case` for a, c, g, t; `n` for N; 1 for the rest."""
+    """Mean weight of the letters under a token: `lower_case` for a, c, g, t; 1 for the rest."""
 
-    def __init__(self, tokenizer: Tokenizer, *, lower_case: float, n: float) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, lower_case: float) -> None:
         self._tokenizer = tokenizer
         self._table = np.ones(256, dtype=np.float32)
         self._table[ord("a") : ord("z") + 1] = lower_case
-        self._table[[ord("N"), ord("n")]] = n
-        self._all_one = lower_case == n == 1.0
+        self._all_one = lower_case == 1.0
 
     def __call__(self, letters: Letters, ids: NDArray) -> NDArray[np.float32] | None:
         """float32 [m] for the ids [m] of the letters [n]; None where all weigh 1."""

@@ -17,9 +17,11 @@ def sequence(length: int, alphabet: str = "ACGT", seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).choice(letters_of(alphabet), length)
 
 
-def mask(tokenizer: Tokenizer, letters: np.ndarray, fraction: float = 0.15, seed: int = 1, **options) -> Masked:
+def mask(
+    tokenizer: Tokenizer, letters: np.ndarray, fraction: float = 0.15, seed: int = 1, *, exact: bool = False, **options
+) -> Masked:
     config = MaskingConfig(**options)
-    return build_masker(tokenizer, config)(letters, np.random.default_rng(seed), fraction)
+    return build_masker(tokenizer, config, exact=exact)(letters, np.random.default_rng(seed), fraction)
 
 
 def deviations(count: int, total: int, share: float) -> float:
@@ -67,14 +69,10 @@ def test_shares_are_options() -> None:
     assert (tokens[chosen] == NUCLEOTIDE.mask_id).all()
 
 
-def test_only_bases_are_chosen_unless_n_is_asked_for() -> None:
+def test_only_bases_are_chosen() -> None:
     letters = sequence(50_000, "ACGTNRU-")
     chosen = mask(NUCLEOTIDE, letters).chosen
     assert set(letters[chosen].tobytes()) == set(b"ACGT")
-    with_n = mask(NUCLEOTIDE, letters, choose_n=True)
-    assert set(letters[with_n.chosen].tobytes()) == set(b"ACGTNR")
-    visible = with_n.tokens[with_n.chosen & (with_n.tokens != NUCLEOTIDE.mask_id)]
-    assert set(visible.tolist()) <= {*NUCLEOTIDE.nucleotide_ids.tolist(), NUCLEOTIDE.n_id}
     assert not mask(NUCLEOTIDE, letters_of("NNNN--")).chosen.any()
     assert len(mask(NUCLEOTIDE, letters_of("")).tokens) == 0
 

@@ -54,15 +54,6 @@ def test_a_small_tail_moves_the_windows_from_epoch_to_epoch() -> None:
     assert windows.span(3, seed=1, epoch=2) == windows.span(3, seed=1, epoch=2)
 
 
-def test_random_crop_gives_one_full_window_a_chunk() -> None:
-    pool = Pool([1000] * 200 + [30])
-    windows = Windows(pool, [(0, 201)], row_bases=100, random_crop=True)
-    spans = [windows.span(chunk, seed=1, epoch=0) for chunk in range(201)]
-    assert len(windows) == 201 and spans[-1] == (200, 0, 30)
-    assert {stop - start for _, start, stop in spans[:-1]} == {100}
-    assert len({start for _, start, _ in spans}) > 150
-
-
 def test_ranges_pick_their_own_chunks() -> None:
     pool = Pool([1000] * 30)
     windows = Windows(pool, [(5, 10), (20, 22)], row_bases=400)
