@@ -27,7 +27,7 @@ from megadna.data.manifest import (
     load_manifest,
 )
 from megadna.data.named import NameCheck, SideFiles
-from megadna.data.options import PreprocessOptions, recorded_options
+from megadna.data.options import PreprocessOptions, is_recorded, recorded_options
 from megadna.data.parts import Part, assemble, chunks_of, left_out, make_manifest, sizes_of, warnings_of
 from megadna.data.splits import (
     Forced,
@@ -99,7 +99,7 @@ def _same_dataset(options: PreprocessOptions, sources: list[SourceFile], side: S
     if DATASET.files(options.output) is None:
         return None
     manifest = load_manifest(options.output)
-    if dict(manifest.options) != recorded_options(options) or dict(manifest.side_files) != side.sha256:
+    if not is_recorded(options, manifest.options) or dict(manifest.side_files) != side.sha256:
         return None
     hashed = not options.no_source_hash
     old = [(s.path, s.name, s.size, s.species, dict(s.taxa), s.split, s.modified) for s in manifest.sources]

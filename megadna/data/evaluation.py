@@ -1,17 +1,18 @@
 """Fixed samples for masked bits per base: the same chunks, windows and hidden bases at every evaluation.
 
 In:  a split of a dataset, a tokenizer, a seed, a protocol.
-Out: samples as letters, tokens and hidden bases (what baselines read), and as batches (what the model reads).
+Out: samples as DNA, tokens and hidden bases (which baselines read), and as batches (which the model reads).
 
 As training validates (protocol ""): the windows that fit a row (one a chunk, or several where chunks are longer),
 spread evenly over the split. 15 % of the tokens, chosen by a generator of (seed, window) alone, are hidden by [MASK].
-Where tokens overlap, spans that hide a base are chosen so that 15 % of the tokens are masked; hidden is a base that no
-visible token shows. A tail that fills no row is left out.
+Where tokens overlap, spans that hide a base are chosen so that 15 % of the tokens are masked; a base is hidden where no
+visible token shows it. A tail that fills no row is left out.
 
-The same bases for every tokenizer (protocols "base" and "block6"): whole chunks, spread evenly over the split, fall
-into cells of 48 bases. Of each, one base or one of its eight blocks of six is hidden, chosen by a generator of (seed,
-chunk) alone, by masking every token that touches it. A cell with anything but A, C, G, T hides nothing; the tail behind
-the last whole cell is not read. Windows are as many whole cells as fit a row. BPE pieces end at the edges of blocks.
+The same bases for every tokenizer (protocols "base" and "block6"): whole chunks, spread evenly over the split, are
+divided into cells of 48 bases. In each, one base or one of its eight blocks of six is hidden, chosen by a generator of
+(seed, chunk) alone, by masking every token that touches it. A cell with anything but A, C, G, T hides nothing; the tail
+after the last whole cell is not read. Windows are as many whole cells as fit a row. BPE pieces end at the edges of
+blocks.
 
 Always the forward strand; all that is chosen is masked: none kept, none random, never N.
 """
@@ -23,9 +24,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import OTHER, Letters, base_codes, reverse_complement
+from megadna.alphabet import OTHER, Dna, base_codes, reverse_complement
 from megadna.config import MaskingConfig
-from megadna.data.batch import Batch, Segment, collate
+from megadna.data.batch import Batch, collate
 from megadna.data.dataset import ChunkPool
 from megadna.data.masking import Masked, build_masker, maskable_ids
 from megadna.data.order import Stream, sample_rng
@@ -48,12 +49,12 @@ def evaluation_chunks(num_chunks: int, samples: int) -> NDArray[np.int64]:
     return (2 * np.arange(samples) + 1) * num_chunks // (2 * samples)
 
 
-def hide_in_cells(letters: Letters, rng: np.random.Generator, width: int) -> NDArray[np.bool_]:
+def hide_in_cells(dna: Dna, rng: np.random.Generator, width: int) -> NDArray[np.bool_]:
     """Which bases [n] of a chunk are hidden: `width` together in each whole cell of A, C, G, T, at a multiple of it."""
-    cells = len(letters) // CELL
+    cells = len(dna) // CELL
     starts = CELL * np.arange(cells) + width * rng.integers(CELL // width, size=cells)
-    known = (base_codes(letters[: cells * CELL]) != OTHER).reshape(cells, CELL).all(axis=1)
-    hidden = np.zeros(len(letters), dtype=np.bool_)
+    known = (base_codes(dna[: cells * CELL]) != OTHER).reshape(cells, CELL).all(axis=1)
+    hidden = np.zeros(len(dna), dtype=np.bool_)
     hidden[(starts[known, None] + np.arange(width)).ravel()] = True
     return hidden
 
@@ -62,19 +63,18 @@ def hide_in_cells(letters: Letters, rng: np.random.Generator, width: int) -> NDA
 class Sample:
     """One window after masking."""
 
-    letters: Letters
-    """What was there."""
+    dna: Dna
+    """The true bases."""
     masked: Masked
-    """Its tokens, and what the model sees."""
     hidden: NDArray[np.bool_]
-    """Bases [n] that the model must name."""
+    """Bases [n] that the model must predict."""
 
     def other_strand(self, tokenizer: Tokenizer) -> "Sample":
-        """The reverse complement with the same bases hidden, for tokens that begin at every base."""
-        letters = reverse_complement(self.letters)
-        targets, chosen = tokenizer.encode(letters), self.masked.chosen[::-1]
+        """The reverse complement with the same bases hidden; only for tokens that begin at every base."""
+        dna = reverse_complement(self.dna)
+        targets, chosen = tokenizer.encode(dna), self.masked.chosen[::-1]
         assert len(targets) == len(chosen)
-        return Sample(letters, _hide_all(targets, chosen, tokenizer), self.hidden[::-1])
+        return Sample(dna, _hide_all(targets, chosen, tokenizer), self.hidden[::-1])
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class HiddenBases:
     """The hidden bases of a batch, row by row; arrays [H]."""
 
     row_H: NDArray[np.int64]
-    place_H: NDArray[np.int64]
-    """Place of each base in its window."""
+    position_H: NDArray[np.int64]
+    """Of each base in its window."""
     base_H: NDArray[np.uint8]
-    """True bases: 0..3 = A, C, G, T."""
+    """True base: 0..3 = A, C, G, T."""
     lower_H: NDArray[np.bool_]
-    """Soft-masked ones."""
+    """Whether it is soft-masked."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class EvaluationSamples:
 
     @property
     def hides(self) -> str:
-        """What is hidden, in words: scores of different ones do not belong together."""
+        """What is hidden, in words: scores compare only where this is equal."""
         if self.protocol:
             return f"one {'base' if self.protocol == 'base' else 'block of six'} in {CELL}"
         return f"{HIDDEN_SHARE:.0%} of the tokens"
@@ -141,44 +141,39 @@ class EvaluationSamples:
 
     def __getitem__(self, index: int) -> Sample:
         number, chunk, start, stop = self._windows[index].tolist()
-        letters = self.dataset[chunk][start:stop]
+        dna = self.dataset[chunk][start:stop]
         if self.protocol:
             hidden = self._hidden_cells(chunk)[start:stop]
-            return Sample(letters, self._mask(letters, hidden), hidden)
+            return Sample(dna, self._mask(dna, hidden), hidden)
         rng = sample_rng(self.seed, number, Stream.EVALUATION)
-        room = self.sequence_length - NUM_SPECIAL
-        masked = Masked(
-            *(
-                values[:room]
-                for values in build_masker(self.tokenizer, _HIDE_ALL, exact=True)(letters, rng, HIDDEN_SHARE)
-            )
-        )
+        masker = build_masker(self.tokenizer, _HIDE_ALL, exact=True)
+        masked = masker(dna, rng, HIDDEN_SHARE).first(self.sequence_length - NUM_SPECIAL)
         # A k-mer over an N is [UNK]: it shows none of its bases, and is never chosen.
         shows = maskable_ids(self.tokenizer)[masked.targets] & ~masked.chosen
-        spans, codes = self.tokenizer.spans(masked.targets), base_codes(letters)
+        spans, codes = self.tokenizer.spans(masked.targets), base_codes(dna)
         hidden = _under(masked.chosen, spans, len(codes)) & ~_under(shows, spans, len(codes)) & (codes != OTHER)
-        return Sample(letters, masked, hidden)
+        return Sample(dna, masked, hidden)
 
     def for_baselines(self) -> tuple[Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]], NDArray[np.int64]]:
         """(base codes, hidden) of each sample, and its chunk; under a protocol of whole chunks, whatever the model."""
         if not self.protocol:
             samples = (self[index] for index in range(len(self)))
-            return ((base_codes(sample.letters), sample.hidden) for sample in samples), self.chunks
+            return ((base_codes(sample.dna), sample.hidden) for sample in samples), self.chunks
         chunks = np.unique(self.chunks)
         return ((base_codes(self.dataset[c]), self._hidden_cells(c)) for c in chunks.tolist()), chunks
 
     def batch(self, samples: Sequence[Sample], numbers: NDArray[np.int64]) -> tuple[Batch, HiddenBases]:
-        """What the model reads, one sample a row, and what it must name."""
-        rows = [[Segment(*sample.masked, weights=None)] for sample in samples]
-        places = [np.flatnonzero(sample.hidden) for sample in samples]
-        letters_H = np.concatenate([sample.letters[place] for sample, place in zip(samples, places, strict=True)])
+        """What the model reads, one sample a row, and what it must predict."""
+        positions = [np.flatnonzero(sample.hidden) for sample in samples]
+        dna_H = np.concatenate([sample.dna[sample.hidden] for sample in samples])
         hidden = HiddenBases(
-            row_H=np.repeat(np.arange(len(samples)), [len(place) for place in places]),
-            place_H=np.concatenate(places),
-            base_H=base_codes(letters_H),
-            lower_H=letters_H >= ord("a"),
+            row_H=np.repeat(np.arange(len(samples)), list(map(len, positions))),
+            position_H=np.concatenate(positions),
+            base_H=base_codes(dna_H),
+            lower_H=dna_H >= ord("a"),
         )
-        return collate(rows, numbers, self.tokenizer, self.sequence_length).batch(), hidden
+        rows = collate([[sample.masked] for sample in samples], numbers, self.tokenizer, self.sequence_length)
+        return rows.batch(), hidden
 
     def groups(self) -> list[str]:
         """The group of each sample: its species, or the name of its source where no species is stated."""
@@ -188,8 +183,8 @@ class EvaluationSamples:
             for source in dataset.manifest.sources
             if source.ranges[dataset.split][0] < source.ranges[dataset.split][1]
         )
-        places = np.searchsorted([start for start, _ in spans], self.chunks, side="right") - 1
-        return [spans[place][1] for place in places.tolist()]
+        indices = np.searchsorted([start for start, _ in spans], self.chunks, side="right") - 1
+        return [spans[index][1] for index in indices.tolist()]
 
     def _hidden_cells(self, chunk: int) -> NDArray[np.bool_]:
         rng = sample_rng(self.seed, chunk, Stream.EVALUATION)
@@ -197,30 +192,30 @@ class EvaluationSamples:
 
     def _cell_windows(self, chunk: int) -> Iterator[tuple[int, int]]:
         """(first base, end) of the windows of a chunk: as many whole cells as fit a row, none without a hidden base."""
-        letters, hidden = self.dataset[chunk], self._hidden_cells(chunk)
+        dna, hidden = self.dataset[chunk], self._hidden_cells(chunk)
         room, start = self.sequence_length - NUM_SPECIAL, 0
-        end = len(letters) // CELL * CELL
+        end = len(dna) // CELL * CELL
         while start < end:
             cells = min(self.tokenizer.num_bases(room), end - start) // CELL
-            while len(self._mask(letters[start : start + cells * CELL], hidden[start:]).tokens) > room:
+            while len(self._mask(dna[start : start + cells * CELL], hidden[start:]).tokens) > room:
                 cells -= 1  # BPE: the bases of a row are an estimate; one cell always fits
             stop = start + cells * CELL
             if hidden[start:stop].any():
                 yield start, stop
             start = stop
 
-    def _mask(self, letters: Letters, hidden: NDArray[np.bool_]) -> Masked:
+    def _mask(self, dna: Dna, hidden: NDArray[np.bool_]) -> Masked:
         """The tokens of a window, [MASK] on each that touches a hidden base."""
         if self.tokenizer.kind != "sentencepiece":
-            targets = self.tokenizer.encode(letters)
+            targets = self.tokenizer.encode(dna)
             starts, stops = self.tokenizer.spans(targets)
-            before = np.append(0, np.cumsum(hidden[: len(letters)]))
+            before = np.append(0, np.cumsum(hidden[: len(dna)]))
             chosen = (before[stops] > before[starts]) & maskable_ids(self.tokenizer)[targets]
             return _hide_all(targets, chosen, self.tokenizer)
-        begins = np.append(True, hidden[1 : len(letters)] != hidden[: len(letters) - 1])
-        begins[::CELL] |= hidden[: len(letters) : CELL]  # two blocks side by side are two
+        begins = np.append(True, hidden[1 : len(dna)] != hidden[: len(dna) - 1])
+        begins[::CELL] |= hidden[: len(dna) : CELL]  # two adjacent blocks are two
         starts = np.flatnonzero(begins)
-        parts = [self.tokenizer.encode(part) for part in np.split(letters, starts[1:])]
+        parts = [self.tokenizer.encode(part) for part in np.split(dna, starts[1:])]
         return _hide_all(np.concatenate(parts), np.repeat(hidden[starts], list(map(len, parts))), self.tokenizer)
 
 
@@ -228,7 +223,7 @@ def _check_protocol(protocol: str, tokenizer: Tokenizer, sequence_length: int) -
     require(protocol in WIDTHS, f"no protocol {protocol!r}; one of {', '.join(WIDTHS)}")
     unit = WIDTHS["block6"] if protocol == "block6" else CELL
     if tokenizer.kind == "sentencepiece" and protocol == "base":
-        raise UserError("protocol base hides single bases, which BPE pieces cannot name; use block6")
+        raise UserError("protocol base hides single bases, which BPE pieces cannot predict; use block6")
     require(
         tokenizer.kind == "sentencepiece" or unit % tokenizer.stride == 0,
         f"protocol {protocol} needs tokens that tile {unit} bases; those of this model begin every {tokenizer.stride}",

@@ -27,7 +27,7 @@ def show_batch(config: Config, *, max_rows: int = 4, max_lines: int = 3) -> str:
     length = resolve_sequence_length(config, pool.chunk_length, tokenizer)
     samples = Samples(config, tokenizer, pool, sequence_length=length)
     rows = samples.rows(np.arange(min(max_rows, config.train.micro_batch_size)))
-    asked = len(rows.places_A) / rows.lengths_B.sum()
+    asked = len(rows.positions_M) / rows.lengths_B.sum()
     lines = [f"{len(rows.lengths_B)} rows of {length} tokens, {100 * asked:.1f} % of them asked for"]
     for number in range(len(rows.lengths_B)):
         lines += ["", f"sample {rows.samples_B[number]}: {rows.lengths_B[number]} tokens"]
@@ -37,10 +37,10 @@ def show_batch(config: Config, *, max_rows: int = 4, max_lines: int = 3) -> str:
 
 def _row_lines(rows: Rows, number: int, tokenizer: Tokenizer, max_lines: int) -> Iterator[str]:
     seen = rows.tokens_BS[number].astype(np.int64)
-    place = rows.places_A - number * len(seen)
+    place = rows.positions_M - number * len(seen)
     here = (place >= 0) & (place < len(seen))
     true, labels = seen.copy(), np.full(len(seen), -1)
-    true[place[here]] = labels[place[here]] = rows.targets_A[here]
+    true[place[here]] = labels[place[here]] = rows.targets_M[here]
     width = max(map(len, _texts(true[: rows.lengths_B[number]], tokenizer)))
     columns = max(1, LINE_WIDTH // (width + (width > 1)))
     for start in range(0, min(len(seen), max_lines * columns), columns):

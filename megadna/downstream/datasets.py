@@ -200,7 +200,7 @@ def hard_negatives(
         wanted = Counter(np.resize(rng.permutation(of_kind), count).tolist())
         for gene in genes[genes["gene"].isin(wanted)].itertuples():
             motif, behind = _MOTIFS[kind, gene.strand]
-            letters = genome.letters[gene.contig][gene.start : gene.end] & 0xDF
+            letters = genome.bases[gene.contig][gene.start : gene.end] & 0xDF
             here = np.flatnonzero((letters[:-1] == motif[0]) & (letters[1:] == motif[1])) + gene.start + behind
             here = _no_site(here, sites.get((gene.contig, gene.strand), _NONE))
             taken = rng.choice(here, min(len(here), wanted[gene.gene]), replace=False)
@@ -249,7 +249,7 @@ def matched_windows(
     length = int(positives["end"].iloc[0] - positives["start"].iloc[0])
     found = []
     for contig, rows in positives.groupby("contig"):
-        starts = np.arange(rng.integers(length), len(genome.letters[contig]) - length + 1, length)
+        starts = np.arange(rng.integers(length), len(genome.bases[contig]) - length + 1, length)
         grid = pd.DataFrame({"contig": contig, "start": starts, "end": starts + length})
         free = bioframe.setdiff(grid, taken[taken["contig"] == contig], cols1=PLACE, cols2=PLACE)["start"].to_numpy()
         free = rng.permutation(free)[: _CANDIDATES * len(rows)]

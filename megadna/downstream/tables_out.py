@@ -40,7 +40,7 @@ def in_blocks(stretches: Iterable[Stretch], max_letters: int) -> Iterator[list[S
     letters = 0
     for stretch in stretches:
         block.append(stretch)
-        letters += len(stretch.letters)
+        letters += len(stretch.bases)
         if len(block) == MAX_STRETCHES or letters >= max_letters:
             yield block
             block, letters = [], 0

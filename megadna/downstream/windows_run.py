@@ -42,7 +42,7 @@ class Window:
 
 def cut_windows(owner: int, stretch: Stretch, size: int, stride: int) -> Iterator[Window]:
     """Windows of at most `size` bases, on the grid of the record that the stretch is part of."""
-    held = len(stretch.letters)
+    held = len(stretch.bases)
     if held <= size and not (stretch.far_before or stretch.far_after):
         yield Window(owner, 0, held, stretch.before, held - stretch.after)
         return
@@ -69,7 +69,7 @@ class Runner:
         """fp32 [F] of each stretch; per nucleotide [L, F], context left out, in the order of its letters."""
         merged = [_Merged(stretch, self.reduce) for stretch in stretches]
         for group in self._groups(stretches):
-            texts = [stretches[w.owner].letters[w.start : w.start + w.size] for w in group]
+            texts = [stretches[w.owner].bases[w.start : w.start + w.size] for w in group]
             tokens = self.tokenizer(texts)
             for window, found in zip(group, tokens, strict=True):
                 if not len(found.starts):
@@ -86,7 +86,7 @@ class Runner:
         group: list[Window] = []
         bases = 0
         for number, stretch in enumerate(stretches):
-            size = stretch.window or self.tokenizer.max_bases(stretch.letters)
+            size = stretch.window or self.tokenizer.max_bases(stretch.bases)
             for window in cut_windows(number, stretch, size, self.tokenizer.stride):
                 group.append(window)
                 bases += window.size

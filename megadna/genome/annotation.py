@@ -350,14 +350,14 @@ def on_genome(
     """
     groups = read_aliases(aliases) if aliases else {}
     if aliases:
-        known = groups.keys() & genome.letters.keys()
+        known = groups.keys() & genome.bases.keys()
         require(bool(known), f"--aliases {aliases}: names no contig of {genome.path}; give the report of its assembly")
     theirs = dict.fromkeys(table["contig"])
     if "line" in table:
         first_lines = table.groupby("contig", sort=False)["line"].first().to_dict()
-        names = locate(path, first_lines, genome.letters, str(genome.path), groups)
+        names = locate(path, first_lines, genome.bases, str(genome.path), groups)
     else:
-        names = match_contigs(theirs, genome.letters, groups)
+        names = match_contigs(theirs, genome.bases, groups)
     log.info("contig names: %d equal; matched: %s", sum(a == b for a, b in names.items()), renamed(names) or "none")
     table = _known(table, names, genome, path, min_share)
     past = table["end"].to_numpy() > table["contig"].map(genome.lengths).to_numpy()
@@ -376,7 +376,7 @@ def _known(table: pd.DataFrame, names: dict[str, str], genome: Genome, path: Pat
     """The rows on a contig of the genome, renamed; the others are counted in a warning."""
     known = table["contig"].isin(names.keys())
     missing = sorted(set(table["contig"][~known]))
-    ours = ", ".join(list(genome.letters)[:5])
+    ours = ", ".join(list(genome.bases)[:5])
     require(
         bool(known.any()) and known.mean() >= min_share,
         f"{path}: {int(known.sum()):,} of {len(table):,} lie on a contig of {genome.path}, and {min_share:.0%} must; "

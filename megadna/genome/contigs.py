@@ -120,6 +120,11 @@ def names_of(headers: list[bytes]) -> list[bytes]:
     return [(header.split(None, 1) or [b"unnamed"])[0] for header in headers]
 
 
+def name_of(header: bytes) -> str:
+    """First word of a header line."""
+    return names_of([header])[0].decode(errors="replace")
+
+
 def fits(pattern: str, name: str) -> bool:
     """Whether a contig has the name, or its whole name fits the regular expression. (A name may hold `|`.)"""
     return pattern == name or re.fullmatch(pattern, name) is not None
@@ -168,8 +173,7 @@ class ContigFilter:
         if self.mode == "all":
             return None
         if self.mode != "primary":
-            name = names_of([header])[0].decode(errors="replace")
-            return None if fits(self.mode, name) else "contig_pattern"
+            return None if fits(self.mode, name_of(header)) else "contig_pattern"
         if self.roles:
             role = self.roles.get((header.split(None, 1) or [b""])[0])
             if role is not None:

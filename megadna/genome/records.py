@@ -1,17 +1,13 @@
-"""Records of a sequence file; a genome in memory, contig by contig, and windows cut out of it.
+"""Records of a sequence file; a genome in memory; and the stretches of DNA that a model reads.
 
-In:  a FASTA file of any kind that `megadna preprocess` reads (plain, gzip, BGZF, zstd, 2bit); records also of tables.
-Out: letters as uint8, one byte a base (3.1 GB for human), soft mask kept, U as T; windows on either strand.
-
-Sequence files -> stretches of DNA that a model reads: whole records, BED regions or sliding windows.
-
-In:  FASTA (gzip, BGZF, zstd, 2bit too), CSV, TSV or Parquet with a sequence column; a genome FASTA with a BED file.
-Out: Stretch, in file order (BED regions: contig by contig, in the BED file's order). Letters are upper-case, U is T,
-     IUPAC codes and gaps are N. One record at a time is in memory.
-Where a record is given in several stretches, their windows are those of the whole record: the outputs do not depend on
-where it was divided.
-A record is circular where its header says `circular=true` or `topology=circular`, or where the caller names it: the
-letters beyond one end are then those of the other end.
+In:  FASTA as `megadna preprocess` reads it (plain, gzip, BGZF, zstd, 2bit), or CSV, TSV or Parquet with a column of
+     sequences; BED files of regions.
+Out: Genome: uint8, one byte a base (3.1 GB for human), soft mask kept, U as T; windows on either strand.
+     Stretch: whole records, BED regions (contig by contig, in the BED file's order) or sliding windows, in file order;
+     bases are upper-case, U is T, IUPAC codes and gaps are N. One record at a time is in memory.
+If a record is given in several stretches, their windows are those of the whole record: outputs do not depend on where
+it was divided. A record is circular if its header says `circular=true` or `topology=circular`, or if the caller names
+it: beyond one end it continues with the other end.
 """
 
 import re
@@ -26,7 +22,7 @@ from megadna import alphabet
 from megadna.alphabet import COMPLEMENT
 from megadna.errors import UserError, require
 from megadna.genome.bed import BedLine, locate, past_the_end, read_bed
-from megadna.genome.contigs import names_of, nearest, renamed
+from megadna.genome.contigs import name_of, nearest, renamed
 from megadna.genome.pieces import scan_file
 from megadna.genome.sources import open_sequences
 from megadna.log import get_logger
@@ -41,23 +37,21 @@ _MODEL_INPUT = bytes(value if value in b"ACGT" else ord("N") for value in bytes(
 
 @dataclass(frozen=True)
 class Genome:
-    """The letters of every contig."""
+    """The bases of every contig."""
 
     path: Path
-    letters: dict[str, np.ndarray]
+    bases: dict[str, np.ndarray]
     """uint8 by contig, in the order of the file."""
 
     @property
     def lengths(self) -> dict[str, int]:
         """Bases by contig."""
-        return {name: len(letters) for name, letters in self.letters.items()}
+        return {name: len(bases) for name, bases in self.bases.items()}
 
     def windows(self, contig: str, starts: np.ndarray, length: int, reverse: np.ndarray | bool = False) -> np.ndarray:
-        """uint8 [N, length] from each 0-based start on; the reverse complement where `reverse` (bool [N]) says so.
-
-        The caller has checked that every window lies inside the contig.
-        """
-        found = self.letters[contig][np.asarray(starts)[:, None] + np.arange(length)]
+        """uint8 [N, length] from each 0-based start on, reverse-complemented for each `reverse` (bool [N]); the caller
+        has checked that every window is inside the contig."""
+        found = self.bases[contig][np.asarray(starts)[:, None] + np.arange(length)]
         return np.where(np.reshape(reverse, (-1, 1)), COMPLEMENT[found[:, ::-1]], found)
 
 
@@ -65,26 +59,26 @@ def _read(path: Path, column: str = "") -> Iterator[tuple[bytes, np.ndarray]]:
     """(header line without '>', uint8 bases as a dataset stores them) of each record, one in memory at a time."""
     header: bytes | None = None
     parts: list[np.ndarray] = []
-    for piece, letters in scan_file(open_sequences(path, column)):
+    for piece, bases in scan_file(open_sequences(path, column)):
         edges = [*piece.positions.tolist(), piece.size]
-        parts.append(letters[: edges[0]].copy())
+        parts.append(bases[: edges[0]].copy())
         for next_header, (start, end) in zip(piece.headers, pairwise(edges), strict=True):
             if header is not None:
-                yield header, parts[0] if len(parts) == 1 else np.concatenate(parts)
-            header, parts = next_header, [letters[start:end].copy()]
+                yield header, np.concatenate(parts)
+            header, parts = next_header, [bases[start:end].copy()]
     if header is None:
         raise UserError(f"{path}: empty: holds no sequence")
     yield header, np.concatenate(parts)
 
 
 def read_genome(path: Path) -> Genome:
-    """Every record of the file; UserError where it is no FASTA, empty, or names a contig twice."""
+    """Every record of the file; UserError if it is not FASTA, is empty, or has two contigs of one name."""
     require(open_sequences(path).kind not in ("stdin", "table"), f"{path}: a genome is a FASTA or 2bit file")
     genome: dict[str, np.ndarray] = {}
-    for header, letters in tracked(_read(path), f"reading {path}", unit="contigs"):
-        name = names_of([header])[0].decode(errors="replace")
+    for header, bases in tracked(_read(path), f"reading {path}", unit="contigs"):
+        name = name_of(header)
         require(name not in genome, f"{path}: contig {name} occurs twice; keep one of them")
-        genome[name] = letters
+        genome[name] = bases
     require(any(map(len, genome.values())), f"{path}: empty: holds no sequence")
     return Genome(path, genome)
 
@@ -96,7 +90,7 @@ def as_text(windows: np.ndarray) -> list[str]:
 
 def reverse_complement(text: str) -> str:
     """The other strand of a sequence, read in its own direction."""
-    return alphabet.reverse_complement(alphabet.letters_of(text)).tobytes().decode()
+    return alphabet.reverse_complement(alphabet.dna_of(text)).tobytes().decode()
 
 
 _CIRCULAR = re.compile(rb"\b(circular=(true|yes|y)|topology=circular)\b", re.I)
@@ -110,19 +104,19 @@ class Stretch:
     start: int
     end: int
     strand: str
-    """+ or -; "." where the input says nothing (read as it is)."""
-    letters: str
+    """+ or -; "." if the input does not say (read as +)."""
+    bases: str
     """As the model reads them, 5' to 3' of the strand, context included."""
     before: int = 0
     """Bases of context before."""
     after: int = 0
     """Bases of context after."""
     far_before: int = 0
-    """Bases of the record before `letters`; the grid of windows begins with the first of them."""
+    """Bases of the record before `bases`; the grid of windows begins with the first of them."""
     far_after: int = 0
-    """Bases of the record after `letters`."""
+    """Bases of the record after `bases`."""
     window: int = 0
-    """Bases of a window, the same in all stretches of a record; 0: what the tokenizer makes of `letters`."""
+    """Bases of a window, the same in all stretches of a record; 0: as the tokenizer decides from `bases`."""
     region: str = ""
     """Name of the BED region (column 4); empty elsewhere."""
 
@@ -131,7 +125,7 @@ class Stretch:
         return replace(
             self,
             strand={"+": "-", "-": "+", ".": "-"}[self.strand],
-            letters=reverse_complement(self.letters),
+            bases=reverse_complement(self.bases),
             before=self.after,
             after=self.before,
             far_before=self.far_after,
@@ -141,7 +135,7 @@ class Stretch:
 
 def window_grid(length: int, size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """(starts [W], borders [W - 1]) of the windows of at most `size` bases over `length` bases, on the grid of `stride`
-    bases where tokens do not overlap; a border is the middle of the overlap of two neighbours."""
+    bases if tokens do not overlap; a border is the middle of the overlap of two neighbours."""
     step = max(stride, (size - size // 4) // stride * stride)
     starts = np.arange(0, max(1, length - size + step), step) if length > size else np.zeros(1, np.int64)
     if stride == 1:
@@ -150,61 +144,61 @@ def window_grid(length: int, size: int, stride: int) -> tuple[np.ndarray, np.nda
 
 
 def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
-    """(header line without '>', letters); UserError names file and line where it cannot be read, or is empty."""
-    for header, letters in _read(path, column):
-        yield header, letters.tobytes().translate(_MODEL_INPUT).decode()
+    """(header line without '>', bases); UserError with file and line if it cannot be read, or is empty."""
+    for header, bases in _read(path, column):
+        yield header, bases.tobytes().translate(_MODEL_INPUT).decode()
 
 
 def record_lengths(path: Path, column: str = "") -> dict[str, int]:
-    """Bases of each record, by the first word of its header; UserError where two records have one name."""
+    """Bases of each record, by the first word of its header; UserError if two records have one name."""
     lengths: dict[str, int] = {}
-    for header, letters in read_records(path, column):
-        name = names_of([header])[0].decode(errors="replace")
+    for header, bases in read_records(path, column):
+        name = name_of(header)
         require(
             name not in lengths,
-            f"{path}: two records are called {name}; --bed, --window, --circular, BED and bigWig files need names that "
-            "are unique: rename or remove one",
+            f"{path}: two records are called {name}; --bed, --window, --circular, BED and bigWig files need unique "
+            "names: rename or remove one",
         )
-        lengths[name] = len(letters)
+        lengths[name] = len(bases)
     return lengths
 
 
 def read_stretches(
     path: Path, *, column: str = "", circular: tuple[str, ...] = (), context: int = 0
 ) -> Iterator[Stretch]:
-    """One stretch a record, of a ring with `context` letters around."""
-    for header, letters, ring in _with_rings(path, column, circular):
-        size = len(letters)
-        around = min(context, size) if ring else 0
+    """One stretch per record; a circular one with `context` bases on either side."""
+    for name, bases, is_circular in _with_topology(path, column, circular):
+        size = len(bases)
+        around = min(context, size) if is_circular else 0
         if around:
-            letters = letters[size - around :] + letters + letters[:around]
-        yield Stretch(names_of([header])[0].decode(errors="replace"), 0, size, ".", letters, around, around)
+            bases = bases[size - around :] + bases + bases[:around]
+        yield Stretch(name, 0, size, ".", bases, around, around)
 
 
 def divided(
     stretches: Iterable[Stretch], *, longest: int, window: Callable[[str], int], stride: int
 ) -> Iterator[Stretch]:
-    """The stretches, each with its window (`window` of its letters); those above `longest` bases (0: no limit) in
-    several, divided where windows meet, each with the letters of every window that answers for a base of it."""
+    """The stretches, each with its window (`window` of its bases); those above `longest` bases (0: no limit) in
+    several, divided where windows meet, each with the bases of every window that one of its outputs comes from."""
     for stretch in stretches:
-        width = window(stretch.letters)
+        width = window(stretch.bases)
         size = stretch.end - stretch.start
         if not longest or size <= max(longest, width):
             yield replace(stretch, window=width)
             continue
-        borders = window_grid(len(stretch.letters), width, stride)[1] - stretch.before
+        borders = window_grid(len(stretch.bases), width, stride)[1] - stretch.before
         for one, other in pairwise(_cuts(size, borders, max(longest, width))):
             first = max(0, stretch.before + one - width)
-            last = min(len(stretch.letters), stretch.before + other + width)
+            last = min(len(stretch.bases), stretch.before + other + width)
             yield replace(
                 stretch,
                 start=stretch.end - other if stretch.strand == "-" else stretch.start + one,
                 end=stretch.end - one if stretch.strand == "-" else stretch.start + other,
-                letters=stretch.letters[first:last],
+                bases=stretch.bases[first:last],
                 before=stretch.before + one - first,
                 after=last - stretch.before - other,
                 far_before=first,
-                far_after=len(stretch.letters) - last,
+                far_after=len(stretch.bases) - last,
                 window=width,
             )
 
@@ -218,47 +212,48 @@ def _cuts(size: int, borders: np.ndarray, longest: int) -> list[int]:
 
 
 def read_regions(genome: Path, bed: Path, lengths: dict[str, int]) -> Iterator[Stretch]:
-    """The BED file's regions, minus-strand ones reverse-complemented; UserError with the line that does not fit."""
+    """The BED file's regions, minus-strand ones reverse-complemented; UserError with the line of one that does not
+    fit."""
     lines = list(read_bed(bed, stranded=True))
     first_lines = {one.contig: one.line for one in reversed(lines)}
     names = locate(bed, dict(sorted(first_lines.items(), key=lambda item: item[1])), lengths, str(genome))
-    if said := renamed(names):
-        log.info("contig names matched: %s", said)
+    if matched := renamed(names):
+        log.info("contig names matched: %s", matched)
     regions: dict[str, list[BedLine]] = {}
     for one in lines:
         contig = names[one.contig]
         if one.end > lengths[contig]:
             raise past_the_end(bed, one.line, contig, one.end, lengths[contig])
         regions.setdefault(contig, []).append(one)
-    for header, letters in read_records(genome):
-        contig = names_of([header])[0].decode(errors="replace")
+    for header, bases in read_records(genome):
+        contig = name_of(header)
         for one in regions.get(contig, []):
-            region = Stretch(contig, one.start, one.end, "+", letters[one.start : one.end], region=one.name)
+            region = Stretch(contig, one.start, one.end, "+", bases[one.start : one.end], region=one.name)
             yield region.reversed() if one.strand == "-" else region
 
 
 def sliding_stretches(path: Path, window: int, step: int, circular: tuple[str, ...] = ()) -> Iterator[Stretch]:
-    """Windows of `window` bases, `step` apart, plus strand; the last of a contig is moved back to end with it, on a
-    ring it is read on across the end."""
-    for header, letters, ring in _with_rings(path, "", circular):
-        name, size = names_of([header])[0].decode(errors="replace"), len(letters)
+    """Windows of `window` bases, `step` apart, plus strand; the last of a contig is moved back to end with it, or, if
+    the contig is circular, wraps around its end."""
+    for name, bases, is_circular in _with_topology(path, "", circular):
+        size = len(bases)
         last = max(0, size - window)
-        for start in range(0, size, step) if ring and last else [*range(0, last, step), last]:
-            piece = letters[start : start + window]
-            wrapped = letters[: window - len(piece)] if ring and last else ""
+        wraps = is_circular and last > 0
+        for start in range(0, size, step) if wraps else [*range(0, last, step), last]:
+            piece = bases[start : start + window]
+            wrapped = bases[: window - len(piece)] if wraps else ""
             yield Stretch(name, start, start + len(piece), "+", piece + wrapped, after=len(wrapped))
 
 
-def _with_rings(path: Path, column: str, circular: tuple[str, ...]) -> Iterator[tuple[bytes, str, bool]]:
-    """(header, letters, whether it is a ring) of each record; UserError where one is empty, or `circular` names none of
-    them."""
+def _with_topology(path: Path, column: str, circular: tuple[str, ...]) -> Iterator[tuple[str, str, bool]]:
+    """(name, bases, whether it is circular) of each record; UserError if one is empty, or if `circular` has a name that
+    none has."""
     missing, known = set(circular), []
-    for header, letters in read_records(path, column):
-        name = names_of([header])[0].decode(errors="replace")
-        if not letters:
-            raise UserError(f"{path}: record {name} has no letters; remove it")
+    for header, bases in read_records(path, column):
+        name = name_of(header)
+        require(bool(bases), f"{path}: record {name} has no bases; remove it")
         missing.discard(name)
         known += [name] if missing else []
-        yield header, letters, name in circular or _CIRCULAR.search(header) is not None
+        yield name, bases, name in circular or _CIRCULAR.search(header) is not None
     for name in sorted(missing):
-        raise UserError(f"{path}: --circular names {name}, which is no record of it{nearest(name, known)}")
+        raise UserError(f"{path}: --circular {name}: no such record{nearest(name, known)}")

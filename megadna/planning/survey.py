@@ -27,7 +27,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from megadna.data.inputs import SEQUENCE_FILE, SourceFile, find_sources
-from megadna.data.leakage import SCALE, K, sketch_places
+from megadna.data.leakage import SCALE, K, sketch_positions
 from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError, require
 from megadna.genome.contigs import contig_filter, names_of
@@ -90,7 +90,7 @@ class Sketches:
         are in the sketch, so that `name` is wanted for them."""
         seen: set[int] = set()
         for start in range(0, len(letters), _STRETCH):
-            hashes, places = sketch_places(letters[start : start + _STRETCH + K - 1], self._scale)
+            hashes, places = sketch_positions(letters[start : start + _STRETCH + K - 1], self._scale)
             first = np.searchsorted(ends_S, places + start, "right")
             last = np.searchsorted(ends_S, places + start + K - 1, "right")
             kept = (first == last) & (record_S[first.clip(max=len(record_S) - 1)] >= 0)

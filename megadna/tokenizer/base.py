@@ -5,7 +5,7 @@ A tokenizer holds tables only, so loader processes share it for free. Special to
 
 One token a base: the vocabulary of AIDO.DNA, 16 ids in its order (reference: the AIDO.DNA model card's vocab.txt).
 
-Letters are upper-cased, IUPAC ambiguity codes become N, U keeps its own id; any other byte is [UNK].
+Dna are upper-cased, IUPAC ambiguity codes become N, U keeps its own id; any other byte is [UNK].
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, Letters, table
+from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, Dna, table
 
 NUM_SPECIAL = 2
 """Special tokens of a row: [CLS] before, [SEP] after."""
@@ -44,7 +44,7 @@ class Tokenizer(ABC):
         """Text of every id, in id order."""
 
     @abstractmethod
-    def encode(self, letters: Letters) -> NDArray[np.unsignedinteger]:
+    def encode(self, letters: Dna) -> NDArray[np.unsignedinteger]:
         """Ids [m] of letters [n], no special tokens; any byte is allowed."""
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Tokenizer(ABC):
         return max(0, (num_bases - self.bases_per_token) // self.stride + 1)
 
     def num_bases(self, num_tokens: int) -> int:
-        """Letters that give `num_tokens` tokens."""
+        """Dna that give `num_tokens` tokens."""
         return self.stride * (num_tokens - 1) + self.bases_per_token if num_tokens > 0 else 0
 
 
@@ -93,10 +93,10 @@ class NucleotideTokenizer(Tokenizer):
         """Text of every id, in id order."""
         return list(TOKENS)
 
-    def encode(self, letters: Letters) -> NDArray[np.uint8]:
+    def encode(self, letters: Dna) -> NDArray[np.uint8]:
         """Ids [n] of letters [n]: one look-up in a table of 256."""
         return self._table.take(letters)
 
     def decode(self, ids: NDArray) -> str:
-        """Letters joined; special tokens appear as their text."""
+        """Dna joined; special tokens appear as their text."""
         return "".join(TOKENS[i] for i in ids)

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import BASES, OTHER, Letters, table
+from megadna.alphabet import BASES, OTHER, Dna, table
 from megadna.tokenizer.base import Tokenizer
 
 _BERT_SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -56,7 +56,7 @@ class KmerTokenizer(Tokenizer):
         """Special tokens and 4^k words."""
         return self.first + 4**self.bases_per_token
 
-    def encode(self, letters: Letters) -> NDArray[np.unsignedinteger]:
+    def encode(self, letters: Dna) -> NDArray[np.unsignedinteger]:
         """Ids [m] of letters [n]: m = n - k + 1 if overlapping, n // k if not."""
         codes = self._codes.take(letters)
         known = codes < OTHER

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import OTHER, Letters, base_codes
+from megadna.alphabet import OTHER, Dna, base_codes
 from megadna.errors import UserError
 from megadna.files import write_json
 from megadna.log import get_logger
@@ -46,7 +46,7 @@ class Chunks(Protocol):
     """A split of a dataset: `chunks[i]` gives the letters of chunk i as uint8."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Letters: ...
+    def __getitem__(self, index: int, /) -> Dna: ...
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class MarkovTable:
         return p_JN4
 
 
-def fit(letters: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> MarkovTable:
+def fit(letters: Iterable[Dna], *, both_strands: bool, k: int = MAX_K) -> MarkovTable:
     """Count contexts in chunks of letters (ASCII, any case), each chunk for itself.
 
     `both_strands` counts the reverse complement too; True where the encoder trains with it.
@@ -189,7 +189,7 @@ def fit(letters: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> Ma
     return MarkovTable(k, _with_unknown(np.ascontiguousarray(flanks, dtype=np.uint32), 2 * k))
 
 
-def _batches(letters: Iterable[Letters]) -> Iterator[NDArray[np.uint8]]:
+def _batches(letters: Iterable[Dna]) -> Iterator[NDArray[np.uint8]]:
     """Codes of many chunks in one array, an unknown between any two, so that no window spans two chunks."""
     gap = np.full(1, UNKNOWN, dtype=np.uint8)
     batch, waiting = [gap], 0
@@ -290,7 +290,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _spread(chunks: Chunks, max_letters: int) -> Iterator[Letters]:
+def _spread(chunks: Chunks, max_letters: int) -> Iterator[Dna]:
     """All chunks, or evenly spread ones where all would exceed `max_letters`: a split may hold many genomes."""
     probe = range(0, len(chunks), max(1, len(chunks) // 1000))
     mean_length = np.mean([len(chunks[index]) for index in probe]) if len(chunks) else 0.0

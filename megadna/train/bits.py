@@ -205,7 +205,7 @@ def kmer_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, token
         raise ValueError("a masked token touches a base that is not A, C, G or T; only these may be evaluated")
     rows, length = labels_BS.shape
     number_BL = torch.full((rows, (length - 1) * stride + k), -1, device=device)
-    row_N, place_N = (torch.from_numpy(values).to(device) for values in (hidden.row_H, hidden.place_H))
+    row_N, place_N = (torch.from_numpy(values).to(device) for values in (hidden.row_H, hidden.position_H))
     number_BL[row_N, place_N + stride] = torch.arange(len(row_N), device=device)  # [CLS] begins one stride before
     number_Mk = number_BL[row_M[:, None], place_M[:, None] * stride + torch.arange(k, device=device)]
     hidden_Mk = number_Mk >= 0

@@ -141,7 +141,7 @@ def base_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, token
     """ln p [N, 4] of the hidden bases of a batch, renormalised over A, C, G, T."""
     if isinstance(tokenizer, KmerTokenizer):
         return kmer_log_p(logits_BSV, labels_BS, hidden, tokenizer)
-    logits_NV = logits_BSV[torch.from_numpy(hidden.row_H), torch.from_numpy(hidden.place_H) + 1].float()
+    logits_NV = logits_BSV[torch.from_numpy(hidden.row_H), torch.from_numpy(hidden.position_H) + 1].float()
     return torch.log_softmax(logits_NV[:, torch.from_numpy(tokenizer.base_ids)], dim=1)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megadna.alphabet import OTHER, base_codes, letters_of, reverse_complement
+from megadna.alphabet import OTHER, base_codes, dna_of, reverse_complement
 from megadna.commands import preprocess
 from megadna.config import TokenizerConfig
 from megadna.data.dataset import ChunkPool, open_chunks
@@ -48,9 +48,9 @@ def test_windows_cover_a_chunk_as_often_as_it_holds_the_context(pool: ChunkPool)
     samples = samples_of(pool, "nucleotide", length=128, samples=10**6)  # 126 bases; chunks of 512 hold four of them
     assert len(samples) == sum(max(1, length // 126) for length in pool.lengths.tolist())
     assert samples.chunks[[0, 3, 4]].tolist() == [0, 0, 1]
-    assert samples[5].letters.tobytes() == pool[1][126:252].tobytes()
+    assert samples[5].dna.tobytes() == pool[1][126:252].tobytes()
     whole = samples_of(pool, "nucleotide", length=512, samples=10**6)
-    assert len(whole) == len(pool) and whole[3].letters.tobytes() == pool[3][:510].tobytes()
+    assert len(whole) == len(pool) and whole[3].dna.tobytes() == pool[3][:510].tobytes()
 
 
 def test_chunks_are_spread_evenly(pool: ChunkPool) -> None:
@@ -64,15 +64,15 @@ def test_all_chosen_bases_are_hidden_and_none_is_n(pool: ChunkPool) -> None:
     tokenizer, everything = samples.tokenizer, all_of(samples)
     batch, hidden = samples.batch(everything, np.arange(20))
     for row, sample in enumerate(everything):
-        codes = base_codes(sample.letters)
+        codes = base_codes(sample.dna)
         asked = (batch.labels_BS[row] >= 0).numpy()[1 : 1 + len(codes)]
         assert np.array_equal(asked, sample.hidden) and not (codes[sample.hidden] == OTHER).any()
         assert sample.hidden.sum() == round(0.15 * int((codes != OTHER).sum()))
         tokens = batch.tokens_BS[row, 1 : 1 + len(codes)]
         assert (tokens[asked] == tokenizer.mask_id).all()
-        assert torch.equal(tokens[~asked], torch.from_numpy(tokenizer.encode(sample.letters).astype(int))[~asked])
+        assert torch.equal(tokens[~asked], torch.from_numpy(tokenizer.encode(sample.dna).astype(int))[~asked])
         mine = hidden.row_H == row
-        assert np.array_equal(hidden.place_H[mine], np.flatnonzero(sample.hidden))
+        assert np.array_equal(hidden.position_H[mine], np.flatnonzero(sample.hidden))
         assert np.array_equal(hidden.base_H[mine], codes[sample.hidden])
 
 
@@ -85,11 +85,11 @@ def test_hidden_bases_of_k_mers_stand_in_no_visible_token(pool: ChunkPool, kind:
         assert np.array_equal(masked, sample.masked.chosen)
         shares.append(masked.mean())
         starts = np.arange(len(masked)) * samples.tokenizer.stride
-        shown = np.zeros(len(sample.letters), dtype=bool)
+        shown = np.zeros(len(sample.dna), dtype=bool)
         for place in range(6):
             shown[starts[~masked] + place] = True
         shown[starts[-1] + 6 :] = True
-        known = base_codes(sample.letters) != OTHER
+        known = base_codes(sample.dna) != OTHER
         assert np.array_equal(sample.hidden, ~shown & known) and sample.hidden.any()
     assert abs(np.mean(shares) - 0.15) < 0.02
 
@@ -102,7 +102,7 @@ def test_the_mask_follows_from_seed_and_chunk(pool: ChunkPool) -> None:
 
 
 def test_one_base_or_block_of_each_cell_is_hidden() -> None:
-    letters = letters_of("ACGT" * 36 + "A" * 50)  # 194 bases: four cells and two bases
+    letters = dna_of("ACGT" * 36 + "A" * 50)  # 194 bases: four cells and two bases
     letters = np.where(np.arange(len(letters)) == 60, ord("N"), letters).astype(np.uint8)
     for width in (1, 6):
         hidden = hide_in_cells(letters, np.random.default_rng(0), width)
@@ -118,9 +118,9 @@ def named(samples: EvaluationSamples) -> dict[int, bytes]:
     for index, (_, chunk, start, stop) in enumerate(samples._windows.tolist()):
         sample = samples[index]
         assert len(sample.masked.tokens) <= samples.sequence_length - 2
-        assert np.array_equal(sample.letters, samples.dataset[chunk][start:stop])
+        assert np.array_equal(sample.dna, samples.dataset[chunk][start:stop])
         starts, stops = samples.tokenizer.spans(sample.masked.targets)
-        under = np.zeros(len(sample.letters), dtype=bool)
+        under = np.zeros(len(sample.dna), dtype=bool)
         for token in np.flatnonzero(sample.masked.chosen):
             assert sample.hidden[starts[token] : stops[token]].any()
             under[starts[token] : stops[token]] = True
@@ -165,7 +165,7 @@ def test_the_other_strand_hides_the_same_bases(pool: ChunkPool) -> None:
         samples = samples_of(pool, kind)
         sample = samples[0]
         other = sample.other_strand(samples.tokenizer)
-        assert np.array_equal(other.letters, reverse_complement(sample.letters))
+        assert np.array_equal(other.dna, reverse_complement(sample.dna))
         assert np.array_equal(other.hidden[::-1], sample.hidden)
         assert np.array_equal(other.masked.chosen[::-1], sample.masked.chosen)
         back = other.other_strand(samples.tokenizer)

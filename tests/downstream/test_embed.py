@@ -258,7 +258,7 @@ def test_regions_keep_their_names_and_find_their_contigs(tmp_path):
     (tmp_path / "r.bed").write_text("chr1 2 6 one 0 -\r\nchrM 0 3 .\r\nchr1 0 24\r\n")
     lengths = record_lengths(tmp_path / "g.fa")
     found = list(read_regions(tmp_path / "g.fa", tmp_path / "r.bed", lengths))
-    assert [(r.name, r.start, r.end, r.strand, r.letters, r.region) for r in found] == [
+    assert [(r.name, r.start, r.end, r.strand, r.bases, r.region) for r in found] == [
         ("MT", 0, 3, "+", "ACG", ""),
         ("1", 2, 6, "-", "CCGG", "one"),
         ("1", 0, 24, "+", "AACCGGTT" * 3, ""),

@@ -438,6 +438,6 @@ def test_a_wrong_strand_or_build_shows_in_the_gt_ag_share(tmp_path: Path) -> Non
 def test_genome_letters_are_those_of_the_file() -> None:
     genome = read_genome(DATA / FILES["human"][0])
     text = sequences("human")["9"]
-    letters = genome.letters["9"]
+    letters = genome.bases["9"]
     assert (letters & 0xDF).tobytes().decode() == text
     assert np.mean(letters > 0x60) == pytest.approx(0.4625, abs=1e-3)

@@ -40,7 +40,7 @@ def bed(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def letters() -> str:
-    return read_genome(HUMAN).letters["9"].tobytes().decode()
+    return read_genome(HUMAN).bases["9"].tobytes().decode()
 
 
 def pairs(text: str) -> Counter:

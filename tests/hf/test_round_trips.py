@@ -10,7 +10,7 @@ import pytest
 import torch
 from checkpoints import random_checkpoint
 
-from megadna.alphabet import letters_of
+from megadna.alphabet import dna_of
 from megadna.arguments import load_config
 from megadna.config import Config, DataConfig, ModelConfig, TokenizerConfig
 from megadna.errors import UserError
@@ -109,7 +109,7 @@ def test_formats_pass_the_gate_in_both_directions(target, model, tokenizer, tmp_
 def test_byte_pair_pieces_pass_the_gate_in_both_directions(tmp_path):
     """The pieces stand in the folder's tokenizer.json; back they come from the folder that trained them."""
     genome = gzip.decompress((DATA / "mgenitalium_G37.fa.gz").read_bytes()).decode().splitlines()[1:]
-    letters = letters_of("".join(genome))
+    letters = dna_of("".join(genome))
     train_bpe(np.array_split(letters, 600), tmp_path / "pieces", vocab_size=300, max_piece_length=16, info={})
     tokenizer = TokenizerConfig(kind="sentencepiece", model=str(tmp_path / "pieces"))
     config = Config(model=NATIVE, tokenizer=tokenizer, data=DataConfig(sequence_length=120))

@@ -16,7 +16,7 @@ import torch
 from ranks import run_ranks
 from toy import metrics, run_training, toy_config
 
-from megadna.alphabet import BASES, Letters, letters_of
+from megadna.alphabet import BASES, Dna, dna_of
 from megadna.commands import evaluate
 from megadna.config import Config, LogConfig, ModelConfig, TokenizerConfig, TrainConfig, ValidationConfig
 from megadna.data.batch import Batch
@@ -33,13 +33,13 @@ ROW_BASES = 150
 BLOCKS = KmerTokenizer(3, stride=3, layout="dnabert")
 
 
-def sequences() -> list[Letters]:
+def sequences() -> list[Dna]:
     """Four windows, two with N: one N among bases, and a run at the edge."""
     rng = np.random.default_rng(1)
     texts = ["".join(rng.choice(list(BASES), ROW_BASES)) for _ in range(4)]
     texts[1] = texts[1][:70] + "N" + texts[1][71:73] + "n" + texts[1][74:].lower()
     texts[2] = "NNNN" + texts[2][4:-9]
-    return [letters_of(text) for text in texts]
+    return [dna_of(text) for text in texts]
 
 
 class Windows(list):
@@ -282,7 +282,7 @@ def test_one_base_of_a_block_is_asked_as_the_words_that_agree_with_the_others() 
     logits = random_logits(batch, BLOCKS.vocab_size)
     score = score_batch(logits, batch.labels_BS, hidden, BLOCKS, "base").score()
     texts, bits = BLOCKS.tokens(), []
-    for row, place in zip(hidden.row_H.tolist(), hidden.place_H.tolist(), strict=True):
+    for row, place in zip(hidden.row_H.tolist(), hidden.position_H.tolist(), strict=True):
         token, inside = 1 + place // 3, place % 3
         word = texts[int(batch.labels_BS[row, token])]
         options = {base: texts.index(word[:inside] + base + word[inside + 1 :]) for base in BASES}
@@ -307,12 +307,12 @@ def test_block6_of_uniform_logits_is_two_bits_and_one_word_in_4096(stride: int) 
 def test_block6_by_hand() -> None:
     """One cell of 48 bases: its hidden block is named with p 1/2 at five bases and 1/4 at the sixth."""
     tokenizer = NucleotideTokenizer()
-    windows: Any = Windows([letters_of("ACGTTG" * 8)])
+    windows: Any = Windows([dna_of("ACGTTG" * 8)])
     samples = EvaluationSamples(windows, tokenizer, sequence_length=50, samples=1, seed=1, protocol="block6")
     batch, hidden = batch_of(samples)
-    assert hidden.base_H.tolist() == [0, 1, 2, 3, 3, 2] and hidden.place_H[0] % 6 == 0
+    assert hidden.base_H.tolist() == [0, 1, 2, 3, 3, 2] and hidden.position_H[0] % 6 == 0
     logits = torch.zeros(1, 50, tokenizer.vocab_size)
-    for place, base in list(zip(hidden.place_H.tolist(), hidden.base_H.tolist(), strict=True))[:5]:
+    for place, base in list(zip(hidden.position_H.tolist(), hidden.base_H.tolist(), strict=True))[:5]:
         logits[0, place + 1, tokenizer.base_ids[base]] = math.log(3.0)  # 3 to 1 to 1 to 1
     score = score_batch(logits, batch.labels_BS, hidden, tokenizer, "block6").score()
     assert score.bits_per_base == pytest.approx((5 * 1 + 2) / 6)
