@@ -10,8 +10,7 @@ from rich.table import Table
 from megadna.arguments import add_options, load_config, new_parser, options_from, parse
 from megadna.commands.preprocess import sources_table
 from megadna.config import Config
-from megadna.data.contigs import check_rising
-from megadna.data.dataset import ChunkDataset
+from megadna.data.dataset import ChunkDataset, check_rising
 from megadna.data.inputs import SEQUENCE_FILE
 from megadna.data.leakage import measure_leakage
 from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, checksum, dump_manifest, leakage_line, load_manifest

@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from megadna.alphabet import OTHER, table
-from megadna.data.contigs import ContigTable
-from megadna.data.dataset import ChunkDataset, map_file, read_index
+from megadna.data.dataset import ChunkDataset, ContigTable, map_file, read_index
 from megadna.data.options import PreprocessOptions
 from megadna.data.order import mix
 from megadna.data.parts import Part

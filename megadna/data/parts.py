@@ -19,8 +19,7 @@ import numpy as np
 
 from megadna import __version__
 from megadna.data.chunker import Plan, Totals
-from megadna.data.contigs import HEADER
-from megadna.data.dataset import write_index
+from megadna.data.dataset import HEADER, write_index
 from megadna.data.inputs import SourceFile
 from megadna.data.manifest import FORMAT_VERSION, SPLITS, FileEntry, Manifest, Source, dataset_identity
 from megadna.data.options import PreprocessOptions, recorded_options
