@@ -27,7 +27,7 @@ class LeakageOptions:
     input: Path
     """Benchmark: FASTA, CSV, TSV or Parquet with --column, or BED (narrowPeak) in the dataset's coordinates."""
     split: str = "train"
-    """Split of the dataset to look in."""
+    """Split of the dataset to compare with."""
     column: str = ""
     """Column that holds the sequences; default: sequence."""
     max_containment: float = 0.2
@@ -37,7 +37,7 @@ class LeakageOptions:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the contained share of a benchmark; write it per sequence with --output."""
+    """Print the contained share of a benchmark; with --output, write it per sequence."""
     parser = new_parser("leakage", "How much of a benchmark's sequences a pretraining dataset contains.")
     add_options(parser, LeakageOptions)
     options = options_from(parse(parser, arguments), LeakageOptions)

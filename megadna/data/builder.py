@@ -1,8 +1,12 @@
 """FASTA files -> dataset folder.
 
-Everything is written in a hidden folder beside the output (megadna/files.py), which takes the output's name when all of
-it is on disk. Sources go one after the other, piece by piece, into one .bin file per split; with several workers,
-pieces are read ahead. So the bytes do not depend on the number of workers, and every base is written once.
+Everything is written into a hidden folder next to the output (megadna/files.py), which is renamed to the output when
+all of it is on disk. Sources are written one after the other, piece by piece, into one .bin file per split; with
+several workers, pieces are read ahead. So the bytes do not depend on the number of workers, and every base is written
+once.
+
+A second pass over the sources follows where a split would be empty, a BED file has other contig names, or leaking
+chunks are dropped: each is known only after the first.
 """
 
 import json
@@ -51,8 +55,7 @@ _BASES_PER_BYTE = {"gzip": 4.0, "bgzf": 3.6, "zstd": 4.2, "2bit": 4.0}  # a gues
 
 
 def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
-    """Write the dataset folder; (manifest, whether anything had to be done). UserError for every mistake of the
-    user."""
+    """Write the dataset folder; (manifest, whether it had to be built). UserError for every mistake of the user."""
     output = options.output
     sources, notes = assign_sources(find_sources(options), options)
     side = SideFiles.read(options, sources)
@@ -76,7 +79,7 @@ def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
             _prepare(claim, options)
             manifest = Build(options, sources, side, notes, claim.new).run()
             (claim.new / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
-            (claim.new / "options.json").unlink()  # first: without it nothing of what follows is taken up by --resume
+            (claim.new / "options.json").unlink()  # first: without it --resume reuses nothing of what follows
             shutil.rmtree(claim.new / "parts")
             claim.publish(kind)
     return manifest, True
@@ -125,20 +128,20 @@ def _kept_for_resume(claim: Claim) -> Iterator[None]:
     except BaseException as error:
         claim.is_kept = any(claim.new.glob("parts/*.json"))
         if claim.is_kept:
-            log.warning("the finished sources are kept in %s; go on with --resume", claim.folder)
+            log.warning("the finished sources are kept in %s; continue with --resume", claim.folder)
         if isinstance(error, OSError):
             where = error.filename or claim.output
-            raise UserError(f"{where}: {error.strerror}; free some space, or check that path") from error
+            raise UserError(f"{where}: {error.strerror}; free disk space, or check that path") from error
         raise
 
 
 def _prepare(claim: Claim, options: PreprocessOptions) -> None:
-    """Start afresh, or check that what is there belongs to the same options."""
+    """Start afresh, or with --resume check that the interrupted build had the same options."""
     record = claim.new / "options.json"
     wanted = recorded_options(options)
     if options.resume and record.is_file():
         if json.loads(record.read_text()) != json.loads(json.dumps(wanted)):
-            raise UserError(f"{claim.folder}: was begun with other options; leave out --resume to start afresh")
+            raise UserError(f"{claim.folder}: was built with other options; leave out --resume to start afresh")
         return
     (claim.fresh() / "parts").mkdir()
     write_json(record, wanted)
@@ -156,7 +159,7 @@ class Build:
         self._leakage: dict[str, Any] = {}
 
     def run(self) -> Manifest:
-        """All sources, the empty splits, leakage, and the final files but the manifest."""
+        """Write all sources, fill empty splits, measure leakage, and write the final files; returns the manifest."""
         options, forced = self.options, Forced()
         parts = self._check_names(self._write(forced))
         missing = missing_splits(options, chunks_of(parts))
@@ -178,8 +181,8 @@ class Build:
         return make_manifest(options, self.sources, parts, sha256, files, **more)
 
     def _check_names(self, parts: list[Part]) -> list[Part]:
-        """UserError where a name or an interval of the user fits no record; the parts, cut again where contigs have
-        other names in a BED file."""
+        """UserError where a name or an interval of the user fits no record; the parts, cut again where a BED file has
+        other contig names."""
         check = NameCheck(self.options, self.sources, parts)
         try:
             check.patterns()
@@ -193,7 +196,7 @@ class Build:
         return parts
 
     def _forget(self) -> None:
-        """No source counts as finished any more: not worth a --resume."""
+        """Mark every source as unfinished, so that nothing is kept for --resume."""
         for mark in (self.work / "parts").glob("*.json"):
             mark.unlink()
 
@@ -216,12 +219,12 @@ class Build:
         )
 
     def _write(self, forced: Forced, *, again: bool = False) -> list[Part]:
-        """Every source into the .bin files; finished ones of an interrupted run are taken as they are."""
+        """Write every source into the .bin files; those that an interrupted run has finished are kept."""
         options = self.options
-        self._resumable = not again  # a second pass has other chunks; interrupted, the build starts from the first
+        self._resumable = not again  # the chunks of a second pass are no use to --resume
         if again and any(source.kind == "stdin" for source in self.sources):
             raise UserError(
-                "standard input: a small split or --leakage drop_* needs a second reading; save it to a file first, "
+                "standard input: a small split or --leakage drop_* needs a second pass; save it to a file first, "
                 "or raise --valid_fraction and --test_fraction"
             )
         if again:
@@ -259,18 +262,18 @@ class Build:
                 chunker = None
 
     def _finish_source(self, number: int, part: Part) -> None:
-        """Remember for --resume that a source is finished (nothing to resume to with a single one)."""
+        """Mark a source as finished for --resume (a single source leaves nothing to resume)."""
         part.close()
         source, fingerprint = self.sources[number], self._fingerprints[number]
         if _stamp(source)[:2] != fingerprint["stamp"][:2]:
-            raise UserError(f"{source.path}: was changed while it was read; give the same command again")
+            raise UserError(f"{source.path}: was changed while it was read; run the same command again")
         if part.totals.records == 0:
             raise UserError(f"{source.path}: the FASTA file is empty (no header line that begins with '>')")
         if len(self.sources) > 1 and self._resumable:
             part.mark_finished(fingerprint)
 
     def _resume(self, parts: list[Part]) -> int:
-        """How many sources, from the first on, an interrupted run has finished."""
+        """Number of sources, from the first on, that an interrupted run has finished."""
         for number, part in enumerate(parts):
             if not part.load(self._fingerprints[number]) or not self._on_disk(parts[: number + 1]):
                 parts[number] = Part(self.work, number)
@@ -280,7 +283,7 @@ class Build:
         for later in range(number, len(parts)):
             parts[later].file("json").unlink(missing_ok=True)
         if number:
-            log.info("%d of %d sources were finished before; going on from there", number, len(parts))
+            log.info("%d of %d sources are already finished; continuing after them", number, len(parts))
         return number
 
     def _on_disk(self, parts: list[Part]) -> bool:
@@ -291,7 +294,7 @@ class Build:
         )
 
     def _check_leakage(self, parts: list[Part], forced: Forced) -> list[Part]:
-        """Sketch held-out chunks and look for them in train; drop what --leakage says and build again."""
+        """Measure leakage; build again without the chunks that --leakage drops."""
         if self.options.leakage == "off":
             return parts
         from megadna.data.leakage import leaking_chunks, measure_leakage
@@ -314,7 +317,7 @@ def _reading(sources: list[SourceFile]) -> Progress:
 
 
 def _stamp(source: SourceFile) -> list[int]:
-    """Size, time of the last change, and that of the inode: copying a file's time to another does not hide it."""
+    """Size, time of the last change, and that of the inode, which changes even where the file's time is set back."""
     if source.kind == "stdin":
         return [0, 0, time.time_ns()]  # what was read from it cannot be read again
     status = source.path.stat()
@@ -322,6 +325,6 @@ def _stamp(source: SourceFile) -> list[int]:
 
 
 def _fingerprint(source: SourceFile, side: SideFiles) -> dict[str, Any]:
-    """What decides about a source's chunks; a finished source of an interrupted build is taken up if it is the same."""
+    """What decides a source's chunks; --resume keeps a finished source where it is the same."""
     path = str(source.path.absolute())
     return {"path": path, "stamp": _stamp(source), "split": source.split_name, "side": side.sha256}

@@ -1,4 +1,4 @@
-"""What the user named -> the list of source files: folders, globs, sample sheets, and splits of whole sources."""
+"""What the user named (files, folders, globs, a sample sheet) -> the list of source files."""
 
 import csv
 import glob
@@ -23,12 +23,12 @@ _SPLIT_NAMES = {"train": 0, "valid": 1, "validation": 1, "test": 2}
 
 @dataclass(frozen=True)
 class SourceFile(SequenceFile):
-    """One input file of a dataset, and what the sample sheet says about it."""
+    """One input file of a dataset, with its row of the sample sheet."""
 
     species: str = ""
     taxa: dict[str, str] = field(default_factory=dict)
     split: int | None = None
-    """Split of the whole source, where the sample sheet or an option says so."""
+    """Split of the whole source, where the sample sheet or an option decides it."""
     sheet_row: int = 0
     """Row of the sample sheet, from 0."""
     sheet_rows: int = 0
@@ -143,8 +143,8 @@ def _sheet_rows(sheet: Path, options: PreprocessOptions) -> list[tuple[int, dict
     except csv.Error as error:  # a quotation mark without its other one would swallow the lines that follow
         where = f"{sheet}: line {reader.line_num + 1}"
         raise UserError(f"{where}: no row of a sample sheet ({error}); are there quotation marks in it?") from error
-    for place, column in enumerate(columns):
-        require(column not in columns[:place], f"{sheet}: two columns are named {column!r}; rename one")
+    for number, column in enumerate(columns):
+        require(column not in columns[:number], f"{sheet}: two columns are named {column!r}; rename one")
         meant = get_close_matches(column.lower(), _SHEET_COLUMNS, 1, 0.85)
         if meant and column not in _SHEET_COLUMNS:
             raise UserError(f"{sheet}: column {column!r}; did you mean {meant[0]}? (else give it another name)")

@@ -1,10 +1,10 @@
 """Index data of each source while a dataset is built, and the final files made from it.
 
-A source's part is a set of raw files in WORK/parts, written as its pieces come in, and a .json with its totals,
-written last: its presence means that the source is finished, which is what --resume builds on. Nothing here holds
-more than a block of the index in memory.
+In:  the Plans of the chunker, source by source.
+Out: .idx, .start.npy and contigs.tsv, the manifest, and warnings for its notes.
 
-The manifest of a finished build, and what its user should be warned of.
+A source's part is a set of raw files in WORK/parts, written piece by piece, and a .json with its totals, written last:
+where it exists the source is finished, which is what --resume relies on. At most a block of the index is in memory.
 """
 
 import json
@@ -41,7 +41,7 @@ class Part:
         return Path(f"{self._stem}.{kind}")
 
     def open(self) -> None:
-        """Begin, forgetting what an interrupted run may have left."""
+        """Begin; what an interrupted run may have left is overwritten."""
         self._files = {
             kind: self.file(kind).open("wb")
             for kind in ("names", "records", *(f"{split}.{what}" for split in SPLITS for what in ("lengths", "starts")))
@@ -63,7 +63,7 @@ class Part:
             file.close()
 
     def mark_finished(self, fingerprint: dict[str, object]) -> None:
-        """Write the .json that says so; `fingerprint` tells whether the source has changed since."""
+        """Write the .json; `fingerprint` is compared later to see whether the source has changed."""
         write_text(self.file("json"), json.dumps({"source": fingerprint, "totals": asdict(self.totals)}))
 
     def load(self, fingerprint: dict[str, object]) -> bool:
@@ -183,15 +183,16 @@ def _contig_lines(source: bytes, names: list[bytes], rows: np.ndarray, ends: np.
     return lines if lines.isascii() else lines.decode(errors="replace").encode()
 
 
-def _digits(num_rows: int, places: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """uint8 [num_rows, W]: a tab and the number's decimal digits in the rows `places`; zero bytes elsewhere."""
+def _digits(num_rows: int, present: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """uint8 [num_rows, W]: a tab in every row, and the decimal digits of `numbers` in the rows `present`; zero bytes
+    elsewhere."""
     width = len(str(numbers.max(initial=0)))
     field = np.zeros((num_rows, 1 + width), np.uint8)
     field[:, 0] = ord("\t")
     for column in range(width, 0, -1):
         tens = numbers // 10
         digit = numbers - 10 * tens + ord("0")
-        field[places, column] = digit if column == width else np.where(numbers, digit, 0)
+        field[present, column] = digit if column == width else np.where(numbers, digit, 0)
         numbers = tens
     return field
 
@@ -261,7 +262,7 @@ def _source(
 
 
 def warnings_of(parts: list[Part], sources: list[SourceFile], options: PreprocessOptions, repeated: int) -> list[str]:
-    """One line each; they are in the manifest's notes as well."""
+    """One line per warning, for the manifest's notes."""
     found = []
     empty = sum(part.totals.empty_records for part in parts)
     if empty:
@@ -293,7 +294,7 @@ def warnings_of(parts: list[Part], sources: list[SourceFile], options: Preproces
 
 
 def _uneven(parts: list[Part], sources: list[SourceFile], options: PreprocessOptions) -> Iterator[str]:
-    """Splits with more than twice the share of the bases that was asked for: few blocks or contigs, so by chance."""
+    """Splits with over twice the share of bases that was asked for: by chance, as blocks or contigs are few."""
     drawn = [part.totals.sizes for part, source in zip(parts, sources, strict=True) if source.split is None]
     total = sum(map(sum, drawn))
     remedy = "add genomes" + " or give --block_chunks 1" * (options.split == "region" and options.block_chunks > 1)

@@ -1,13 +1,12 @@
-"""GFF3 and GTF -> a table of features, and the values of their attributes.
+r"""GFF3 and GTF (plain, gzip, BGZF or zstd; Ensembl, NCBI, GENCODE and plainer dialects) -> transcripts and exons.
 
-Read as the GFF3 specification (1.26) and GTF 2.2 say: in GFF3 attributes are split first and percent codes decoded
-after, value by value; a line that begins with `>` or ##FASTA ends the features. In GTF a value in quotes may hold `;`
-and `\"`, a comment may follow, and nothing is percent-coded. Coordinates come out 0-based and half-open.
+In:  files as the GFF3 specification (1.26) and GTF 2.2 describe them: in GFF3 attributes are split first and percent
+     codes decoded after, value by value; a line that begins with `>` or ##FASTA ends the features. In GTF a value in
+     quotes may contain `;` and `\"`, a comment may follow, and nothing is percent-coded.
+Out: tables of features, or of transcripts and exons, 0-based and half-open. A transcript is one name on one contig and
+     strand. Its exons are its exon features (also noncoding_exon and the like); where it has none, its coding parts and
+     UTRs. What is left out is counted. `on_genome` gives the rows of any table the contig names of the genome.
 
-GFF3 and GTF (plain, gzip, BGZF or zstd; Ensembl, NCBI, GENCODE and plainer dialects) -> transcripts and exons.
-
-Coordinates come out 0-based and half-open. A transcript is one name on one contig and strand. Its exons are its exon
-features (also noncoding_exon and the like); where it has none, its coding parts and UTRs. What is left out is counted.
 41,606 lines of GTF take 0.4 s (pyranges 0.1.7: 0.4 s for the table alone; gffutils 0.14: 2.3 s), 2.9 million
 lines 37 s and 5.3 GB (CPU time, 2-core AMD EPYC VM, 2026-11-21).
 """
@@ -33,7 +32,7 @@ log = get_logger(__name__)
 
 _COLUMNS = ["contig", "source", "feature", "start", "end", "score", "strand", "phase", "attributes", "beyond"]
 _USED = ["contig", "feature", "start", "end", "strand", "attributes", "beyond"]
-_ACCESSIONS = {  # of the Sequence Ontology, which may stand for the names of GFF3 types
+_ACCESSIONS = {  # of the Sequence Ontology, which GFF3 allows instead of names
     "SO:0000147": "exon",
     "SO:0000316": "CDS",
     "SO:0000704": "gene",
@@ -49,9 +48,9 @@ _COMMENT = re.compile(r"(?:^|[\s;])#")
 
 def read_features(path: Path) -> tuple[pd.DataFrame, bool]:
     """(features, whether the file is GFF3; else it is GTF): contig, feature, start, end, strand, attributes, all text
-    but start and end; the index is the line number. UserError with the line where it is no feature."""
+    but start and end; the index is the line number. UserError with the line where it is not a feature."""
     table = _read_lines(path)
-    # Lines that are no features: comments and directives, blank lines, and what UCSC's browser takes.
+    # Lines that are not features: comments and directives, blank lines, and lines for UCSC's browser.
     no_feature = table["contig"].str.startswith("#")
     short = table["start"] == ""
     no_feature |= short & table["contig"].str.match(r"(track|browser)\b|\s*$")
@@ -145,7 +144,7 @@ def attribute(texts: pd.Series, gff3: bool, *keys: str) -> pd.Series:
 
 
 def parents(texts: pd.Series) -> pd.Series:
-    """The list of the names in the Parent attributes of GFF3 lines."""
+    """The list of names in the Parent attributes of each GFF3 line."""
     pattern = _gff3_pattern("Parent")
 
     def names(line: str) -> list[str]:
@@ -172,7 +171,7 @@ def _gff3_value(key: str) -> Callable[[str], str]:
 
 
 def _decoded(value: str) -> str:
-    """A value of GFF3: percent codes decoded; quotes around it, which some programs write, are no part of it."""
+    """A value of GFF3: percent codes decoded; quotes around it, which some programs write, are removed."""
     value = value.strip()
     if len(value) > 1 and value[0] == value[-1] == '"':
         value = value[1:-1]
@@ -280,7 +279,7 @@ def _chosen(
         "trans-spliced": trans,
         "without a strand": ~transcripts["strand"].isin(["+", "-"]),
         "across the origin of a ring": transcripts["end"] > transcripts["contig"].map(ring).fillna(np.inf),
-        # A gene may own the CDS beside transcripts that own the exons.
+        # The CDS of a gene may belong to it, and its exons to its transcripts.
         "coding parts of genes whose transcripts have exons": from_coding
         & transcripts["name"].isin(transcripts.loc[~from_coding, "gene"]),
     }
@@ -343,10 +342,10 @@ def _gene_above(names: pd.Series, owners: pd.DataFrame) -> pd.Series:
 def on_genome(
     table: pd.DataFrame, genome: Genome, path: Path, aliases: Path | None, min_share: float = 0.9
 ) -> pd.DataFrame:
-    """The rows whose `contig` the genome holds, under its name; UserError where fewer than `min_share` are, where one
-    passes its contig's end, and where the assembly report `aliases` names no contig of the genome.
+    """The rows whose `contig` the genome has, under its name; UserError where fewer than `min_share` are, where one
+    ends after its contig, and where the assembly report `aliases` names no contig of the genome.
 
-    With a column `line`, the rows are those of a BED file: then every one must lie on a contig.
+    With a column `line`, the rows are those of a BED file: then each must be on a contig.
     """
     groups = read_aliases(aliases) if aliases else {}
     if aliases:
@@ -379,9 +378,9 @@ def _known(table: pd.DataFrame, names: dict[str, str], genome: Genome, path: Pat
     ours = ", ".join(list(genome.bases)[:5])
     require(
         bool(known.any()) and known.mean() >= min_share,
-        f"{path}: {int(known.sum()):,} of {len(table):,} lie on a contig of {genome.path}, and {min_share:.0%} must; "
-        f"unknown: {', '.join(missing[:5]) or 'none'}; the genome has {ours}; give the matching genome, or --aliases "
-        "assembly_report.txt",
+        f"{path}: {int(known.sum()):,} of {len(table):,} are on contigs of {genome.path}; at least {min_share:.0%} "
+        f"required; unknown: {', '.join(missing[:5]) or 'none'}; the genome has {ours}; give the matching genome, or "
+        "--aliases assembly_report.txt",
     )
     if missing:
         log.warning("%d of %d left out: the genome lacks %s", (~known).sum(), len(table), ", ".join(missing[:20]))

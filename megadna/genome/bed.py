@@ -3,7 +3,7 @@
 In:  BED, bedGraph or narrowPeak (three columns or more, between tabs or blanks): plain, gzip, BGZF or zstd, any line
      ends. Empty lines, comments (#), and track and browser lines are skipped.
 Out: BedLine for each further line, in file order; or Regions, merged by contig. 0-based, half-open.
-UserError names file and line where a line is no interval, holds no base, or lies on no contig.
+UserError names file and line where a line is not an interval, has no base, or is on no contig.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
 """bigWig values -> the mean over each window.
 
-A base has a value, or NaN, or nothing is stored for it. NaN never counts. A base without anything counts as 0 in a
-coverage track, which leaves zeros out, and not at all in a track of measurements such as methylation, which stores
-them. pyBigWig's own means tell none of the three apart (one NaN makes a mean None), so values are read base by base.
+A base has a value, or NaN, or nothing is stored for it. NaN never counts. A base without a stored value counts as 0 in
+a coverage track, which leaves zeros out, and not at all in a track of measurements such as methylation, which stores
+them. pyBigWig's own means do not distinguish the three (one NaN makes a mean None), so values are read base by base.
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ Uncovered = Literal["auto", "zero", "missing"]
 def with_values(
     windows: pd.DataFrame, path: Path, genome: Genome, aliases: Path | None, uncovered: Uncovered
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The windows (contig, start, end) with the mean of the signal there as `label`, and what to say of them: how bases
+    """The windows (contig, start, end) with the mean of the signal there as `label`, and facts to report: how bases
     without a value count, and the windows left out by reason. UserError where no window is left, where a chromosome has
-    another length than the genome's contig, and where the file is no bigWig."""
+    another length than the genome's contig, and where the file is not a bigWig."""
     signal = _open(path)
     try:
         theirs = _contigs(signal, path, genome, aliases)

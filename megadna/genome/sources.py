@@ -24,8 +24,8 @@ from megadna.genome.tables import table_blocks
 
 TWOBIT_MAGICS = (b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43")
 _STEP = 1 << 18  # bases decoded at a time; a multiple of 4
-_LETTERS = np.frombuffer(b"TCAG", np.uint8)
-_FOUR = _LETTERS[(np.arange(256)[:, None] >> np.array([6, 4, 2, 0])) & 3]
+_BASES = np.frombuffer(b"TCAG", np.uint8)
+_FOUR = _BASES[(np.arange(256)[:, None] >> np.array([6, 4, 2, 0])) & 3]
 
 
 def twobit_blocks(path: Path) -> Iterator[bytes]:
@@ -44,13 +44,13 @@ def twobit_blocks(path: Path) -> Iterator[bytes]:
                     raise ValueError("a line end in a name")
                 index.append((name, offset))
             end = path.stat().st_size
-            room = end  # records that shared their bytes would make a small file endless
+            room = end  # records that share bytes could make a small file endless
             for name, offset in index:
                 yield b">" + name + b"\n"
-                for letters in _letters(file, offset, order, end):
+                for dna in _sequence(file, offset, order, end):
                     if file.tell() - offset > room:
                         raise ValueError("records that overlap")
-                    yield letters
+                    yield dna
                 room -= file.tell() - offset
                 if room < 0:
                     raise ValueError("records that overlap")
@@ -61,8 +61,8 @@ def twobit_blocks(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: the 2bit file is cut short or damaged; fetch it again") from error
 
 
-def _letters(file: BinaryIO, offset: int, order: str, end: int) -> Iterator[bytes]:
-    """Letters of the sequence whose record begins at `offset` of a file of `end` bytes."""
+def _sequence(file: BinaryIO, offset: int, order: str, end: int) -> Iterator[bytes]:
+    """DNA of the sequence whose record begins at `offset` of a file of `end` bytes."""
     file.seek(offset)
     size = struct.unpack(order + "I", file.read(4))[0]
     n_starts, n_ends = _blocks(file, order, size, end)
@@ -73,16 +73,16 @@ def _letters(file: BinaryIO, offset: int, order: str, end: int) -> Iterator[byte
         packed = np.frombuffer(file.read(-(-length // 4)), np.uint8)
         if len(packed) < -(-length // 4):
             raise ValueError("cut short")
-        letters = _FOUR[packed].reshape(-1)[:length].copy()
+        dna = _FOUR[packed].reshape(-1)[:length].copy()
         for start, end in _within(n_starts, n_ends, first, length):
-            letters[start:end] = ord("N")
+            dna[start:end] = ord("N")
         for start, end in _within(mask_starts, mask_ends, first, length):
-            letters[start:end] |= 0x20
-        yield letters.tobytes()
+            dna[start:end] |= 0x20
+        yield dna.tobytes()
 
 
 def _blocks(file: BinaryIO, order: str, size: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends of a list of blocks of a sequence of `size` bases; ValueError unless they rise and lie in it."""
+    """Starts and ends of a list of blocks of a sequence of `size` bases; ValueError unless ascending and within it."""
     count = struct.unpack(order + "I", file.read(4))[0]
     if 8 * count > end - file.tell():  # before memory is set aside for them
         raise ValueError("cut short")

@@ -1,10 +1,9 @@
-"""A text column of a Parquet file, batch by batch, with memory bounded by bytes and not by rows.
+"""Parquet, CSV and TSV files (read by pyarrow) -> FASTA text, one record a row, named row_1, row_2, ...
 
-A page of the file is small on disk where its values repeat: a dictionary keeps each once, and compression keeps one of
-a run. Arrow unpacks what a batch of rows asks for, so the rows of a batch follow from the longest value that the
-column's encoding can give (specification: https://parquet.apache.org/docs/file-format/data-pages/encodings/).
-
-Parquet, CSV, TSV and line files (read by pyarrow) -> FASTA text, one record a row, named row_1, row_2, ...
+Memory is bounded by bytes and not by rows. A page of a Parquet file is small on disk where its values repeat: a
+dictionary keeps each once, and compression keeps one of a run. Arrow unpacks a whole batch of rows, so the rows of a
+batch follow from the longest value that the column's encoding can give (specification:
+https://parquet.apache.org/docs/file-format/data-pages/encodings/).
 """
 
 import io
@@ -120,7 +119,7 @@ def join_kmers(text: str, where: str) -> str:
     kmers = text.split()
     for left, right in pairwise(kmers):
         if len(left) != len(right) or left[1:] != right[:-1]:
-            raise UserError(f"{where}: {left} {right} are no overlapping k-mers")
+            raise UserError(f"{where}: {left} {right} are not overlapping k-mers")
     return "".join(kmers[:1] + [kmer[-1] for kmer in kmers[1:]])
 
 
@@ -137,18 +136,18 @@ def open_bounded(path: Path, separator: str) -> IO[bytes]:
 
 
 class _Bounded(io.RawIOBase):
-    """Bytes of a file that may be compressed, counted."""
+    """A file that may be compressed, whose bytes are counted."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self._path, self._file, self._read = path, file, 0
         self._size = path.stat().st_size
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As of any raw file; UserError beyond what `refuse_bomb` allows."""
+        """As any raw file; UserError beyond what `refuse_bomb` allows."""
         count = int(self._file.readinto(buffer))
         self._read += count
         refuse_bomb(self._path, self._read, self._size)
@@ -171,7 +170,7 @@ def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
 
 def _sequences(path: Path, column: str) -> Iterator[str]:
     if not column:
-        raise UserError(f"{path}: a table; say which column holds the sequences with --column")
+        raise UserError(f"{path}: a table; name the column of the sequences with --column")
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -182,7 +181,7 @@ def _sequences(path: Path, column: str) -> Iterator[str]:
                 yield value
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())
-        if "straddling" in what:  # pyarrow's word for it
+        if "straddling" in what:  # pyarrow's word for a row longer than a block
             what = f"a row is longer than {_LONGEST_ROW:,} bytes; give it as FASTA"
         raise UserError(f"{path}: cannot be read as a table ({what})") from error
 

@@ -113,7 +113,7 @@ def test_tables(tmp_path):
         for (_, contig, _), (text, _) in sorted(chunks(tmp_path).items()):
             letters[contig] = letters.get(contig, "") + text.decode()
         assert letters == {f"row_{i + 1}": row for i, row in enumerate(rows)}, name
-    with pytest.raises(UserError, match="row 2: 'J' is no nucleotide"):
+    with pytest.raises(UserError, match="row 2: 'J' is not a nucleotide"):
         (tmp_path / "t.csv").write_text("seq\nACGT\nACJT\n")
         build(tmp_path, tmp_path / "t.csv", **plain)
 

@@ -112,7 +112,7 @@ def test_full_disk_is_one_line(tmp_path, limit):
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))
     try:
-        with pytest.raises(UserError, match="File too large; free some space") as caught:
+        with pytest.raises(UserError, match="File too large; free disk space") as caught:
             build(tmp_path, *files)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)

@@ -81,7 +81,7 @@ def test_resume_does_not_mix_old_and_new(tmp_path, change):
     values = inputs(tmp_path)
     good = (tmp_path / "c.fa").read_bytes()
     (tmp_path / "c.fa").write_bytes(b">c\nAC!T\n")
-    with pytest.raises(UserError, match="'!' is no nucleotide"):
+    with pytest.raises(UserError, match="'!' is not a nucleotide"):
         build(tmp_path, **values)
     assert len(list((tmp_path / ".out.partial" / "new" / "parts").glob("*.json"))) == 2
     (tmp_path / "c.fa").write_bytes(good)

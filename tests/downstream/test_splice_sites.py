@@ -417,7 +417,7 @@ def test_too_few_transcripts_on_the_genome(tmp_path: Path) -> None:
     annotation = tmp_path / "few.gtf"
     annotation.write_text("\n".join(lines[2:]) + "\n")
     few = {"genome": str(genome), "annotation": str(annotation), "length": 4, "split": "random"}
-    with pytest.raises(UserError, match="8 of 9 lie on a contig"):
+    with pytest.raises(UserError, match="8 of 9 are on contigs"):
         splice_sites(**few)
     annotation.write_text("\n".join(lines) + "\n")
     assert set(splice_sites(**few)["contig"]) == {"chr1"}

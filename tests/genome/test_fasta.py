@@ -99,5 +99,5 @@ def test_names_and_roles():
 
 def test_k_mers_with_blanks_are_joined():
     assert join_kmers("ACG CGT GTT", "x") == "ACGTT" and join_kmers("ACG", "x") == "ACG" and join_kmers("", "x") == ""
-    with pytest.raises(UserError, match="row 3: ACG GGT are no overlapping k-mers"):
+    with pytest.raises(UserError, match="row 3: ACG GGT are not overlapping k-mers"):
         join_kmers("ACG GGT", "row 3")
