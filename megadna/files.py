@@ -202,7 +202,7 @@ def atomic_folder(output: Path, kind: Kind | None = None, remedy: str = "") -> I
     """
     check_folder(output, kind, remedy)
     with claimed(output) as claim:
-        check_folder(claim.output, kind, remedy)  # a former output may be back
+        check_folder(claim.output, kind, remedy)  # a former output may have been put back
         yield claim.fresh()
         claim.publish(kind)
 

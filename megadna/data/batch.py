@@ -1,7 +1,7 @@
 """A micro-batch: rows of [CLS] tokens [SEP], padded where they are short.
 
 In:  masked windows (megadna.data.masking), one a row or several where rows are packed.
-Out: Rows, which loader processes build: small numpy arrays (about 2.5 bytes a token), quick to send; and Batch, the
+Out: Rows, which loader processes build: small numpy arrays (about 2.5 bytes a token), cheap to send; and Batch, the
      tensors that the training process makes of them. Batches without padding carry no lengths, so that attention runs
      without a mask.
 """

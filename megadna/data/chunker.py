@@ -123,7 +123,7 @@ class _Records:
 
 @dataclass
 class _Segments:
-    """Stretches of a piece that have a grid of chunks each: a record, or the part of it that the BED files keep."""
+    """Parts of a piece with a grid of chunks each: a record, or the part of it that the BED files keep."""
 
     record: np.ndarray
     """Row of the record in the piece."""
@@ -213,7 +213,7 @@ class Chunker:
         return starts, ends
 
     def _count_short_runs(self, piece: Piece, *, final: bool) -> None:
-        """Count the N of the runs that ended; a run may go on from one block, record or piece to the next."""
+        """Count the N of the runs that ended; a run may continue from one block, record or piece to the next."""
         starts, ends = piece.run_starts, piece.run_ends
         if not len(starts) and not self._open_run:
             return

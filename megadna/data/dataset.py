@@ -102,7 +102,7 @@ def contig_rows(path: Path) -> Iterator[list[str]]:
 
 
 def find_contig(path: Path, split: str, index: int) -> tuple[str, str]:
-    """Source and record that hold sequence `index` of `split`; reads the table without holding it."""
+    """Source and record that hold sequence `index` of `split`; one line in memory at a time."""
     column = COLUMNS.index(f"{split}_first")
     for fields in contig_rows(path):
         if fields[column] and _number(path, fields[column]) <= index <= _number(path, fields[column + 1]):
@@ -111,7 +111,7 @@ def find_contig(path: Path, split: str, index: int) -> tuple[str, str]:
 
 
 def check_rising(path: Path) -> None:
-    """UserError where the sequence indices of a split do not rise from line to line; holds one line at a time."""
+    """UserError where the sequence indices of a split do not rise from line to line; one line in memory at a time."""
     columns = {split: COLUMNS.index(f"{split}_first") for split in SPLITS}
     before = dict.fromkeys(SPLITS, -1)
     for fields in contig_rows(path):

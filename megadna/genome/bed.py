@@ -41,7 +41,7 @@ class BedLine(NamedTuple):
 
 def read_bed(path: Path, *, stranded: bool = False, summits: bool = False) -> Iterator[BedLine]:
     """Every interval of the file. `stranded`: column 6, where there is one, must be a strand; `summits`: column 10 must
-    be a summit. (Files of other kinds hold other things there, so nobody else looks at them.)"""
+    be a summit. (Files of other kinds have other content there.)"""
     require(path.is_file(), f"{path}: no such BED file")
     empty = True
     for number, text in enumerate(_lines(path), start=1):
@@ -116,7 +116,7 @@ def locate(
 
 
 def past_the_end(path: Path, line: int, contig: str, end: int, length: int) -> UserError:
-    """What to raise for an interval that passes its contig's end."""
+    """The error for an interval that ends after its contig."""
     return UserError(
         f"{path}: line {line}: {contig} ends at {length:,}, the interval at {end:,}; does the file belong to another "
         "genome build?"

@@ -25,8 +25,8 @@ _DICTIONARY = ("RLE_DICTIONARY", "PLAIN_DICTIONARY")
 
 
 def text_batches(path: Path, column: str) -> Iterator[pyarrow.RecordBatch]:
-    """Batches of at most 1,024 rows of a column. UserError where there is none of that name, or no text in it, or where
-    a row group unpacks to far more than its size on disk."""
+    """Batches of at most 1,024 rows of a column. UserError where it does not exist or is not text, or where a
+    row group unpacks to far more than its size on disk."""
     file = parquet.ParquetFile(path)
     schema = file.schema_arrow
     if column not in schema.names:
