@@ -53,9 +53,9 @@ def dna_of(sequence: str) -> Dna:
     return np.frombuffer(sequence.encode("ascii", errors="replace"), dtype=np.uint8)
 
 
-def base_codes(dna: Dna) -> NDArray[np.uint8]:
+def base_codes(bases: Dna) -> NDArray[np.uint8]:
     """Codes 0..3 of A, C, G, T in either case, 4 of everything else."""
-    return BASE_CODES.take(dna)
+    return BASE_CODES.take(bases)
 
 
 def code_dna(codes: NDArray[np.uint8]) -> Dna:
@@ -63,6 +63,6 @@ def code_dna(codes: NDArray[np.uint8]) -> Dna:
     return _CODE_BASES.take(codes)
 
 
-def reverse_complement(dna: Dna) -> Dna:
+def reverse_complement(bases: Dna) -> Dna:
     """The other strand read 5' to 3', case and IUPAC codes kept."""
-    return COMPLEMENT.take(dna[::-1])
+    return COMPLEMENT.take(bases[::-1])

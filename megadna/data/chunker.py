@@ -327,18 +327,18 @@ class Chunker:
             self.totals.lowest = sorted({*self.totals.lowest, *lowest})[:2]
         return Plan(runs, lengths, starts, records.names[:done], records.lengths[:done], counts[:done])
 
-    def _carry_over(self, records: _Records, segments: _Segments, dna: np.ndarray) -> None:
+    def _carry_over(self, records: _Records, segments: _Segments, bases: np.ndarray) -> None:
         """Keep the open record and the bases of its unfinished chunk for the next piece."""
         self._records_begun += len(records.start) - (self._open is not None)
-        self._pending = dna[:0]
+        self._pending = bases[:0]
         self._open = None
         if not len(records.start) or records.is_closed[-1]:
             return
         row = len(records.start) - 1
-        at, num_chunks = len(dna), segments.num_chunks(self.policy.chunk_length)
+        at, num_chunks = len(bases), segments.num_chunks(self.policy.chunk_length)
         if len(segments.record) and segments.record[-1] == row and not segments.is_final[-1]:
             at = int(segments.start[-1] + num_chunks[-1] * self.policy.chunk_length)
-        self._pending = dna[at:].copy()
+        self._pending = bases[at:].copy()
         self._open = _Open(
             name=records.names[row],
             reason=records.reasons[row],

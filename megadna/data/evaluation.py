@@ -49,12 +49,12 @@ def evaluation_chunks(num_chunks: int, samples: int) -> NDArray[np.int64]:
     return (2 * np.arange(samples) + 1) * num_chunks // (2 * samples)
 
 
-def hide_in_cells(dna: Dna, rng: np.random.Generator, width: int) -> NDArray[np.bool_]:
+def hide_in_cells(bases: Dna, rng: np.random.Generator, width: int) -> NDArray[np.bool_]:
     """Which bases [n] of a chunk are hidden: `width` together in each whole cell of A, C, G, T, at a multiple of it."""
-    cells = len(dna) // CELL
+    cells = len(bases) // CELL
     starts = CELL * np.arange(cells) + width * rng.integers(CELL // width, size=cells)
-    known = (base_codes(dna[: cells * CELL]) != OTHER).reshape(cells, CELL).all(axis=1)
-    hidden = np.zeros(len(dna), dtype=np.bool_)
+    known = (base_codes(bases[: cells * CELL]) != OTHER).reshape(cells, CELL).all(axis=1)
+    hidden = np.zeros(len(bases), dtype=np.bool_)
     hidden[(starts[known, None] + np.arange(width)).ravel()] = True
     return hidden
 
@@ -63,7 +63,7 @@ def hide_in_cells(dna: Dna, rng: np.random.Generator, width: int) -> NDArray[np.
 class Sample:
     """One window after masking."""
 
-    dna: Dna
+    bases: Dna
     """The true bases."""
     masked: Masked
     hidden: NDArray[np.bool_]
@@ -71,10 +71,10 @@ class Sample:
 
     def other_strand(self, tokenizer: Tokenizer) -> "Sample":
         """The reverse complement with the same bases hidden; only for tokens that begin at every base."""
-        dna = reverse_complement(self.dna)
-        targets, chosen = tokenizer.encode(dna), self.masked.chosen[::-1]
+        bases = reverse_complement(self.bases)
+        targets, chosen = tokenizer.encode(bases), self.masked.chosen[::-1]
         assert len(targets) == len(chosen)
-        return Sample(dna, _hide_all(targets, chosen, tokenizer), self.hidden[::-1])
+        return Sample(bases, _hide_all(targets, chosen, tokenizer), self.hidden[::-1])
 
 
 @dataclass(frozen=True)
@@ -141,36 +141,36 @@ class EvaluationSamples:
 
     def __getitem__(self, index: int) -> Sample:
         number, chunk, start, stop = self._windows[index].tolist()
-        dna = self.dataset[chunk][start:stop]
+        bases = self.dataset[chunk][start:stop]
         if self.protocol:
             hidden = self._hidden_cells(chunk)[start:stop]
-            return Sample(dna, self._mask(dna, hidden), hidden)
+            return Sample(bases, self._mask(bases, hidden), hidden)
         rng = sample_rng(self.seed, number, Stream.EVALUATION)
         masker = build_masker(self.tokenizer, _HIDE_ALL, exact=True)
-        masked = masker(dna, rng, HIDDEN_SHARE).first(self.sequence_length - NUM_SPECIAL)
+        masked = masker(bases, rng, HIDDEN_SHARE).first(self.sequence_length - NUM_SPECIAL)
         # A k-mer over an N is [UNK]: it shows none of its bases, and is never chosen.
         shows = maskable_ids(self.tokenizer)[masked.targets] & ~masked.chosen
-        spans, codes = self.tokenizer.spans(masked.targets), base_codes(dna)
+        spans, codes = self.tokenizer.spans(masked.targets), base_codes(bases)
         hidden = _under(masked.chosen, spans, len(codes)) & ~_under(shows, spans, len(codes)) & (codes != OTHER)
-        return Sample(dna, masked, hidden)
+        return Sample(bases, masked, hidden)
 
     def for_baselines(self) -> tuple[Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]], NDArray[np.int64]]:
         """(base codes, hidden) of each sample, and its chunk; under a protocol of whole chunks, whatever the model."""
         if not self.protocol:
             samples = (self[index] for index in range(len(self)))
-            return ((base_codes(sample.dna), sample.hidden) for sample in samples), self.chunks
+            return ((base_codes(sample.bases), sample.hidden) for sample in samples), self.chunks
         chunks = np.unique(self.chunks)
         return ((base_codes(self.dataset[c]), self._hidden_cells(c)) for c in chunks.tolist()), chunks
 
     def batch(self, samples: Sequence[Sample], numbers: NDArray[np.int64]) -> tuple[Batch, HiddenBases]:
         """What the model reads, one sample a row, and what it must predict."""
         positions = [np.flatnonzero(sample.hidden) for sample in samples]
-        dna_H = np.concatenate([sample.dna[sample.hidden] for sample in samples])
+        bases_H = np.concatenate([sample.bases[sample.hidden] for sample in samples])
         hidden = HiddenBases(
             row_H=np.repeat(np.arange(len(samples)), list(map(len, positions))),
             position_H=np.concatenate(positions),
-            base_H=base_codes(dna_H),
-            lower_H=dna_H >= ord("a"),
+            base_H=base_codes(bases_H),
+            lower_H=bases_H >= ord("a"),
         )
         rows = collate([[sample.masked] for sample in samples], numbers, self.tokenizer, self.sequence_length)
         return rows.batch(), hidden
@@ -192,30 +192,30 @@ class EvaluationSamples:
 
     def _cell_windows(self, chunk: int) -> Iterator[tuple[int, int]]:
         """(first base, end) of the windows of a chunk: as many whole cells as fit a row, none without a hidden base."""
-        dna, hidden = self.dataset[chunk], self._hidden_cells(chunk)
+        bases, hidden = self.dataset[chunk], self._hidden_cells(chunk)
         room, start = self.sequence_length - NUM_SPECIAL, 0
-        end = len(dna) // CELL * CELL
+        end = len(bases) // CELL * CELL
         while start < end:
             cells = min(self.tokenizer.num_bases(room), end - start) // CELL
-            while len(self._mask(dna[start : start + cells * CELL], hidden[start:]).tokens) > room:
+            while len(self._mask(bases[start : start + cells * CELL], hidden[start:]).tokens) > room:
                 cells -= 1  # BPE: the bases of a row are an estimate; one cell always fits
             stop = start + cells * CELL
             if hidden[start:stop].any():
                 yield start, stop
             start = stop
 
-    def _mask(self, dna: Dna, hidden: NDArray[np.bool_]) -> Masked:
+    def _mask(self, bases: Dna, hidden: NDArray[np.bool_]) -> Masked:
         """The tokens of a window, [MASK] on each that touches a hidden base."""
         if self.tokenizer.kind != "sentencepiece":
-            targets = self.tokenizer.encode(dna)
+            targets = self.tokenizer.encode(bases)
             starts, stops = self.tokenizer.spans(targets)
-            before = np.append(0, np.cumsum(hidden[: len(dna)]))
+            before = np.append(0, np.cumsum(hidden[: len(bases)]))
             chosen = (before[stops] > before[starts]) & maskable_ids(self.tokenizer)[targets]
             return _hide_all(targets, chosen, self.tokenizer)
-        begins = np.append(True, hidden[1 : len(dna)] != hidden[: len(dna) - 1])
-        begins[::CELL] |= hidden[: len(dna) : CELL]  # two adjacent blocks are two
+        begins = np.append(True, hidden[1 : len(bases)] != hidden[: len(bases) - 1])
+        begins[::CELL] |= hidden[: len(bases) : CELL]  # two adjacent blocks are two
         starts = np.flatnonzero(begins)
-        parts = [self.tokenizer.encode(part) for part in np.split(dna, starts[1:])]
+        parts = [self.tokenizer.encode(part) for part in np.split(bases, starts[1:])]
         return _hide_all(np.concatenate(parts), np.repeat(hidden[starts], list(map(len, parts))), self.tokenizer)
 
 

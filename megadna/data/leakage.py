@@ -45,9 +45,9 @@ Batches = Iterator[tuple[int, np.ndarray, np.ndarray]]
 """(number of the first sequence, DNA of several sequences, where each one ends)."""
 
 
-def kmer_codes(dna: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def kmer_codes(bases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Canonical 62-bit code (uint64 [n - 30]) of every 31-mer of uint8 DNA, and whether it is all A, C, G, T."""
-    codes = _CODES[dna]
+    codes = _CODES[bases]
     known = codes < 4
     if len(codes) < K:
         return np.zeros(0, np.uint64), np.zeros(0, bool)
@@ -73,29 +73,29 @@ def _packed(codes: np.ndarray) -> np.ndarray:
     return packed
 
 
-def sketch_positions(dna: np.ndarray, scale: int = SCALE) -> tuple[np.ndarray, np.ndarray]:
+def sketch_positions(bases: np.ndarray, scale: int = SCALE) -> tuple[np.ndarray, np.ndarray]:
     """(hashes, first bases) of the 31-mers that belong to the sketch, in order, with repeats; 1 in `scale` does."""
-    codes, known = kmer_codes(dna)
+    codes, known = kmer_codes(bases)
     hashes = mix(codes)  # invertible, so that low hashes are a random sample of k-mers
     positions = np.flatnonzero((hashes <= np.uint64(2**64 // scale - 1)) & known)
     return hashes[positions], positions
 
 
-def sketch_by_chunk(dna: np.ndarray, ends: np.ndarray, scale: int = SCALE) -> tuple[np.ndarray, np.ndarray]:
+def sketch_by_chunk(bases: np.ndarray, ends: np.ndarray, scale: int = SCALE) -> tuple[np.ndarray, np.ndarray]:
     """(hashes, chunk numbers) of the sketched 31-mers inside one chunk; `ends` are the chunks' ends."""
-    hashes, positions = sketch_positions(dna, scale)
+    hashes, positions = sketch_positions(bases, scale)
     chunk = np.searchsorted(ends, positions, "right")
     inside = positions + K <= ends[chunk] if len(positions) else np.zeros(0, bool)
     return hashes[inside], chunk[inside]
 
 
-def batches(dna: np.ndarray, lengths: np.ndarray) -> Batches:
+def batches(bases: np.ndarray, lengths: np.ndarray) -> Batches:
     """Sequences one after the other, in batches of about 100,000 bases."""
     at = first = 0
     while first < len(lengths):
         ends = np.cumsum(lengths[first : first + _BATCH // 8], dtype=np.int64)
         count = max(1, int(np.searchsorted(ends, _BATCH, "right")))
-        yield first, np.asarray(dna[at : at + int(ends[count - 1])]), ends[:count]
+        yield first, np.asarray(bases[at : at + int(ends[count - 1])]), ends[:count]
         at, first = at + int(ends[count - 1]), first + count
 
 
@@ -105,17 +105,17 @@ class _SplitFiles:
     def __init__(self, folder: Path, split: str) -> None:
         self.split = split
         self.lengths, _ = read_index(folder / f"{split}.idx")
-        self.dna = map_file(folder / f"{split}.bin")
-        if self.lengths.min(initial=0) < 0 or int(self.lengths.sum(dtype=np.int64)) != len(self.dna):
+        self.bases = map_file(folder / f"{split}.bin")
+        if self.lengths.min(initial=0) < 0 or int(self.lengths.sum(dtype=np.int64)) != len(self.bases):
             file = folder / f"{split}.idx"
             raise UserError(f"{file}: its lengths are not those of the .bin file; run megadna preprocess again")
 
     def batches(self, what: str) -> Batches:
         """Batches of chunks, with progress."""
-        with Progress(what, len(self.dna), "bases") as progress:
-            for first, dna, ends in batches(self.dna, self.lengths):
-                yield first, dna, ends
-                progress.advance(len(dna))
+        with Progress(what, len(self.bases), "bases") as progress:
+            for first, bases, ends in batches(self.bases, self.lengths):
+                yield first, bases, ends
+                progress.advance(len(bases))
 
 
 class Containment:
@@ -124,8 +124,8 @@ class Containment:
     def __init__(self, sequences: Batches, num_sequences: int, scale: int = SCALE) -> None:
         self._scale = scale
         hashes, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-        for first, dna, ends in sequences:
-            found, chunk = sketch_by_chunk(dna, ends, scale)
+        for first, bases, ends in sequences:
+            found, chunk = sketch_by_chunk(bases, ends, scale)
             hashes.append(found)
             owners.append(chunk + first)
         pairs = np.unique(np.stack((np.concatenate(hashes), np.concatenate(owners).astype(np.uint64))), axis=1)
@@ -141,9 +141,9 @@ class Containment:
     def _low_bits(hashes: np.ndarray) -> np.ndarray:
         return (hashes & np.uint64((1 << _FILTER_BITS) - 1)).astype(np.int64)
 
-    def mark(self, dna: np.ndarray, ends: np.ndarray) -> None:
+    def mark(self, bases: np.ndarray, ends: np.ndarray) -> None:
         """Mark what these chunks contain."""
-        hashes, _ = sketch_by_chunk(dna, ends, self._scale)
+        hashes, _ = sketch_by_chunk(bases, ends, self._scale)
         hashes = hashes[self._filter[self._low_bits(hashes)]]
         if len(hashes) and len(self.hashes):
             index = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
@@ -163,9 +163,9 @@ def measure_leakage(folder: Path, max_containment: float) -> dict[str, Any]:
         if (folder / f"{split}.idx").exists():
             files = _SplitFiles(folder, split)
             held[split] = Containment(files.batches(f"sketching {split}"), len(files.lengths))
-    for _, dna, ends in _SplitFiles(folder, "train").batches("looking for held-out chunks in train"):
+    for _, bases, ends in _SplitFiles(folder, "train").batches("looking for held-out chunks in train"):
         for containment in held.values():
-            containment.mark(dna, ends)
+            containment.mark(bases, ends)
     splits = {}
     for split, containment in held.items():
         shares = containment.shares()
@@ -211,11 +211,11 @@ def _train_chunks_with(folder: Path, flagged: dict[str, np.ndarray]) -> np.ndarr
     for split, chunks in flagged.items():
         held = _SplitFiles(folder, split)
         ends = np.cumsum(held.lengths, dtype=np.int64)
-        wanted += [sketch_positions(held.dna[ends[c] - held.lengths[c] : ends[c]])[0] for c in chunks.tolist()]
+        wanted += [sketch_positions(held.bases[ends[c] - held.lengths[c] : ends[c]])[0] for c in chunks.tolist()]
     hashes = np.unique(np.concatenate(wanted))
     found = [np.zeros(0, np.int64)]
-    for first, dna, ends in _SplitFiles(folder, "train").batches("looking for train chunks to drop"):
-        mine, chunk = sketch_by_chunk(dna, ends)
+    for first, bases, ends in _SplitFiles(folder, "train").batches("looking for train chunks to drop"):
+        mine, chunk = sketch_by_chunk(bases, ends)
         found.append(np.unique(chunk[np.isin(mine, hashes)]) + first)
     return np.concatenate(found)
 
@@ -250,10 +250,10 @@ def sequence_overlap(dataset: Path, split: str, path: Path, column: str = "") ->
     that each has about 20 hashes."""
     ChunkDataset(dataset, split)  # UserError where it is not a finished dataset
     with Progress(f"reading {path}"):
-        names, dna, lengths = _read(path, column)
+        names, bases, lengths = _read(path, column)
     mean_kmers = max(1, int(lengths.mean()) - K + 1)
     scale = int(np.clip(mean_kmers // _WANTED_HASHES, 1, SCALE))
-    containment = Containment(batches(dna, lengths), len(lengths), scale)
+    containment = Containment(batches(bases, lengths), len(lengths), scale)
     for _, chunks, ends in _SplitFiles(dataset, split).batches(f"comparing with {split}"):
         containment.mark(chunks, ends)
     return Overlap(names, containment.shares())
@@ -263,8 +263,8 @@ def _read(path: Path, column: str) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, DNA one after the other, and lengths of the sequences of a file."""
     names: list[str] = []
     parts, starts, size = [], [], 0
-    for piece, dna in scan_file(open_sequences(path, column)):
-        parts.append(dna.copy())
+    for piece, bases in scan_file(open_sequences(path, column)):
+        parts.append(bases.copy())
         starts.append(piece.positions + size)
         names += [name.decode(errors="replace") for name in names_of(piece.headers)]
         size += piece.size

@@ -291,10 +291,10 @@ class Bins:
 
     def write(self, runs: list[np.ndarray], buffer: np.ndarray) -> None:
         """Append runs of the buffer: int64 [W, 2] (start, end) by split."""
-        dna = memoryview(buffer)  # type: ignore[arg-type]
+        bases = memoryview(buffer)  # type: ignore[arg-type]
         for file, digest, mine in zip(self._files, self._digests, runs, strict=True):
             for start, end in mine.tolist():
-                rest = dna[start:end]
+                rest = bases[start:end]
                 digest.update(rest)
                 while rest:  # a nearly full disk takes a part
                     rest = rest[file.write(rest) :]

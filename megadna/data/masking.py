@@ -54,10 +54,10 @@ class TokenMasker:
         self._tokenizer = tokenizer
         self._maskable_V = maskable_ids(tokenizer)
 
-    def __call__(self, dna: Dna, rng: np.random.Generator, fraction: float) -> Masked:
+    def __call__(self, bases: Dna, rng: np.random.Generator, fraction: float) -> Masked:
         """Mask a window; `fraction` of its maskable tokens are chosen: in expectation, or exactly (rounded)."""
         config = self._config
-        targets = self._tokenizer.encode(dna)
+        targets = self._tokenizer.encode(bases)
         maskable = self._maskable_V.take(targets)
         draw: NDArray = rng.random(len(targets), dtype=np.float32)
         if self._exact:
@@ -106,20 +106,20 @@ class SpanMasker:
         self._width = config.hidden_bases + tokenizer.bases_per_token - 1
         self._maskable_V = maskable_ids(tokenizer)
 
-    def __call__(self, dna: Dna, rng: np.random.Generator, fraction: float) -> Masked:
+    def __call__(self, bases: Dna, rng: np.random.Generator, fraction: float) -> Masked:
         """Mask a window; every token over A, C, G, T alone is chosen with probability `fraction`."""
         config = self._config
         # A token is chosen if any of `width` positions begins a span over it.
         start_rate = 1 - (1 - fraction) ** (1 / self._width)
         # Spans may begin before the window: position 0 of the draws is base 1 - hidden_bases.
-        draw = rng.random(len(dna) + config.hidden_bases - 1)
+        draw = rng.random(len(bases) + config.hidden_bases - 1)
         below = start_rate * np.cumsum([config.mask_share, config.random_share])
         hidden_n, masked_n, random_n = (
             _any_in_window(starts, config.hidden_bases)
             for starts in (draw < start_rate, draw < below[0], (draw >= below[0]) & (draw < below[1]))
         )
-        targets = self._tokenizer.encode(dna)
-        tokens = self._tokenizer.encode(_corrupt(dna, random_n, rng))
+        targets = self._tokenizer.encode(bases)
+        tokens = self._tokenizer.encode(_corrupt(bases, random_n, rng))
         k = self._tokenizer.bases_per_token
         maskable = self._maskable_V.take(targets)
         chosen = _any_in_window(hidden_n, k) & maskable
@@ -136,12 +136,12 @@ def _any_in_window(flags: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     return result
 
 
-def _corrupt(dna: Dna, random_n: NDArray[np.bool_], rng: np.random.Generator) -> Dna:
+def _corrupt(bases: Dna, random_n: NDArray[np.bool_], rng: np.random.Generator) -> Dna:
     """The window with another base at each flagged A, C, G, T."""
-    codes = base_codes(dna)
+    codes = base_codes(bases)
     positions = np.flatnonzero(random_n & (codes < OTHER))
     shift = rng.integers(1, 4, size=len(positions), dtype=np.uint8)
-    corrupted = dna.copy()
+    corrupted = bases.copy()
     corrupted[positions] = code_dna((codes[positions] + shift) % 4)
     return corrupted
 
@@ -159,10 +159,10 @@ class DnabertMasker:
         self._config = config
         self._offsets = _DNABERT_OFFSETS[tokenizer.bases_per_token]
 
-    def __call__(self, dna: Dna, rng: np.random.Generator, fraction: float) -> Masked:
+    def __call__(self, bases: Dna, rng: np.random.Generator, fraction: float) -> Masked:
         """Mask a window with centres of probability `fraction` / k; unknown tokens may be chosen, as in DNABERT."""
         config = self._config
-        targets = self._tokenizer.encode(dna)
+        targets = self._tokenizer.encode(bases)
         count = len(targets)
         centres = np.flatnonzero(rng.random(count) < fraction / self._tokenizer.bases_per_token)
         positions = np.add.outer(centres, self._offsets).ravel()

@@ -187,11 +187,11 @@ class BaseWeights:
         self._table[ord("a") : ord("z") + 1] = lower_case
         self._all_one = lower_case == 1.0
 
-    def __call__(self, dna: Dna, ids: NDArray) -> NDArray[np.float32] | None:
+    def __call__(self, bases: Dna, ids: NDArray) -> NDArray[np.float32] | None:
         """float32 [m] for the ids [m] of the bases [n]; None where all weigh 1."""
         if self._all_one:
             return None
-        weights = self._table.take(dna)
+        weights = self._table.take(bases)
         sums = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])
         starts, stops = self._tokenizer.spans(ids)
         return ((sums[stops] - sums[starts]) / (stops - starts)).astype(np.float32)
@@ -265,20 +265,20 @@ class Samples:
 
     def _masked(self, windows: Windows, window: int, epoch: int, rng: np.random.Generator, fraction: float) -> Masked:
         chunk, start, stop = windows.span(window, seed=self._config.seed, epoch=epoch)
-        dna = self._cut(self._pool[chunk][start:stop], rng)
+        bases = self._cut(self._pool[chunk][start:stop], rng)
         if rng.random() < self._config.data.reverse_complement:
-            dna = reverse_complement(dna)
-        masked = self._masker(dna, rng, fraction).first(self._sequence_length - NUM_SPECIAL)
-        return masked._replace(weights=self._weights(dna, masked.targets))
+            bases = reverse_complement(bases)
+        masked = self._masker(bases, rng, fraction).first(self._sequence_length - NUM_SPECIAL)
+        return masked._replace(weights=self._weights(bases, masked.targets))
 
-    def _cut(self, dna: Dna, rng: np.random.Generator) -> Dna:
+    def _cut(self, bases: Dna, rng: np.random.Generator) -> Dna:
         """The whole window, or for `variable_length` of the samples a piece of uniform length at a uniform position."""
         share = self._config.data.variable_length
         if not share or rng.random() >= share:
-            return dna
-        length = min(len(dna), max(int(rng.random() * len(dna)), SHORTEST_CUT, self._tokenizer.bases_per_token))
-        start = int(rng.integers(0, len(dna) - length + 1))
-        return dna[start : start + length]
+            return bases
+        length = min(len(bases), max(int(rng.random() * len(bases)), SHORTEST_CUT, self._tokenizer.bases_per_token))
+        start = int(rng.integers(0, len(bases) - length + 1))
+        return bases[start : start + length]
 
 
 def resolve_schedule(config: Config) -> Config:

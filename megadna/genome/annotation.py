@@ -1,14 +1,12 @@
-r"""GFF3 and GTF (plain, gzip, BGZF or zstd; Ensembl, NCBI, GENCODE and plainer dialects) -> transcripts and exons.
+"""GFF3 and GTF (plain, gzip, BGZF or zstd; Ensembl, NCBI, GENCODE and plainer dialects) -> transcripts and exons.
 
-In:  files as the GFF3 specification (1.26) and GTF 2.2 describe them: in GFF3 attributes are split first and percent
-     codes decoded after, value by value; a line that begins with `>` or ##FASTA ends the features. In GTF a value in
-     quotes may contain `;` and `\"`, a comment may follow, and nothing is percent-coded.
-Out: tables of features, or of transcripts and exons, 0-based and half-open. A transcript is one name on one contig and
-     strand. Its exons are its exon features (also noncoding_exon and the like); where it has none, its coding parts and
-     UTRs. What is left out is counted. `on_genome` gives the rows of any table the contig names of the genome.
-
-41,606 lines of GTF take 0.4 s (pyranges 0.1.7: 0.4 s for the table alone; gffutils 0.14: 2.3 s), 2.9 million
-lines 37 s and 5.3 GB (CPU time, 2-core AMD EPYC VM, 2026-11-21).
+In:  files as the GFF3 specification (1.26) and GTF 2.2 define them. GFF3: attributes are split first, then percent
+     codes are decoded value by value; a line that begins with `>` or ##FASTA ends the features. GTF: a value in quotes
+     may contain `;` and `\"`, a comment may follow, and nothing is percent-encoded.
+Out: transcripts and exons; coordinates are 0-based and half-open. A transcript is one name on one contig and strand.
+     Its exons are its exon features (also noncoding_exon and the like), or, if it has none, its coding parts and UTRs.
+What is left out is counted in the log. 41,606 lines of GTF take 0.4 s (pyranges 0.1.7: 0.4 s for the table alone;
+gffutils 0.14: 2.3 s), 2.9 million lines 37 s and 5.3 GB (CPU time, 2-core AMD EPYC VM, 2026-11-21).
 """
 
 import csv
@@ -32,7 +30,7 @@ log = get_logger(__name__)
 
 _COLUMNS = ["contig", "source", "feature", "start", "end", "score", "strand", "phase", "attributes", "beyond"]
 _USED = ["contig", "feature", "start", "end", "strand", "attributes", "beyond"]
-_ACCESSIONS = {  # of the Sequence Ontology, which GFF3 allows instead of names
+_ACCESSIONS = {  # of the Sequence Ontology, which GFF3 allows instead of type names
     "SO:0000147": "exon",
     "SO:0000316": "CDS",
     "SO:0000704": "gene",
@@ -48,14 +46,13 @@ _COMMENT = re.compile(r"(?:^|[\s;])#")
 
 def read_features(path: Path) -> tuple[pd.DataFrame, bool]:
     """(features, whether the file is GFF3; else it is GTF): contig, feature, start, end, strand, attributes, all text
-    but start and end; the index is the line number. UserError with the line where it is not a feature."""
+    but start and end; the index is the line number. UserError with the line that is not a feature."""
     table = _read_lines(path)
-    # Lines that are not features: comments and directives, blank lines, and lines for UCSC's browser.
-    no_feature = table["contig"].str.startswith("#")
-    short = table["start"] == ""
-    no_feature |= short & table["contig"].str.match(r"(track|browser)\b|\s*$")
-    table = table[~no_feature]
-    require(len(table) > 0, f"{path}: empty: holds no feature")
+    # Lines to skip: comments and directives, blank lines, and those of UCSC's browser.
+    skipped = table["contig"].str.startswith("#")
+    skipped |= (table["start"] == "") & table["contig"].str.match(r"(track|browser)\b|\s*$")
+    table = table[~skipped]
+    require(len(table) > 0, f"{path}: empty: no feature in it")
     numbers = [table[key].str.fullmatch("[0-9]{1,18}") for key in ("start", "end")]
     wrong = ~(numbers[0] & numbers[1]) | (table["contig"].str.strip() == "")
     if not wrong.any():
@@ -65,9 +62,7 @@ def read_features(path: Path) -> tuple[pd.DataFrame, bool]:
     if wrong.any():
         row = table[wrong].iloc[0]
         words = " ".join(value for value in row.tolist() if value)[:80]
-        raise UserError(
-            f"{path}: line {row.name}: not 9 columns of GFF with tabs between, 1 <= start <= end: {words!r}"
-        )
+        raise UserError(f"{path}: line {row.name}: not 9 tab-separated columns with 1 <= start <= end: {words!r}")
     table = table.drop(columns="beyond").assign(start=starts - 1, end=ends)
     gff3 = _is_gff3(table["attributes"])
     if gff3 and table["feature"].str.startswith("SO:").any():
@@ -78,11 +73,11 @@ def read_features(path: Path) -> tuple[pd.DataFrame, bool]:
 
 
 def _read_lines(path: Path) -> pd.DataFrame:
-    """The columns in use of every line before the FASTA part, as text, "" where there is none."""
+    """The used columns of every line before the FASTA part, as text, "" if missing."""
     require(path.is_file(), f"{path}: no such file")
     try:
         with open_bytes(path) as file:
-            # pandas takes the number of columns from the first line and drops what other lines have beyond it.
+            # pandas takes the number of columns from the first line and drops the surplus of others.
             first = b"#" + b"\t" * (len(_COLUMNS) - 1) + b"\n"
             lines = as_file(chain([first], _before_fasta(file_blocks(file), path)))
             table = pd.read_csv(
@@ -116,25 +111,25 @@ def _before_fasta(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
             head = text[at : at + 4096].splitlines()[0]
             if head.count(b"\t") >= 8:
                 number = lines + len(text[:at].splitlines()) + 1
-                raise UserError(f"{path}: line {number}: a contig name that begins with '>'; remove the '>'")
+                raise UserError(f"{path}: line {number}: a contig name begins with '>'; remove the '>'")
             yield text[:at]
             return
         cut = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
         lines += text.count(b"\n", 0, cut)
         yield text[:cut]
         rest = text[cut:]
-        require(len(rest) < _LONGEST_LINE, f"{path}: line {lines + 1}: longer than {_LONGEST_LINE:,} bytes: no GFF")
+        require(len(rest) < _LONGEST_LINE, f"{path}: line {lines + 1}: longer than {_LONGEST_LINE:,} bytes: not GFF")
     yield rest
 
 
 def _is_gff3(attributes: pd.Series) -> bool:
-    """Whether the first thousand lines say `key=value` rather than `key "value"`."""
+    """Whether the first thousand lines have `key=value` rather than `key "value"`."""
     first = attributes.iloc[:1000]
     return bool(first.str.match(r'\s*[^\s="]+\s*=').sum() > first.str.match(r'\s*[^\s="]+\s+[^\s=]').sum())
 
 
 def attribute(texts: pd.Series, gff3: bool, *keys: str) -> pd.Series:
-    """Value of the first of the keys that a line has and that is not empty; "" where it has none."""
+    """Value of each line's first key that is not empty; "" if there is none."""
     found = [""] * len(texts)
     lines = texts.tolist()
     for key in keys:
@@ -144,7 +139,7 @@ def attribute(texts: pd.Series, gff3: bool, *keys: str) -> pd.Series:
 
 
 def parents(texts: pd.Series) -> pd.Series:
-    """The list of names in the Parent attributes of each GFF3 line."""
+    """The names in the Parent attributes of each GFF3 line."""
     pattern = _gff3_pattern("Parent")
 
     def names(line: str) -> list[str]:
@@ -171,7 +166,7 @@ def _gff3_value(key: str) -> Callable[[str], str]:
 
 
 def _decoded(value: str) -> str:
-    """A value of GFF3: percent codes decoded; quotes around it, which some programs write, are removed."""
+    """A value of GFF3: percent codes decoded, quotes around it (some programs write them) removed."""
     value = value.strip()
     if len(value) > 1 and value[0] == value[-1] == '"':
         value = value[1:-1]
@@ -204,17 +199,17 @@ def _gtf_value(key: str) -> Callable[[str], str]:
     return value
 
 
-_BESIDE_CDS = {"start_codon", "stop_codon", "5UTR", "3UTR", "UTR"}  # in GTF the stop codon is no part of the CDS
-_BESIDE_CDS |= {f"{end}_prime_{utr}" for end in ("five", "three") for utr in ("utr", "UTR")}
-_NO_OWNERS = {"exon", "CDS", "Selenocysteine", "intron", *_BESIDE_CDS}
+_NEXT_TO_CDS = {"start_codon", "stop_codon", "5UTR", "3UTR", "UTR"}  # in GTF the CDS does not include the stop codon
+_NEXT_TO_CDS |= {f"{end}_prime_{utr}" for end in ("five", "three") for utr in ("utr", "UTR")}
+_PARTS = {"exon", "CDS", "Selenocysteine", "intron", *_NEXT_TO_CDS}  # of transcripts
 
 
 def read_annotation(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(transcripts, exons); UserError where there is none.
+    """(transcripts, exons); UserError if there is none.
 
-    transcripts: gene, biotype (of the gene), contig, strand (+ or -), start, end. exons, sorted: transcript (index of
-    its row there), start, end. Trans-spliced and unstranded transcripts, and those that cross the origin of a ring, are
-    left out and counted.
+    transcripts: gene, biotype (of the gene), contig, strand (+ or -), start, end. exons, sorted: transcript (its index
+    in the other table), start, end. Trans-spliced and unstranded transcripts, and those that cross the origin of a
+    circular contig, are left out and counted.
     """
     features, gff3 = read_features(path)
     is_exon = (features["feature"] == "exon") | features["feature"].str.endswith("_exon")
@@ -223,7 +218,7 @@ def read_annotation(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     without_exons = translated - set(exons["name"])
     parts = exons
     if without_exons:
-        coding = pd.concat([cds, _named(features[features["feature"].isin(_BESIDE_CDS)], gff3)])
+        coding = pd.concat([cds, _named(features[features["feature"].isin(_NEXT_TO_CDS)], gff3)])
         parts = pd.concat([exons, coding[coding["name"].isin(without_exons)]], ignore_index=True)
     require(len(parts) > 0, f"{path}: no exon or CDS feature that names its transcript")
     parts["transcript"] = parts.groupby(["contig", "strand", "name"], sort=False).ngroup()
@@ -232,7 +227,7 @@ def read_annotation(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     transcripts["coding"] = transcripts["name"].isin(translated)
     transcripts = _with_genes(transcripts, features, gff3)
     transcripts = _chosen(transcripts, parts, features, without_exons)
-    require(len(transcripts) > 0, f"{path}: no transcript has one strand, + or - (column 7)")
+    require(len(transcripts) > 0, f"{path}: no usable transcript with a strand, + or - (column 7)")
     parts = parts.loc[parts["transcript"].isin(transcripts.index), ["transcript", "start", "end"]]
     columns = ["gene", "biotype", "contig", "strand", "start", "end"]
     transcripts = transcripts[columns].astype({"gene": str, "biotype": str})
@@ -240,19 +235,18 @@ def read_annotation(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def of_biotypes(transcripts: pd.DataFrame, biotypes: str, path: Path) -> pd.DataFrame:
-    """The transcripts of genes of one of the comma-separated biotypes, or `all`; UserError where one has none."""
+    """The transcripts of genes with one of the comma-separated biotypes, or `all`; UserError for one without genes."""
     if biotypes == "all":
         return transcripts
     names, present = biotypes.split(","), sorted({*transcripts["biotype"]} - {""})
     for name in names:
-        known = ", ".join(present) or "genes that state none"
-        require(name in present, f"{path}: no gene of --biotypes {name}; it has {known}; `all` takes every one")
+        known = ", ".join(present) or "genes without a biotype"
+        require(name in present, f"{path}: no gene of --biotypes {name}; it has {known}; `all` takes every gene")
     return transcripts[transcripts["biotype"].isin(names)]
 
 
 def _named(parts: pd.DataFrame, gff3: bool) -> pd.DataFrame:
-    """One row for each exon (or coding part) of each transcript, with the transcript's `name`; what names none is
-    counted."""
+    """One row per exon (or coding part) of each transcript, with the transcript's `name`; those without are counted."""
     if gff3:  # an exon of several transcripts is one line
         named = parts.assign(name=parents(parts["attributes"])).explode("name").fillna({"name": ""})
     else:
@@ -268,7 +262,7 @@ def _named(parts: pd.DataFrame, gff3: bool) -> pd.DataFrame:
 def _chosen(
     transcripts: pd.DataFrame, parts: pd.DataFrame, features: pd.DataFrame, without_exons: set[str]
 ) -> pd.DataFrame:
-    """The transcripts that can be used; says how many are left out, and why."""
+    """The transcripts that can be used; the log says how many are left out, and why."""
     trans = transcripts.duplicated(["contig", "name"], keep=False)
     trans |= transcripts["name"].isin(
         parts.loc[parts["attributes"].str.contains("trans-splicing", regex=False), "name"]
@@ -278,8 +272,8 @@ def _chosen(
     reasons = {
         "trans-spliced": trans,
         "without a strand": ~transcripts["strand"].isin(["+", "-"]),
-        "across the origin of a ring": transcripts["end"] > transcripts["contig"].map(ring).fillna(np.inf),
-        # The CDS of a gene may belong to it, and its exons to its transcripts.
+        "across the origin of a circular contig": transcripts["end"] > transcripts["contig"].map(ring).fillna(np.inf),
+        # A gene may own the CDS while its transcripts own the exons.
         "coding parts of genes whose transcripts have exons": from_coding
         & transcripts["name"].isin(transcripts.loc[~from_coding, "gene"]),
     }
@@ -288,18 +282,14 @@ def _chosen(
         if (kept & odd).any():
             log.info("%d transcripts left out: %s", (kept & odd).sum(), reason)
         kept &= ~odd
-    if (kept & from_coding).any():
-        log.info(
-            "%d transcripts have no exon feature: they are their coding parts and UTRs, and begin there",
-            (kept & from_coding).sum(),
-        )
+    if num_coding := (kept & from_coding).sum():
+        log.info("%d transcripts have no exon feature: their coding parts and UTRs are taken instead", num_coding)
     return transcripts[kept]
 
 
 def _with_genes(transcripts: pd.DataFrame, features: pd.DataFrame, gff3: bool) -> pd.DataFrame:
-    """Adds gene and its biotype. A gene that states none is protein_coding if a transcript is an mRNA or has a CDS."""
-    no_owner = features["feature"].isin(_NO_OWNERS) | features["feature"].str.endswith("_exon")
-    owners = features[~no_owner]
+    """Adds gene and its biotype: protein_coding if the gene has none, but a transcript that is an mRNA or has a CDS."""
+    owners = features[~features["feature"].isin(_PARTS) & ~features["feature"].str.endswith("_exon")]
     ids = attribute(owners["attributes"], gff3, *(("ID",) if gff3 else ("transcript_id", "gene_id")))
     owners = owners.set_axis(ids)[~ids.duplicated().to_numpy()]
     own = owners.reindex(transcripts["name"]).fillna("").set_axis(transcripts.index)
@@ -325,13 +315,13 @@ def _with_genes(transcripts: pd.DataFrame, features: pd.DataFrame, gff3: bool) -
 
 
 def _gene_above(names: pd.Series, owners: pd.DataFrame) -> pd.Series:
-    """The gene that each of the GFF3 features with these IDs belongs to: up the Parents (an miRNA's is its primary
-    transcript) to one whose type ends in `gene`, or that has none."""
+    """The gene of each of the GFF3 features with these IDs: up the Parents (an miRNA's is its primary transcript) to a
+    type that ends in `gene`, or a feature without Parent."""
     gene = names
     for _ in range(4):
         row = owners.reindex(gene).fillna("").set_axis(gene.index)
         above = parents(row["attributes"]).str[0].fillna("")
-        # A Parent without a line of its own ends the climb as well.
+        # A Parent without a line of its own also ends the search.
         upward = (above != "") & ~row["feature"].str.endswith("gene")
         if not upward.any():
             break
@@ -342,46 +332,40 @@ def _gene_above(names: pd.Series, owners: pd.DataFrame) -> pd.Series:
 def on_genome(
     table: pd.DataFrame, genome: Genome, path: Path, aliases: Path | None, min_share: float = 0.9
 ) -> pd.DataFrame:
-    """The rows whose `contig` the genome has, under its name; UserError where fewer than `min_share` are, where one
-    ends after its contig, and where the assembly report `aliases` names no contig of the genome.
+    """The rows whose `contig` is in the genome, under its name there; the others are counted in a warning. UserError if
+    the share of rows is below `min_share`, if one extends past its contig's end, or if the assembly report `aliases`
+    has no contig of the genome.
 
-    With a column `line`, the rows are those of a BED file: then each must be on a contig.
+    A table with a column `line` is a BED file: then every row must be on a contig.
     """
     groups = read_aliases(aliases) if aliases else {}
-    if aliases:
-        known = groups.keys() & genome.bases.keys()
-        require(bool(known), f"--aliases {aliases}: names no contig of {genome.path}; give the report of its assembly")
-    theirs = dict.fromkeys(table["contig"])
+    if aliases and not groups.keys() & genome.bases.keys():
+        raise UserError(f"--aliases {aliases}: names no contig of {genome.path}; give its assembly's report")
     if "line" in table:
         first_lines = table.groupby("contig", sort=False)["line"].first().to_dict()
         names = locate(path, first_lines, genome.bases, str(genome.path), groups)
     else:
-        names = match_contigs(theirs, genome.bases, groups)
+        names = match_contigs(dict.fromkeys(table["contig"]), genome.bases, groups)
     log.info("contig names: %d equal; matched: %s", sum(a == b for a, b in names.items()), renamed(names) or "none")
-    table = _known(table, names, genome, path, min_share)
+    known = table["contig"].isin(names.keys())
+    missing = sorted(set(table["contig"][~known]))
+    if not known.any() or known.mean() < min_share:
+        raise UserError(
+            f"{path}: only {int(known.sum()):,} of {len(table):,} are on contigs of {genome.path}, and {min_share:.0%} "
+            f"must be; unknown: {', '.join(missing[:5]) or 'none'}; the genome has {', '.join([*genome.bases][:5])}; "
+            "give the matching genome, or --aliases assembly_report.txt"
+        )
+    if missing:
+        log.warning("%d of %d left out: the genome lacks %s", (~known).sum(), len(table), ", ".join(missing[:20]))
+    table = table[known].assign(contig=table.loc[known, "contig"].map(names))
     past = table["end"].to_numpy() > table["contig"].map(genome.lengths).to_numpy()
     if past.any():
         row = table.iloc[int(np.argmax(past))]
+        size = genome.lengths[row["contig"]]
         if "line" in table:
-            raise past_the_end(path, row["line"], row["contig"], row["end"], genome.lengths[row["contig"]])
+            raise past_the_end(path, row["line"], row["contig"], row["end"], size)
         raise UserError(
-            f"{path}: {row['contig']}:{row['start']:,}-{row['end']:,} passes the contig's end "
-            f"({genome.lengths[row['contig']]:,} bases in {genome.path}); it belongs to another genome build"
+            f"{path}: {row['contig']}:{row['start']:,}-{row['end']:,} passes the contig's end ({size:,} bases in "
+            f"{genome.path}); it belongs to another genome build"
         )
     return table
-
-
-def _known(table: pd.DataFrame, names: dict[str, str], genome: Genome, path: Path, min_share: float) -> pd.DataFrame:
-    """The rows on a contig of the genome, renamed; the others are counted in a warning."""
-    known = table["contig"].isin(names.keys())
-    missing = sorted(set(table["contig"][~known]))
-    ours = ", ".join(list(genome.bases)[:5])
-    require(
-        bool(known.any()) and known.mean() >= min_share,
-        f"{path}: {int(known.sum()):,} of {len(table):,} are on contigs of {genome.path}; at least {min_share:.0%} "
-        f"required; unknown: {', '.join(missing[:5]) or 'none'}; the genome has {ours}; give the matching genome, or "
-        "--aliases assembly_report.txt",
-    )
-    if missing:
-        log.warning("%d of %d left out: the genome lacks %s", (~known).sum(), len(table), ", ".join(missing[:20]))
-    return table[known].assign(contig=table.loc[known, "contig"].map(names))

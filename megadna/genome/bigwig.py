@@ -1,8 +1,8 @@
 """bigWig values -> the mean over each window.
 
-A base has a value, or NaN, or nothing is stored for it. NaN never counts. A base without a stored value counts as 0 in
-a coverage track, which leaves zeros out, and not at all in a track of measurements such as methylation, which stores
-them. pyBigWig's own means do not distinguish the three (one NaN makes a mean None), so values are read base by base.
+A base has a value, or NaN, or nothing is stored for it. NaN never counts. A base with nothing stored counts as 0 in a
+coverage track, which omits zeros, and is ignored in a track of measurements such as methylation, which stores them.
+pyBigWig's own means do not distinguish the three (one NaN makes a mean None), so values are read base by base.
 """
 
 from collections.abc import Iterator
@@ -21,16 +21,16 @@ from megadna.log import get_logger
 log = get_logger(__name__)
 
 _SPAN = 1 << 20  # bases read at once
-_GAP = 1 << 14  # bases read for nothing rather than reading twice
+_GAP = 1 << 14  # up to so wide gaps between windows are read along: one read is faster than two
 Uncovered = Literal["auto", "zero", "missing"]
 
 
 def with_values(
     windows: pd.DataFrame, path: Path, genome: Genome, aliases: Path | None, uncovered: Uncovered
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The windows (contig, start, end) with the mean of the signal there as `label`, and facts to report: how bases
-    without a value count, and the windows left out by reason. UserError where no window is left, where a chromosome has
-    another length than the genome's contig, and where the file is not a bigWig."""
+    """The windows (contig, start, end) with the mean of the signal there as `label`, and counts: how bases without a
+    value count, and the windows left out by reason. UserError if no window is left, if a chromosome has another length
+    than the genome's contig, or if the file is not a bigWig."""
     signal = _open(path)
     try:
         theirs = _contigs(signal, path, genome, aliases)
@@ -54,7 +54,7 @@ def with_values(
         "no base with a value": int((empty & ~lacking & ~found["stored"]).sum()),
         "NaN alone": int((empty & found["stored"]).sum()),
     }
-    require(bool(found["value"].any()), f"{path}: holds no value in any of {len(windows)} windows: {left_out}")
+    require(bool(found["value"].any()), f"{path}: no value in any of {len(windows)} windows: {left_out}")
     counts = {"left out for the bigWig": left_out, "with a bigWig value": int((~empty).sum()), "uncovered": uncovered}
     return windows.assign(label=found["mean"].astype(float))[~empty], counts
 
@@ -85,38 +85,28 @@ def _contigs(signal: Any, path: Path, genome: Genome, aliases: Path | None) -> d
 
 
 def _by_what_is_stored(signal: Any, chromosomes: list[str], path: Path) -> Literal["zero", "missing"]:
-    """What a base without a value most likely is: 0 where the file stores values above 0 alone, on less than half of
-    the bases (a track of mostly covered bases lacks what could not be measured); says which."""
+    """How bases without a value most likely count: as 0 if the file stores only values above 0, on less than half of
+    the bases (a track that covers most bases omits what could not be measured); the log says which."""
     sizes = signal.chroms()
     covered = 0
     for name in chromosomes:
         for start in range(0, sizes[name], _SPAN):
             values = signal.values(name, start, min(start + _SPAN, sizes[name]), numpy=True)
             if (values <= 0).any():  # NaN, stored or not, compares false
-                log.info(
-                    "%s: bases without a value do not count, as it stores zeros or less (--uncovered zero for the "
-                    "other way)",
-                    path,
-                )
+                text = "%s: bases without a value do not count, as it stores zeros or less (else: --uncovered zero)"
+                log.info(text, path)
                 return "missing"
             covered += int(np.count_nonzero(~np.isnan(values)))
-    require(covered > 0, f"{path}: holds no value but NaN on the contigs of the genome")
+    require(covered > 0, f"{path}: no value but NaN on the contigs of the genome")
     share = covered / sum(sizes[name] for name in chromosomes)
-    zero = share < 0.5
-    says, other = ("count as 0", "missing") if zero else ("do not count", "zero")
-    log.info(
-        "%s: bases without a value %s, as it stores values above 0 alone, on %.2g of the bases (--uncovered %s for the "
-        "other way)",
-        path,
-        says,
-        share,
-        other,
-    )
-    return "zero" if zero else "missing"
+    rule, other = ("count as 0", "missing") if share < 0.5 else ("do not count", "zero")
+    text = "%s: bases without a value %s, as it stores only values above 0, on %.2g of the bases (else: --uncovered %s)"
+    log.info(text, path, rule, share, other)
+    return "zero" if share < 0.5 else "missing"
 
 
 def _neighbours(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Windows of one contig, sorted by start, in groups that are read at once."""
+    """Windows of one contig, sorted by start, in groups to read at once."""
     starts, ends = rows["start"].to_numpy(), rows["end"].to_numpy()
     first = 0
     for at in range(1, len(rows) + 1):
@@ -126,14 +116,14 @@ def _neighbours(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def _means(signal: Any, name: str, rows: pd.DataFrame, zero: bool) -> pd.DataFrame:
-    """For each window its mean (NaN where no base counts), whether anything is stored there, be it NaN, and whether a
-    value is."""
+    """For each window its mean (NaN if no base counts), whether anything is stored there, even NaN, and whether a value
+    is."""
     starts, ends = rows["start"].tolist(), rows["end"].tolist()
     low, high = min(starts), max(ends)
     values = signal.values(name, low, high, numpy=True).astype(np.float64)
     covered = ~np.isnan(values)
     share = signal.stats(name, low, high, type="coverage", exact=True)[0] or 0.0
-    if round(share * (high - low)) != np.count_nonzero(covered):  # NaN is stored, which `values` does not tell
+    if round(share * (high - low)) != np.count_nonzero(covered):  # NaN is stored, which `values` does not show
         for start, end, _ in signal.intervals(name, low, high):
             covered[max(0, start - low) : end - low] = True
     values[np.isinf(values)] = np.nan  # the logarithm of 0

@@ -47,10 +47,10 @@ def twobit_blocks(path: Path) -> Iterator[bytes]:
             room = end  # records that share bytes could make a small file endless
             for name, offset in index:
                 yield b">" + name + b"\n"
-                for dna in _sequence(file, offset, order, end):
+                for bases in _sequence(file, offset, order, end):
                     if file.tell() - offset > room:
                         raise ValueError("records that overlap")
-                    yield dna
+                    yield bases
                 room -= file.tell() - offset
                 if room < 0:
                     raise ValueError("records that overlap")
@@ -73,12 +73,12 @@ def _sequence(file: BinaryIO, offset: int, order: str, end: int) -> Iterator[byt
         packed = np.frombuffer(file.read(-(-length // 4)), np.uint8)
         if len(packed) < -(-length // 4):
             raise ValueError("cut short")
-        dna = _FOUR[packed].reshape(-1)[:length].copy()
+        bases = _FOUR[packed].reshape(-1)[:length].copy()
         for start, end in _within(n_starts, n_ends, first, length):
-            dna[start:end] = ord("N")
+            bases[start:end] = ord("N")
         for start, end in _within(mask_starts, mask_ends, first, length):
-            dna[start:end] |= 0x20
-        yield dna.tobytes()
+            bases[start:end] |= 0x20
+        yield bases.tobytes()
 
 
 def _blocks(file: BinaryIO, order: str, size: int, end: int) -> tuple[np.ndarray, np.ndarray]:

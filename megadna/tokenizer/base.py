@@ -44,7 +44,7 @@ class Tokenizer(ABC):
         """Text of every id, in id order."""
 
     @abstractmethod
-    def encode(self, dna: Dna) -> NDArray[np.unsignedinteger]:
+    def encode(self, bases: Dna) -> NDArray[np.unsignedinteger]:
         """Ids [m] of DNA [n], no special tokens; any byte is allowed."""
 
     @abstractmethod
@@ -93,9 +93,9 @@ class NucleotideTokenizer(Tokenizer):
         """Text of every id, in id order."""
         return list(TOKENS)
 
-    def encode(self, dna: Dna) -> NDArray[np.uint8]:
+    def encode(self, bases: Dna) -> NDArray[np.uint8]:
         """Ids [n] of DNA [n]: one look-up in a table of 256."""
-        return self._table.take(dna)
+        return self._table.take(bases)
 
     def decode(self, ids: NDArray) -> str:
         """Bases joined; special tokens appear as their text."""

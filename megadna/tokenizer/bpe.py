@@ -58,9 +58,9 @@ class BpeTokenizer(Tokenizer):
         """Special tokens, N and pieces."""
         return self._processor.vocab_size()
 
-    def encode(self, dna: Dna) -> NDArray[np.uint32]:
+    def encode(self, bases: Dna) -> NDArray[np.uint32]:
         """Ids [m] of DNA [n]; the merges run in the sentencepiece library."""
-        return np.array(self._processor.encode(_UPPER_N.take(dna).tobytes().decode()), dtype=np.uint32)
+        return np.array(self._processor.encode(_UPPER_N.take(bases).tobytes().decode()), dtype=np.uint32)
 
     def decode(self, ids: NDArray) -> str:
         """Pieces joined; special tokens appear as their text."""
@@ -84,7 +84,7 @@ def train_bpe(
     sequences: Iterable[Dna], output: Path, *, vocab_size: int, max_piece_length: int, info: dict[str, Any]
 ) -> None:
     """Train a model on `sequences` and write its folder. UserError where they are too few for `vocab_size`."""
-    kept = [_UPPER_N.take(dna).tobytes().decode() for dna in sequences]
+    kept = [_UPPER_N.take(bases).tobytes().decode() for bases in sequences]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

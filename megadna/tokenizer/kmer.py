@@ -56,9 +56,9 @@ class KmerTokenizer(Tokenizer):
         """Special tokens and 4^k words."""
         return self.first + 4**self.bases_per_token
 
-    def encode(self, dna: Dna) -> NDArray[np.unsignedinteger]:
+    def encode(self, bases: Dna) -> NDArray[np.unsignedinteger]:
         """Ids [m] of DNA [n]: m = n - k + 1 if overlapping, n // k if not."""
-        codes = self._codes.take(dna)
+        codes = self._codes.take(bases)
         known = codes < OTHER
         starts = [self._strided(codes, base) for base in range(self.bases_per_token)]
         ids = starts[0].astype(self._dtype)
@@ -79,10 +79,10 @@ class KmerTokenizer(Tokenizer):
     def decode(self, ids: NDArray) -> str:
         """The sequence under the k-mers; a base that no k-mer shows is N. `ids` hold no [CLS] and [SEP]."""
         ids = np.asarray(ids, dtype=np.int64)
-        dna = np.full(self.num_bases(len(ids)), ord("N"), dtype=np.uint8)
+        bases = np.full(self.num_bases(len(ids)), ord("N"), dtype=np.uint8)
         known = np.flatnonzero(ids >= self.first)
         words = ids[known] - self.first
         for base in range(self.bases_per_token):
             codes = words >> 2 * (self.bases_per_token - 1 - base) & 3
-            dna[known * self.stride + base] = self._bases[codes]
-        return dna.tobytes().decode()
+            bases[known * self.stride + base] = self._bases[codes]
+        return bases.tobytes().decode()

@@ -48,9 +48,9 @@ def test_windows_cover_a_chunk_as_often_as_it_holds_the_context(pool: ChunkPool)
     samples = samples_of(pool, "nucleotide", length=128, samples=10**6)  # 126 bases; chunks of 512 hold four of them
     assert len(samples) == sum(max(1, length // 126) for length in pool.lengths.tolist())
     assert samples.chunks[[0, 3, 4]].tolist() == [0, 0, 1]
-    assert samples[5].dna.tobytes() == pool[1][126:252].tobytes()
+    assert samples[5].bases.tobytes() == pool[1][126:252].tobytes()
     whole = samples_of(pool, "nucleotide", length=512, samples=10**6)
-    assert len(whole) == len(pool) and whole[3].dna.tobytes() == pool[3][:510].tobytes()
+    assert len(whole) == len(pool) and whole[3].bases.tobytes() == pool[3][:510].tobytes()
 
 
 def test_chunks_are_spread_evenly(pool: ChunkPool) -> None:
@@ -64,13 +64,13 @@ def test_all_chosen_bases_are_hidden_and_none_is_n(pool: ChunkPool) -> None:
     tokenizer, everything = samples.tokenizer, all_of(samples)
     batch, hidden = samples.batch(everything, np.arange(20))
     for row, sample in enumerate(everything):
-        codes = base_codes(sample.dna)
+        codes = base_codes(sample.bases)
         asked = (batch.labels_BS[row] >= 0).numpy()[1 : 1 + len(codes)]
         assert np.array_equal(asked, sample.hidden) and not (codes[sample.hidden] == OTHER).any()
         assert sample.hidden.sum() == round(0.15 * int((codes != OTHER).sum()))
         tokens = batch.tokens_BS[row, 1 : 1 + len(codes)]
         assert (tokens[asked] == tokenizer.mask_id).all()
-        assert torch.equal(tokens[~asked], torch.from_numpy(tokenizer.encode(sample.dna).astype(int))[~asked])
+        assert torch.equal(tokens[~asked], torch.from_numpy(tokenizer.encode(sample.bases).astype(int))[~asked])
         mine = hidden.row_H == row
         assert np.array_equal(hidden.position_H[mine], np.flatnonzero(sample.hidden))
         assert np.array_equal(hidden.base_H[mine], codes[sample.hidden])
@@ -85,11 +85,11 @@ def test_hidden_bases_of_k_mers_stand_in_no_visible_token(pool: ChunkPool, kind:
         assert np.array_equal(masked, sample.masked.chosen)
         shares.append(masked.mean())
         starts = np.arange(len(masked)) * samples.tokenizer.stride
-        shown = np.zeros(len(sample.dna), dtype=bool)
+        shown = np.zeros(len(sample.bases), dtype=bool)
         for place in range(6):
             shown[starts[~masked] + place] = True
         shown[starts[-1] + 6 :] = True
-        known = base_codes(sample.dna) != OTHER
+        known = base_codes(sample.bases) != OTHER
         assert np.array_equal(sample.hidden, ~shown & known) and sample.hidden.any()
     assert abs(np.mean(shares) - 0.15) < 0.02
 
@@ -118,9 +118,9 @@ def named(samples: EvaluationSamples) -> dict[int, bytes]:
     for index, (_, chunk, start, stop) in enumerate(samples._windows.tolist()):
         sample = samples[index]
         assert len(sample.masked.tokens) <= samples.sequence_length - 2
-        assert np.array_equal(sample.dna, samples.dataset[chunk][start:stop])
+        assert np.array_equal(sample.bases, samples.dataset[chunk][start:stop])
         starts, stops = samples.tokenizer.spans(sample.masked.targets)
-        under = np.zeros(len(sample.dna), dtype=bool)
+        under = np.zeros(len(sample.bases), dtype=bool)
         for token in np.flatnonzero(sample.masked.chosen):
             assert sample.hidden[starts[token] : stops[token]].any()
             under[starts[token] : stops[token]] = True
@@ -165,7 +165,7 @@ def test_the_other_strand_hides_the_same_bases(pool: ChunkPool) -> None:
         samples = samples_of(pool, kind)
         sample = samples[0]
         other = sample.other_strand(samples.tokenizer)
-        assert np.array_equal(other.dna, reverse_complement(sample.dna))
+        assert np.array_equal(other.bases, reverse_complement(sample.bases))
         assert np.array_equal(other.hidden[::-1], sample.hidden)
         assert np.array_equal(other.masked.chosen[::-1], sample.masked.chosen)
         back = other.other_strand(samples.tokenizer)

@@ -375,7 +375,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
             "a.fa",
             "x.npy",
             ["--circular", "chrs0"],
-            "--circular names chrs0, which is no record of it; did you mean s0?",
+            "--circular chrs0: no such record; did you mean s0?",
         ),
         (model, "twice.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "two records are called s0"),
         (model, "a.fa", "x.npy", ["--max_tokens", "2"], "2 tokens leaves no room for a base"),

@@ -45,9 +45,9 @@ def read(path: Path) -> dict[tuple[str, str, str, str], list[list[tuple[int, int
     for transcript, start, end in exons.itertuples(index=False):
         of_transcript.setdefault(transcript, []).append((start, end))
     for row in transcripts.itertuples():
-        places = of_transcript[row.Index]
-        assert (row.start, row.end) == (places[0][0], max(end for _, end in places))
-        found.setdefault((row.gene, row.biotype, row.contig, row.strand), []).append(places)
+        spans = of_transcript[row.Index]
+        assert (row.start, row.end) == (spans[0][0], max(end for _, end in spans))
+        found.setdefault((row.gene, row.biotype, row.contig, row.strand), []).append(spans)
     return {key: sorted(value) for key, value in found.items()}
 
 
@@ -79,7 +79,7 @@ def odd_annotation(rng: random.Random, gff3: bool) -> tuple[str, dict]:
         gene, contig, strand = f"g{number}{suffix}", rng.choice(["NA", "chr 1", "a|b", "c%3A"]), rng.choice("+-")
         contig_there = coded(contig, " |") if gff3 else contig
         biotype = rng.choice(["protein_coding", "NA", "lnc;RNA" if not gff3 else "lnc,RNA"])
-        names = [f"t{number}.{place}{suffix}" for place in range(rng.randrange(1, 3))]
+        names = [f"t{number}.{nth}{suffix}" for nth in range(rng.randrange(1, 3))]
         at = [100 * number + 10, 100 * number + 30, 100 * number + 60, 100 * number + 90]
         exons = [(at[0], at[1]), (at[2], at[3])]
         put = {"contig": contig_there, "strand": strand}
@@ -136,9 +136,9 @@ def by_hand(path: Path) -> set[tuple[str, str, int, int]]:
                 key = (unquote(columns[0]), columns[6], unquote(parent))
                 exons.setdefault(key, []).append((int(columns[3]) - 1, int(columns[4])))
     found = set()
-    for (contig, strand, _), places in exons.items():
-        places.sort()
-        found |= {(contig, strand, a[1], b[0]) for a, b in pairwise(places) if b[0] > a[1]}
+    for (contig, strand, _), spans in exons.items():
+        spans.sort()
+        found |= {(contig, strand, a[1], b[0]) for a, b in pairwise(spans) if b[0] > a[1]}
     return found
 
 
@@ -176,7 +176,11 @@ FILES = {
             ("gene-b0001", "protein_coding", "c", "+"): [[(9, 99)]],
             ("gene-b0002", "tRNA", "c", "-"): [[(199, 299)]],
         },
-        ["1 transcripts left out: across the origin of a ring", "1 of 4 genes have no exon", "have no exon feature"],
+        [
+            "1 transcripts left out: across the origin of a circular contig",
+            "1 of 4 genes have no exon",
+            "have no exon feature",
+        ],
     ),
     "the CDS belongs to the gene, the exons to its transcript": (
         line("gene", 1, 90, "ID=g")
@@ -289,19 +293,22 @@ def test_start_sites_of_a_bacterium(tmp_path: Path) -> None:
 
 
 MISTAKES = {
-    "no tabs": ("c x exon 1 9 . + . Parent=a\n", "line 1: not 9 columns of GFF"),
-    "no number": (line("exon", 1, 9, "Parent=a") + line("exon", "1e3", 2000, "Parent=a"), "line 2: not 9 columns"),  # type: ignore[arg-type]
-    "0-based": ("\n" + line("exon", 0, 9, "Parent=a"), "line 2: not 9 columns of GFF with tabs between, 1 <= start"),
-    "backwards": (line("exon", 9, 8, "Parent=a"), "line 1: not 9 columns"),
-    "no contig": (line("exon", 1, 9, "Parent=a", contig=""), "line 1: not 9 columns"),
-    "a tab too many": (line("exon", 1, 9, 'gene_id "g";\ttranscript_id "t"'), "line 1: not 9 columns"),
+    "no tabs": ("c x exon 1 9 . + . Parent=a\n", "line 1: not 9 tab-separated columns"),
+    "no number": (
+        line("exon", 1, 9, "Parent=a") + line("exon", "1e3", 2000, "Parent=a"),
+        "line 2: not 9 tab-separated columns",
+    ),  # type: ignore[arg-type]
+    "0-based": ("\n" + line("exon", 0, 9, "Parent=a"), "line 2: not 9 tab-separated columns with 1 <= start"),
+    "backwards": (line("exon", 9, 8, "Parent=a"), "line 1: not 9 tab-separated columns"),
+    "no contig": (line("exon", 1, 9, "Parent=a", contig=""), "line 1: not 9 tab-separated columns"),
+    "a tab too many": (line("exon", 1, 9, 'gene_id "g";\ttranscript_id "t"'), "line 1: not 9 tab-separated columns"),
     "> before a contig": (
         line("exon", 1, 9, "Parent=a") * 3 + line("exon", 1, 9, "Parent=a", contig=">c"),
         "line 4: a",
     ),
-    "FASTA alone": (">c\nACGT\n", "empty: holds no feature"),
+    "FASTA alone": (">c\nACGT\n", "empty: no feature in it"),
     "no exon": (line("gene", 1, 9, "ID=a"), "no exon or CDS feature that names its transcript"),
-    "no strand": (line("exon", 1, 9, "Parent=a", strand="."), "no transcript has one strand"),
+    "no strand": (line("exon", 1, 9, "Parent=a", strand="."), "no usable transcript with a strand"),
 }
 
 

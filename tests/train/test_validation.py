@@ -229,7 +229,7 @@ def test_anyones_nucleotide_model_is_scored(dataset: Path, tmp_path: Path) -> No
     bits = []
     for index in range(3):
         sample = samples[index]
-        truth = sample.dna.tobytes().decode().upper()
+        truth = sample.bases.tobytes().decode().upper()
         text = "".join("<mask>" if hidden else letter for letter, hidden in zip(truth, sample.hidden, strict=True))
         logits = model(**fast(text, return_tensors="pt")).logits[0, 1:-1].double()
         for place in np.flatnonzero(sample.hidden).tolist():
