@@ -16,6 +16,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from megadna.genome.bed import merged
+
 UInt64 = NDArray[np.uint64]
 Int64 = NDArray[np.int64]
 _ROUNDS = 8
@@ -101,10 +103,4 @@ def skip_more(skipped: Sequence[tuple[int, int]], positions: Sequence[tuple[int,
     for first, end in positions:
         ends = skip_ranges(np.array([first, end - 1], dtype=np.int64), skipped)
         ranges.append((int(ends[0]), int(ends[1]) + 1))
-    merged: list[tuple[int, int]] = []
-    for first, end in sorted(ranges):
-        if merged and first <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((first, end))
-    return merged
+    return merged(ranges)

@@ -157,17 +157,18 @@ def read_regions(path: Path) -> Regions:
         elif end > furthest[contig][0]:
             furthest[contig] = (end, line)
         found[contig].append((start, end))
-    return Regions(path, {contig: _merged(intervals) for contig, intervals in found.items()}, first_lines, furthest)
+    return Regions(path, {contig: merged(intervals) for contig, intervals in found.items()}, first_lines, furthest)
 
 
-def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
+def merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted intervals, those that overlap or touch joined."""
+    joined: list[tuple[int, int]] = []
     for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
         else:
-            merged.append((start, end))
-    return merged
+            joined.append((start, end))
+    return joined
 
 
 @dataclass(frozen=True)
