@@ -57,7 +57,7 @@ def test_resume_goes_on_from_finished_sources(tmp_path, monkeypatch, workers):
     monkeypatch.setattr(
         megadna.genome.pieces, "stream_blocks", lambda source: opened.append(source.path) or real(source)
     )
-    with pytest.raises(UserError, match="begun with other options"):
+    with pytest.raises(UserError, match="built with other options"):
         build(tmp_path, *files, resume=True, seed=9)
     assert (tmp_path / ".out.partial" / "new" / "parts" / "000000.names").stat().st_mtime_ns == stamp
     resumed = build(tmp_path, *files, resume=True, workers=1)
