@@ -1,20 +1,20 @@
-"""What ends a command: a user's mistake (one line, exit status 2) or a run that cannot go on; exit statuses."""
+"""Errors that end a command (a user's mistake: one line, exit status 2; a run that cannot continue), exit statuses."""
 
 import re
 from typing import Any
 
 EXIT_DIVERGED = 70
-"""Exit status of a run that went back to its checkpoint as often as it may and still met bad updates."""
+"""Exit status of a run that still met bad updates after the last roll-back allowed."""
 EXIT_RANK_LOST = 71
-"""Exit status of the ranks that were left when one died or hung; --resume goes on from the last checkpoint."""
+"""Exit status of the remaining ranks when one died or hung; --resume continues from the last checkpoint."""
 EXIT_SAVE_FAILED = 74
-"""Exit status of a run whose last checkpoint, or as many in a row as checkpoint.max_failed says, could not be saved."""
+"""Exit status of a run whose last checkpoint, or checkpoint.max_failed in a row, could not be saved."""
 EXIT_REQUEUE = 75
-"""Exit status of a run that stopped early with everything saved: start the same command again with --resume."""
+"""Exit status of a run that stopped early with everything saved: rerun the same command with --resume."""
 
 
 class RunEnded(RuntimeError):
-    """Training cannot go on; the message says why and what to do, in one line."""
+    """Training cannot continue; the message says why and what to do, in one line."""
 
     status = 1
     """Exit status of the command."""
@@ -49,7 +49,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_share(key: str, value: float) -> None:
-    """UserError where `value` is not a share of 1."""
+    """UserError where `value` is not in [0, 1]."""
     require(0.0 <= value <= 1.0, f"{key} must lie in [0, 1], got {value}")
 
 
@@ -57,10 +57,10 @@ _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 
 def require_one_line(where: str, name: str) -> None:
-    """UserError where the name holds a tab, a line end, another control character, or bytes that are no UTF-8."""
+    """UserError where the name contains a tab, a line end, another control character, or bytes that are not UTF-8."""
     found = _NOT_IN_A_LINE.search(name)
     if found:
-        raise UserError(f"{where}: the name {name!r} holds {found[0]!r}, which no line of a table can; rename it")
+        raise UserError(f"{where}: the name {name!r} holds {found[0]!r}, which a line of a table cannot; rename it")
 
 
 def require_positive(section: str, config: Any, *keys: str) -> None:

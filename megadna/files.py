@@ -1,9 +1,9 @@
-"""The one home of every writer: outputs are whole or absent under their names, and nothing of others is lost.
+"""Writing files and folders: an output is complete or absent under its name, and nothing of others is lost.
 
-A file is written as .NAME.megadna-partial beside its name, a folder as .NAME.partial/new; both reach the disk and are
-renamed last. The process that writes holds a lock of the kernel's (flock), which ends with it however it ends, and only
-the holder cleans up. A folder that is replaced waits as .NAME.partial/old until the new one has its name; the next
-command puts it back where a kill came in between. Replaced or deleted is only what megadna wrote
+A file is written as .NAME.megadna-partial next to its name, a folder as .NAME.partial/new; both are flushed to disk and
+renamed last. The process that writes holds a kernel lock (flock), which the kernel releases however the process ends,
+and only the holder cleans up. A folder that is replaced is kept as .NAME.partial/old until the new one has its name;
+after a kill in between the next command puts it back. Only what megadna wrote is replaced or deleted
 (megadna/ownership.py).
 """
 
@@ -36,14 +36,14 @@ from megadna.ownership import (
 log = logging.getLogger(__name__)
 
 LOCK = ".megadna.lock"
-"""File in a work folder; whoever has locked it owns the folder."""
+"""File in a work folder; the process that has locked it owns the folder."""
 NEW = "new"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 @contextmanager
 def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A temporary file that takes the name `path`, on disk, when the block ends well, and vanishes otherwise.
+    """A temporary file that is renamed to `path` when the block succeeds, and deleted otherwise.
 
     Another process that writes the same file waits. Without `replace`, UserError where `path` exists.
     """
@@ -69,43 +69,43 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that is there as a whole or as it was before."""
+    """Write a text file atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is there as a whole or as it was before."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def mark(folder: Path, kind: str, **facts: Any) -> None:
-    """State in `folder` what it is: the proof that megadna may delete it, and may go on in it."""
+    """State in `folder` what it is: the proof that megadna may delete it, and may continue in it."""
     content = {"program": "megadna", "kind": kind, **facts}
     if read_mark(folder) != content:
         write_json(folder / MARKER, content)
 
 
 class Claim:
-    """An output that this process alone writes, and the work folder beside it."""
+    """An output that only this process writes, and the work folder next to it."""
 
     def __init__(self, output: Path, folder: Path) -> None:
         self.output, self.folder, self.new, self._old = output, folder, folder / NEW, folder / "old"
         self.is_kept = False
-        """Whether the work folder stays when the block ends, for a later command to go on with."""
+        """Whether the work folder is kept when the block ends, for a later command to continue with."""
         self._recover()
         self._before = _identity(output)
 
     def fresh(self) -> Path:
-        """The folder to write into, empty; leftovers are gone."""
+        """The folder to write into, empty; leftovers are deleted."""
         self._clear()
         self.new.mkdir()
         return self.new
 
     def publish(self, kind: Kind | None = None) -> None:
-        """Bring `new` to disk and give it the output's name; with `kind`, the output that was there before goes.
+        """Flush `new` to disk and rename it to the output; with `kind`, the output that was there before is deleted.
 
-        UserError where the output has changed meanwhile; then what was written stays under another name.
+        UserError where the output has changed meanwhile; then what was written is kept under another name.
         """
         sync_tree(self.new)
         if _identity(self.output) != self._before:
@@ -120,14 +120,14 @@ class Claim:
         try:
             self.new.rename(self.output)
         except OSError:
-            self.is_kept = True  # nothing is deleted until it is clear which is which
+            self.is_kept = True  # nothing is deleted while it is unclear which is which
             if self._old.exists():
                 self._recover()
             _set_aside(self.new, self.output)
         _sync(self.output.parent)
 
     def _recover(self) -> None:
-        """Put back a former output that a kill left set aside; delete one whose successor has its name."""
+        """Put back a former output that a kill left set aside; delete one that was already replaced."""
         if not os.path.lexists(self._old):
             return
         if not os.path.lexists(self.new):
@@ -143,7 +143,7 @@ class Claim:
         log.warning("%s: put back; a command that replaced it was stopped half-way", self.output)
 
     def _clear(self) -> None:
-        """Delete all but the lock. `new` loses its name first: a kill must not leave half of it to be taken up."""
+        """Delete all but the lock. `new` loses its name first: a kill must not leave half of it to be reused."""
         doomed = self.folder / "doomed"
         if doomed.exists():
             shutil.rmtree(doomed)
@@ -162,10 +162,10 @@ class Claim:
 
 @contextmanager
 def claimed(output: Path, folder: Path | None = None) -> Iterator[Claim]:
-    """Hold `output` and its work folder (.NAME.partial beside it) while the block lasts; then the folder goes.
+    """Lock `output` and its work folder (.NAME.partial next to it) during the block; then the folder is deleted.
 
-    UserError where another process holds it, or where something else than a work folder has its name. A former output
-    that a kill left set aside is put back.
+    UserError where another process has the lock, or where something other than a work folder has its name. A former
+    output that a kill left set aside is put back.
     """
     output = resolved(output)
     folder = work_folder(output).parent if folder is None else resolved(folder)
@@ -188,27 +188,28 @@ def claimed(output: Path, folder: Path | None = None) -> Iterator[Claim]:
 
 
 def work_folder(output: Path) -> Path:
-    """The folder that takes the name `output` when it is whole; other ranks write there too."""
+    """The folder that is renamed to `output` when it is complete; other ranks write there too."""
     output = resolved(output)
     return output.with_name(f".{output.name}.partial") / NEW
 
 
 @contextmanager
 def atomic_folder(output: Path, kind: Kind | None = None, remedy: str = "") -> Iterator[Path]:
-    """An empty folder that takes the name `output`, on disk, when the block ends well, and vanishes otherwise.
+    """An empty folder that is renamed to `output` when the block succeeds, and deleted otherwise.
 
-    UserError where `output` is occupied, unless it is of `kind` (--overwrite): that stays until the new one is whole.
+    UserError where `output` is occupied, unless it is of `kind` (--overwrite): that is kept until the new one is
+    complete.
     """
     check_folder(output, kind, remedy)
     with claimed(output) as claim:
-        check_folder(claim.output, kind, remedy)  # a former output may be back
+        check_folder(claim.output, kind, remedy)  # a former output may have been put back
         yield claim.fresh()
         claim.publish(kind)
 
 
 def publish_files(folder: Path, target: Path) -> list[Path]:
-    """Give the finished files of `folder` their names in the folder `target`, replacing none; what a kill has
-    interrupted goes on when called again. UserError where a name is taken; the file stays under another."""
+    """Move the finished files of `folder` to the folder `target`, replacing none; after a kill, call it again to
+    complete it. UserError where a name is taken; the file is kept under another."""
     sync_tree(folder)
     files = sorted(folder.iterdir())
     for file in files:
@@ -218,7 +219,7 @@ def publish_files(folder: Path, target: Path) -> list[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring every file of `folder` and its names to disk."""
+    """Flush every file of `folder` and its names to disk."""
     for parent, _, files in os.walk(folder):
         for name in [*(name for name in files if not Path(parent, name).is_symlink()), ""]:
             _sync(Path(parent, name))
@@ -233,7 +234,7 @@ def _sync(path: Path) -> None:
 
 
 def _identity(output: Path) -> tuple[int, int] | None:
-    """What tells one output from another under the same name; None where it is free: absent or an empty folder."""
+    """What distinguishes outputs of the same name; None where it is free: absent or an empty folder."""
     try:
         status = output.stat()
     except FileNotFoundError:
@@ -243,7 +244,7 @@ def _identity(output: Path) -> tuple[int, int] | None:
 
 
 def _move_new(source: Path, target: Path) -> None:
-    """Rename the file `source`, unless `target` exists: by a hard link, which is one step, where there are any."""
+    """Rename the file `source`, unless `target` exists: by a hard link, which is atomic, where there are any."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -258,7 +259,7 @@ def _move_new(source: Path, target: Path) -> None:
 
 
 def _set_aside(source: Path, target: Path) -> None:
-    """Keep what was written under another name, and say so: UserError, always."""
+    """Keep what was written under another name; always raises UserError, which names it."""
     spare = next(path for number in count(2) if not os.path.lexists(path := Path(f"{target}.{number}")))
     source.rename(spare)
     raise UserError(
@@ -268,11 +269,11 @@ def _set_aside(source: Path, target: Path) -> None:
 
 
 def _enter(folder: Path, output: Path) -> int | None:
-    """Make and lock a work folder; None where it vanished meanwhile."""
+    """Make and lock a work folder; None where another process removed it meanwhile."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = {entry.name for entry in folder.iterdir()}
-        foreign = f"{folder}: is in the way of {output} and megadna did not make it; move it away"
+        foreign = f"{folder}: blocks {output} and megadna did not make it; move it away"
         require(not names or LOCK in names, foreign)
         return _locked(folder / LOCK, output)
     except OSError as error:
@@ -283,7 +284,7 @@ def _enter(folder: Path, output: Path) -> int | None:
 
 
 def _first(attempt: Callable[[], int | None], output: Path) -> int:
-    """What `attempt` gives once it gives something: others may remove a lock's file as it is opened."""
+    """The first result of `attempt` that is not None: another process may remove a lock's file as it is opened."""
     for _ in range(1000):
         found = attempt()
         if found is not None:
@@ -293,12 +294,12 @@ def _first(attempt: Callable[[], int | None], output: Path) -> int:
 
 def _release(descriptor: int) -> None:
     with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for what this process has forked
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also in the processes that this one has forked
     os.close(descriptor)
 
 
 def _locked(path: Path, output: Path, *, wait: bool = False) -> int | None:
-    """Descriptor of the locked file `path`, made where it is absent; None where it was removed meanwhile."""
+    """Descriptor of the locked file `path`, created if absent; None where it was removed meanwhile."""
     is_new = not path.exists()
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -335,11 +336,11 @@ def _lock(descriptor: int, path: Path, output: Path, *, wait: bool, is_new: bool
                 f"{path.parent}: whether {holder or 'another process'} still writes there cannot be told on this file "
                 f"system ({error.strerror}); if none does, remove that folder"
             ) from error
-        log.warning("%s: cannot be locked (%s); see to it that no other process writes it", output, error.strerror)
+        log.warning("%s: cannot be locked (%s); make sure that no other process writes it", output, error.strerror)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` is still the open file."""
+    """Whether `path` is still the file that was opened."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
     return False
@@ -347,11 +348,11 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def _one_line(output: Path) -> Iterator[None]:
-    """A full disk as a UserError."""
+    """Turn a full disk into a UserError."""
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         where = error.filename or output
-        raise UserError(f"{where}: {error.strerror}; free some space, or choose another --output") from error
+        raise UserError(f"{where}: {error.strerror}; free disk space or choose another --output") from error

@@ -1,4 +1,4 @@
-"""One voice: module loggers that speak on rank 0 only, through rich on a terminal and as plain lines elsewhere."""
+"""Module loggers that write on rank 0 only, through rich on a terminal and as plain lines elsewhere."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 class StandardError(logging.Handler):
-    """Lines to standard error as it is when they are written: a caller (a notebook, a test) may have replaced it."""
+    """Lines to sys.stderr as it is at that moment: a caller (a notebook, a test) may have replaced it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
@@ -62,13 +62,13 @@ def setup_logging(level: int = logging.INFO) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     handler.setLevel(level)
     root.addHandler(handler)
-    root.setLevel(logging.DEBUG if rank_from_environment() == 0 else logging.ERROR)  # a log_file takes all
+    root.setLevel(logging.DEBUG if rank_from_environment() == 0 else logging.ERROR)  # a log_file records everything
     root.propagate = False
 
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """On rank 0, also append what is logged to `path`: plain, dated lines, debug lines and a fatal error among them."""
+    """On rank 0, also append what is logged to `path`: plain, dated lines, debug lines and a fatal error included."""
     root = logging.getLogger("megadna")
     is_main = rank_from_environment() == 0
     try:

@@ -1,4 +1,4 @@
-"""What a command may replace or delete: what megadna wrote, as its content proves, and nothing of others."""
+"""What a command may replace or delete: only what megadna wrote, as its content proves."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 from megadna.errors import UserError, require
 
 MARKER = ".megadna"
-"""File in a folder that megadna fills bit by bit (a run, a benchmark): JSON that says what the folder is."""
+"""File in a folder that megadna fills gradually (a run, a benchmark): JSON that states what the folder is."""
 _PARTIAL = r"(.*/)?\.[^/]+\.megadna-partial"
 
 
@@ -22,14 +22,14 @@ class Kind:
     """A kind of folder that megadna writes."""
 
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     files: Callable[[Path], str | None]
-    """Of a folder: a regular expression of the relative paths that such a folder may contain; None where its content
-    does not prove that megadna wrote it."""
+    """For a folder: a regular expression of the relative paths that it may contain; None where its content does not
+    prove that megadna wrote it."""
 
 
 def is_unused(folder: Path, *known: str) -> bool:
-    """Whether `folder` is absent or contains nothing but the entries `known` and what a kill left of a file."""
+    """Whether `folder` is absent or contains only the entries `known` and what a kill left of a file."""
     leftover = re.compile(_PARTIAL)
     return not folder.exists() or (
         folder.is_dir() and all(entry.name in known or leftover.fullmatch(entry.name) for entry in folder.iterdir())
@@ -45,7 +45,7 @@ def refuse_occupied(output: Path, remedy: str = "", *, is_file: bool = False) ->
 
 
 def refuse_foreign(file: Path, what: str, *keys: str) -> None:
-    """UserError where `file` exists and is no JSON object with `keys`: only an earlier one of megadna is replaced."""
+    """UserError where `file` exists and is not a JSON object with `keys`: only a file of megadna is replaced."""
     if not file.exists():
         return
     content: Any = None
@@ -56,7 +56,7 @@ def refuse_foreign(file: Path, what: str, *keys: str) -> None:
 
 
 def refuse_replacing(output: Path, inputs: Iterable[Path | str | None]) -> None:
-    """UserError where replacing `output` would delete one of `inputs`: it is the output, or lies in it."""
+    """UserError where replacing `output` would delete one of `inputs`: it is the output, or in it."""
     target = resolved(output)
     for path in (Path(given) for given in inputs if given):
         if target in (source := resolved(path), *source.parents):
@@ -96,7 +96,7 @@ def check_folder(output: Path, kind: Kind | None, remedy: str = "") -> None:
 
 
 def _entries(folder: Path) -> Iterator[str]:
-    """Relative paths of all that is no folder, links among them."""
+    """Relative paths of everything but folders; links are included."""
 
     def fail(error: OSError) -> None:  # a folder that cannot be read may contain anything
         raise error
@@ -113,7 +113,7 @@ def clear_folder(folder: Path, keep: Iterable[str] = ()) -> None:
 
 
 def read_mark(folder: Path) -> dict[str, Any]:
-    """What `mark` has stated; empty where it has not."""
+    """The JSON written by `mark`; empty where there is none."""
     with suppress(OSError, ValueError):
         content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.get("program") == "megadna":
@@ -122,7 +122,7 @@ def read_mark(folder: Path) -> dict[str, Any]:
 
 
 def resolved(path: Path) -> Path:
-    """The absolute path without links: what is written replaces what a link leads to, never the link."""
+    """The absolute path without links: a writer replaces what a link points to, never the link."""
     try:
         return Path(path).resolve()
     except (OSError, RuntimeError) as error:

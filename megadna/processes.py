@@ -1,6 +1,6 @@
 """Several ranks on this machine from one plain command: `megadna train --engine.num_processes 2`.
 
-Each rank is the same command again, told its rank by RANK, LOCAL_RANK, WORLD_SIZE and a rendezvous file. Here and
+Each rank is the same command again; RANK, LOCAL_RANK, WORLD_SIZE and a rendezvous file state its rank. Here and
 wherever else a process starts another one, that one ends with it (`die_with_parent`), even after a SIGKILL.
 """
 
@@ -28,14 +28,14 @@ WATCH_SECONDS = 1.0
 
 
 def launched_here() -> bool:
-    """True in a rank that run_ranks started: the process that did has checked everything and made the run folder."""
+    """Whether run_ranks started this rank; then the launcher has checked everything and made the run folder."""
     return STORE in os.environ
 
 
 def end_with_launcher() -> None:
-    """In a process that run_ranks or torchrun started: end when that one ends. Do nothing in any other process.
+    """End this process when the launcher ends, if run_ranks or torchrun started it.
 
-    A shell may end before what it started (nohup), and Slurm's daemon ends the tasks of srun itself.
+    A shell may end before its children (nohup), and Slurm's daemon ends the tasks of srun itself.
     """
     if LAUNCHER in os.environ:
         die_with_parent(int(os.environ[LAUNCHER]))
@@ -44,14 +44,14 @@ def end_with_launcher() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process by SIGKILL as soon as its parent, process number `parent`, has ended, and at once if it has.
+    """SIGKILL this process as soon as its parent, process number `parent`, has ended, or now if it has.
 
     A parent that is stopped (SIGSTOP) has not ended. On Linux the parent is the thread that started this process, so
     that must be one that lasts. Elsewhere a thread looks every WATCH_SECONDS whether this process has another parent.
     """
     if sys.platform != "linux" or ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it ended before the line above
+    if os.getppid() != parent:  # the parent ended before the line above
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -109,11 +109,11 @@ def _wait(ranks: list[subprocess.Popen]) -> int:
         failed = [process for process in ranks if process.poll() not in (None, 0)]
         if failed and failed_at is None:
             failed_at, status = time.monotonic(), failed[0].returncode
-            if status < 0:  # it could not say so itself
+            if status < 0:  # the rank could not report it itself
                 name = signal.Signals(-status).name
                 sys.stderr.write(
-                    f"megadna: error: rank {ranks.index(failed[0])} was ended by {name}, so the others stop too; "
-                    "say --resume to go on from the last checkpoint\n"
+                    f"megadna: error: rank {ranks.index(failed[0])} was killed by {name}; stopping the others; rerun "
+                    "with --resume to continue from the last checkpoint\n"
                 )
         if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
             _end(ranks)

@@ -1,7 +1,7 @@
-"""Long work speaks: share done, rate and time left, as a bar on a terminal and as a log line every 30 s elsewhere.
+"""Progress of long work: share done, rate and time left, as a bar on a terminal or a log line every 30 s elsewhere.
 
-Work within work (an evaluation within a fine-tuning run) is a second bar of the same display, or a second clause of the
-line. Ranks above 0 say nothing.
+Nested work (an evaluation within a fine-tuning run) is a second bar of the same display, or a second clause of the
+line. Ranks above 0 show nothing.
 """
 
 import threading
@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """A context manager around long work, told with `advance` how much of it is done.
+    """A context manager around long work; `advance` reports what is done.
 
     what: the work, as "embedding". total: its amount in `unit` (as "bases"); None where nobody knows. own_lines: the
     caller logs lines itself, and only the bar is wanted.
@@ -36,11 +36,11 @@ class Progress:
         self._started = time.monotonic()
 
     def advance(self, amount: float = 1) -> None:
-        """So much more is done."""
+        """Add finished work."""
         self._done += amount
 
     def skip(self, amount: float) -> None:
-        """So much more needs not be done, as an earlier command did it; it does not count for the rate."""
+        """Add work that an earlier command finished; it does not count for the rate."""
         self._skipped += amount
 
     def __enter__(self) -> "Progress":
@@ -53,7 +53,7 @@ class Progress:
         _display.remove(self)
 
     def share(self) -> float | None:
-        """Done part of the total; None where that is not known, or was guessed too low."""
+        """Finished share of the total; None where the total is unknown, or was guessed too low."""
         done = self._done + self._skipped
         return done / self.total if self.total and done <= self.total else None
 
@@ -85,10 +85,10 @@ def tracked(items: Iterable[Item], what: str, total: float | None = None, unit: 
 
 def _amount(value: float) -> str:
     """Three digits or more, with k, M or G."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= size:
-            scaled = value / (1e3 if letter == "k" else size)
-            return f"{scaled:.{1 if scaled < 100 else 0}f} {letter}"
+            scaled = value / (1e3 if prefix == "k" else size)
+            return f"{scaled:.{1 if scaled < 100 else 0}f} {prefix}"
     return f"{value:,.0f}"
 
 
@@ -100,7 +100,7 @@ def _time(seconds: float) -> str:
 
 
 class _Display:
-    """What is under way, and the one thread that shows it (rich allows one display at a time, and so do readers)."""
+    """Active work, and the one thread that shows it (rich allows one display at a time)."""
 
     def __init__(self) -> None:
         self._active: list[Progress] = []
@@ -126,7 +126,7 @@ class _Display:
                     self._stop.set()
                     thread = self._thread
         if thread is not None:
-            thread.join()  # the bar is gone before anything else is written
+            thread.join()  # the bar must be gone before anything else is written
 
     def _now(self) -> list[Progress]:
         with self._lock:

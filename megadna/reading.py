@@ -42,7 +42,7 @@ def parse_json(text: str | bytes, where: str, remedy: str = "", *, what: str = "
     except ValueError as error:  # also a number of thousands of digits, and bytes that are not UTF-8
         raise UserError(f"{where}: not {what} ({first_line(error)}){end}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{where}: not {what} (no object but {type(content).__name__}){end}")
+        raise UserError(f"{where}: not {what} (not an object but {type(content).__name__}){end}")
     return content
 
 
@@ -53,7 +53,7 @@ def read_json(path: Path, remedy: str = "", *, what: str = "JSON", limit: int = 
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in its first line; its type where it says nothing."""
+    """The first line of an error of another library; its type where it has no message."""
     lines = str(error).strip().splitlines()
     return " ".join(lines[0].split())[:300] if lines else type(error).__name__
 

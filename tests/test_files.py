@@ -317,9 +317,7 @@ def test_outputs_that_are_or_contain_inputs_or_the_current_folder_are_refused(
 def test_a_work_folder_of_others_is_in_the_way(tmp_path: Path) -> None:
     (tmp_path / ".a.partial").mkdir()
     (tmp_path / ".a.partial" / "notes").write_text("mine")
-    with pytest.raises(
-        UserError, match=r"\.a\.partial: is in the way of .*a and megadna did not make it; move it away"
-    ):
+    with pytest.raises(UserError, match=r"\.a\.partial: blocks .*a and megadna did not make it; move it away"):
         make(tmp_path / "a", "first")
     assert (tmp_path / ".a.partial" / "notes").read_text() == "mine"
     (tmp_path / ".b.partial").write_text("mine")
@@ -351,9 +349,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     def write() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        with pytest.raises(UserError, match="a: File too large; free some space, or choose another --output"):
+        with pytest.raises(UserError, match="a: File too large; free disk space or choose another --output"):
             make(tmp_path / "a", "text" * 1000)
-        with pytest.raises(UserError, match="b: File too large; free some space, or choose another --output"):
+        with pytest.raises(UserError, match="b: File too large; free disk space or choose another --output"):
             write_text(tmp_path / "b", "text" * 1000)
 
     process = FORK.Process(target=write)

@@ -60,7 +60,7 @@ def test_a_killed_rank_is_named(
     killer.start()
     assert launch.run_ranks(2, ["sleep", str(package)]) == 128 + signal.SIGKILL
     killer.join()
-    assert "rank 1 was ended by SIGKILL" in capfd.readouterr().err
+    assert "rank 1 was killed by SIGKILL" in capfd.readouterr().err
     assert not any(alive(int((package / f"pid-{rank}").read_text())) for rank in range(2))
 
 

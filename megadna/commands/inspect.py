@@ -1,4 +1,4 @@
-"""`megadna inspect`: what a folder that megadna wrote holds."""
+"""`megadna inspect`: the contents of a dataset, checkpoint or run folder."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -10,8 +10,7 @@ from rich.table import Table
 from megadna.arguments import add_options, load_config, new_parser, options_from, parse
 from megadna.commands.preprocess import sources_table
 from megadna.config import Config
-from megadna.data.contigs import check_rising
-from megadna.data.dataset import ChunkDataset
+from megadna.data.dataset import ChunkDataset, check_rising
 from megadna.data.inputs import SEQUENCE_FILE
 from megadna.data.leakage import measure_leakage
 from megadna.data.manifest import MANIFEST_NAME, SPLITS, Manifest, checksum, dump_manifest, leakage_line, load_manifest
@@ -25,12 +24,11 @@ class InspectOptions:
     """What to show."""
 
     tensors: bool = False
-    """Checkpoint: name every tensor."""
-
+    """Checkpoint: list every tensor."""
     verify: bool = False
     """Read every file and compare checksums."""
     locate: str = ""
-    """`split:i`: print where chunk i of a split lies, as `contig:first-last` counted from 1 (samtools faidx)."""
+    """`split:i`: print the position of chunk i of a split as `contig:first-last`, counted from 1 (samtools faidx)."""
     leakage: bool = False
     """Compare held-out chunks with train and store the result in the dataset."""
     max_containment: float = 0.2
@@ -38,12 +36,12 @@ class InspectOptions:
     show_batch: bool = False
     """Print the first training batch as text, by --config."""
     config: str = ""
-    """show_batch: YAML file of the run; default: a run without any settings."""
+    """show_batch: YAML file of the run; default: the default settings."""
 
 
 def main(arguments: list[str]) -> None:
-    """Print what a dataset, checkpoint or run folder holds."""
-    parser = new_parser("inspect", "What a folder that megadna wrote holds.")
+    """Print a summary of a dataset, checkpoint or run folder."""
+    parser = new_parser("inspect", "What a dataset, checkpoint or run folder contains.")
     parser.add_argument("path", type=Path, help="dataset, checkpoint or run folder")
     add_options(parser, InspectOptions)
     namespace = parse(parser, arguments)
@@ -61,7 +59,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _what_it_seems(path: Path) -> str:
-    """What a user may have meant by a path that megadna has not written."""
+    """A hint about a path that megadna has not written."""
     if not path.is_dir():
         return "it is a file; name a folder" if path.exists() else "there is no such folder"
     names = sorted(entry.name for entry in path.iterdir())
@@ -79,7 +77,7 @@ def _what_it_seems(path: Path) -> str:
 
 
 def inspect_training(path: Path, options: InspectOptions) -> None:
-    """What a checkpoint or a run holds."""
+    """Print a summary of a checkpoint or a run."""
     with Progress("loading the engine"):
         from megadna.train.describe import describe_checkpoint, describe_run
 
@@ -91,7 +89,7 @@ def inspect_training(path: Path, options: InspectOptions) -> None:
 
 
 def inspect_dataset(path: Path, options: InspectOptions) -> None:
-    """Tables of a dataset, or the one thing that was asked for."""
+    """Print the tables of a dataset, or the one thing that an option asks for."""
     if options.locate:
         sys.stdout.write(_locate(path, options.locate) + "\n")
         return
@@ -107,19 +105,21 @@ def inspect_dataset(path: Path, options: InspectOptions) -> None:
         write_text(path / MANIFEST_NAME, dump_manifest(manifest))
     check_files(path, manifest, checksums=options.verify)
     print_dataset(path, manifest)
-    sys.stdout.write("every checksum fits\n" if options.verify else "every file has its size (--verify: checksums)\n")
+    sys.stdout.write(
+        "every checksum fits\n" if options.verify else "every file has the right size (--verify: checksums)\n"
+    )
 
 
 def _locate(path: Path, text: str) -> str:
     split, _, number = text.partition(":")
     if split not in SPLITS or not number.lstrip("-").isdigit():
-        raise UserError(f"--locate {text}: say split and number, for instance valid:17")
+        raise UserError(f"--locate {text}: give split and number, as valid:17")
     location = ChunkDataset(path, split).locate(int(number), keep_table=False)
     return f"{location.contig}:{location.start + 1}-{location.end}\t{location.source}"
 
 
 def check_files(path: Path, manifest: Manifest, *, checksums: bool) -> None:
-    """UserError at the first file that is missing or has not the size or checksum of the manifest."""
+    """UserError at the first file that is missing or differs from the manifest in size or checksum."""
     for name, entry in tracked(manifest.files.items(), "checking files", len(manifest.files), "files"):
         file = path / name
         if not file.is_file():

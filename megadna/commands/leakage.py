@@ -11,7 +11,6 @@ from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.leakage import Overlap, interval_overlap, sequence_overlap
 from megadna.errors import require
 from megadna.files import atomic_file
-from megadna.genome.tables import TableFormat
 from megadna.log import get_logger
 from megadna.ownership import refuse_occupied
 
@@ -28,11 +27,9 @@ class LeakageOptions:
     input: Path
     """Benchmark: FASTA, CSV, TSV or Parquet with --column, or BED (narrowPeak) in the dataset's coordinates."""
     split: str = "train"
-    """Split of the dataset to look in."""
+    """Split of the dataset to compare with."""
     column: str = ""
     """Column that holds the sequences; default: sequence."""
-    spaced_kmers: bool = False
-    """Sequences are overlapping k-mers with blanks between."""
     max_containment: float = 0.2
     """A sequence counts as contained above this share."""
     output: Path | None = None
@@ -40,7 +37,7 @@ class LeakageOptions:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the contained share of a benchmark; write it per sequence with --output."""
+    """Print the contained share of a benchmark; with --output, write it per sequence."""
     parser = new_parser("leakage", "How much of a benchmark's sequences a pretraining dataset contains.")
     add_options(parser, LeakageOptions)
     options = options_from(parse(parser, arguments), LeakageOptions)
@@ -51,9 +48,7 @@ def main(arguments: list[str]) -> None:
     if _BED_FILE.search(options.input.name):
         overlap = interval_overlap(options.data, options.split, options.input)
     else:
-        is_table = options.input.name.removesuffix(".gz").endswith((".csv", ".tsv", ".parquet"))
-        table = TableFormat(options.column or "sequence" * is_table, False, options.spaced_kmers)
-        overlap = sequence_overlap(options.data, options.split, options.input, table)
+        overlap = sequence_overlap(options.data, options.split, options.input, options.column)
     _report(overlap, options)
 
 

@@ -12,7 +12,7 @@ from megadna.data.options import PreprocessOptions
 
 
 def main(arguments: list[str]) -> None:
-    """Build a dataset folder and print what it holds."""
+    """Build a dataset folder and print a summary."""
     parser = new_parser("preprocess", "FASTA files -> an indexed dataset of non-overlapping chunks.")
     add_options(parser, PreprocessOptions)
     options = options_from(parse(parser, arguments), PreprocessOptions)
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
 
 
 def sources_table(manifest: Manifest) -> Table:
-    """One row a source: counts, composition, chunks, what was dropped."""
+    """One row per source: counts, composition, chunks, what was dropped."""
     columns = ("source", "records", "bases", "GC %", "N %", "soft %", *SPLITS, "dropped")
     table = Table(*columns, box=None, pad_edge=False)
     for source in manifest.sources:

@@ -15,7 +15,7 @@ log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
-    """Train on chunks spread evenly over the training split and print what came out."""
+    """Train on chunks spread evenly over the training split and print a summary."""
     parser = new_parser("train-tokenizer", "A sample of a dataset -> a sentencepiece (BPE) tokenizer folder.")
     parser.add_argument("--data.path", type=list[str] | str, required=True, help="dataset folder, or a list of them")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must be empty or absent")

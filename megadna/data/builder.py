@@ -1,8 +1,12 @@
 """FASTA files -> dataset folder.
 
-Everything is written in a hidden folder beside the output (megadna/files.py), which takes the output's name when all of
-it is on disk. Sources go one after the other, piece by piece, into one .bin file per split; with several workers,
-pieces are read ahead. So the bytes do not depend on the number of workers, and every base is written once.
+Everything is written into a hidden folder next to the output (megadna/files.py), which is renamed to the output when
+all of it is on disk. Sources are written one after the other, piece by piece, into one .bin file per split; with
+several workers, pieces are read ahead. So the bytes do not depend on the number of workers, and every base is written
+once.
+
+A second pass over the sources follows where a split would be empty, a BED file has other contig names, or leaking
+chunks are dropped: each is known only after the first.
 """
 
 import json
@@ -14,9 +18,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from megadna.alphabet import storage_table
-from megadna.data.chunker import Chunker
-from megadna.data.inputs import SourceFile, find_sources, split_rule, table_format
+from megadna.data.chunker import Chunker, Policy
+from megadna.data.inputs import SourceFile, find_sources
 from megadna.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
@@ -28,10 +31,16 @@ from megadna.data.manifest import (
     load_manifest,
 )
 from megadna.data.named import NameCheck, SideFiles
-from megadna.data.options import PreprocessOptions, recorded_options
-from megadna.data.parts import Part, assemble, left_out, make_manifest, warnings_of
-from megadna.data.plan import Policy
-from megadna.data.progress import reading
+from megadna.data.options import PreprocessOptions, is_recorded, recorded_options
+from megadna.data.parts import Part, assemble, chunks_of, left_out, make_manifest, sizes_of, warnings_of
+from megadna.data.splits import (
+    Forced,
+    assign_sources,
+    fill_splits,
+    may_be_empty,
+    missing_splits,
+    split_rule,
+)
 from megadna.errors import UserError, require
 from megadna.files import Claim, claimed, write_json
 from megadna.genome.contigs import contig_filter
@@ -42,15 +51,13 @@ from megadna.progress import Progress
 
 log = get_logger(__name__)
 
-Forced = dict[int, tuple[tuple[int, int, int], ...]]
-"""By source: (record number, block, split) of blocks given to splits that would be empty."""
+_BASES_PER_BYTE = {"gzip": 4.0, "bgzf": 3.6, "zstd": 4.2, "2bit": 4.0}  # a guess, for the progress bar
 
 
 def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
-    """Write the dataset folder; (manifest, whether anything had to be done). UserError for every mistake of the
-    user."""
+    """Write the dataset folder; (manifest, whether it had to be built). UserError for every mistake of the user."""
     output = options.output
-    sources, notes = find_sources(options)
+    sources, notes = assign_sources(find_sources(options), options)
     side = SideFiles.read(options, sources)
     require(output.is_dir() or not output.exists(), f"{output}: is a file; --output names a folder")
     kind = DATASET if options.overwrite else None
@@ -72,7 +79,7 @@ def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
             _prepare(claim, options)
             manifest = Build(options, sources, side, notes, claim.new).run()
             (claim.new / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
-            (claim.new / "options.json").unlink()  # first: without it nothing of what follows is taken up by --resume
+            (claim.new / "options.json").unlink()  # first: without it --resume reuses nothing of what follows
             shutil.rmtree(claim.new / "parts")
             claim.publish(kind)
     return manifest, True
@@ -95,7 +102,7 @@ def _same_dataset(options: PreprocessOptions, sources: list[SourceFile], side: S
     if DATASET.files(options.output) is None:
         return None
     manifest = load_manifest(options.output)
-    if dict(manifest.options) != recorded_options(options) or dict(manifest.side_files) != side.sha256:
+    if not is_recorded(options, manifest.options) or dict(manifest.side_files) != side.sha256:
         return None
     hashed = not options.no_source_hash
     old = [(s.path, s.name, s.size, s.species, dict(s.taxa), s.split, s.modified) for s in manifest.sources]
@@ -121,20 +128,20 @@ def _kept_for_resume(claim: Claim) -> Iterator[None]:
     except BaseException as error:
         claim.is_kept = any(claim.new.glob("parts/*.json"))
         if claim.is_kept:
-            log.warning("the finished sources are kept in %s; go on with --resume", claim.folder)
+            log.warning("the finished sources are kept in %s; continue with --resume", claim.folder)
         if isinstance(error, OSError):
             where = error.filename or claim.output
-            raise UserError(f"{where}: {error.strerror}; free some space, or check that path") from error
+            raise UserError(f"{where}: {error.strerror}; free disk space, or check that path") from error
         raise
 
 
 def _prepare(claim: Claim, options: PreprocessOptions) -> None:
-    """Start afresh, or check that what is there belongs to the same options."""
+    """Start afresh, or with --resume check that the interrupted build had the same options."""
     record = claim.new / "options.json"
     wanted = recorded_options(options)
     if options.resume and record.is_file():
         if json.loads(record.read_text()) != json.loads(json.dumps(wanted)):
-            raise UserError(f"{claim.folder}: was begun with other options; leave out --resume to start afresh")
+            raise UserError(f"{claim.folder}: was built with other options; leave out --resume to start afresh")
         return
     (claim.fresh() / "parts").mkdir()
     write_json(record, wanted)
@@ -152,16 +159,17 @@ class Build:
         self._leakage: dict[str, Any] = {}
 
     def run(self) -> Manifest:
-        """All sources, the empty splits, leakage, and the final files but the manifest."""
+        """Write all sources, fill empty splits, measure leakage, and write the final files; returns the manifest."""
         options, forced = self.options, Forced()
         parts = self._check_names(self._write(forced))
-        missing = self._missing_splits(parts)
+        missing = missing_splits(options, chunks_of(parts))
         if missing:
-            forced = self._steal_blocks(parts, missing)
+            forced, notes = fill_splits(missing, [part.totals.lowest for part in parts], self.sources, options)
+            self.notes += notes
             parts = self._write(forced, again=True)
-            if self._missing_splits(parts):
+            if missing_splits(options, chunks_of(parts)):
                 raise self._too_small("too few chunks to fill train, valid and test", parts)
-        if not sum(part.totals.chunks[0] for part in parts):
+        if not chunks_of(parts)[0]:
             raise self._too_small("no chunk is left for train", parts)
         repeated = assemble(self.work, parts, [source.name for source in self.sources])
         parts = self._check_leakage(parts, forced)
@@ -173,8 +181,8 @@ class Build:
         return make_manifest(options, self.sources, parts, sha256, files, **more)
 
     def _check_names(self, parts: list[Part]) -> list[Part]:
-        """UserError where a name or an interval of the user fits no record; the parts, cut again where contigs have
-        other names in a BED file."""
+        """UserError where a name or an interval of the user fits no record; the parts, cut again where a BED file has
+        other contig names."""
         check = NameCheck(self.options, self.sources, parts)
         try:
             check.patterns()
@@ -188,7 +196,7 @@ class Build:
         return parts
 
     def _forget(self) -> None:
-        """No source counts as finished any more: not worth a --resume."""
+        """Mark every source as unfinished, so that nothing is kept for --resume."""
         for mark in (self.work / "parts").glob("*.json"):
             mark.unlink()
 
@@ -201,55 +209,36 @@ class Build:
         options, source = self.options, self.sources[number]
         return Policy(
             chunk_length=options.chunk_length,
-            overlap=options.overlap,
             min_tail=options.min_tail,
-            min_record=options.min_record,
-            max_n_run=options.max_n_run,
             block_chunks=options.block_chunks,
             rule=split_rule(source, options, forced.get(number, ())),
             select=contig_filter(options.contigs, source.path),
             keep=self.side.kept(number),
-            rank_blocks=self._may_be_empty(),
+            rank_blocks=may_be_empty(options, self.sources),
             left_out=self._left_out.get(number, frozenset()),
         )
 
-    def _drawn(self) -> dict[int, float]:
-        """Shares of the held-out splits that are drawn block by block or contig by contig."""
-        options = self.options
-        if options.split not in ("region", "contig") or options.named_contigs:
-            return {}
-        return {split: share for split, share in ((1, options.valid_fraction), (2, options.test_fraction)) if share}
-
-    def _may_be_empty(self) -> bool:
-        """Whether so few blocks will be held out that a split could be empty; 4 bases a byte is gzip at its best."""
-        shares = self._drawn().values()
-        block = self.options.chunk_length * self.options.block_chunks
-        few = bool(shares) and min(shares) * sum(source.size for source in self.sources) / block < 50
-        return few or (bool(shares) and self.options.split == "contig")
-
     def _write(self, forced: Forced, *, again: bool = False) -> list[Part]:
-        """Every source into the .bin files; finished ones of an interrupted run are taken as they are."""
+        """Write every source into the .bin files; those that an interrupted run has finished are kept."""
         options = self.options
-        self._resumable = not again  # a second pass has other chunks; interrupted, the build starts from the first
+        self._resumable = not again  # the chunks of a second pass are no use to --resume
         if again and any(source.kind == "stdin" for source in self.sources):
             raise UserError(
-                "standard input: a small split or --leakage drop_* needs a second reading; save it to a file first, "
+                "standard input: a small split or --leakage drop_* needs a second pass; save it to a file first, "
                 "or raise --valid_fraction and --test_fraction"
             )
         if again:
             self._forget()
         policies = [self._policy(number, forced) for number in range(len(self.sources))]
-        fold = options.soft_mask == "fold"
-        letters = storage_table(ambiguous=options.ambiguous, uracil=options.uracil)
-        recipe = Recipe(table_format(options), letters, fold, policies[0].headroom)
+        recipe = Recipe(options.soft_mask == "fold", headroom=options.chunk_length)
         parts = [Part(self.work, number) for number in range(len(self.sources))]
         self._fingerprints = [_fingerprint(source, self.side) for source in self.sources]
         finished = 0 if again else self._resume(parts)
         for source in self.sources:
             self._hasher.start(source.path)
-        bins = Bins(self.work, [sum(part.totals.sizes[split] for part in parts[:finished]) for split in range(3)])
+        bins = Bins(self.work, sizes_of(parts[:finished]))
         found = read_pieces(self.sources, finished, recipe, options.workers)
-        with reading(self.sources, finished) as progress, closing(found) as pieces:
+        with _reading(self.sources[finished:]) as progress, closing(found) as pieces:
             self._write_pieces(pieces, policies, parts, bins, progress)
         self._bins = bins.close()
         return parts
@@ -263,7 +252,7 @@ class Build:
             if chunker is None:
                 chunker = Chunker(policies[found.source], part.totals)
                 part.open()
-            plan = chunker.plan(found.piece, found.buffer, policies[0].headroom, final=found.last)
+            plan = chunker.plan(found.piece, found.buffer, self.options.chunk_length, final=found.last)
             bins.write(plan.runs, found.buffer)
             part.add(plan)
             progress.note = self.sources[found.source].name
@@ -273,18 +262,18 @@ class Build:
                 chunker = None
 
     def _finish_source(self, number: int, part: Part) -> None:
-        """Remember for --resume that a source is finished (nothing to resume to with a single one)."""
+        """Mark a source as finished for --resume (a single source leaves nothing to resume)."""
         part.close()
         source, fingerprint = self.sources[number], self._fingerprints[number]
         if _stamp(source)[:2] != fingerprint["stamp"][:2]:
-            raise UserError(f"{source.path}: was changed while it was read; give the same command again")
+            raise UserError(f"{source.path}: was changed while it was read; run the same command again")
         if part.totals.records == 0:
             raise UserError(f"{source.path}: the FASTA file is empty (no header line that begins with '>')")
         if len(self.sources) > 1 and self._resumable:
             part.mark_finished(fingerprint)
 
     def _resume(self, parts: list[Part]) -> int:
-        """How many sources, from the first on, an interrupted run has finished."""
+        """Number of sources, from the first on, that an interrupted run has finished."""
         for number, part in enumerate(parts):
             if not part.load(self._fingerprints[number]) or not self._on_disk(parts[: number + 1]):
                 parts[number] = Part(self.work, number)
@@ -294,41 +283,18 @@ class Build:
         for later in range(number, len(parts)):
             parts[later].file("json").unlink(missing_ok=True)
         if number:
-            log.info("%d of %d sources were finished before; going on from there", number, len(parts))
+            log.info("%d of %d sources are already finished; continuing after them", number, len(parts))
         return number
 
     def _on_disk(self, parts: list[Part]) -> bool:
-        sizes = [sum(part.totals.sizes[split] for part in parts) for split in range(3)]
         files = [self.work / f"{name}.bin" for name in SPLITS]
         return all(
             not size or (file.is_file() and file.stat().st_size >= size)
-            for file, size in zip(files, sizes, strict=True)
+            for file, size in zip(files, sizes_of(parts), strict=True)
         )
-
-    def _missing_splits(self, parts: list[Part]) -> list[int]:
-        """Held-out splits that were asked for and got no chunk."""
-        return [split for split in self._drawn() if not sum(part.totals.chunks[split] for part in parts)]
-
-    def _steal_blocks(self, parts: list[Part], missing: list[int]) -> Forced:
-        """The blocks with the lowest hashes for the splits that would be empty."""
-        ranked = sorted(
-            (lowest, number, record, block)
-            for number, part in enumerate(parts)
-            for lowest, record, block in part.totals.lowest
-            if self.sources[number].split is None
-        )
-        forced: Forced = {}
-        unit = "contig" if self.options.split == "contig" else "block"
-        for split, (_, number, record, block) in zip(missing, ranked, strict=False):
-            forced[number] = (*forced.get(number, ()), (record, block, split))
-            self.notes.append(
-                f"{SPLITS[split]} would have been empty: it got the {unit} with the lowest hash "
-                f"({self.sources[number].name}, record {record + 1}" + (f", block {block})" if unit == "block" else ")")
-            )
-        return forced
 
     def _check_leakage(self, parts: list[Part], forced: Forced) -> list[Part]:
-        """Sketch held-out chunks and look for them in train; drop what --leakage says and build again."""
+        """Measure leakage; build again without the chunks that --leakage drops."""
         if self.options.leakage == "off":
             return parts
         from megadna.data.leakage import leaking_chunks, measure_leakage
@@ -344,8 +310,14 @@ class Build:
         return parts
 
 
+def _reading(sources: list[SourceFile]) -> Progress:
+    """Progress in bases; no total where a source is standard input."""
+    expected = [int(source.size * _BASES_PER_BYTE.get(source.kind, 0.98)) for source in sources]
+    return Progress("reading", sum(expected) if all(expected) else None, "bases")
+
+
 def _stamp(source: SourceFile) -> list[int]:
-    """Size, time of the last change, and that of the inode: copying a file's time to another does not hide it."""
+    """Size, time of the last change, and that of the inode, which changes even where the file's time is set back."""
     if source.kind == "stdin":
         return [0, 0, time.time_ns()]  # what was read from it cannot be read again
     status = source.path.stat()
@@ -353,6 +325,6 @@ def _stamp(source: SourceFile) -> list[int]:
 
 
 def _fingerprint(source: SourceFile, side: SideFiles) -> dict[str, Any]:
-    """What decides about a source's chunks; a finished source of an interrupted build is taken up if it is the same."""
+    """What decides a source's chunks; --resume keeps a finished source where it is the same."""
     path = str(source.path.absolute())
     return {"path": path, "stamp": _stamp(source), "split": source.split_name, "side": side.sha256}

@@ -1,22 +1,156 @@
-"""Pieces of letters -> chunks: the grid, what is dropped and why, and which split a chunk belongs to.
+"""Pieces of a sequence file -> chunks: their grid, what is left out and why, and the split of each.
 
-In:  the Pieces of one source, in order (megadna.genome.fasta); a source's text may be cut into pieces anywhere.
-Out: Plan: which stretches of the letter buffer go to which split, and a row per finished record; Totals.
+In:  the Pieces of one source, in order (megadna.genome.fasta); a piece may end anywhere.
+Out: Plan: which bases of the buffer go to which split, and a row for each record that ended; Totals.
 
-What the pieces leave undecided (the unfinished chunk at the end, a run of N that may yet prove long) is kept back as
-a few thousand letters in the State and stands before the next piece. So the result does not depend on where pieces
-end. Coordinates: positions in `letters` (kept-back letters first) unless a name says contig.
+The unfinished chunk at the end of a piece is carried over in front of the next one, so the result does not depend on
+where pieces end: several workers can read one file. Positions count from the first carried-over base in the buffer
+unless a name says contig.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from megadna.data.plan import Chunks, Plan, Policy, Records, Segments, State, Totals, covered
-from megadna.data.splits import TRAIN
+from megadna.data.splits import NO_SPLIT, SplitRule
 from megadna.errors import UserError
-from megadna.genome.contigs import names_of
-from megadna.genome.fasta import Piece
+from megadna.genome.bed import KeptIntervals, bases_before
+from megadna.genome.contigs import ContigFilter, names_of
+from megadna.genome.fasta import Counts, Piece
+
+LONG_GAP = 50_000
+"""Bases of an assembly gap: shorter runs of N in large numbers are the sign of a hard-masked genome."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the chunker needs to know of the options, for one source."""
+
+    chunk_length: int
+    min_tail: int
+    block_chunks: int
+    rule: SplitRule
+    select: ContigFilter
+    keep: KeptIntervals
+    rank_blocks: bool = False
+    """Look for the train blocks with the lowest hashes, in case a split would be empty."""
+    left_out: frozenset[tuple[int, int]] = frozenset()
+    """(record number, start on the contig) of chunks dropped because of leakage."""
+
+
+@dataclass
+class Plan:
+    """Chunks of one piece."""
+
+    runs: list[np.ndarray]
+    """Per split int64 [W, 2]: start and end in the buffer of what is written, in order."""
+    lengths: list[np.ndarray]
+    """Per split int32: chunk lengths."""
+    starts: list[np.ndarray]
+    """Per split uint64: chunk starts on their contig."""
+    names: list[bytes]
+    """Records that ended in this piece."""
+    record_lengths: np.ndarray
+    """int64 [R]."""
+    record_counts: np.ndarray
+    """int64 [R, 3]: chunks by split."""
+
+
+@dataclass
+class Totals:
+    """Counts over the pieces of a source that were read so far."""
+
+    counts: Counts = field(default_factory=Counts)
+    records: int = 0
+    """Records that ended."""
+    empty_records: int = 0
+    chunks: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """By split."""
+    sizes: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Bases on disk by split."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Bases left out, by reason."""
+    dropped_chunks: dict[str, int] = field(default_factory=dict)
+    short_run_n: int = 0
+    """N in runs shorter than LONG_GAP."""
+    lowest: list[tuple[int, int, int]] = field(default_factory=list)
+    """(hash, record number, block) of the two train blocks with the lowest hashes, if asked for."""
+
+    def drop(self, reason: str, bases: int, chunks: int = 0) -> None:
+        """Count what is left out."""
+        for dropped, count in ((self.dropped, bases), (self.dropped_chunks, chunks)):
+            if count:
+                dropped[reason] = dropped.get(reason, 0) + count
+
+
+@dataclass
+class _Open:
+    """The record that the last piece did not end."""
+
+    name: bytes
+    reason: str | None
+    """Why the record is left out."""
+    offset: int
+    """Position on the contig of the first carried-over base."""
+    next_chunk: int
+    """Number of the record's next chunk."""
+    counts: np.ndarray
+    """Chunks of the record by split."""
+
+
+@dataclass
+class _Records:
+    """The records of a piece; the first may have begun in an earlier one."""
+
+    start: np.ndarray
+    end: np.ndarray
+    is_closed: np.ndarray
+    """Whether the record ends in this piece."""
+    offset: np.ndarray
+    """Position on the contig of the record's first base here."""
+    next_chunk: np.ndarray
+    """Number of the record's first chunk here."""
+    keys: np.ndarray
+    """What the split rule needs to know of the record's name."""
+    names: list[bytes]
+    reasons: list[str | None]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Bases of each record so far."""
+        return self.offset + self.end - self.start
+
+
+@dataclass
+class _Segments:
+    """Parts of a piece with a grid of chunks each: a record, or the part of it that the BED files keep."""
+
+    record: np.ndarray
+    """Row of the record in the piece."""
+    start: np.ndarray
+    end: np.ndarray
+    is_final: np.ndarray
+    """Whether the segment ends here, so that its last chunk may be short."""
+
+    def num_chunks(self, chunk_length: int) -> np.ndarray:
+        """Chunks of each segment that are complete."""
+        size = self.end - self.start
+        return np.where(self.is_final, -(-size // chunk_length), size // chunk_length)
+
+
+@dataclass
+class _Chunks:
+    """The chunks of a piece, column by column."""
+
+    record: np.ndarray
+    """Row of the record in the piece."""
+    number: np.ndarray
+    """Number of the record in the source."""
+    key: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    contig_start: np.ndarray
+    block: np.ndarray
 
 
 class Chunker:
@@ -24,303 +158,191 @@ class Chunker:
 
     def __init__(self, policy: Policy, totals: Totals) -> None:
         """`totals` is counted up piece by piece."""
-        self.policy, self.totals, self.state = policy, totals, State()
+        self.policy, self.totals = policy, totals
+        self._open: _Open | None = None
+        self._pending = np.zeros(0, np.uint8)
+        self._open_run = 0
+        self._records_begun = 0
 
     def plan(self, piece: Piece, buffer: np.ndarray, headroom: int, *, final: bool) -> Plan:
-        """Chunks of the kept-back letters and this piece; `final` if the source's text ends with it."""
-        state = self.state
-        origin = headroom - len(state.pending)
-        buffer[origin:headroom] = np.frombuffer(state.pending, np.uint8)
-        size = len(state.pending) + piece.size
-        table = self._records(piece, size, final=final)
-        n_starts, n_ends = self._n_runs(piece, table.start[1:])
+        """Chunks of the carried-over bases and this piece; `final`: the source ends with it."""
+        shift = len(self._pending)
+        origin, size = headroom - shift, shift + piece.size
+        buffer[origin:headroom] = self._pending
+        records = self._records(piece, size, final=final)
         self.totals.counts.add(piece.counts)
-        self.totals.short_run_n += self._short_runs(piece, final=final)
-        segments = self._segments(table, n_starts, n_ends)
-        chunk = self._chunks(segments, table)
-        split = self._judge(chunk, segments, n_starts, n_ends)
-        plan = self._collect(chunk, split, table, origin)
-        self._keep_back(table, segments, buffer[origin : origin + size], n_starts, n_ends)
+        self._count_short_runs(piece, final=final)
+        segments = self._segments(records)
+        chunk = self._chunks(segments, records)
+        split = self._judge(chunk, *self._n_runs(piece))
+        plan = self._collect(chunk, split, records, origin)
+        self._carry_over(records, segments, buffer[origin : origin + size])
         return plan
 
-    def _records(self, piece: Piece, size: int, *, final: bool) -> Records:
-        """The open record and those that begin in this piece."""
-        state, policy = self.state, self.policy
-        begun = state.records > 0
-        if not begun and piece.size and not (len(piece.positions) and piece.positions[0] == 0):
+    def _records(self, piece: Piece, size: int, *, final: bool) -> _Records:
+        begun = self._open
+        if begun is None and piece.size and not (len(piece.positions) and piece.positions[0] == 0):
             raise UserError("text before the first header line (a line that begins with '>')")
-        starts = piece.positions + len(state.pending)
-        names = names_of(piece.headers)
-        reasons = policy.select.reasons(piece.headers)
-        if begun:
+        starts = piece.positions + len(self._pending)
+        names, reasons = names_of(piece.headers), self.policy.select.reasons(piece.headers)
+        if begun is not None:
             starts = np.concatenate(([0], starts))
-            names.insert(0, state.name)
-            reasons.insert(0, state.reason)
+            names.insert(0, begun.name)
+            reasons.insert(0, begun.reason)
+        offsets, next_chunks = np.zeros((2, len(starts)), np.int64)
+        if begun is not None:
+            offsets[0], next_chunks[0] = begun.offset, begun.next_chunk
         ends = np.append(starts[1:], size) if len(starts) else starts
-        closed = np.ones(len(starts), bool)
-        closed[-1:] = final
-        offsets = np.zeros(len(starts), np.int64)
-        offsets[:1] = state.contig_offset if begun else 0
-        lengths = offsets + ends - starts
-        short = lengths < policy.min_record
-        for row in np.flatnonzero(short & closed):
-            reasons[row] = reasons[row] or "short_record"
-        skip = np.zeros(len(starts), bool)
+        is_closed = np.ones(len(starts), bool)
+        is_closed[-1:] = final
         if reasons.count(None) < len(reasons):
-            skip[:] = [reason is not None for reason in reasons]
-        for row in np.flatnonzero(skip):
-            self.totals.drop(str(reasons[row]), int(ends[row] - starts[row]))
-        first = state.records - begun
-        keys = policy.rule.keys(names)
-        return Records(
-            starts, ends, closed, offsets, lengths, skip, short & ~closed, keys, names, reasons, first, begun
-        )
+            for reason, bases in zip(reasons, (ends - starts).tolist(), strict=True):
+                if reason is not None:
+                    self.totals.drop(reason, bases)
+        return _Records(starts, ends, is_closed, offsets, next_chunks, self.policy.rule.keys(names), names, reasons)
 
-    def _n_runs(self, piece: Piece, boundaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Runs of N in the letters: merged over block borders, never over record borders."""
-        shift = len(self.state.pending)
+    def _n_runs(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and ends of the runs of N, those of the carried-over bases first."""
+        shift = len(self._pending)
         starts, ends = piece.run_starts + shift, piece.run_ends + shift
-        if shift:
-            mask = np.zeros(shift + 2, np.int8)
-            mask[1:-1] = (np.frombuffer(self.state.pending, np.uint8) & 0xDF) == 0x4E
-            if mask.any():
-                edges = np.flatnonzero(np.diff(mask))
-                starts, ends = np.concatenate((edges[::2], starts)), np.concatenate((edges[1::2], ends))
-        if not len(starts):
-            return starts, ends
-        inside = boundaries[np.searchsorted(starts, boundaries, "left") > np.searchsorted(ends, boundaries, "right")]
-        starts, ends = np.sort(np.concatenate((starts, inside))), np.sort(np.concatenate((ends, inside)))
-        joined = ends[:-1] == starts[1:]
-        at = starts[1:]
-        joined &= np.searchsorted(boundaries, at, "left") == np.searchsorted(boundaries, at, "right")
-        return starts[np.append(True, ~joined)], ends[np.append(~joined, True)]
+        is_n = np.zeros(shift + 2, np.int8)
+        is_n[1:-1] = (self._pending & 0xDF) == ord("N")
+        if is_n.any():
+            edges = np.flatnonzero(np.diff(is_n))
+            starts, ends = np.concatenate((edges[::2], starts)), np.concatenate((edges[1::2], ends))
+        return starts, ends
 
-    def _short_runs(self, piece: Piece, *, final: bool) -> int:
-        """N in runs under 50 kb that ended; such runs in plenty are the sign of a hard-masked genome."""
-        starts, ends, state = piece.run_starts, piece.run_ends, self.state
-        if not len(starts) and not state.open_run:
-            return 0
-        if state.open_run:
-            starts, ends = np.append(-state.open_run, starts), np.append(0, ends)
+    def _count_short_runs(self, piece: Piece, *, final: bool) -> None:
+        """Count the N of the runs that ended; a run may continue from one block, record or piece to the next."""
+        starts, ends = piece.run_starts, piece.run_ends
+        if not len(starts) and not self._open_run:
+            return
+        if self._open_run:
+            starts, ends = np.append(-self._open_run, starts), np.append(0, ends)
         joined = ends[:-1] == starts[1:]
         lengths = ends[np.append(~joined, True)] - starts[np.append(True, ~joined)]
-        state.open_run = 0
+        self._open_run = 0
         if ends[-1] == piece.size and not final:
-            state.open_run = int(lengths[-1])
+            self._open_run = int(lengths[-1])
             lengths = lengths[:-1]
-        return int(lengths[lengths < 50_000].sum())
+        self.totals.short_run_n += int(lengths[lengths < LONG_GAP].sum())
 
-    def _segments(self, table: Records, n_starts: np.ndarray, n_ends: np.ndarray) -> Segments:
-        policy = self.policy
-        usable = ~table.skip & ~table.waiting
-        if policy.max_n_run is None and not policy.keep:
-            rows = np.flatnonzero(usable & (table.end > table.start))
-            start, end, final = table.start[rows], table.end[rows], table.closed[rows]
-            limit = end
-        else:
-            cut = [part for row in np.flatnonzero(usable) for part in self._cut(table, int(row), n_starts, n_ends)]
-            columns = np.array(cut, np.int64).reshape(-1, 5)
-            rows, start, end, limit = (columns[:, column] for column in range(4))
-            final = columns[:, 4].astype(bool)
-        within = np.zeros(len(rows), np.int64)
-        if len(rows) and table.begun and rows[0] == 0 and start[0] == 0:
-            within[0] = self.state.within
-        total, emit = self._count_chunks(start, end, limit, final, within)
-        return Segments(start, end, rows, within, emit, total, final)
+    def _segments(self, records: _Records) -> _Segments:
+        is_used = np.ones(len(records.start), bool)
+        if records.reasons.count(None) < len(records.reasons):
+            is_used[:] = [reason is None for reason in records.reasons]
+        if not self.policy.keep:
+            rows = np.flatnonzero(is_used & (records.end > records.start))
+            return _Segments(rows, records.start[rows], records.end[rows], records.is_closed[rows])
+        kept = [part for row in np.flatnonzero(is_used).tolist() for part in self._kept(records, row)]
+        columns = np.array(kept, np.int64).reshape(-1, 4).T
+        return _Segments(columns[0], columns[1], columns[2], columns[3].astype(bool))
 
-    def _count_chunks(
-        self, start: np.ndarray, end: np.ndarray, limit: np.ndarray, final: np.ndarray, within: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Chunks that exist and chunks that can be written now. A chunk exists if it has a base its forerunner has
-        not."""
-        length, stride, reach = self.policy.chunk_length, self.policy.stride, self.policy.reach
-        size = limit - start
-        overlap = np.where(within > 0, self.policy.overlap, 0)
-        total = np.where(size > overlap, 1 + np.maximum(0, -((length - size) // stride)), 0)
-        complete = np.where(size >= length, (size - length) // stride + 1, 0)
-        emit = np.where(final, total, np.minimum(complete, np.maximum(0, total - reach)))
-        return total, emit
-
-    def _cut(
-        self, table: Records, row: int, n_starts: np.ndarray, n_ends: np.ndarray
-    ) -> list[tuple[int, int, int, int, bool]]:
-        """(record, start, end, limit, final) of the stretches of a record that BED files and long runs of N leave.
-
-        In an open stretch chunks may be written up to `limit`: what follows is a run of N that may yet prove long.
-        """
-        policy, p0, p1 = self.policy, int(table.start[row]), int(table.end[row])
-        shift, closed = int(table.offset[row]) - p0, bool(table.closed[row])
-        kept = policy.keep(table.names[row])
-        inside = [
-            (max(a - shift, p0), min(b - shift, p1), b - shift) for a, b in kept if a < p1 + shift and b > p0 + shift
-        ]
-        self.totals.drop("bed", p1 - p0 - sum(b - a for a, b, _ in inside))
-        long_runs, undecided = self._long_runs(table, row, n_starts, n_ends)
-        parts = []
-        for a, b, true_end in inside:
-            at = a
-            for run_start, run_end in long_runs:
-                if run_end <= at or run_start >= b:
-                    continue
-                if run_start > at:
-                    parts.append((row, at, run_start, run_start, True))
-                self.totals.drop("n_run", min(run_end, b) - max(run_start, at))
-                at = min(run_end, b)
-            final = closed or true_end <= p1
-            if at < b or (not final and at == p1):
-                parts.append((row, at, b, b if final else max(at, min(b, undecided)), final))
+    def _kept(self, records: _Records, row: int) -> list[tuple[int, int, int, bool]]:
+        """(row, start, end, whether it ends here) of what the BED files keep of a record; the rest is counted."""
+        start, end = int(records.start[row]), int(records.end[row])
+        shift = start - int(records.offset[row])
+        parts, left_out = [], end - start
+        for kept_start, kept_end in self.policy.keep(records.names[row]):
+            first, last = max(start, kept_start + shift), min(end, kept_end + shift)
+            if first < last:
+                parts.append((row, first, last, bool(records.is_closed[row]) or kept_end + shift <= end))
+                left_out -= last - first
+        self.totals.drop("bed", left_out)
         return parts
 
-    def _long_runs(
-        self, table: Records, row: int, n_starts: np.ndarray, n_ends: np.ndarray
-    ) -> tuple[list[tuple[int, int]], int]:
-        """Runs of N above max_n_run on a record, and where an undecided run at its open end begins."""
-        p0, p1, limit = int(table.start[row]), int(table.end[row]), self.policy.max_n_run
-        if limit is None:
-            return [], p1
-        first, last = np.searchsorted(n_starts, p0), np.searchsorted(n_starts, p1)
-        starts, ends = n_starts[first:last], n_ends[first:last]
-        lengths = ends - starts
-        if len(starts) and table.begun and row == 0 and starts[0] == 0:
-            lengths[0] += self.state.n_before
-        long = lengths > limit
-        undecided = p1
-        if len(starts) and not table.closed[row] and ends[-1] == p1 and not long[-1]:
-            undecided = int(starts[-1])
-        return list(zip(starts[long].tolist(), ends[long].tolist(), strict=True)), undecided
-
-    def _chunks(self, segments: Segments, table: Records) -> Chunks:
-        """Every chunk to be judged now."""
-        emit, stride = segments.emit, self.policy.stride
-        segment = np.repeat(np.arange(len(emit)), emit)
-        before = np.cumsum(emit) - emit
-        step = np.arange(len(segment)) - before[segment]
+    def _chunks(self, segments: _Segments, records: _Records) -> _Chunks:
+        length = self.policy.chunk_length
+        counts = segments.num_chunks(length)
+        segment = np.repeat(np.arange(len(counts)), counts)
+        before = np.cumsum(counts) - counts
+        order = np.arange(len(segment))  # chunks of the piece
         record = segments.record[segment]
-        start = segments.start[segment] + step * stride
-        length = np.minimum(self.policy.chunk_length, segments.end[segment] - start)
-        # The grid number runs through all segments of a record.
-        first_of_record = np.searchsorted(segments.record, segments.record, "left")
-        grid = (before - before[first_of_record])[segment] + step if len(segment) else step
-        if table.begun:
-            grid = grid + np.where(record == 0, self.state.grid, 0)
-        contig_start = start - table.start[record] + table.offset[record]
-        return Chunks(
-            segment, step, record, start, length, grid, contig_start, table.keys[record], record + table.first
+        start = segments.start[segment] + (order - before[segment]) * length
+        # The numbers of a record's chunks run through all of its segments.
+        first_segment = np.searchsorted(segments.record, segments.record, "left")
+        first_chunk = before[first_segment][segment]
+        return _Chunks(
+            record=record,
+            number=record + self._records_begun - (self._open is not None),
+            key=records.keys[record],
+            start=start,
+            length=np.minimum(length, segments.end[segment] - start),
+            contig_start=start - records.start[record] + records.offset[record],
+            block=(order - first_chunk + records.next_chunk[record]) // self.policy.block_chunks,
         )
 
-    def _judge(self, chunk: Chunks, segments: Segments, n_starts: np.ndarray, n_ends: np.ndarray) -> np.ndarray:
-        """Split of each chunk, 3 where it is dropped; bases of dropped chunks are counted by reason."""
+    def _judge(self, chunk: _Chunks, n_starts: np.ndarray, n_ends: np.ndarray) -> np.ndarray:
+        """Split of each chunk, NO_SPLIT where it is dropped; the bases of dropped chunks are counted by reason."""
         policy = self.policy
-        split = self._assign(chunk, chunk.grid)
+        split = self._assign(chunk)
         reasons: list[tuple[str, np.ndarray]] = []
-        if policy.overlap:
-            reasons.append(("overlap", self._conflicts(chunk, segments, split)))
         if len(n_starts):
-            num_n = covered(n_starts, n_ends, chunk.start + chunk.length) - covered(n_starts, n_ends, chunk.start)
+            ends = chunk.start + chunk.length
+            num_n = bases_before(n_starts, n_ends, ends) - bases_before(n_starts, n_ends, chunk.start)
             reasons.append(("mostly_n", 2 * num_n > chunk.length))
         if policy.min_tail > 1:
             reasons.append(("short_tail", chunk.length < min(policy.min_tail, policy.chunk_length)))
         if policy.left_out:
             pairs = zip(chunk.number.tolist(), chunk.contig_start.tolist(), strict=True)
             reasons.append(("leakage", np.fromiter((pair in policy.left_out for pair in pairs), bool, len(split))))
-        # A base counts once: for the first chunk of its segment that has it.
-        first = chunk.step + segments.within[chunk.segment] == 0
-        self._own = chunk.length - np.where(first, 0, policy.overlap)
         for reason, mask in reasons:
-            mask = mask & (split < 3)
-            if mask.any():
-                self.totals.drop(reason, int(self._own[mask].sum()), int(mask.sum()))
-                split = np.where(mask, np.uint8(3), split)
+            mask = mask & (split != NO_SPLIT)
+            self.totals.drop(reason, int(chunk.length[mask].sum()), int(mask.sum()))
+            split[mask] = NO_SPLIT
         return split
 
-    def _assign(self, chunk: Chunks, grid: np.ndarray) -> np.ndarray:
-        """Split of each chunk; asked once per block."""
-        block = grid // self.policy.block_chunks
-        new = np.append(True, (block[1:] != block[:-1]) | (chunk.number[1:] != chunk.number[:-1]))[: len(block)]
-        first = np.flatnonzero(new)
-        return self.policy.rule.assign(chunk.number[first], chunk.key[first], block[first])[np.cumsum(new) - 1]
+    def _assign(self, chunk: _Chunks) -> np.ndarray:
+        """Split of each chunk by the rule, which is asked once per block."""
+        changes = (chunk.block[1:] != chunk.block[:-1]) | (chunk.number[1:] != chunk.number[:-1])
+        is_first = np.append(True, changes)[: len(chunk.block)]
+        first = np.flatnonzero(is_first)
+        splits = self.policy.rule.assign(chunk.number[first], chunk.key[first], chunk.block[first])
+        return splits[np.cumsum(is_first) - 1]
 
-    def _conflicts(self, chunk: Chunks, segments: Segments, split: np.ndarray) -> np.ndarray:
-        """Chunks that share a base with one of a split that goes first: test before valid before train."""
-        conflict = np.zeros(len(split), bool)
-        place = chunk.step + segments.within[chunk.segment]
-        for distance in range(1, self.policy.reach + 1):
-            behind = place >= distance
-            ahead = chunk.step + distance < segments.total[chunk.segment]
-            conflict |= behind & (self._assign(chunk, np.maximum(chunk.grid - distance, 0)) > split)
-            conflict |= ahead & (self._assign(chunk, chunk.grid + distance) > split)
-        return conflict
-
-    def _collect(self, chunk: Chunks, split: np.ndarray, table: Records, origin: int) -> Plan:
-        """Stretches to write and rows of finished records."""
+    def _collect(self, chunk: _Chunks, split: np.ndarray, records: _Records, origin: int) -> Plan:
+        """Runs of the buffer to write and rows of finished records."""
         runs, lengths, starts = [], [], []
-        for number in range(3):
+        for number in range(NO_SPLIT):
             mine = split == number
             start, length = chunk.start[mine], chunk.length[mine]
             lengths.append(length.astype(np.int32))
+            starts.append(chunk.contig_start[mine].astype(np.uint64))
             self.totals.chunks[number] += len(length)
             self.totals.sizes[number] += int(length.sum())
-            starts.append(chunk.contig_start[mine].astype(np.uint64))
-            new = np.append(True, start[1:] != start[:-1] + length[:-1])[: len(start)]
-            last = np.append(new[1:], True)[: len(start)]
-            runs.append(np.stack((start[new], (start + length)[last]), axis=1) + origin)
-        kept = split < 3
-        counts = np.bincount(chunk.record[kept] * 3 + split[kept], minlength=3 * len(table.start)).reshape(-1, 3)
-        if table.begun:
-            counts[0] += self.state.counts
-        done = int(table.closed.sum())
-        self._open_counts = counts[-1] if done < len(counts) else np.zeros(3, np.int64)
+            is_first = np.append(True, start[1:] != start[:-1] + length[:-1])[: len(start)]
+            is_last = np.append(is_first[1:], True)[: len(start)]
+            runs.append(np.stack((start[is_first], (start + length)[is_last]), axis=1) + origin)
+        kept = split != NO_SPLIT
+        cells = np.bincount(chunk.record[kept] * NO_SPLIT + split[kept], minlength=NO_SPLIT * len(records.start))
+        counts = cells.reshape(-1, NO_SPLIT)
+        if self._open is not None:
+            counts[0] += self._open.counts
+        self._last_counts = counts[-1] if len(counts) else np.zeros(NO_SPLIT, np.int64)
+        done = int(records.is_closed.sum())
         self.totals.records += done
-        self.totals.empty_records += int((table.length[:done] == 0).sum())
-        self.totals.kept += int(self._own[kept].sum())
+        self.totals.empty_records += int((records.lengths[:done] == 0).sum())
         if self.policy.rank_blocks:
-            self.totals.lowest = sorted({*self.totals.lowest, *self._lowest(chunk, split)})[:2]
-        return Plan(runs, lengths, starts, table.names[:done], table.length[:done], counts[:done])
+            lowest = self.policy.rule.lowest(chunk.number, chunk.key, chunk.block, split)
+            self.totals.lowest = sorted({*self.totals.lowest, *lowest})[:2]
+        return Plan(runs, lengths, starts, records.names[:done], records.lengths[:done], counts[:done])
 
-    def _lowest(self, chunk: Chunks, split: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """(hash, record number, block) of train chunks, the lowest among them."""
-        mine = np.flatnonzero(split == TRAIN)
-        blocks = chunk.grid[mine] // self.policy.block_chunks
-        hashes, units = self.policy.rule.rank(chunk.key[mine], blocks)
-        several = 2 * self.policy.block_chunks + 1  # enough chunks to have two blocks among them
-        if len(hashes) > several and self.policy.rule.mode == "region":
-            few = np.argpartition(hashes, several)[:several]
-            hashes, units, mine = hashes[few], units[few], mine[few]
-        return zip(hashes.tolist(), chunk.number[mine].tolist(), units.tolist(), strict=True)
-
-    def _keep_back(
-        self, table: Records, segments: Segments, letters: np.ndarray, n_starts: np.ndarray, n_ends: np.ndarray
-    ) -> None:
-        """The State after this piece."""
-        state, begun = self.state, table.begun
-        state.records += len(table.start) - begun
-        if not len(table.start) or table.closed[-1]:
+    def _carry_over(self, records: _Records, segments: _Segments, bases: np.ndarray) -> None:
+        """Keep the open record and the bases of its unfinished chunk for the next piece."""
+        self._records_begun += len(records.start) - (self._open is not None)
+        self._pending = bases[:0]
+        self._open = None
+        if not len(records.start) or records.is_closed[-1]:
             return
-        row = len(table.start) - 1
-        same = begun and row == 0
-        mine = np.flatnonzero(segments.record == row)
-        at, within = len(letters), 0
-        if table.waiting[row] and not table.skip[row]:
-            at = int(table.start[row])
-            within = state.within if same else 0
-        elif len(mine) and not segments.final[mine[-1]]:
-            last = mine[-1]
-            at = int(segments.start[last] + segments.emit[last] * self.policy.stride)
-            within = int(segments.within[last] + segments.emit[last])
-        grid = (state.grid if same else 0) + int(segments.emit[mine].sum())
-        state.n_before = self._run_before(table, row, at, n_starts, n_ends)
-        state.name, state.reason, state.grid, state.within = table.names[row], table.reasons[row], grid, within
-        state.contig_offset = int(table.offset[row] + at - table.start[row])
-        state.pending = letters[at:].tobytes()
-        state.counts = tuple(int(count) for count in self._open_counts)  # type: ignore[assignment]
-
-    def _run_before(self, table: Records, row: int, at: int, n_starts: np.ndarray, n_ends: np.ndarray) -> int:
-        if self.policy.max_n_run is None:
-            return 0
-        index = int(np.searchsorted(n_starts, at, "left")) - 1
-        before = self.state.n_before if table.begun and row == 0 else 0
-        if at == table.start[row]:
-            return before
-        if index < 0 or n_ends[index] < at or n_starts[index] < table.start[row]:
-            return 0
-        return at - int(n_starts[index]) + (before if n_starts[index] == table.start[row] else 0)
+        row = len(records.start) - 1
+        at, num_chunks = len(bases), segments.num_chunks(self.policy.chunk_length)
+        if len(segments.record) and segments.record[-1] == row and not segments.is_final[-1]:
+            at = int(segments.start[-1] + num_chunks[-1] * self.policy.chunk_length)
+        self._pending = bases[at:].copy()
+        self._open = _Open(
+            name=records.names[row],
+            reason=records.reasons[row],
+            offset=int(records.offset[row] + at - records.start[row]),
+            next_chunk=int(records.next_chunk[row] + num_chunks[segments.record == row].sum()),
+            counts=self._last_counts,
+        )

@@ -1,50 +1,54 @@
-"""Megatron's .idx file for uint8 sequences, streamed from blocks (byte-identical to megatron-core's own builder).
-
-Layout (megatron-core 0.16, indexed_dataset.py): magic, version 1, dtype code 1 (uint8), number of sequences, number of
-document indices; then int32 lengths, int64 byte pointers, int64 document indices that begin with 0.
-
-Reader of one split of a dataset folder: chunks of nucleotides, memory-mapped.
+"""Reader of dataset folders: the chunks of one split, of one folder or of several, and the groups to blend them by.
 
 In:  DATASET/{split}.bin, {split}.idx (Megatron's IndexedDataset, uint8), {split}.start.npy, contigs.tsv, manifest.json.
-Out: `dataset[i]` is the i-th chunk as uint8 letters, a read-only view of the file (no copy, case kept).
+Out: `dataset[i]`, `pool[c]`: a chunk as uint8 DNA, a read-only view of the file (no copy, case kept); groups: half-open
+     ranges of chunk numbers, with a share each. Also the writer of the .idx, streamed from blocks.
 
 Opening maps files and reads only their headers, so it does not grow with the dataset. An object may be pickled or
 forked into loader workers; a pickled one opens its files again.
 
-The chunks of one split of one or several datasets, under one numbering, and the groups to blend them by.
+Layout of the .idx (megatron-core 0.16, indexed_dataset.py; ours is byte-identical to its builder's): magic, version 1,
+dtype code 1 (uint8), number of sequences, number of document indices; then int32 lengths, int64 byte pointers, int64
+document indices that begin with 0.
 
-In:  dataset folders, a split.
-Out: `pool[c]` = letters of chunk c; groups = half-open ranges of chunk numbers with a share each.
+contigs.tsv has one line per FASTA record, in input order: source, record, length, then first and last sequence index
+for train, valid and test (empty where the record has no chunk in that split). Sequence indices of a split rise from
+line to line, which makes locating a chunk a binary search. Nothing is quoted: record is the first word of a header
+line, and a source whose name holds a tab or a line end is refused before anything is written. A table may have millions
+of lines: one question is answered line by line, and the whole table is held as arrays, never as Python strings.
 """
 
 import hashlib
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
+from pyarrow import csv
 
 from megadna.config import BlendConfig
-from megadna.data.contigs import ContigTable, find_contig
 from megadna.data.manifest import SPLITS, Manifest, Source, load_manifest
 from megadna.errors import UserError
 from megadna.reading import first_line
 
 IDX_HEADER = b"MMIDIDX\x00\x00"
 UINT8_CODE = 1
+_FIXED = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents
+_AGAIN = "run megadna preprocess again"
 
 Blocks = Callable[[], Iterator[np.ndarray]]
 """Starts a pass over an array that need not fit in memory."""
 
 
 def write_index(path: Path, lengths: Blocks, num_sequences: int, documents: Blocks, num_documents: int) -> None:
-    """Write the .idx of `num_sequences` sequences; `documents` gives the index after the last sequence of each one."""
+    """Write the .idx of `num_sequences` sequences; `documents` are the indices after the last sequence of each."""
     with path.open("wb") as file:
-        file.write(IDX_HEADER + struct.pack("<QBQQ", 1, UINT8_CODE, num_sequences, num_documents + 1))
+        file.write(_FIXED.pack(IDX_HEADER, 1, UINT8_CODE, num_sequences, num_documents + 1))
         for block in lengths():
             file.write(block.astype(np.int32).tobytes())
         pointer = 0
@@ -58,21 +62,129 @@ def write_index(path: Path, lengths: Blocks, num_sequences: int, documents: Bloc
             file.write(block.astype(np.int64).tobytes())
 
 
-_AGAIN = "run megadna preprocess again"
-_FIXED = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents
+def read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(lengths int32 [N], byte pointers int64 [N]) of an .idx file, memory-mapped."""
+    data = map_file(path)
+    if len(data) < _FIXED.size:
+        raise UserError(f"{path}: cut short; {_AGAIN}")
+    magic, version, dtype, sequences, documents = _FIXED.unpack(data[: _FIXED.size].tobytes())
+    expected = _FIXED.size + 12 * sequences + 8 * documents
+    if (magic, version, dtype) != (IDX_HEADER, 1, UINT8_CODE) or len(data) != expected:
+        raise UserError(f"{path}: not a whole uint8 index of Megatron; {_AGAIN}")
+    lengths = np.ndarray((sequences,), np.int32, data, _FIXED.size)
+    return lengths, np.ndarray((sequences,), np.int64, data, _FIXED.size + 4 * sequences)
+
+
+def map_file(path: Path) -> np.ndarray:
+    """uint8 read-only map of a file's bytes."""
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {_AGAIN}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: empty; {_AGAIN}")
+    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+
+
+COLUMNS = ("source", "record", "length", *(f"{split}_{end}" for split in SPLITS for end in ("first", "last")))
+HEADER = "\t".join(COLUMNS) + "\n"
+
+
+def contig_rows(path: Path) -> Iterator[list[str]]:
+    """The fields of each line, one line in memory at a time; UserError with the line that does not fit."""
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {_AGAIN}")
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            fields = line.rstrip("\n").split("\t")
+            if len(fields) != len(COLUMNS) or not line.endswith("\n") or (number == 1 and line != HEADER):
+                raise UserError(f"{path}: line {number}: damaged; {_AGAIN}")
+            if number > 1:
+                yield fields
+
+
+def find_contig(path: Path, split: str, index: int) -> tuple[str, str]:
+    """Source and record that hold sequence `index` of `split`; one line in memory at a time."""
+    column = COLUMNS.index(f"{split}_first")
+    for fields in contig_rows(path):
+        if fields[column] and _number(path, fields[column]) <= index <= _number(path, fields[column + 1]):
+            return fields[0], fields[1]
+    raise UserError(f"{path}: no record holds {split} chunk {index}; {_AGAIN}")
+
+
+def check_rising(path: Path) -> None:
+    """UserError where the sequence indices of a split do not rise from line to line; one line in memory at a time."""
+    columns = {split: COLUMNS.index(f"{split}_first") for split in SPLITS}
+    before = dict.fromkeys(SPLITS, -1)
+    for fields in contig_rows(path):
+        for split, column in columns.items():
+            if fields[column]:
+                first = _number(path, fields[column])
+                if first <= before[split]:
+                    raise UserError(f"{path}: {split} columns do not rise; {_AGAIN}")
+                before[split] = first
+
+
+def _number(path: Path, text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"{path}: damaged ({text[:20]!r} is no number); {_AGAIN}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class ContigTable:
+    """The records of a dataset, by column."""
+
+    names: pyarrow.Table
+    """Columns source and record."""
+    lengths: np.ndarray
+    """int64 [R]: bases of each record."""
+    first: dict[str, np.ndarray]
+    """Per split int64 [R]: first sequence index, -1 where the record has no chunk there."""
+    last: dict[str, np.ndarray]
+    """Per split int64 [R]: last sequence index, -1 where the record has no chunk there."""
+    _present: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> "ContigTable":
+        """Read the table; UserError with the line that does not fit."""
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {_AGAIN}")
+        kinds = {name: pyarrow.int64() for name in COLUMNS[2:]} | {name: pyarrow.string() for name in COLUMNS[:2]}
+        try:
+            table = csv.read_csv(
+                path,
+                csv.ReadOptions(use_threads=False),
+                csv.ParseOptions(delimiter="\t", quote_char=False),
+                csv.ConvertOptions(column_types=kinds, null_values=[""], include_columns=COLUMNS),
+            )
+        except (pyarrow.ArrowException, KeyError) as error:
+            raise UserError(f"{path}: damaged ({error}); {_AGAIN}") from error
+        first, last = (
+            {split: table[f"{split}_{end}"].fill_null(-1).to_numpy() for split in SPLITS} for end in ("first", "last")
+        )
+        return cls(table.select(["source", "record"]), table["length"].to_numpy(), first, last)
+
+    def row_of(self, split: str, index: int) -> int:
+        """Line (0-based, without the header) of the record that holds sequence `index` of `split`."""
+        if split not in self._present:
+            rows = np.flatnonzero(self.first[split] >= 0)
+            self._present[split] = rows, self.first[split][rows]
+        rows, first = self._present[split]
+        return int(rows[np.searchsorted(first, index, side="right") - 1])
+
+    def name_of(self, row: int) -> tuple[str, str]:
+        """Source and record of a line."""
+        return self.names["source"][row].as_py(), self.names["record"][row].as_py()
 
 
 class Location(NamedTuple):
-    """Where a chunk lies on its genome: 0-based, half-open."""
+    """Source, contig, start and end of a chunk, 0-based and half-open."""
 
     source: str
     """Name of the source in the manifest."""
     contig: str
     """Name of the FASTA record."""
     start: int
-    """First base."""
     end: int
-    """One past the last base."""
 
 
 class ChunkDataset:
@@ -90,20 +202,11 @@ class ChunkDataset:
         self._open()
 
     def _open(self) -> None:
-        idx = _map_file(self.path / f"{self.split}.idx")
-        self._bin = _map_file(self.path / f"{self.split}.bin")
-        if len(idx) < _FIXED.size:
-            raise UserError(f"{self.path / self.split}.idx: cut short; {_AGAIN}")
-        magic, version, dtype, sequences, documents = _FIXED.unpack(idx[: _FIXED.size].tobytes())
-        expected = _FIXED.size + 12 * sequences + 8 * documents
-        if (magic, version, dtype) != (IDX_HEADER, 1, UINT8_CODE) or len(idx) != expected:
-            raise UserError(f"{self.path / self.split}.idx: not a whole uint8 index of Megatron; {_AGAIN}")
-        if sequences != self.manifest.chunks[self.split] or len(self._bin) != self.manifest.bases[self.split]:
+        self.lengths, self._pointers = read_index(self.path / f"{self.split}.idx")
+        self._bin = map_file(self.path / f"{self.split}.bin")
+        chunks, bases = self.manifest.chunks[self.split], self.manifest.bases[self.split]
+        if (len(self.lengths), len(self._bin)) != (chunks, bases):
             raise UserError(f"{self.path / self.split}.bin: does not fit manifest.json; {_AGAIN}")
-        at = _FIXED.size
-        self.lengths = np.ndarray((sequences,), np.int32, idx, at)
-        """int32 [N], bases of each chunk; memory-mapped."""
-        self._pointers = np.ndarray((sequences,), np.int64, idx, at + 4 * sequences)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "split": self.split, "manifest": self.manifest}
@@ -116,7 +219,7 @@ class ChunkDataset:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Letters of chunk `index`, uint8 [lengths[index]], a read-only view; negative indices count from the end.
+        """Chunk `index` as uint8 DNA, a read-only view; negative indices count from the end.
         UserError where the index points outside the .bin file."""
         start, length = int(self._pointers[index]), int(self.lengths[index])
         if not 0 <= start <= start + length <= len(self._bin):
@@ -145,8 +248,8 @@ class ChunkDataset:
     def locate(self, index: int, *, keep_table: bool = True) -> Location:
         """Source, contig, start and end of chunk `index`.
 
-        keep_table: hold the table of records for further calls; False reads it up to the record, which is slower from
-        the second call on and needs no memory.
+        keep_table: keep the table of records in memory for further calls; False reads it up to the record, which is
+        slower from the second call on and needs no memory.
         """
         if not -len(self) <= index < len(self):
             raise UserError(f"{self.path}: {self.split} has {len(self)} chunks, no chunk {index}")
@@ -159,17 +262,8 @@ class ChunkDataset:
         return Location(source, contig, start, start + int(self.lengths[index]))
 
 
-def _map_file(path: Path) -> np.ndarray:
-    """uint8 read-only map of a file's bytes."""
-    if not path.is_file():
-        raise UserError(f"{path}: missing; {_AGAIN}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: empty; {_AGAIN}")
-    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-
-
 class ChunkPool:
-    """Datasets laid end to end."""
+    """The chunks of several datasets under one numbering."""
 
     def __init__(self, datasets: list[ChunkDataset]) -> None:
         self.datasets = datasets
@@ -186,7 +280,7 @@ class ChunkPool:
         return self.offsets[-1]
 
     def __getitem__(self, chunk: int) -> np.ndarray:
-        """Letters of a chunk, uint8, a read-only view of the file."""
+        """A chunk as uint8 DNA, a read-only view of the file."""
         number = bisect_right(self.offsets, chunk) - 1
         return self.datasets[number][chunk - self.offsets[number]]
 
@@ -213,7 +307,7 @@ def open_chunks(path: str | list[str], split: str) -> ChunkPool:
 
 @dataclass(frozen=True)
 class Group:
-    """What blending gives one share to."""
+    """Chunks that have one share of all samples."""
 
     name: str
     ranges: list[tuple[int, int]]
@@ -253,7 +347,7 @@ def _column(source: Source, column: str, dataset: ChunkDataset) -> str:
     values = {"source": source.name, "species": source.species, **source.taxa}
     if not values.get(column):
         known = ", ".join(["dataset", *values])
-        raise UserError(f"data.blend.by {column}: {dataset.path} does not state it for {source.name}; known: {known}")
+        raise UserError(f"data.blend.by {column}: {dataset.path} has no such value for {source.name}; known: {known}")
     return values[column]
 
 

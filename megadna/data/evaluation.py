@@ -1,19 +1,20 @@
 """Fixed samples for masked bits per base: the same chunks, windows and hidden bases at every evaluation.
 
 In:  a split of a dataset, a tokenizer, a seed, a protocol.
-Out: samples as bases, tokens and hidden bases (what baselines read), and as batches (what the model reads).
+Out: samples as DNA, tokens and hidden bases (which baselines read), and as batches (which the model reads).
 
-As training validates (protocol ""): the windows that fit a row (one per chunk, or several if chunks are longer), spread
-evenly over the split. 15 % of the tokens, chosen by a generator of (seed, window), are hidden by [MASK]. If tokens
-overlap, spans that hide a base are chosen so that 15 % of the tokens are masked; a base is hidden if no visible token
-shows it. A tail that does not fill a row is not read.
+As training validates (protocol ""): the windows that fit a row (one a chunk, or several where chunks are longer),
+spread evenly over the split. 15 % of the tokens, chosen by a generator of (seed, window) alone, are hidden by [MASK].
+Where tokens overlap, spans that hide a base are chosen so that 15 % of the tokens are masked; a base is hidden where no
+visible token shows it. A tail that fills no row is left out.
 
 The same bases for every tokenizer (protocols "base" and "block6"): whole chunks, spread evenly over the split, are
-divided into cells of 48 bases. Of each, one base or one of its eight blocks of six is hidden, chosen by a generator of
-(seed, chunk), by masking every token that covers it. A cell with anything but A, C, G, T hides nothing; the tail after
-the last whole cell is not read. A window is as many whole cells as fit a row. BPE pieces end at the edges of blocks.
+divided into cells of 48 bases. In each, one base or one of its eight blocks of six is hidden, chosen by a generator of
+(seed, chunk) alone, by masking every token that touches it. A cell with anything but A, C, G, T hides nothing; the tail
+after the last whole cell is not read. Windows are as many whole cells as fit a row. BPE pieces end at the edges of
+blocks.
 
-Always the forward strand; all chosen tokens are masked: none kept, none random, never N.
+Always the forward strand; all that is chosen is masked: none kept, none random, never N.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,9 +24,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import OTHER, Letters, base_codes, reverse_complement
+from megadna.alphabet import OTHER, Dna, base_codes, reverse_complement
 from megadna.config import MaskingConfig
-from megadna.data.batch import Batch, Segment, collate
+from megadna.data.batch import Batch, collate
 from megadna.data.dataset import ChunkPool
 from megadna.data.masking import Masked, build_masker, maskable_ids
 from megadna.data.order import Stream, sample_rng
@@ -36,9 +37,9 @@ from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
 
 HIDDEN_SHARE = 0.15
 CELL = 48
-"""Bases of a cell: divisible by any k up to 8 except 5 and 7, and by a block."""
+"""Bases of a cell: any k up to 8 but 5 and 7 divides it, and so does a block."""
 WIDTHS = {"base": 1, "block6": 6}
-"""Hidden bases of a cell, by protocol."""
+"""Bases that a cell hides, by protocol."""
 _HIDE_ALL = MaskingConfig(fraction=HIDDEN_SHARE, mask_share=1.0, random_share=0.0)
 
 
@@ -48,7 +49,7 @@ def evaluation_chunks(num_chunks: int, samples: int) -> NDArray[np.int64]:
     return (2 * np.arange(samples) + 1) * num_chunks // (2 * samples)
 
 
-def hide_in_cells(bases: Letters, rng: np.random.Generator, width: int) -> NDArray[np.bool_]:
+def hide_in_cells(bases: Dna, rng: np.random.Generator, width: int) -> NDArray[np.bool_]:
     """Which bases [n] of a chunk are hidden: `width` together in each whole cell of A, C, G, T, at a multiple of it."""
     cells = len(bases) // CELL
     starts = CELL * np.arange(cells) + width * rng.integers(CELL // width, size=cells)
@@ -62,15 +63,14 @@ def hide_in_cells(bases: Letters, rng: np.random.Generator, width: int) -> NDArr
 class Sample:
     """One window after masking."""
 
-    bases: Letters
-    """ASCII of the window."""
+    bases: Dna
+    """The true bases."""
     masked: Masked
-    """Its tokens, and what the model sees."""
     hidden: NDArray[np.bool_]
     """Bases [n] that the model must predict."""
 
     def other_strand(self, tokenizer: Tokenizer) -> "Sample":
-        """The reverse complement with the same bases hidden, for tokens that begin at every base."""
+        """The reverse complement with the same bases hidden; only for tokens that begin at every base."""
         bases = reverse_complement(self.bases)
         targets, chosen = tokenizer.encode(bases), self.masked.chosen[::-1]
         assert len(targets) == len(chosen)
@@ -83,18 +83,18 @@ class HiddenBases:
 
     row_H: NDArray[np.int64]
     position_H: NDArray[np.int64]
-    """Offset of each base in its window."""
+    """Of each base in its window."""
     base_H: NDArray[np.uint8]
-    """True bases: 0..3 = A, C, G, T."""
+    """True base: 0..3 = A, C, G, T."""
     lower_H: NDArray[np.bool_]
-    """Soft-masked ones."""
+    """Whether it is soft-masked."""
 
 
 @dataclass(frozen=True)
 class EvaluationSamples:
     """The samples of one split for one tokenizer: `samples[i]` is a Sample, a pure function of the settings and i.
 
-    UserError if the protocol does not fit the tokenizer.
+    UserError where the protocol does not fit the tokenizer.
     """
 
     dataset: ChunkPool
@@ -115,12 +115,12 @@ class EvaluationSamples:
 
     @property
     def chunks(self) -> NDArray[np.int64]:
-        """Chunk number of each sample: standard errors are over chunks, not over windows."""
+        """Chunk number of each sample: errors are taken over chunks, not over windows of one."""
         return self._windows[:, 1]
 
     @property
     def hides(self) -> str:
-        """What is hidden, in words: scores on different hidden bases must not be compared."""
+        """What is hidden, in words: scores compare only where this is equal."""
         if self.protocol:
             return f"one {'base' if self.protocol == 'base' else 'block of six'} in {CELL}"
         return f"{HIDDEN_SHARE:.0%} of the tokens"
@@ -146,10 +146,8 @@ class EvaluationSamples:
             hidden = self._hidden_cells(chunk)[start:stop]
             return Sample(bases, self._mask(bases, hidden), hidden)
         rng = sample_rng(self.seed, number, Stream.EVALUATION)
-        room = self.sequence_length - NUM_SPECIAL
-        masked = Masked(
-            *(values[:room] for values in build_masker(self.tokenizer, _HIDE_ALL, exact=True)(bases, rng, HIDDEN_SHARE))
-        )
+        masker = build_masker(self.tokenizer, _HIDE_ALL, exact=True)
+        masked = masker(bases, rng, HIDDEN_SHARE).first(self.sequence_length - NUM_SPECIAL)
         # A k-mer over an N is [UNK]: it shows none of its bases, and is never chosen.
         shows = maskable_ids(self.tokenizer)[masked.targets] & ~masked.chosen
         spans, codes = self.tokenizer.spans(masked.targets), base_codes(bases)
@@ -157,7 +155,7 @@ class EvaluationSamples:
         return Sample(bases, masked, hidden)
 
     def for_baselines(self) -> tuple[Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]], NDArray[np.int64]]:
-        """(base codes, hidden) of each sample, and its chunk; under a protocol, of whole chunks for every model."""
+        """(base codes, hidden) of each sample, and its chunk; under a protocol of whole chunks, whatever the model."""
         if not self.protocol:
             samples = (self[index] for index in range(len(self)))
             return ((base_codes(sample.bases), sample.hidden) for sample in samples), self.chunks
@@ -165,35 +163,35 @@ class EvaluationSamples:
         return ((base_codes(self.dataset[c]), self._hidden_cells(c)) for c in chunks.tolist()), chunks
 
     def batch(self, samples: Sequence[Sample], numbers: NDArray[np.int64]) -> tuple[Batch, HiddenBases]:
-        """What the model reads, one sample per row, and what it must predict."""
-        rows = [[Segment(*sample.masked, weights=None)] for sample in samples]
+        """What the model reads, one sample a row, and what it must predict."""
         positions = [np.flatnonzero(sample.hidden) for sample in samples]
-        ascii_H = np.concatenate([sample.bases[own] for sample, own in zip(samples, positions, strict=True)])
+        bases_H = np.concatenate([sample.bases[sample.hidden] for sample in samples])
         hidden = HiddenBases(
             row_H=np.repeat(np.arange(len(samples)), list(map(len, positions))),
             position_H=np.concatenate(positions),
-            base_H=base_codes(ascii_H),
-            lower_H=ascii_H >= ord("a"),
+            base_H=base_codes(bases_H),
+            lower_H=bases_H >= ord("a"),
         )
-        return collate(rows, numbers, self.tokenizer, self.sequence_length).batch(), hidden
+        rows = collate([[sample.masked] for sample in samples], numbers, self.tokenizer, self.sequence_length)
+        return rows.batch(), hidden
 
     def groups(self) -> list[str]:
-        """The group of each sample: its species, or the name of its source if no species is given."""
+        """The group of each sample: its species, or the name of its source where no species is stated."""
         spans = sorted(
             (offset + source.ranges[dataset.split][0], source.species or source.name)
             for dataset, offset in zip(self.dataset.datasets, self.dataset.offsets, strict=False)
             for source in dataset.manifest.sources
             if source.ranges[dataset.split][0] < source.ranges[dataset.split][1]
         )
-        numbers = np.searchsorted([start for start, _ in spans], self.chunks, side="right") - 1
-        return [spans[number][1] for number in numbers.tolist()]
+        indices = np.searchsorted([start for start, _ in spans], self.chunks, side="right") - 1
+        return [spans[index][1] for index in indices.tolist()]
 
     def _hidden_cells(self, chunk: int) -> NDArray[np.bool_]:
         rng = sample_rng(self.seed, chunk, Stream.EVALUATION)
         return hide_in_cells(self.dataset[chunk], rng, WIDTHS[self.protocol])
 
     def _cell_windows(self, chunk: int) -> Iterator[tuple[int, int]]:
-        """(first base, end) of the windows of a chunk: as many whole cells as fit a row; all have a hidden base."""
+        """(first base, end) of the windows of a chunk: as many whole cells as fit a row, none without a hidden base."""
         bases, hidden = self.dataset[chunk], self._hidden_cells(chunk)
         room, start = self.sequence_length - NUM_SPECIAL, 0
         end = len(bases) // CELL * CELL
@@ -206,8 +204,8 @@ class EvaluationSamples:
                 yield start, stop
             start = stop
 
-    def _mask(self, bases: Letters, hidden: NDArray[np.bool_]) -> Masked:
-        """The tokens of a window, [MASK] on each that covers a hidden base."""
+    def _mask(self, bases: Dna, hidden: NDArray[np.bool_]) -> Masked:
+        """The tokens of a window, [MASK] on each that touches a hidden base."""
         if self.tokenizer.kind != "sentencepiece":
             targets = self.tokenizer.encode(bases)
             starts, stops = self.tokenizer.spans(targets)
@@ -215,7 +213,7 @@ class EvaluationSamples:
             chosen = (before[stops] > before[starts]) & maskable_ids(self.tokenizer)[targets]
             return _hide_all(targets, chosen, self.tokenizer)
         begins = np.append(True, hidden[1 : len(bases)] != hidden[: len(bases) - 1])
-        begins[::CELL] |= hidden[: len(bases) : CELL]  # two adjacent hidden blocks are two pieces
+        begins[::CELL] |= hidden[: len(bases) : CELL]  # two adjacent blocks are two
         starts = np.flatnonzero(begins)
         parts = [self.tokenizer.encode(part) for part in np.split(bases, starts[1:])]
         return _hide_all(np.concatenate(parts), np.repeat(hidden[starts], list(map(len, parts))), self.tokenizer)

@@ -1,6 +1,6 @@
 """Micro-batches of one data-parallel rank, read ahead by worker processes.
 
-In:  the config, a tokenizer, the rank's place, the count of samples already consumed.
+In:  the config, a tokenizer, the rank, the number of samples already consumed.
 Out: an endless iterator of Batch. Micro-batch m since the start holds the samples consumed + (m * size + rank) * B +
 0..B-1, so the global batches do not depend on ranks, workers, micro-batch size or where a run was stopped.
 """
@@ -30,9 +30,9 @@ from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
 log = get_logger(__name__)
 
 AUTO_MULTIPLE = 32
-"""`auto` gives lengths that tensor (sequence) and context parallel sizes up to this one divide, where that is cheap."""
+"""`auto` gives multiples of this, which tensor (sequence) and context parallel sizes up to it divide, where cheap."""
 AUTO_LOSS = 64
-"""Cheap: at most one token in this many."""
+"""Cheap: it costs at most one token in AUTO_LOSS."""
 PREFETCH = 4
 """Micro-batches that each worker reads ahead."""
 
@@ -153,7 +153,7 @@ def train_batches(
         sampler=count(consumed_samples + rank * rows, size * rows),
         batch_size=None,
         num_workers=num_workers,
-        # The default could be a fork server, which would be the workers' parent in place of this process.
+        # The default could be a fork server, which instead of this process would be the workers' parent.
         multiprocessing_context=("fork" if sys.platform == "linux" else "spawn") if num_workers else None,
         prefetch_factor=PREFETCH if num_workers else None,
         persistent_workers=num_workers > 0,

@@ -1,10 +1,9 @@
 """manifest.json of a dataset folder: what is in it, where it came from, and how it was made.
 
 In:  DATASET/manifest.json, written last by the builder; a folder without it is not a finished dataset.
-Out: frozen dataclasses. Counts are bases unless a name says otherwise; ranges are half-open sequence indices.
+Out: frozen dataclasses. Counts are bases unless a name says otherwise; ranges are half-open sequence indices. Also the
+     checksums of input files (SHA-256, in a thread) and of the dataset's files (XXH3, 128 bits).
 The format is documented in docs/dataset_format.md.
-
-Checksums of input files (SHA-256, in a thread) and of the dataset's files (XXH3, 128 bits).
 """
 
 import hashlib
@@ -31,7 +30,7 @@ _LARGEST = 2**63 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One input file: what it held and where its chunks lie."""
+    """One input file: what it contained and which chunks are its."""
 
     name: str
     """Unique in the dataset; the file's name without its endings, or the sample sheet's genome."""
@@ -52,21 +51,21 @@ class Source:
     records: int
     """FASTA records."""
     bases: int
-    """Letters in all records, dropped ones included."""
+    """Bases of all records, dropped ones included."""
     gc: int
     """G and C, either case."""
     n: int
     """N, either case."""
     soft_masked: int
-    """Lower-case letters."""
+    """Lower-case bases."""
     other: Mapping[str, int] = field(default_factory=dict)
-    """IUPAC codes, U and gap characters in the input, by upper-case letter."""
+    """IUPAC codes, U and gap characters in the input, by upper-case character."""
     chunks: Mapping[str, int]
     """Chunks by split."""
     ranges: Mapping[str, tuple[int, int]]
     """Sequence indices [first, end) by split; empty ranges included."""
     kept: int
-    """Bases on disk; those that overlapping chunks repeat count once."""
+    """Bases on disk."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Bases left out, by reason; kept + all of these = bases."""
     dropped_chunks: Mapping[str, int] = field(default_factory=dict)
@@ -74,17 +73,17 @@ class Source:
 
     @property
     def gc_fraction(self) -> float:
-        """G and C among the letters that are not N."""
+        """G and C among the bases that are not N."""
         return self.gc / max(1, self.bases - self.n)
 
     @property
     def n_fraction(self) -> float:
-        """N among all letters."""
+        """N among all bases."""
         return self.n / max(1, self.bases)
 
     @property
     def soft_masked_fraction(self) -> float:
-        """Lower case among all letters."""
+        """Lower case among all bases."""
         return self.soft_masked / max(1, self.bases)
 
 
@@ -119,9 +118,9 @@ class Manifest:
     files: Mapping[str, FileEntry]
     """Size and checksum of the data files, by file name."""
     options: Mapping[str, Any]
-    """Every option of the build."""
+    """Every option of the build that decides its content; older manifests record options that are gone."""
     side_files: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of what else decides the content (BED files, assembly reports), by absolute path."""
+    """SHA-256 of the BED files and assembly reports that were read, by absolute path."""
     notes: tuple[str, ...] = ()
     """What a reader of results must know, e.g. a split that got one block so as not to be empty."""
     leakage: Mapping[str, Any] = field(default_factory=dict)
@@ -134,7 +133,7 @@ class Manifest:
 
 
 def leakage_line(manifest: Manifest, split: str) -> str:
-    """What was measured of a held-out split, with the remedy; "" where nothing was."""
+    """The leakage of a held-out split, with the remedy; "" where it was not measured."""
     found = manifest.leakage.get("splits", {}).get(split)
     if found is None:
         return ""
@@ -189,7 +188,7 @@ class _Unfit(Exception):
 
 
 def _typed(kind: Any, value: Any, key: str) -> Any:
-    """`value`, out of a JSON file, as `kind`: a dataclass of here, a mapping, a tuple, text or a count; else _Unfit."""
+    """`value` of a JSON file as `kind`: a dataclass of this module, a mapping, a tuple, text, a count; else _Unfit."""
     if kind is Any:
         return value
     if kind in (int, str):
@@ -220,7 +219,7 @@ def _unfit(key: str, value: Any, wanted: str) -> NoReturn:
 
 
 def _check(manifest: Manifest) -> None:
-    """_Unfit where a split has no count, a file lies elsewhere or a source's chunks are not its split's."""
+    """_Unfit where a split has no count, a file is outside the folder or a source has chunks that its split lacks."""
     for where, table in (("chunks", manifest.chunks), ("bases", manifest.bases)):
         for split in SPLITS:
             if split not in table:
@@ -240,7 +239,7 @@ def _check(manifest: Manifest) -> None:
                 raise _Unfit(f"sources[{number}] lacks {split} in ranges or chunks")
             first, end = source.ranges[split]
             if not first <= end <= manifest.chunks[split]:
-                raise _Unfit(f"sources[{number}].ranges.{split} does not lie in the {manifest.chunks[split]} chunks")
+                raise _Unfit(f"sources[{number}].ranges.{split} is not within the {manifest.chunks[split]} chunks")
 
 
 _BLOCK = 1 << 18
@@ -254,7 +253,7 @@ class SourceHasher:
         self._results: dict[Path, Future[str]] = {}
 
     def start(self, path: Path) -> None:
-        """Begin unless it has begun; standard input and a disabled hasher have no checksum."""
+        """Begin, once; standard input and a disabled hasher have no checksum."""
         if self._pool is not None and path not in self._results and str(path) != "-":
             self._results[path] = self._pool.submit(_hashed, path, hashlib.sha256())
 
@@ -281,7 +280,7 @@ class Bins:
     """The three .bin files of a build, appended to and hashed as they grow."""
 
     def __init__(self, work: Path, sizes: list[int]) -> None:
-        """Cut the files to what an interrupted build has finished, if anything; hash that."""
+        """Truncate the files to what an interrupted build has finished (`sizes` by split), and hash that."""
         self._files = [(work / f"{split}.bin").open("a+b", buffering=0) for split in SPLITS]
         self._digests = [xxhash.xxh3_128() for _ in SPLITS]
         for file, digest, size in zip(self._files, self._digests, sizes, strict=True):
@@ -291,14 +290,14 @@ class Bins:
                 digest.update(block)
 
     def write(self, runs: list[np.ndarray], buffer: np.ndarray) -> None:
-        """Append stretches of the letters: int64 [W, 2] (start, end) by split."""
-        letters = memoryview(buffer)  # type: ignore[arg-type]
-        for file, digest, stretches in zip(self._files, self._digests, runs, strict=True):
-            for start, end in stretches.tolist():
-                stretch = letters[start:end]
-                digest.update(stretch)
-                while stretch:  # a nearly full disk takes a part
-                    stretch = stretch[file.write(stretch) :]
+        """Append runs of the buffer: int64 [W, 2] (start, end) by split."""
+        bases = memoryview(buffer)  # type: ignore[arg-type]
+        for file, digest, mine in zip(self._files, self._digests, runs, strict=True):
+            for start, end in mine.tolist():
+                rest = bases[start:end]
+                digest.update(rest)
+                while rest:  # a nearly full disk takes a part
+                    rest = rest[file.write(rest) :]
 
     def close(self) -> list[str]:
         """Hexadecimal checksum of each file."""

@@ -1,23 +1,17 @@
-"""Masked language modelling: which tokens a sample asks for, and what the model sees in their place.
+"""Masked language modelling: which tokens of a window the model must predict, and what it sees instead.
 
-In:  the letters of one window, a tokenizer, an explicit random generator.
-Out: Masked(tokens, targets, chosen): ids that the model sees, ids that were there, and where it must answer.
+In:  the DNA of one window, a tokenizer, an explicit random generator.
+Out: Masked: ids that the model sees, true ids, and which of them it must predict.
 
 Vectorised numpy, no loop over tokens. A chosen token becomes [MASK], another nucleotide token, or stays (80/10/10 by
 default: Devlin et al., arXiv:1810.04805, section 3.1). Special tokens, padding, [UNK] and N are never chosen.
 
-Masking of overlapping k-mers: hiding one base means masking every token over it.
-
-In:  letters of one window, a k-mer tokenizer of stride 1 (k = 1 works too), a random generator.
-Out: Masked(tokens, targets, chosen).
-
-SpanMasker leaks nothing: bases are corrupted, then tokenized, so that all k tokens over a base tell the same story.
-Each place, up to the edges, begins a span with the same probability, which makes the share of chosen tokens exact in
-expectation. A span that is masked wins over one that is random, that one over one that is kept. Where two masked
-spans come close, the bases between them are hidden as well.
-
-DnabertMasker is DNABERT's own algorithm (Ji et al., Bioinformatics 2021; run_pretrain.py), for comparison: tokens of
-one span are corrupted one by one, so that a kept token shows its neighbours' answer.
+TokenMasker treats tokens one by one. Overlapping k-mers need more: hiding one base means masking every token over it.
+SpanMasker corrupts bases and then tokenizes, so that all k tokens over a base agree and nothing leaks. Each position,
+up to the edges, begins a span with the same probability, which makes the share of chosen tokens exact in expectation. A
+masked span wins over a random one, a random one over a kept one. Where two masked spans are close, the bases between
+them are hidden as well. DnabertMasker is DNABERT's own algorithm (Ji et al., Bioinformatics 2021; run_pretrain.py), for
+comparison: the tokens of one span are corrupted one by one, so a kept token shows its neighbours' target.
 """
 
 from typing import NamedTuple
@@ -25,36 +19,45 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import OTHER, Letters, base_codes, code_letters
+from megadna.alphabet import OTHER, Dna, base_codes, code_dna
 from megadna.config import MaskingConfig
 from megadna.errors import UserError
 from megadna.tokenizer.base import Tokenizer
 
-# Shapes: m tokens of a sample (no special tokens), V vocabulary.
+# Shapes: n bases of a window, m tokens (special tokens not among them), V vocabulary.
 
 
 class Masked(NamedTuple):
-    """One sample after masking; arrays of m tokens, special tokens not among them."""
+    """One window after masking; arrays of m tokens, special tokens not among them."""
 
     tokens: NDArray
+    """What the model sees."""
     targets: NDArray
+    """The true ids."""
     chosen: NDArray[np.bool_]
+    """Which ones the model must predict."""
+    weights: NDArray[np.float32] | None = None
+    """In the loss; None: all 1."""
+
+    def first(self, num_tokens: int) -> "Masked":
+        """At most `num_tokens` tokens, not weighted yet: a sentencepiece model may give more than fit a row."""
+        return Masked(self.tokens[:num_tokens], self.targets[:num_tokens], self.chosen[:num_tokens])
 
 
 class TokenMasker:
     """BERT masking of single tokens."""
 
     def __init__(self, tokenizer: Tokenizer, config: MaskingConfig, *, exact: bool = False) -> None:
-        """exact: choose the rounded share of each sample exactly, instead of each token with that probability."""
+        """exact: choose the rounded share of each window exactly, instead of each token with that probability."""
         self._config = config
         self._exact = exact
         self._tokenizer = tokenizer
         self._maskable_V = maskable_ids(tokenizer)
 
-    def __call__(self, letters: Letters, rng: np.random.Generator, fraction: float) -> Masked:
+    def __call__(self, bases: Dna, rng: np.random.Generator, fraction: float) -> Masked:
         """Mask a window; `fraction` of its maskable tokens are chosen: in expectation, or exactly (rounded)."""
         config = self._config
-        targets = self._tokenizer.encode(letters)
+        targets = self._tokenizer.encode(bases)
         maskable = self._maskable_V.take(targets)
         draw: NDArray = rng.random(len(targets), dtype=np.float32)
         if self._exact:
@@ -78,11 +81,11 @@ def maskable_ids(tokenizer: Tokenizer) -> NDArray[np.bool_]:
 
 
 def _ranked(draw: NDArray, maskable: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Ranks 0, 1, 2, ... of the draws among the maskable tokens, shifted by one number in [0, 1): shares that are no
-    whole number of tokens come out right on average."""
-    places = np.flatnonzero(maskable)
+    """Ranks 0, 1, 2, ... of the draws among the maskable tokens, shifted by one number in [0, 1): shares that are not a
+    whole number of tokens are right on average."""
+    positions = np.flatnonzero(maskable)
     ranks = np.full(len(draw), np.inf)
-    ranks[places[np.argsort(draw[places])]] = np.arange(len(places)) + rng.random(dtype=np.float32)
+    ranks[positions[np.argsort(draw[positions])]] = np.arange(len(positions)) + rng.random(dtype=np.float32)
     return ranks
 
 
@@ -94,13 +97,6 @@ def other_tokens(ids: NDArray, nucleotide_ids: NDArray, rng: np.random.Generator
     return nucleotide_ids[draws + (same & (draws >= ranks))]
 
 
-# Shapes: n bases of a window, m = n - k + 1 tokens.
-
-# Tokens masked with a centre: DNABERT's table.
-_DNABERT_OFFSETS = {3: (-1, 0, 1), 4: (-1, 0, 1, 2), 5: (-2, -1, 0, 1, 2), 6: (-2, -1, 0, 1, 2, 3)}
-DNABERT_K = tuple(_DNABERT_OFFSETS)
-
-
 class SpanMasker:
     """Hides spans of `hidden_bases` bases: [MASK] on every token over them, other bases, or the same."""
 
@@ -110,32 +106,28 @@ class SpanMasker:
         self._width = config.hidden_bases + tokenizer.bases_per_token - 1
         self._maskable_V = maskable_ids(tokenizer)
 
-    def __call__(self, letters: Letters, rng: np.random.Generator, fraction: float) -> Masked:
+    def __call__(self, bases: Dna, rng: np.random.Generator, fraction: float) -> Masked:
         """Mask a window; every token over A, C, G, T alone is chosen with probability `fraction`."""
         config = self._config
-        # A token is chosen if any of `width` places begins a span over it.
+        # A token is chosen if any of `width` positions begins a span over it.
         start_rate = 1 - (1 - fraction) ** (1 / self._width)
-        draw = rng.random(len(letters) + config.hidden_bases - 1)
+        # Spans may begin before the window: position 0 of the draws is base 1 - hidden_bases.
+        draw = rng.random(len(bases) + config.hidden_bases - 1)
         below = start_rate * np.cumsum([config.mask_share, config.random_share])
         hidden_n, masked_n, random_n = (
-            _covered(starts, config.hidden_bases)
+            _any_in_window(starts, config.hidden_bases)
             for starts in (draw < start_rate, draw < below[0], (draw >= below[0]) & (draw < below[1]))
         )
-        targets = self._tokenizer.encode(letters)
-        tokens = self._tokenizer.encode(_corrupt(letters, random_n, rng))
+        targets = self._tokenizer.encode(bases)
+        tokens = self._tokenizer.encode(_corrupt(bases, random_n, rng))
         k = self._tokenizer.bases_per_token
         maskable = self._maskable_V.take(targets)
-        chosen = _covering(hidden_n, k) & maskable
-        tokens[_covering(masked_n, k) & maskable] = self._tokenizer.mask_id
+        chosen = _any_in_window(hidden_n, k) & maskable
+        tokens[_any_in_window(masked_n, k) & maskable] = self._tokenizer.mask_id
         return Masked(tokens, targets, chosen)
 
 
-def _covered(starts: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Bases [n] under spans that start at places -(width - 1)..n-1, given as bool [n + width - 1]."""
-    return _covering(starts, width)
-
-
-def _covering(flags: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+def _any_in_window(flags: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     """For each run of `width` flags [n]: is any set? bool [n - width + 1]."""
     count = max(0, len(flags) - width + 1)
     result = flags[:count].copy()
@@ -144,14 +136,19 @@ def _covering(flags: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     return result
 
 
-def _corrupt(letters: Letters, random_n: NDArray[np.bool_], rng: np.random.Generator) -> Letters:
-    """Letters with another base at each flagged A, C, G, T."""
-    codes = base_codes(letters)
-    places = np.flatnonzero(random_n & (codes < OTHER))
-    shift = rng.integers(1, 4, size=len(places), dtype=np.uint8)
-    corrupted = letters.copy()
-    corrupted[places] = code_letters((codes[places] + shift) % 4)
+def _corrupt(bases: Dna, random_n: NDArray[np.bool_], rng: np.random.Generator) -> Dna:
+    """The window with another base at each flagged A, C, G, T."""
+    codes = base_codes(bases)
+    positions = np.flatnonzero(random_n & (codes < OTHER))
+    shift = rng.integers(1, 4, size=len(positions), dtype=np.uint8)
+    corrupted = bases.copy()
+    corrupted[positions] = code_dna((codes[positions] + shift) % 4)
     return corrupted
+
+
+# Tokens masked with a centre: DNABERT's table.
+_DNABERT_OFFSETS = {3: (-1, 0, 1), 4: (-1, 0, 1, 2), 5: (-2, -1, 0, 1, 2), 6: (-2, -1, 0, 1, 2, 3)}
+DNABERT_K = tuple(_DNABERT_OFFSETS)
 
 
 class DnabertMasker:
@@ -162,22 +159,22 @@ class DnabertMasker:
         self._config = config
         self._offsets = _DNABERT_OFFSETS[tokenizer.bases_per_token]
 
-    def __call__(self, letters: Letters, rng: np.random.Generator, fraction: float) -> Masked:
+    def __call__(self, bases: Dna, rng: np.random.Generator, fraction: float) -> Masked:
         """Mask a window with centres of probability `fraction` / k; unknown tokens may be chosen, as in DNABERT."""
         config = self._config
-        targets = self._tokenizer.encode(letters)
+        targets = self._tokenizer.encode(bases)
         count = len(targets)
         centres = np.flatnonzero(rng.random(count) < fraction / self._tokenizer.bases_per_token)
-        places = np.add.outer(centres, self._offsets).ravel()
+        positions = np.add.outer(centres, self._offsets).ravel()
         chosen = np.zeros(count, dtype=bool)
-        chosen[places[(places >= 0) & (places < count)]] = True
+        chosen[positions[(positions >= 0) & (positions < count)]] = True
         tokens = targets.copy()
         action = rng.random(count)
         tokens[chosen & (action < config.mask_share)] = self._tokenizer.mask_id
         random = np.flatnonzero(
             chosen & (action >= config.mask_share) & (action < config.mask_share + config.random_share)
         )
-        # The whole vocabulary, special tokens and the token itself included: DNABERT's way.
+        # From the whole vocabulary, special tokens and the token itself included: DNABERT's way.
         tokens[random] = rng.integers(0, self._tokenizer.vocab_size, size=len(random))
         return Masked(tokens, targets, chosen)
 

@@ -1,7 +1,8 @@
-"""What the user named (contigs by pattern, BED files) beside what the sources hold: nothing may fit nothing.
+"""What the user named (contigs by pattern, BED files) against what the sources contain: each must fit something.
 
-The names and lengths of the records are known when all sources have been read, so this comes after the first pass: in
-any of several files may a contig lie. UserError for a pattern, a contig or an interval that fits no record.
+In:  the options, the sources, their parts: a contig may be in any file, so this comes after all have been read once.
+Out: UserError for a pattern, contig or interval that fits no record; notes; which intervals of a BED file apply to
+     which source (SideFiles.kept).
 """
 
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from megadna.data.inputs import SourceFile
 from megadna.data.manifest import SPLITS, sha256_of
 from megadna.data.options import PreprocessOptions
 from megadna.data.parts import Part, left_out
 from megadna.errors import UserError
-from megadna.genome.bed import KeptIntervals, Regions, read_regions
+from megadna.genome.bed import KeptIntervals, Regions, bases_before, read_regions
 from megadna.genome.contigs import alternatives, assembly_report_of, fits, match_contigs, nearest, read_aliases, renamed
 
 _HINTS = 10_000  # record names that a message may choose from
@@ -31,18 +34,18 @@ class Bed:
     """By source: the contig for each name of the file that is not equal to it."""
 
     def on(self, source: int) -> dict[str, list[tuple[int, int]]]:
-        """The merged intervals by the names of a source."""
+        """The merged intervals by the contig names of a source."""
         return self.regions.on(self.names.get(source, {}))
 
     @property
     def title(self) -> str:
-        """How a message names it."""
+        """How messages call it."""
         return f"{self.option} {self.regions.path}"
 
 
 @dataclass
 class SideFiles:
-    """The files beside the sources that decide what is taken of them."""
+    """The files other than the sources that decide which bases are taken."""
 
     include: Bed | None
     exclude: Bed | None
@@ -77,7 +80,7 @@ def _report(options: PreprocessOptions, source: SourceFile) -> Path | None:
 
 @dataclass(frozen=True)
 class NameCheck:
-    """The names of the options beside the records of all sources, once these have been read."""
+    """The names in the options against the records of all sources, once these have been read."""
 
     options: PreprocessOptions
     sources: list[SourceFile]
@@ -97,27 +100,23 @@ class NameCheck:
         """UserError where a contig pattern, or one of its alternatives, fits no record, or two of them fit one."""
         options = self.options
         if options.contigs not in ("primary", "all"):
-            self._check("--contigs", options.contigs, None)
+            self._check_pattern("--contigs", options.contigs, None)
         if options.named_contigs:
             drawn = [number for number, source in enumerate(self.sources) if source.split is None]
-            named = {"--valid_contigs": options.valid_contigs, "--test_contigs": options.test_contigs}
-            for option, pattern in named.items():
-                self._check(option, pattern, drawn)
-            if all(named.values()):
-                for _, name, _ in self._records(drawn):
-                    if all(fits(pattern, name) for pattern in named.values()):
-                        raise UserError(f"contig {name} fits both --valid_contigs and --test_contigs; name it once")
+            self._check_pattern("--valid_contigs", options.valid_contigs, drawn)
+            self._check_pattern("--test_contigs", options.test_contigs, drawn)
+            for _, name, _ in self._records(drawn) if options.valid_contigs and options.test_contigs else ():
+                if fits(options.valid_contigs, name) and fits(options.test_contigs, name):
+                    raise UserError(f"contig {name} fits both --valid_contigs and --test_contigs; name it once")
 
-    def _check(self, option: str, pattern: str, numbers: list[int] | None) -> None:
-        unseen = set(alternatives(pattern))
+    def _check_pattern(self, option: str, pattern: str, numbers: list[int] | None) -> None:
+        unseen = alternatives(pattern)
         for _, name, _ in self._records(numbers):
             if not unseen or name == pattern:
                 return
-            unseen = {one for one in unseen if not fits(one, name)}
-        for one in alternatives(pattern):
-            if one in unseen:
-                hint = nearest(one, self._some_names, fits)
-                raise UserError(f"{option} {pattern}: {one} fits no contig{hint}")
+            unseen = [one for one in unseen if not fits(one, name)]
+        for one in unseen:
+            raise UserError(f"{option} {pattern}: {one} fits no contig{nearest(one, self._some_names, fits)}")
 
     def splits(self) -> None:
         """UserError where sources or contigs were named for a split, and no chunk of them is left."""
@@ -128,11 +127,10 @@ class NameCheck:
                 raise UserError(f"{SPLITS[split]}: no chunk is left of {', '.join(named[:5])}; {left_out(self.parts)}")
 
     def reports(self) -> list[str]:
-        """A note for each assembly report beside a source that names none of its records."""
+        """A note for each assembly report next to a source that names none of its records."""
         notes = []
         for number, source in enumerate(self.sources):
-            report = _report(self.options, source)
-            if report:
+            if report := _report(self.options, source):
                 known = read_aliases(report)
                 if not any(name in known for _, name, _ in self._records([number])):
                     notes.append(
@@ -141,20 +139,21 @@ class NameCheck:
         return notes
 
     def beds(self, side: SideFiles) -> tuple[list[str], bool]:
-        """What to note about the BED files, and whether a name had to be matched, so that all is to be cut again.
+        """Notes about the BED files, and whether a name had to be matched, so that the chunks must be cut again.
 
         UserError where a contig of a BED file is in no source, or an interval ends after its contig in all of them.
         """
         notes, again = [], False
         bases = sum(length for _, _, length in self._records()) if side.beds else 0
         for bed in side.beds:
-            covered = self._place(bed)
+            self._match_names(bed)
             again = again or any(bed.names.values())
             notes += [
                 f"{bed.title}: contig names matched in {self.sources[number].name}: {renamed(names)}"
                 for number, names in bed.names.items()
                 if names
             ]
+            covered = self._covered(bed)
             notes.append(
                 f"{bed.title}: covers {covered:,} of {bases:,} bases ({covered / bases:.2%}), "
                 + ("all others are left out" if bed.option == "--include_bed" else "which are left out")
@@ -163,35 +162,33 @@ class NameCheck:
             raise UserError(f"standard input is read once, so contig names must be equal, not {notes[0]}")
         return notes, again
 
-    def _place(self, bed: Bed) -> int:
-        """Fill in `bed.names`; the bases that its intervals cover."""
+    def _match_names(self, bed: Bed) -> None:
+        """Fill in `bed.names` and check every contig and interval."""
         regions = bed.regions
         lengths: dict[str, int] = {}
         for _, name, length in self._records():
             if name in regions.merged:
                 lengths[name] = max(length, lengths.get(name, 0))
         unknown = [name for name in regions.merged if name not in lengths]
-        if unknown:
-            self._match(bed, unknown, lengths)
+        for number, source in enumerate(self.sources if unknown else []):
+            ours = {name: length for _, name, length in self._records([number])}
+            report = _report(self.options, source)
+            theirs = [*unknown, *(name for name in regions.merged if name in ours)]
+            found = match_contigs(theirs, ours, read_aliases(report) if report else None)
+            bed.names[number] = {name: found[name] for name in unknown if name in found}
+            for name, contig in bed.names[number].items():
+                lengths[name] = max(ours[contig], lengths.get(name, 0))
         for name, line in regions.first_lines.items():
             if name not in lengths:
                 hint = nearest(name, self._some_names)
                 raise UserError(f"{regions.path}: line {line}: no contig {name} in the input{hint}")
             regions.check_ends(name, lengths[name])
-        by_source = {number: {ours: theirs for theirs, ours in names.items()} for number, names in bed.names.items()}
-        covered = 0
-        for number, name, length in self._records():
-            intervals = regions.merged.get(by_source.get(number, {}).get(name, name), [])
-            covered += sum(min(end, length) - min(start, length) for start, end in intervals)
-        return covered
 
-    def _match(self, bed: Bed, unknown: list[str], lengths: dict[str, int]) -> None:
-        """Match the names that are equal to none, source by source."""
-        for number, source in enumerate(self.sources):
-            ours = {name: length for _, name, length in self._records([number])}
-            report = _report(self.options, source)
-            theirs = [*unknown, *(name for name in lengths if name in ours)]
-            found = match_contigs(theirs, ours, read_aliases(report) if report else None)
-            bed.names[number] = {name: found[name] for name in unknown if name in found}
-            for name, contig in bed.names[number].items():
-                lengths[name] = max(ours[contig], lengths.get(name, 0))
+    def _covered(self, bed: Bed) -> int:
+        """Bases of all sources that the intervals cover."""
+        covered, on = 0, [bed.on(number) for number in range(len(self.sources))]
+        for number, name, length in self._records():
+            if intervals := on[number].get(name):
+                starts, ends = np.array(intervals).T
+                covered += int(bases_before(starts, ends, np.array(length)))
+        return covered

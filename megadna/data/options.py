@@ -1,6 +1,7 @@
-"""Every option of `megadna preprocess`, checked at birth; the manifest records them all."""
+"""Every option of `megadna preprocess`, checked when built; the manifest records those that decide the content."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,16 @@ from typing import Any, Literal
 from megadna.errors import UserError, require, require_share
 
 _NOT_RECORDED = ("input", "output", "workers", "resume", "overwrite")
+_REMOVED: dict[str, Any] = {
+    "overlap": 0,
+    "min_record": 1,
+    "max_n_run": None,
+    "ambiguous": "keep",
+    "uracil": "t",
+    "lines": False,
+    "spaced_kmers": False,
+}
+"""Options of earlier versions, which older manifests record, at the values that all builds have now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,26 +33,16 @@ class PreprocessOptions:
     """Dataset folder to write."""
     chunk_length: int = 4000
     """Nucleotides per chunk."""
-    overlap: int = 0
-    """Bases that neighbouring chunks share; chunks that share a base with another split are dropped."""
     min_tail: int = 1
-    """Shorter last chunks of a contig are dropped; 1 keeps every tail."""
-    min_record: int = 1
-    """Records with fewer bases are dropped."""
-    max_n_run: int | None = None
-    """Cut contigs at runs of N longer than this; by default the grid never shifts and mostly-N chunks are dropped."""
-    ambiguous: Literal["keep", "n"] = "keep"
-    """IUPAC codes other than N: keep them on disk (N at tokenization), or write N."""
-    uracil: Literal["t", "keep"] = "t"
-    """U (RNA): write T, in its case, or keep it on disk."""
+    """Drop the last chunk of a contig where it is shorter, and so contigs shorter than that; 1 keeps all."""
     soft_mask: Literal["keep", "fold"] = "keep"
     """Lower case: keep it on disk, or fold it to upper case."""
     contigs: str = "primary"
-    """primary (no alternates, patches, decoys), all, a name, or a regular expression that whole names must fit."""
+    """primary (no alternates, patches, decoys), all, a name, or a regular expression that must match whole names."""
     include_bed: Path | None = None
-    """Take only these regions."""
+    """BED file: take only these regions."""
     exclude_bed: Path | None = None
-    """Leave these regions out (blacklists, benchmark regions, pseudoautosomal copies)."""
+    """BED file: leave these regions out (blacklists, benchmark regions, pseudoautosomal copies)."""
     split: Literal["region", "contig", "genome", "column", "nucleotide_transformer"] = "region"
     """What stays together: blocks of a contig, contigs, genomes, a sample-sheet column, or the NT list's rule."""
     split_by: str = ""
@@ -59,43 +60,31 @@ class PreprocessOptions:
     test_fraction: float = 0.01
     """Share held out for testing; 0 makes no such split."""
     allow_related: bool = False
-    """Allow a region split although two sources are of one species."""
+    """Allow a region split where two sources are of one species."""
     block_chunks: int = 10
     """Consecutive chunks that stay in one split."""
     seed: int = 1234
-    """Draws which blocks are held out."""
+    """Seed of the draw of held-out blocks."""
     column: str = ""
     """Column of a Parquet, CSV or TSV file that holds the sequences."""
-    lines: bool = False
-    """Input files hold one sequence a line."""
-    spaced_kmers: bool = False
-    """Sequences are overlapping k-mers with blanks between (DNABERT's files): join them."""
     leakage: Literal["off", "report", "drop_from_train", "drop_from_heldout"] = "off"
     """Compare held-out chunks with train by sketches of 31-mers."""
     max_containment: float = 0.2
     """Share of a held-out chunk's sketch that train may contain."""
     no_source_hash: bool = False
-    """Leave out the SHA-256 of the sequence files; whether one has changed is then told by its size and time."""
+    """Do not compute the SHA-256 of the sequence files; size and time then tell whether one has changed."""
     workers: int = 1
     """Processes that read; the dataset does not depend on it."""
     resume: bool = False
-    """Go on from the finished source files of an interrupted build."""
+    """Continue after the finished source files of an interrupted build."""
     overwrite: bool = False
-    """Replace what the output folder holds."""
+    """Replace the dataset in the output folder."""
 
     def __post_init__(self) -> None:
         require(bool(self.input) != bool(self.sample_sheet), "give either --input or --sample_sheet")
         require(8 <= self.chunk_length < 2**31, f"--chunk_length must be at least 8, got {self.chunk_length}")
-        require(
-            0 <= self.overlap < self.chunk_length,
-            f"--overlap must lie in [0, chunk_length), got {self.overlap}",
-        )
-        for key in ("block_chunks", "workers", "min_tail", "min_record"):
+        for key in ("block_chunks", "workers", "min_tail"):
             require(getattr(self, key) >= 1, f"--{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("min_record", "max_n_run"):
-            value = getattr(self, key) or 0
-            require(value <= 1 << 24, f"--{key} must not exceed 16,777,216, got {value}")
-        require(self.max_n_run is None or self.max_n_run >= 0, f"--max_n_run must not be negative: {self.max_n_run}")
         self._check_splits()
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
         require_share("--max_containment", self.max_containment)
@@ -124,6 +113,11 @@ class PreprocessOptions:
     def named_contigs(self) -> bool:
         """Whether contigs are held out by name rather than by fraction."""
         return bool(self.valid_contigs or self.test_contigs)
+
+
+def is_recorded(options: PreprocessOptions, recorded: Mapping[str, Any]) -> bool:
+    """Whether a manifest, perhaps of an earlier version, records these options."""
+    return dict(recorded) in (recorded_options(options), recorded_options(options) | _REMOVED)
 
 
 def recorded_options(options: PreprocessOptions) -> dict[str, Any]:

@@ -1,9 +1,7 @@
-"""64-bit hashes of integers: what splits, orders and sketches draw from instead of a random state.
+"""What decides instead of a random state: hashes of integers, the order of samples, random numbers of one sample.
 
-The order of samples: sample i of a run is a pure function of (seed, i).
-
-In:  a seed, a sample index i (0, 1, 2, ... over the whole run), the number of windows that an epoch holds.
-Out: epoch i // size, and the window at place i % size of that epoch's permutation.
+In:  a seed, a sample index i (0, 1, 2, ... over the whole run), the number of rows in an epoch.
+Out: sample i is row `permutation[i % size]` of epoch i // size: a pure function of (seed, i).
 
 Nothing is built at start and nothing is stored: the permutation is a keyed Feistel network over the mixed radix a x b
 >= size with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). Random numbers
@@ -17,6 +15,12 @@ from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from megadna.genome.bed import merged
+
+UInt64 = NDArray[np.uint64]
+Int64 = NDArray[np.int64]
+_ROUNDS = 8
 
 
 def mix(*words: np.ndarray | int) -> np.ndarray:
@@ -37,11 +41,6 @@ def unit(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-UInt64 = NDArray[np.uint64]
-Int64 = NDArray[np.int64]
-_ROUNDS = 8
-
-
 class Stream(IntEnum):
     """What random numbers are for: streams of the same key never overlap."""
 
@@ -56,16 +55,16 @@ def sample_rng(seed: int, index: int, stream: Stream) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def permute(places: Int64, size: int, keys: UInt64) -> Int64:
-    """Places 0..size-1 -> 0..size-1: one permutation per key. Start-up and memory do not depend on `size`.
+def permute(positions: Int64, size: int, keys: UInt64) -> Int64:
+    """Positions 0..size-1 -> 0..size-1: one permutation per key. Start-up and memory do not depend on `size`.
 
-    places: [n] int64; keys: [n] or [1] uint64. Expected work: fewer than two walks of eight rounds.
+    positions: [n] int64; keys: [n] or [1] uint64. Expected work: fewer than two walks of eight rounds.
     """
-    assert places.size == 0 or (places.min() >= 0 and places.max() < size)
+    assert positions.size == 0 or (positions.min() >= 0 and positions.max() < size)
     high_radix = math.isqrt(size - 1) + 1 if size > 1 else 1
     low_radix = -(-size // high_radix)
-    keys = np.broadcast_to(keys, places.shape)
-    result = _feistel(places.astype(np.uint64), high_radix, low_radix, keys)
+    keys = np.broadcast_to(keys, positions.shape)
+    result = _feistel(positions.astype(np.uint64), high_radix, low_radix, keys)
     while (outside := np.flatnonzero(result >= size)).size:
         result[outside] = _feistel(result[outside], high_radix, low_radix, keys[outside])
     return result.astype(np.int64)
@@ -80,15 +79,16 @@ def _feistel(values: UInt64, high_radix: int, low_radix: int, keys: UInt64) -> U
 
 
 def epoch_rows(numbers: Int64, size: int, *, seed: int, group: int) -> tuple[Int64, Int64]:
-    """Epoch and row of the samples 0, 1, 2, ... of a group: every row once before any comes again, each epoch anew."""
-    epochs, places = np.divmod(numbers, size)
-    return epochs, permute(places, size, mix(seed, group, epochs))
+    """Epoch and row of the samples 0, 1, 2, ... of a group: every row once before any is repeated, in a new order in
+    each epoch."""
+    epochs, positions = np.divmod(numbers, size)
+    return epochs, permute(positions, size, mix(seed, group, epochs))
 
 
 def skip_ranges(positions: Int64, skipped: Sequence[tuple[int, int]]) -> Int64:
     """Sample indices of the positions 0, 1, 2, ... of a run that leaves out the half-open ranges `skipped`.
 
-    A position counts samples trained on; the index is what the sample is a function of.
+    A position counts samples trained on; the sample is a function of its index.
     """
     indices = positions.copy()
     for start, stop in sorted(skipped):
@@ -103,10 +103,4 @@ def skip_more(skipped: Sequence[tuple[int, int]], positions: Sequence[tuple[int,
     for first, end in positions:
         ends = skip_ranges(np.array([first, end - 1], dtype=np.int64), skipped)
         ranges.append((int(ends[0]), int(ends[1]) + 1))
-    merged: list[tuple[int, int]] = []
-    for first, end in sorted(ranges):
-        if merged and first <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((first, end))
-    return merged
+    return merged(ranges)

@@ -1,10 +1,10 @@
 """Index data of each source while a dataset is built, and the final files made from it.
 
-A source's part is a set of raw files in WORK/parts, written as its pieces come in, and a .json with its totals,
-written last: its presence means that the source is finished, which is what --resume builds on. Nothing here holds
-more than a block of the index in memory.
+In:  the Plans of the chunker, source by source.
+Out: .idx, .start.npy and contigs.tsv, the manifest, and warnings for its notes.
 
-The manifest of a finished build, and what its user should be warned of.
+A source's part is a set of raw files in WORK/parts, written piece by piece, and a .json with its totals, written last:
+where it exists the source is finished, which is what --resume relies on. At most a block of the index is in memory.
 """
 
 import json
@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from megadna import __version__
-from megadna.data.contigs import HEADER
-from megadna.data.dataset import write_index
+from megadna.data.chunker import Plan, Totals
+from megadna.data.dataset import HEADER, write_index
 from megadna.data.inputs import SourceFile
 from megadna.data.manifest import FORMAT_VERSION, SPLITS, FileEntry, Manifest, Source, dataset_identity
 from megadna.data.options import PreprocessOptions, recorded_options
-from megadna.data.plan import Plan, Totals
 from megadna.files import write_text
 from megadna.genome.fasta import Counts
 
@@ -42,7 +41,7 @@ class Part:
         return Path(f"{self._stem}.{kind}")
 
     def open(self) -> None:
-        """Begin, forgetting what an interrupted run may have left."""
+        """Begin; what an interrupted run may have left is overwritten."""
         self._files = {
             kind: self.file(kind).open("wb")
             for kind in ("names", "records", *(f"{split}.{what}" for split in SPLITS for what in ("lengths", "starts")))
@@ -64,7 +63,7 @@ class Part:
             file.close()
 
     def mark_finished(self, fingerprint: dict[str, object]) -> None:
-        """Write the .json that says so; `fingerprint` tells whether the source has changed since."""
+        """Write the .json; `fingerprint` is compared later to see whether the source has changed."""
         write_text(self.file("json"), json.dumps({"source": fingerprint, "totals": asdict(self.totals)}))
 
     def load(self, fingerprint: dict[str, object]) -> bool:
@@ -85,6 +84,16 @@ class Part:
                 lengths = block.reshape(-1, 4)[:, 0].tolist()
                 for name, length in zip(islice(names, len(lengths)), lengths, strict=True):
                     yield name[:-1].decode(errors="replace"), length
+
+
+def chunks_of(parts: list[Part]) -> list[int]:
+    """Chunks of all sources by split."""
+    return [sum(part.totals.chunks[split] for part in parts) for split in range(len(SPLITS))]
+
+
+def sizes_of(parts: list[Part]) -> list[int]:
+    """Bases on disk of all sources by split."""
+    return [sum(part.totals.sizes[split] for part in parts) for split in range(len(SPLITS))]
 
 
 def left_out(parts: list[Part]) -> str:
@@ -111,8 +120,7 @@ def _counts(parts: list[Part], split: int) -> Iterator[np.ndarray]:
 def assemble(work: Path, parts: list[Part], source_names: list[str]) -> int:
     """Write .idx, .start.npy and contigs.tsv of the dataset; returns how many record names repeat within their
     source."""
-    for split, name in enumerate(SPLITS):
-        chunks = sum(part.totals.chunks[split] for part in parts)
+    for split, (name, chunks) in enumerate(zip(SPLITS, chunks_of(parts), strict=True)):
         if not chunks:
             (work / f"{name}.bin").unlink(missing_ok=True)
             continue
@@ -175,15 +183,16 @@ def _contig_lines(source: bytes, names: list[bytes], rows: np.ndarray, ends: np.
     return lines if lines.isascii() else lines.decode(errors="replace").encode()
 
 
-def _digits(num_rows: int, places: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """uint8 [num_rows, W]: a tab and the number's decimal digits in the rows `places`; zero bytes elsewhere."""
+def _digits(num_rows: int, present: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """uint8 [num_rows, W]: a tab in every row, and the decimal digits of `numbers` in the rows `present`; zero bytes
+    elsewhere."""
     width = len(str(numbers.max(initial=0)))
     field = np.zeros((num_rows, 1 + width), np.uint8)
     field[:, 0] = ord("\t")
     for column in range(width, 0, -1):
         tens = numbers // 10
         digit = numbers - 10 * tens + ord("0")
-        field[places, column] = digit if column == width else np.where(numbers, digit, 0)
+        field[present, column] = digit if column == width else np.where(numbers, digit, 0)
         numbers = tens
     return field
 
@@ -219,7 +228,7 @@ def make_manifest(
         dataset_id=dataset_identity(files),
         chunk_length=options.chunk_length,
         chunks=dict(zip(SPLITS, first, strict=True)),
-        bases={name: sum(part.totals.sizes[split] for part in parts) for split, name in enumerate(SPLITS)},
+        bases=dict(zip(SPLITS, sizes_of(parts), strict=True)),
         sources=tuple(entries),
         files=files,
         options=recorded_options(options),
@@ -246,21 +255,21 @@ def _source(
         **{**asdict(totals.counts), "other": dict(sorted(totals.counts.other.items()))},
         chunks=dict(zip(SPLITS, totals.chunks, strict=True)),
         ranges=ranges,
-        kept=totals.kept,
+        kept=sum(totals.sizes),
         dropped=dict(sorted(totals.dropped.items())),
         dropped_chunks=dict(sorted(totals.dropped_chunks.items())),
     )
 
 
 def warnings_of(parts: list[Part], sources: list[SourceFile], options: PreprocessOptions, repeated: int) -> list[str]:
-    """One line each; they are in the manifest's notes as well."""
+    """One line per warning, for the manifest's notes."""
     found = []
     empty = sum(part.totals.empty_records for part in parts)
     if empty:
         found.append(f"{empty} records have a header line but no sequence")
     uracils = sum(part.totals.counts.other.get("U", 0) for part in parts)
-    if uracils and options.uracil == "t":
-        found.append(f"{uracils:,} U were written as T (--uracil keep leaves them)")
+    if uracils:
+        found.append(f"{uracils:,} U were written as T")
     if repeated:
         found.append(f"{repeated} record names occur more than once in their file")
     for source, part in zip(sources, parts, strict=True):
@@ -274,8 +283,7 @@ def warnings_of(parts: list[Part], sources: list[SourceFile], options: Preproces
     if any(masked) and not all(masked) and options.soft_mask == "keep":
         found.append(f"{sum(masked)} of {len(parts)} sources are soft-masked, the others are not; see --soft_mask fold")
     found += _uneven(parts, sources, options)
-    for split, name in enumerate(SPLITS[1:], start=1):
-        chunks = sum(part.totals.chunks[split] for part in parts)
+    for name, chunks in list(zip(SPLITS, chunks_of(parts), strict=True))[1:]:
         if 0 < chunks < _FEW_CHUNKS:
             error = _SPREAD * math.sqrt(4000 / options.chunk_length / chunks)
             found.append(
@@ -286,7 +294,7 @@ def warnings_of(parts: list[Part], sources: list[SourceFile], options: Preproces
 
 
 def _uneven(parts: list[Part], sources: list[SourceFile], options: PreprocessOptions) -> Iterator[str]:
-    """Splits with more than twice the share of the bases that was asked for: few blocks or contigs, so by chance."""
+    """Splits with over twice the share of bases that was asked for: by chance, as blocks or contigs are few."""
     drawn = [part.totals.sizes for part, source in zip(parts, sources, strict=True) if source.split is None]
     total = sum(map(sum, drawn))
     remedy = "add genomes" + " or give --block_chunks 1" * (options.split == "region" and options.block_chunks > 1)

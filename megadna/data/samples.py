@@ -1,36 +1,21 @@
-"""Windows of chunks: what one sample shows.
-
-In:  a pool of chunks, ranges of chunk numbers, the number of bases that fit a row.
-Out: a flat numbering 0..len-1 of windows, and for each its chunk, its start and its stop.
-
-A chunk that fits is one window. A longer chunk gives consecutive windows, so that an epoch shows every base once; the
-last one is shorter. A tail under 1/32 of a window gets no row of its own: the windows then start at an offset of 0 to
-that many bases, drawn anew for every epoch.
-
-Several short windows in one row.
-
-In:  tokens that each window takes (special tokens included), tokens of a row.
-Out: rows; row r holds the windows `packed.windows(r)`. Windows that fill a row stand alone.
-
-Best-fit by length: the longest window left opens a row, then the longest that still fits joins it. Rows depend on the
-lengths alone, so the order of samples stays a pure function of (seed, i).
-
-Which group a sample comes from, and which of the group's rows it is, in closed form.
-
-In:  the share of each group.
-Out: for sample i the group g and j, the number of earlier samples of the run from g. Row j of a group follows the
-group's own epochs, so a group is passed through completely before it repeats.
-
-A pattern of 65,536 slots is laid out once: group g gets the largest-remainder number of slots, spread evenly.
-Realised shares differ from those asked by less than 1/65,536, plus a few samples.
-
-Sample i of a training run: a pure function of (seed, i).
+"""Sample i of a training run: a pure function of (seed, i).
 
 In:  the config, a tokenizer, the chunks of the training split.
-Out: rows for any i: which windows, where they are cut, which strand, which tokens are asked for.
+Out: rows for any i: which windows, where they are cut, which strand, which tokens are masked.
 
-Order of a sample: group (blend), row of the group's epoch, window or packed windows, crop, length, strand, mask,
-tokens.
+A sample is decided in this order: its group (Blend), the row of the group's epoch, its window or packed windows
+(Windows, PackedRows), length, strand, mask, tokens.
+
+Windows: a chunk that fits a row is one window. A longer chunk gives consecutive windows, so that an epoch shows every
+base once; the last one is shorter. A tail under 1/32 of a window gets no row: the windows then start at an offset of 0
+to that many bases, drawn anew for every epoch.
+
+Packing is best-fit by length: the longest window left opens a row, then the longest that still fits joins it. Rows
+depend on the lengths alone, so the order of samples stays a pure function of (seed, i).
+
+Blending repeats a pattern of 65,536 slots: a group gets the largest-remainder number of slots, spread evenly. Realised
+shares differ from those asked for by less than 1/65,536, plus a few samples. Rows of a group follow its own epochs, so
+a group is passed through completely before it repeats.
 """
 
 from bisect import bisect_right
@@ -40,15 +25,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import Letters, reverse_complement
+from megadna.alphabet import Dna, reverse_complement
 from megadna.config import Config, RateChange
-from megadna.data.batch import Rows, Segment, collate, row_tokens
+from megadna.data.batch import Rows, collate, row_tokens
 from megadna.data.dataset import ChunkPool, Group, blend_groups
-from megadna.data.masking import build_masker
+from megadna.data.masking import Masked, build_masker
 from megadna.data.order import Stream, epoch_rows, mix, sample_rng, skip_ranges
 from megadna.errors import UserError
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
-from megadna.tokenizer.weights import LetterWeights
 
 _BLOCK = 1024
 TAIL_SHARE = 32
@@ -61,8 +45,8 @@ def windows_per_chunk(lengths: NDArray, row_bases: int) -> NDArray:
 
 
 class Windows:
-    """Windows of at most `row_bases` bases; memory: none where every chunk is one window, else a byte or two a
-    chunk."""
+    """A flat numbering 0..len-1 of windows of at most `row_bases` bases; memory: none where every chunk is one window,
+    else a byte or two a chunk."""
 
     def __init__(self, pool: ChunkPool, ranges: list[tuple[int, int]], *, row_bases: int) -> None:
         self._pool = pool
@@ -102,15 +86,15 @@ class Windows:
 
     def _chunk(self, window: int) -> tuple[int, int]:
         """Chunk number of a window, and which of the chunk's windows it is."""
-        place, number = window, 0
+        index, number = window, 0
         if self._counts is not None:
             block = int(np.searchsorted(self._block_ends, window, side="right"))
             before = window - (int(self._block_ends[block - 1]) if block else 0)
             ends = np.cumsum(self._counts[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.int64)
             within = int(np.searchsorted(ends, before, side="right"))
-            place, number = block * _BLOCK + within, before - (int(ends[within - 1]) if within else 0)
-        part = int(np.searchsorted(self._range_ends, place, side="right"))
-        return place - int(self._range_ends[part]) + self._ranges[part][1], number
+            index, number = block * _BLOCK + within, before - (int(ends[within - 1]) if within else 0)
+        part = int(np.searchsorted(self._range_ends, index, side="right"))
+        return index - int(self._range_ends[part]) + self._ranges[part][1], number
 
     def lengths(self) -> NDArray[np.int32]:
         """Bases of every window, in order; reads the lengths of all chunks."""
@@ -144,7 +128,7 @@ class PackedRows:
 
 
 def _pack(order: NDArray, sizes: NDArray, row_tokens: int) -> tuple[list[int], list[int]]:
-    """Windows row by row, and how many each row holds; `order` sorted by `sizes`, ascending."""
+    """Windows row by row, and the number of windows of each row; `order` sorted by `sizes`, ascending."""
     buckets: dict[int, list[int]] = {}
     for window, size in zip(order.tolist(), sizes.tolist(), strict=True):
         buckets.setdefault(size, []).append(window)
@@ -153,11 +137,11 @@ def _pack(order: NDArray, sizes: NDArray, row_tokens: int) -> tuple[list[int], l
     counts: list[int] = []
     while left:
         room, count = row_tokens, 0
-        while (place := bisect_right(left, room)) > 0:
-            size = left[place - 1]
+        while (index := bisect_right(left, room)) > 0:
+            size = left[index - 1]
             packed.append(buckets[size].pop())
             if not buckets[size]:
-                del left[place - 1]
+                del left[index - 1]
             room, count = room - size, count + 1
         counts.append(count)
     return packed, counts
@@ -176,11 +160,10 @@ class Blend:
         self._counts[np.argsort(self._counts - exact, kind="stable")[:missing]] += 1
         if not self._counts.all():
             raise UserError(
-                f"data.blend: a share of {min(shares):.2g} is too small to be kept (least: 1/{PATTERN}); "
-                "raise its weight, or the temperature"
+                f"data.blend: a share of {min(shares):.2g} is too small (the least is 1/{PATTERN}); raise its weight"
             )
-        places = np.concatenate([(np.arange(count) + 0.5) / count for count in self._counts])
-        order = np.argsort(places, kind="stable")
+        slots = np.concatenate([(np.arange(count) + 0.5) / count for count in self._counts])
+        order = np.argsort(slots, kind="stable")
         self._groups = np.repeat(np.arange(len(shares)), self._counts)[order]
         self._ranks = np.concatenate([np.arange(count) for count in self._counts])[order]
 
@@ -192,7 +175,26 @@ class Blend:
 
 
 SHORTEST_CUT = 5
-"""Bases that a sample of variable length has at least: DNABERT's number."""
+"""Least bases of a sample of variable length: DNABERT's number."""
+
+
+class BaseWeights:
+    """Loss weight of each token: the mean over its bases, `lower_case` for a, c, g, t and 1 for the rest."""
+
+    def __init__(self, tokenizer: Tokenizer, *, lower_case: float) -> None:
+        self._tokenizer = tokenizer
+        self._table = np.ones(256, dtype=np.float32)
+        self._table[ord("a") : ord("z") + 1] = lower_case
+        self._all_one = lower_case == 1.0
+
+    def __call__(self, bases: Dna, ids: NDArray) -> NDArray[np.float32] | None:
+        """float32 [m] for the ids [m] of the bases [n]; None where all weigh 1."""
+        if self._all_one:
+            return None
+        weights = self._table.take(bases)
+        sums = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])
+        starts, stops = self._tokenizer.spans(ids)
+        return ((sums[stops] - sums[starts]) / (stops - starts)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class Samples:
         self._sequence_length = sequence_length
         self._skipped = skipped
         self._masker = build_masker(tokenizer, config.data.masking)
-        self._weights = LetterWeights(tokenizer, lower_case=config.data.lower_case_weight)
+        self._weights = BaseWeights(tokenizer, lower_case=config.data.lower_case_weight)
         groups = blend_groups(pool, "train", config.data.blend)
         self._blend = Blend([group.share for group in groups])
         self.groups = [self._rows_of(group) for group in groups]
@@ -249,36 +251,34 @@ class Samples:
             here = groups == group
             size = len(self.groups[group])
             epochs[here], rows[here] = epoch_rows(numbers[here], size, seed=self._config.seed, group=int(group))
-        places = zip(indices.tolist(), groups.tolist(), epochs.tolist(), rows.tolist(), strict=True)
-        segments = [self._segments(*place) for place in places]
+        orders = zip(indices.tolist(), groups.tolist(), epochs.tolist(), rows.tolist(), strict=True)
+        windows = [self._windows(*order) for order in orders]
         packed = self._config.data.packing
-        return collate(segments, indices, self._tokenizer, self._sequence_length, packed=packed)
+        return collate(windows, indices, self._tokenizer, self._sequence_length, packed=packed)
 
-    def _segments(self, index: int, group: int, epoch: int, row: int) -> list[Segment]:
+    def _windows(self, index: int, group: int, epoch: int, row: int) -> list[Masked]:
         rng = sample_rng(self._config.seed, index, Stream.SAMPLE)
         rows = self.groups[group]
         windows = [row] if rows.packed is None else rows.packed.windows(row)
         fraction = masking_fraction(self._config, index)
-        return [self._segment(rows.windows, window, epoch, rng, fraction) for window in windows]
+        return [self._masked(rows.windows, window, epoch, rng, fraction) for window in windows]
 
-    def _segment(self, windows: Windows, window: int, epoch: int, rng: np.random.Generator, fraction: float) -> Segment:
+    def _masked(self, windows: Windows, window: int, epoch: int, rng: np.random.Generator, fraction: float) -> Masked:
         chunk, start, stop = windows.span(window, seed=self._config.seed, epoch=epoch)
-        letters = self._cut(self._pool[chunk][start:stop], rng)
+        bases = self._cut(self._pool[chunk][start:stop], rng)
         if rng.random() < self._config.data.reverse_complement:
-            letters = reverse_complement(letters)
-        masked = self._masker(letters, rng, fraction)
-        room = self._sequence_length - NUM_SPECIAL
-        tokens, targets, chosen = (values[:room] for values in masked)
-        return Segment(tokens, targets, chosen, self._weights(letters, targets))
+            bases = reverse_complement(bases)
+        masked = self._masker(bases, rng, fraction).first(self._sequence_length - NUM_SPECIAL)
+        return masked._replace(weights=self._weights(bases, masked.targets))
 
-    def _cut(self, letters: Letters, rng: np.random.Generator) -> Letters:
+    def _cut(self, bases: Dna, rng: np.random.Generator) -> Dna:
         """The whole window, or for `variable_length` of the samples a piece of uniform length at a uniform position."""
         share = self._config.data.variable_length
         if not share or rng.random() >= share:
-            return letters
-        length = min(len(letters), max(int(rng.random() * len(letters)), SHORTEST_CUT, self._tokenizer.bases_per_token))
-        start = int(rng.integers(0, len(letters) - length + 1))
-        return letters[start : start + length]
+            return bases
+        length = min(len(bases), max(int(rng.random() * len(bases)), SHORTEST_CUT, self._tokenizer.bases_per_token))
+        start = int(rng.integers(0, len(bases) - length + 1))
+        return bases[start : start + length]
 
 
 def resolve_schedule(config: Config) -> Config:

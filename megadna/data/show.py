@@ -1,4 +1,4 @@
-"""A training batch as text: what is in the genome, what the model sees, what it is asked for, one under the other.
+"""A training batch as text: the genome, what the model sees, and what it must predict, one below the other.
 
 In:  a config whose data.path is a dataset.
 Out: the first micro-batch of the run, one column a token: `<` [CLS], `>` [SEP], `_` [MASK], `?` [UNK], `.` [PAD].
@@ -27,8 +27,8 @@ def show_batch(config: Config, *, max_rows: int = 4, max_lines: int = 3) -> str:
     length = resolve_sequence_length(config, pool.chunk_length, tokenizer)
     samples = Samples(config, tokenizer, pool, sequence_length=length)
     rows = samples.rows(np.arange(min(max_rows, config.train.micro_batch_size)))
-    asked = len(rows.places_A) / rows.lengths_B.sum()
-    lines = [f"{len(rows.lengths_B)} rows of {length} tokens, {100 * asked:.1f} % of them asked for"]
+    masked = len(rows.positions_M) / rows.lengths_B.sum()
+    lines = [f"{len(rows.lengths_B)} rows of {length} tokens, {100 * masked:.1f} % of them masked"]
     for number in range(len(rows.lengths_B)):
         lines += ["", f"sample {rows.samples_B[number]}: {rows.lengths_B[number]} tokens"]
         lines += _row_lines(rows, number, tokenizer, max_lines)
@@ -37,15 +37,15 @@ def show_batch(config: Config, *, max_rows: int = 4, max_lines: int = 3) -> str:
 
 def _row_lines(rows: Rows, number: int, tokenizer: Tokenizer, max_lines: int) -> Iterator[str]:
     seen = rows.tokens_BS[number].astype(np.int64)
-    place = rows.places_A - number * len(seen)
-    here = (place >= 0) & (place < len(seen))
+    positions = rows.positions_M - number * len(seen)
+    here = (positions >= 0) & (positions < len(seen))
     true, labels = seen.copy(), np.full(len(seen), -1)
-    true[place[here]] = labels[place[here]] = rows.targets_A[here]
+    true[positions[here]] = labels[positions[here]] = rows.targets_M[here]
     width = max(map(len, _texts(true[: rows.lengths_B[number]], tokenizer)))
     columns = max(1, LINE_WIDTH // (width + (width > 1)))
     for start in range(0, min(len(seen), max_lines * columns), columns):
         part = slice(start, start + columns)
-        for title, ids in (("genome", true), ("model sees", seen), ("asked for", labels)):
+        for title, ids in (("genome", true), ("model sees", seen), ("predicts", labels)):
             texts = (text.ljust(width) for text in _texts(ids[part], tokenizer))
             yield f"  {title:<11}{(' ' if width > 1 else '').join(texts)}".rstrip()
         yield ""

@@ -29,7 +29,6 @@ from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
 from megadna.downstream.tasks import SPLICE_NAMES, Target, find_tasks
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, mark, write_text
-from megadna.genome.tables import TableFormat
 from megadna.log import get_logger
 from megadna.ownership import MARKER, is_unused, read_mark, refuse_occupied, resolved
 from megadna.progress import Progress, tracked
@@ -283,7 +282,7 @@ def _leaked_share(dataset: Path, test: pd.DataFrame) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "test.csv")
         test[["sequence"]].to_csv(path, index=False)
-        shares = sequence_overlap(dataset, "train", path, TableFormat("sequence")).shares
+        shares = sequence_overlap(dataset, "train", path, "sequence").shares
     known = shares[~np.isnan(shares)]
     return float((known > MAX_CONTAINMENT).mean()) if len(known) else float("nan")
 

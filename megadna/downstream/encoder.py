@@ -20,7 +20,7 @@ import transformers
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, letters_of, table
+from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, dna_of, table
 from megadna.downstream.options import check_model
 from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
@@ -284,7 +284,7 @@ def _tokenizer(found: SequenceTokenizer, folder: str) -> Tokenizer:
     ids = found([_PROBE])[0].ids
     for candidate in candidates:
         same = all(getattr(candidate, f"{name}_id") == specials[name] for name in SPECIALS)
-        if same and [candidate.cls_id, *candidate.encode(letters_of(_PROBE)).tolist(), candidate.sep_id] == ids:
+        if same and [candidate.cls_id, *candidate.encode(dna_of(_PROBE)).tolist(), candidate.sep_id] == ids:
             return candidate
     raise UserError(
         f"{folder}: evaluate reads [CLS] x [SEP] with x single nucleotides or k-mers in the vocabulary layout of "

@@ -3,13 +3,15 @@
 In:  BED, bedGraph or narrowPeak (three columns or more, between tabs or blanks): plain, gzip, BGZF or zstd, any line
      ends. Empty lines, comments (#), and track and browser lines are skipped.
 Out: BedLine for each further line, in file order; or Regions, merged by contig. 0-based, half-open.
-UserError names file and line where a line is no interval, holds no base, or lies on no contig.
+UserError names file and line where a line is not an interval, has no base, or is on no contig.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from megadna.errors import UserError, require
 from megadna.genome.contigs import match_contigs, nearest
@@ -39,7 +41,7 @@ class BedLine(NamedTuple):
 
 def read_bed(path: Path, *, stranded: bool = False, summits: bool = False) -> Iterator[BedLine]:
     """Every interval of the file. `stranded`: column 6, where there is one, must be a strand; `summits`: column 10 must
-    be a summit. (Files of other kinds hold other things there, so nobody else looks at them.)"""
+    be a summit. (Files of other kinds have other content there.)"""
     require(path.is_file(), f"{path}: no such BED file")
     empty = True
     for number, text in enumerate(_lines(path), start=1):
@@ -114,7 +116,7 @@ def locate(
 
 
 def past_the_end(path: Path, line: int, contig: str, end: int, length: int) -> UserError:
-    """What to raise for an interval that passes its contig's end."""
+    """The error for an interval that ends after its contig."""
     return UserError(
         f"{path}: line {line}: {contig} ends at {length:,}, the interval at {end:,}; does the file belong to another "
         "genome build?"
@@ -155,17 +157,18 @@ def read_regions(path: Path) -> Regions:
         elif end > furthest[contig][0]:
             furthest[contig] = (end, line)
         found[contig].append((start, end))
-    return Regions(path, {contig: _merged(intervals) for contig, intervals in found.items()}, first_lines, furthest)
+    return Regions(path, {contig: merged(intervals) for contig, intervals in found.items()}, first_lines, furthest)
 
 
-def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
+def merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted intervals, those that overlap or touch joined."""
+    joined: list[tuple[int, int]] = []
     for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
         else:
-            merged.append((start, end))
-    return merged
+            joined.append((start, end))
+    return joined
 
 
 @dataclass(frozen=True)
@@ -185,3 +188,10 @@ class KeptIntervals:
         for start, end in self.exclude.get(name, []):
             kept = [part for a, b in kept for part in ((a, min(b, start)), (max(a, end), b)) if part[0] < part[1]]
         return kept
+
+
+def bases_before(starts: np.ndarray, ends: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """How many of the bases before each position are in the intervals, which are sorted and disjoint."""
+    index = np.searchsorted(starts, positions, "right")
+    sums = np.append(0, np.cumsum(ends - starts))
+    return sums[index] - np.maximum(0, np.append(0, ends)[index] - positions)

@@ -1,18 +1,15 @@
-"""Names of contigs: which names of a file are which contigs of a genome, and which contigs a user's pattern fits.
+"""Names of contigs: which names of a file are which contigs of a genome, and which contigs to take.
 
-One rule for the whole project. A name that the user types (an option) must be the contig's own; a message says the
-nearest one. A name in a file (BED, annotation, bigWig) is matched, and a line says so: as it is, else by NCBI's
-assembly report, else with or without `chr`, else as another usual name of the mitochondrion. Such a match is made only
-where it is the only one on both sides, and never to a contig that another name of the file is equal to.
+In:  names of the user, of a file (BED, annotation, bigWig) or of FASTA headers; NCBI's assembly_report.txt.
+Out: the genome's contig for each name; the reason to leave a record out.
 
-Which records of an assembly to take: the primary contigs, all, or those whose name fits a pattern.
+One rule for the whole project. A name that the user types (an option) must be the contig's own; a message gives the
+nearest one. A name in a file is matched, and a line says so: as it is, else by the assembly report, else with or
+without `chr`, else as another usual name of the mitochondrion. Such a match is made only where it is the only one on
+both sides, and never to a contig that another name of the file is equal to.
 
-Primary leaves out alternate loci, patches, haplotypes and decoys: by NCBI's assembly_report.txt beside the FASTA where
-there is one (Sequence-Role), by names and header words otherwise. Unlocalised and unplaced scaffolds are primary.
-
-Names of contigs in an annotation, peak or signal file -> the names that the genome file uses.
-
-The rule is that of megadna.genome.contigs; what was matched is logged.
+Primary contigs exclude alternate loci, patches, haplotypes and decoys: by the Sequence-Role of the assembly report next
+to the FASTA where there is one, by names and header words otherwise. Unlocalised and unplaced scaffolds are primary.
 """
 
 import re
@@ -31,7 +28,7 @@ log = get_logger(__name__)
 
 _MITOCHONDRION = ("M", "MT", "Mt", "Mito", "MtDNA", "mitochondrion", "mitochondrion_genome")
 _PREFIXES = ("", "chr", "Chr", "CHR")
-_COMPARED = 10_000  # names that a hint is looked for among: comparing texts is slow
+_COMPARED = 10_000  # names compared to find a hint: comparing texts is slow
 
 
 def _bare(name: str) -> str:
@@ -120,6 +117,11 @@ def names_of(headers: list[bytes]) -> list[bytes]:
     return [(header.split(None, 1) or [b"unnamed"])[0] for header in headers]
 
 
+def name_of(header: bytes) -> str:
+    """First word of a header line."""
+    return names_of([header])[0].decode(errors="replace")
+
+
 def fits(pattern: str, name: str) -> bool:
     """Whether a contig has the name, or its whole name fits the regular expression. (A name may hold `|`.)"""
     return pattern == name or re.fullmatch(pattern, name) is not None
@@ -141,10 +143,9 @@ def alternatives(pattern: str) -> list[str]:
 
 
 def _hinted(text: bytes) -> bool:
-    """Whether any pattern of _BY_NAME could fit somewhere in the text (letter by letter is quickest, a pattern is
-    slowest)."""
+    """Whether any pattern of _BY_NAME could match somewhere in the text; checking single bytes first is fastest."""
     text = text.lower()
-    return any(all(letter in text for letter in hint) and hint in text for hint in _HINTS)
+    return any(all(byte in text for byte in hint) and hint in text for hint in _HINTS)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class ContigFilter:
     """From assembly_report.txt: name -> reason ("" keeps it)."""
 
     def reasons(self, headers: list[bytes]) -> list[str | None]:
-        """Reason per header line; quick where no header of many needs a closer look."""
+        """Reason per header line; fast where no header needs a closer look."""
         plain = self.mode == "all" or (self.mode == "primary" and not self.roles)
         if plain and (self.mode == "all" or not _hinted(b"\n".join(headers))):
             return [None] * len(headers)
@@ -168,8 +169,7 @@ class ContigFilter:
         if self.mode == "all":
             return None
         if self.mode != "primary":
-            name = names_of([header])[0].decode(errors="replace")
-            return None if fits(self.mode, name) else "contig_pattern"
+            return None if fits(self.mode, name_of(header)) else "contig_pattern"
         if self.roles:
             role = self.roles.get((header.split(None, 1) or [b""])[0])
             if role is not None:
@@ -182,13 +182,13 @@ class ContigFilter:
 
 
 def contig_filter(mode: str, path: Path) -> ContigFilter:
-    """The filter for one FASTA file; reads the assembly report beside it where `mode` is primary."""
+    """The filter for one FASTA file; reads the assembly report next to it where `mode` is primary."""
     report = assembly_report_of(path) if mode == "primary" else None
     return ContigFilter(mode, read_assembly_report(report) if report else {})
 
 
 def assembly_report_of(path: Path) -> Path | None:
-    """NCBI's assembly report beside a FASTA file, if there is one."""
+    """NCBI's assembly report next to a FASTA file, if there is one."""
     if not path.parent.is_dir():
         return None
     base = re.sub(r"(_genomic)?\.(fa|fna|fasta|2bit)(\.\w+)?$", "", path.name)
@@ -205,7 +205,7 @@ def read_assembly_report(path: Path) -> dict[bytes, str]:
 
 
 def report_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(Sequence-Role, every name of the sequence) by line of NCBI's report; UserError with the line that is none."""
+    """(Sequence-Role, every name of the sequence) by line of NCBI's report; UserError with the line that is wrong."""
     with open_bytes(path) as file:
         lines = file.read().decode("utf-8-sig", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):

@@ -1,12 +1,12 @@
-"""FASTA text, block by block -> letters, record starts and counts. Streaming: memory does not grow with the contig.
+"""FASTA text, block by block -> bases, record starts and counts. Streaming: memory does not grow with the contig.
 
 In:  consecutive blocks of text (any size, cut anywhere): any line width, LF, CRLF or CR ends, blank lines, lower
      case, IUPAC codes, U and gap characters.
-Out: Piece: letters without line ends as uint8, where records begin in them, runs of N, counts of the input letters.
+Out: Piece: bases without line ends as uint8, where records begin in them, runs of N, counts of the input characters.
 
-Letters go into a buffer that is used again for the next piece, with room before them in which the caller may place the
-letters it kept back from the piece before. Work is done by bytes.replace and numpy on whole blocks: a table look-up per
-letter (bytes.translate) was measured at half the speed of the comparisons below.
+Bases are written into a buffer that is used again for the next piece, with room in front of them for the bases that the
+caller carries over from the piece before. Work is done by bytes.replace and numpy on whole blocks: a table look-up per
+base (bytes.translate) was measured at half the speed of the comparisons below.
 """
 
 import re
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megadna.alphabet import LEGAL, PROTEIN_ONLY, SPACES
+from megadna.alphabet import LEGAL, PROTEIN_ONLY, SPACES, STORED
 
 MAX_HEADER = 1 << 20
 _LONG_HEADER = f"a header line is longer than {MAX_HEADER:,} bytes"
-MANY_RECORDS = 16  # headers in a block from which on splitting it at once is quicker than searching header by header
+MANY_RECORDS = 16  # headers in a block from which splitting it at once is faster than searching header by header
 _NO_RUNS = np.zeros(0, np.int64)
 _MARK = b"\xef\xbb\xbf"  # what some editors put before UTF-8 text
 _OTHER_TEXT = {
@@ -32,7 +32,7 @@ _OTHER_TEXT |= {b"<": "a web page"}
 
 
 class FastaError(Exception):
-    """Text that is no nucleotide FASTA; `block` and `at` point at the offending byte, `offset` at the block's first."""
+    """Text that is not nucleotide FASTA; byte `at` of `block` is the offending one, `offset` the block's own offset."""
 
     def __init__(self, message: str, offset: int, block: bytes, at: int) -> None:
         super().__init__(message)
@@ -41,14 +41,14 @@ class FastaError(Exception):
 
 @dataclass
 class Counts:
-    """Letters of the input, before any policy."""
+    """Bases of the input, before anything is left out."""
 
     bases: int = 0
     gc: int = 0
     n: int = 0
     soft_masked: int = 0
     other: dict[str, int] = field(default_factory=dict)
-    """By upper-case letter: IUPAC codes, U, gap characters."""
+    """By upper-case character: IUPAC codes, U, gap characters."""
 
     def add(self, more: "Counts") -> None:
         """Add the counts of another piece."""
@@ -56,40 +56,39 @@ class Counts:
         self.gc += more.gc
         self.n += more.n
         self.soft_masked += more.soft_masked
-        for letter, count in more.other.items():
-            self.other[letter] = self.other.get(letter, 0) + count
+        for character, count in more.other.items():
+            self.other[character] = self.other.get(character, 0) + count
 
 
 @dataclass
 class Piece:
-    """What a stretch of text held; valid until the scanner starts the next one."""
+    """What a part of the text contained; valid until the scanner starts the next one."""
 
     size: int
-    """Letters."""
+    """Bases."""
     positions: np.ndarray
-    """int64 [R]: where in the letters each record begins that begins in this piece."""
+    """int64 [R]: position of the first base of each record that begins in this piece."""
     headers: list[bytes]
     """R header lines without '>'."""
     run_starts: np.ndarray
-    """int64: first letter of each run of N; a run may go on in the next entry (blocks, records) or the next piece."""
+    """int64: first base of each run of N; a run may continue in the next entry (blocks, records) or the next piece."""
     run_ends: np.ndarray
-    """int64: one past the last letter of each run of N."""
+    """int64: end of each run of N, exclusive."""
     counts: Counts
 
 
 class Scanner:
-    """State of one pass over FASTA text. `buffer[headroom : headroom + size]` are the letters of the piece."""
+    """State of one pass over FASTA text. `buffer[headroom : headroom + size]` are the bases of the piece."""
 
-    def __init__(self, buffer: np.ndarray, headroom: int, table: bytes, *, fold: bool) -> None:
+    def __init__(self, buffer: np.ndarray, headroom: int, *, fold: bool) -> None:
         self.buffer, self.headroom = buffer, headroom
-        self._table = table
         self._fold = fold
         self._mask = np.empty(0, bool)
         self.start(0, at_line_start=True, in_record=False)
         self._new_piece()
 
     def start(self, offset: int, *, at_line_start: bool, in_record: bool) -> None:
-        """Begin at byte `offset` of the text; `in_record` if a header came before."""
+        """Begin at byte `offset` of the text; `in_record` if there was a header before it."""
         self._offset = offset
         self._line_start = at_line_start
         self._header: bytes | None = None
@@ -111,7 +110,7 @@ class Scanner:
         return piece
 
     def feed(self, block: bytes | bytearray) -> None:
-        """Read one block; at most len(block) letters are added to the buffer. FastaError where it is no FASTA."""
+        """Read one block; at most len(block) bases are added to the buffer. FastaError where it is not FASTA."""
         raw = block
         if self._offset == 0 and block.startswith(_MARK):
             block = block[len(_MARK) :]
@@ -126,7 +125,7 @@ class Scanner:
     def _feed(self, block: bytes | bytearray) -> None:
         at = 0
         if self._header is not None:
-            at = self._go_on_with_header(block)
+            at = self._continue_header(block)
         first = block.find(b">", at)
         if first >= 0 and block.find(b">", first + 1, first + len(block) // MANY_RECORDS) >= 0:
             at = self._many_records(block, at)
@@ -136,15 +135,15 @@ class Scanner:
             if not (self._line_start if first == 0 else block[first - 1] == 10):
                 raise _Illegal(">")
             self._header = b""
-            at = self._go_on_with_header(block, first + 1)
+            at = self._continue_header(block, first + 1)
             first = block.find(b">", at)
         if at < len(block):
             self._sequence(block[at:] if at else block)
         if self._header is None and len(block):
             self._line_start = block[-1] == 10
 
-    def _go_on_with_header(self, block: bytes | bytearray, at: int = 0) -> int:
-        """Read header text from `at`; the position after its line end, or the block's end where it goes on."""
+    def _continue_header(self, block: bytes | bytearray, at: int = 0) -> int:
+        """Read header text from `at`; the position after its line end, or the block's end where the line continues."""
         assert self._header is not None
         end = block.find(b"\n", at)
         self._header += bytes(block[at : end if end >= 0 else len(block)])
@@ -172,31 +171,31 @@ class Scanner:
         before = lines.searchsorted(marks)
         ends = lines[before[:-1]]  # of the header lines
         starts, stops, nexts = (marks[:-1] + 1).tolist(), ends.tolist(), marks[1:].tolist()
-        body = b"".join([text[stop:behind] for stop, behind in zip(stops, nexts, strict=True)])
+        body = b"".join([text[stop:following] for stop, following in zip(stops, nexts, strict=True)])
         if any(body.find(bytes([odd])) >= 0 for odd in SPACES + b">"):
-            return at  # '>' inside a sequence line, or blanks that shift the letters: record by record
+            return at  # '>' inside a sequence line, or blanks that shift the bases: record by record
         self._sequence(block[at : marks[0]])
         self._in_record = True
-        letters = np.cumsum(marks[1:] - ends - np.diff(before))
-        self._positions.append(np.append(0, letters[:-1]) + self.size)
+        num_bases = np.cumsum(marks[1:] - ends - np.diff(before))
+        self._positions.append(np.append(0, num_bases[:-1]) + self.size)
         self._headers += [text[start:stop] for start, stop in zip(starts, stops, strict=True)]
         self._sequence(body)
         self._line_start = True
         return int(marks[-1])
 
     def _sequence(self, text: bytes | bytearray) -> None:
-        """Letters of sequence lines (no header in them) into the buffer, checked and counted."""
+        """Write the bases of sequence lines (no header in them) into the buffer, checked and counted."""
         if not self._in_record:
             if text.translate(None, SPACES + b"\n"):
                 raise _Illegal("text before the first header line (a line that begins with '>')")
             return
-        view = self._letters(text)
+        view = self._bases(text)
         if len(view):
             self.size += self._count(view)
 
-    def _letters(self, text: bytes | bytearray) -> np.ndarray:
-        """The letters in the buffer; lines of one width are copied at once, four times as quick as bytes.replace. Line
-        ends inside them (if another line is shorter by luck) stay, to go with the blanks."""
+    def _bases(self, text: bytes | bytearray) -> np.ndarray:
+        """The bases in the buffer; lines of one width are copied at once, four times as fast as bytes.replace. Line
+        ends inside them (where a line is shorter by chance) stay, and are removed with the blanks."""
         buffer = self.buffer[self.headroom + self.size :]
         first = text.find(b"\n") + 1
         width = text.find(b"\n", first) - first
@@ -214,14 +213,14 @@ class Scanner:
         return buffer[:size]
 
     def _count(self, view: np.ndarray) -> int:
-        """Check and count letters in place; how many remain (blanks inside lines go)."""
+        """Check and count bases in place; returns their number without the blanks inside lines."""
         counts, size = self._counts, len(view)
         if len(self._mask) < size:
             self._mask, self._work = np.empty(size, bool), np.empty(size, np.uint8)
         mask, work = self._mask[:size], self._work[:size]
 
-        def equal_to(letter: int) -> int:
-            return int(np.count_nonzero(np.equal(work, letter, out=mask)))
+        def equal_to(base: int) -> int:
+            return int(np.count_nonzero(np.equal(work, base, out=mask)))
 
         np.bitwise_and(view, 0xDB, out=work)
         gc = equal_to(0x43)  # C, G, c, g and nothing else
@@ -239,34 +238,34 @@ class Scanner:
         return size
 
     def _count_strange(self, view: np.ndarray) -> int:
-        """Letters among which something else than A, C, G, T, N stands; how many remain."""
+        """Characters other than A, C, G, T, N are among them; returns the number of bases without blanks."""
         text = view.tobytes().translate(None, SPACES + b"\n")
         histogram = np.bincount(np.frombuffer(text.upper(), np.uint8), minlength=256)
         if histogram[~LEGAL].any():
             raise _Illegal("")
         self._counts.n += int(histogram[ord("N")])
-        for letter in np.flatnonzero(histogram).tolist():
-            if letter not in b"ACGTN":
-                name = chr(letter)
-                self._counts.other[name] = self._counts.other.get(name, 0) + int(histogram[letter])
+        for character in np.flatnonzero(histogram).tolist():
+            if character not in b"ACGTN":
+                name = chr(character)
+                self._counts.other[name] = self._counts.other.get(name, 0) + int(histogram[character])
         stored = view[: len(text)]
-        stored[:] = np.frombuffer(text.translate(self._table), np.uint8)
+        stored[:] = np.frombuffer(text.translate(STORED), np.uint8)
         self._add_runs(np.bitwise_and(stored, 0xDF) == 0x4E)
         return len(text)
 
     def _add_runs(self, mask: np.ndarray) -> None:
-        """Remember where N runs lie; `mask` marks N among the letters about to be added at self.size."""
+        """Remember runs of N; `mask` marks N among the bases about to be added at self.size."""
         if len(mask):
             edges = np.flatnonzero(np.concatenate((mask[:1], mask[1:] != mask[:-1], mask[-1:]))) + self.size
             self._runs.append((edges[::2], edges[1::2]))
 
     def finish(self, *, last: bool) -> None:
         """End of the text (or of a range of it, which no header line crosses): a header without a line end is a record
-        without letters."""
+        without bases."""
         if self._header is not None:
             if not last:
                 raise self._explain(_LONG_HEADER, b"")
-            self._go_on_with_header(b"\n")
+            self._continue_header(b"\n")
 
     def _explain(self, message: str, raw: bytes | bytearray) -> FastaError:
         """The error at the first offending byte of the block."""
@@ -282,24 +281,24 @@ class Scanner:
             return FastaError(message, self._offset, text, 0 if self._in_record else blank)
         begin = len(_MARK) if self._offset == 0 and text.startswith(_MARK) else 0
         at = begin + first_illegal(text[begin:], in_header=self._header is not None, line_start=self._line_start)
-        letter = text[at : at + 1]
-        if letter == b">":
+        character = text[at : at + 1]
+        if character == b">":
             return FastaError("'>' inside a sequence line", self._offset, text, at)
-        what = repr(letter.decode("ascii")) if 32 < letter[0] < 127 else f"byte 0x{letter[0]:02x}"
-        hint = "; is it a protein FASTA?" if letter.upper() in [bytes([c]) for c in PROTEIN_ONLY] else ""
-        hint = "; is it UTF-16 text, or a binary file?" if letter == b"\0" else hint
-        return FastaError(f"{what} is no nucleotide code{hint}", self._offset, text, at)
+        what = repr(character.decode("ascii")) if 32 < character[0] < 127 else f"byte 0x{character[0]:02x}"
+        hint = "; is it a protein FASTA?" if character.upper() in [bytes([c]) for c in PROTEIN_ONLY] else ""
+        hint = "; is it UTF-16 text, or a binary file?" if character == b"\0" else hint
+        return FastaError(f"{what} is not a nucleotide code{hint}", self._offset, text, at)
 
 
 class _Illegal(Exception):
-    """Something in the block is not allowed; found again exactly by `first_illegal`."""
+    """Something in the block is not allowed; `first_illegal` then finds where."""
 
 
 _ILLEGAL = re.compile(rb"[^ACGTNURYKMSWBDHVacgtnurykmswbdhv\-*. \t\v\f\r\n]")
 
 
 def first_illegal(text: bytes, *, in_header: bool, line_start: bool) -> int:
-    """Place of the first byte that is neither part of a header line nor a sequence letter; 0 if there is none."""
+    """Position of the first byte that is neither part of a header line nor a base; 0 if there is none."""
     at = 0
     while at < len(text):
         if in_header:
@@ -310,11 +309,11 @@ def first_illegal(text: bytes, *, in_header: bool, line_start: bool) -> int:
         found = _ILLEGAL.search(text, at)
         if found is None:
             return 0
-        place = found.start()
-        starts_line = text[place - 1] in b"\r\n" if place else line_start
-        if text[place] != ord(">") or not starts_line:
-            return place
-        at, in_header = place + 1, True
+        position = found.start()
+        starts_line = text[position - 1] in b"\r\n" if position else line_start
+        if text[position] != ord(">") or not starts_line:
+            return position
+        at, in_header = position + 1, True
     return 0
 
 
@@ -324,7 +323,7 @@ def count_lines(blocks: Iterable[bytes], offset: int) -> int:
     for block in blocks:
         text = last + block[: offset - seen]
         seen += len(block)
-        # A final CR waits for the next block: it may be half of a CRLF.
+        # Whether a final CR is half of a CRLF is known with the next block.
         last = b"\r" if text.endswith(b"\r") and seen < offset else b""
         text = text[: len(text) - len(last)]
         lines += text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")

@@ -1,7 +1,7 @@
-"""Packed files -> their bytes: gzip (several members, BGZF) and zstd (several frames, pzstd's too), or plain ones.
+"""Compressed files -> their bytes: gzip (several members, BGZF) and zstd (several frames, pzstd's too), or plain ones.
 
-Every reader opens files here, so that what is cut short, packed twice, UTF-16 or another kind of archive is one line
-wherever it is met, and the same bytes give the same text wherever reading begins.
+Every reader opens files here, so that a file that is cut short, packed twice, UTF-16 or another kind of archive gives
+one and the same message everywhere, and the same bytes give the same text wherever reading begins.
 """
 
 import io
@@ -28,7 +28,7 @@ _OTHERS = (
     (rb"\x04\x22\x4d\x18", "packed as lz4; unpack it (unlz4)"),
     (rb"\x1f\x9d", "packed by compress (.Z); unpack it (gzip -d)"),
     (rb"7z\xbc\xaf\x27\x1c", "packed as 7z; unpack it (7z x)"),
-    (rb"BAM\x01|CRAM[\x02\x03]", "a BAM or CRAM file, no text; convert it (samtools fasta)"),
+    (rb"BAM\x01|CRAM[\x02\x03]", "a BAM or CRAM file, not text; convert it (samtools fasta)"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16 text; convert it (iconv -f UTF-16 -t UTF-8)"),
 )
 _PACKED = rb"\x1f\x8b|\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"
@@ -58,12 +58,12 @@ def packing(path: Path) -> str:
 
 
 def _packing_of(file: BinaryIO) -> tuple[str, bytes]:
-    """As `packing`, and the bytes that say so."""
+    """As `packing`, and the first bytes."""
     head = file.read(18)
     if head[:2] == _GZIP:
         return "bgzf" if _is_bgzf(head) else "gzip", head
     skipped = 0
-    # Frames to be skipped may come before those of zstd (RFC 8878, section 3.1.2), as pzstd writes them, and of LZ4.
+    # Frames to be skipped may precede those of zstd (RFC 8878, section 3.1.2), as pzstd writes them, and of LZ4.
     while len(head) >= 8 and head[0] >> 4 == 5 and head[1:4] == b"\x2a\x4d\x18":
         skipped += 8 + int.from_bytes(head[4:8], "little")
         file.seek(skipped)
@@ -72,8 +72,8 @@ def _packing_of(file: BinaryIO) -> tuple[str, bytes]:
 
 
 def refuse(path: Path | str, head: bytes, packed: str = "") -> None:
-    """UserError where bytes that begin like this are known to be no text. `packed` says what is wrong if they are
-    packed, where they may not be."""
+    """UserError where these first bytes are known not to be text. `packed`: the message if they are packed and may not
+    be."""
     if packed and re.match(_PACKED, head):
         raise UserError(f"{path}: {packed}")
     for magic, what in _INSIDE + _OTHERS if packed else _OTHERS:
@@ -89,8 +89,8 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def unpacked_blocks(path: Path, kind: str) -> Iterator[bytes]:
-    """The bytes in a file packed as `kind` says, block by block; UserError where it is cut short or damaged, or holds
-    something packed again."""
+    """The bytes in a file packed as `kind` says, block by block; UserError where it is cut short or damaged, or
+    contains something packed again."""
     blocks = bgzf_blocks(path) if kind == "bgzf" else _gzip_blocks(path, 0) if kind == "gzip" else _zstd(path)
     for first in blocks:
         refuse(path, first[:18], "packed twice; unpack it once (gzip -d, zstd -d)")
@@ -104,12 +104,12 @@ def file_blocks(file: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
-def _gzip_blocks(path: Path, place: int) -> Iterator[bytes]:
-    """Text of the gzip members from byte `place` on; zeros may fill the file up after a member."""
+def _gzip_blocks(path: Path, offset: int) -> Iterator[bytes]:
+    """Text of the gzip members from byte `offset` on; zeros may follow a member."""
     try:
         with path.open("rb") as packed:
-            packed.seek(_after_zeros(packed, place) if place else 0)
-            if place and not packed.peek(1):
+            packed.seek(_after_zeros(packed, offset) if offset else 0)
+            if offset and not packed.peek(1):
                 return
             with igzip.open(packed, "rb") as file:
                 yield from file_blocks(file)
@@ -119,14 +119,14 @@ def _gzip_blocks(path: Path, place: int) -> Iterator[bytes]:
         raise UserError(f"{path}: the gzip file is cut short or damaged ({error}); fetch it again") from error
 
 
-def _after_zeros(file: BinaryIO, place: int) -> int:
-    """Where the zeros end that begin at byte `place`."""
-    file.seek(place)
+def _after_zeros(file: BinaryIO, offset: int) -> int:
+    """End of the zeros that begin at byte `offset`."""
+    file.seek(offset)
     for block in file_blocks(file):
         if rest := block.lstrip(b"\0"):
-            return place + len(block) - len(rest)
-        place += len(block)
-    return place
+            return offset + len(block) - len(rest)
+        offset += len(block)
+    return offset
 
 
 def _zstd(path: Path) -> Iterator[bytes]:
@@ -144,7 +144,7 @@ def _is_bgzf(head: bytes) -> bool:
 
 
 def bgzf_index(path: Path) -> Iterator[tuple[int, int]]:
-    """(file offset, bytes of text) of each BGZF block; what comes after them, gzip members or zeros, has none."""
+    """(file offset, bytes of text) of each BGZF block; gzip members or zeros after them are not listed."""
     end = path.stat().st_size
     with path.open("rb") as file:
         offset = 0
@@ -164,13 +164,13 @@ def bgzf_index(path: Path) -> Iterator[tuple[int, int]]:
 
 def _cut(path: Path) -> UserError:
     return UserError(
-        f"{path}: the BGZF file is cut short: it lacks its end block; fetch it again (if it is whole all the same, "
+        f"{path}: the BGZF file is cut short: it lacks its end block; fetch it again (if it is complete nevertheless, "
         "`bgzip -dc FILE | bgzip > NEW` adds the block)"
     )
 
 
 def _require_end(path: Path) -> None:
-    """UserError where the BGZF blocks do not end in an empty one: without it a cut between two blocks looks whole."""
+    """UserError where the last BGZF block is not an empty one: without it a cut between two blocks looks whole."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(_BGZF_END)))
         if file.read() == _BGZF_END:
@@ -182,20 +182,20 @@ def _require_end(path: Path) -> None:
         raise _cut(path)
 
 
-def bgzf_blocks(path: Path, place: int = 0, least: int = BLOCK) -> Iterator[bytes]:
-    """Text from the BGZF block at byte `place` on, in blocks of at least `least` bytes."""
+def bgzf_blocks(path: Path, offset: int = 0, least: int = BLOCK) -> Iterator[bytes]:
+    """Text from the BGZF block at byte `offset` on, in blocks of at least `least` bytes."""
     texts, held = [], 0
     try:
         with path.open("rb") as file:
-            file.seek(place)
+            file.seek(offset)
             while _is_bgzf(head := file.read(18)):
                 size = struct.unpack("<H", head[16:18])[0] + 1
                 data = file.read(max(0, size - 18))
                 text = isal_zlib.decompress(data[:-8], wbits=-15)
                 check, length = struct.unpack("<II", data[-8:])
                 if len(text) != length or isal_zlib.crc32(text) != check:
-                    raise UserError(f"{path}: BGZF block at byte {place} is damaged; fetch it again")
-                place += size
+                    raise UserError(f"{path}: BGZF block at byte {offset} is damaged; fetch it again")
+                offset += size
                 texts.append(text)
                 held += length
                 if held >= least:
@@ -206,11 +206,11 @@ def bgzf_blocks(path: Path, place: int = 0, least: int = BLOCK) -> Iterator[byte
     if held:
         yield b"".join(texts)
     if head:
-        yield from _gzip_blocks(path, place)
+        yield from _gzip_blocks(path, offset)
 
 
 class _Blocks(io.RawIOBase):
-    """A file of the bytes that an iterator gives."""
+    """A file of the bytes of an iterator."""
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self._blocks, self._rest = iter(blocks), memoryview(b"")
@@ -230,5 +230,5 @@ class _Blocks(io.RawIOBase):
 
 
 def as_file(blocks: Iterable[bytes]) -> BinaryIO:
-    """A file to read that holds these blocks."""
+    """A file that reads these blocks."""
     return io.BufferedReader(_Blocks(blocks), BLOCK)

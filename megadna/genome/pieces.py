@@ -1,8 +1,11 @@
-"""Text of the sources -> pieces of letters, in the order of the text, read by this process or by several workers.
+"""Sequence files -> pieces of DNA, in the order of the text, read by this process or by several workers.
 
-Of N workers each scans every N-th task: a range of a plain or BGZF file, or any other file whole. The letters come
-through memory that both processes share, the rest of a piece through a pipe. What comes out does not depend on N.
-(Threads did not scale: bytes.replace and the like keep the interpreter's lock.)
+In:  sequence files of any kind that megadna.genome.sources opens.
+Out: Found (read_pieces) or (Piece, its bases) of one file (scan_file).
+
+Of N workers each scans every N-th task: a range of a plain or BGZF file, or any other file as a whole. The bases are in
+memory that both processes share, the rest of a piece goes through a pipe. The result does not depend on N. (Threads did
+not scale: bytes.replace and the like hold the interpreter's lock.)
 """
 
 import multiprocessing
@@ -19,7 +22,6 @@ import numpy as np
 from megadna.errors import UserError
 from megadna.genome.fasta import MAX_HEADER, FastaError, Piece, Scanner, count_lines
 from megadna.genome.sources import BLOCK, SequenceFile, TextRange, range_blocks, split_ranges, stream_blocks
-from megadna.genome.tables import TableFormat
 from megadna.processes import die_with_parent
 
 PIECE = 1 << 23
@@ -28,17 +30,16 @@ _Task = tuple[int, SequenceFile, TextRange]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to read and store letters, the same for every source."""
+    """How bases are stored, the same for every source."""
 
-    table: TableFormat
-    letters: bytes
-    """256-byte translation (megadna.alphabet.storage_table)."""
     fold: bool = False
+    """Upper case alone."""
     headroom: int = 0
+    """Bytes free in front of the bases of a piece."""
 
     def scanner(self) -> Scanner:
         """A scanner with its buffer."""
-        return Scanner(self.buffer(), self.headroom, self.letters, fold=self.fold)
+        return Scanner(self.buffer(), self.headroom, fold=self.fold)
 
     def buffer(self) -> np.ndarray:
         """Room for a piece, uint8; a process forked later shares it."""
@@ -52,19 +53,25 @@ class Found:
     source: int
     piece: Piece
     buffer: np.ndarray
-    """uint8: `Recipe.headroom` letters of room, then the piece's letters."""
+    """uint8: `Recipe.headroom` bytes of room, then the bases of the piece."""
     last: bool
     """Whether the source ends with it."""
+
+
+def scan_file(source: SequenceFile) -> Iterator[tuple[Piece, np.ndarray]]:
+    """(piece, its bases as uint8) of one file; both are valid until the next pair is asked for."""
+    for found in _scan((0, source, TextRange()), Recipe().scanner()):
+        yield found.piece, found.buffer[: found.piece.size]
 
 
 def read_pieces(
     sources: Sequence[SequenceFile], first: int, recipe: Recipe, workers: int
 ) -> Generator[Found, None, None]:
     """The pieces of all sources from number `first` on; close it, so that its workers end."""
-    if workers == 1 or any(source.kind == "stdin" for source in sources):  # nobody else is to wait for a terminal
+    if workers == 1 or any(source.kind == "stdin" for source in sources):  # a worker cannot wait for a terminal
         scanner = recipe.scanner()
         for task in _tasks(sources, first, cut=False):
-            yield from _scan(task, recipe, scanner)
+            yield from _scan(task, scanner)
         return
     others = [
         _Worker(islice(_tasks(sources, first, cut=True), number, None, workers), recipe) for number in range(workers)
@@ -89,7 +96,7 @@ class _Worker:
         self._here, self._there = multiprocessing.Pipe()
         context = multiprocessing.get_context("fork")  # a fresh interpreter would need half a second for its imports
         self._process = context.Process(target=self._run, args=(os.getpid(),), daemon=True)
-        usual = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C goes to all; this process acts
+        usual = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C reaches all; only the builder acts
         self._process.start()
         signal.pthread_sigmask(signal.SIG_SETMASK, usual)
         self._there.close()
@@ -105,58 +112,49 @@ class _Worker:
                 yield Found(source, piece, next(self._buffers), last)
                 self._here.send(None)
         except (EOFError, ConnectionError) as error:
-            raise UserError("a worker process was ended from outside (out of memory?); use fewer --workers") from error
+            raise UserError("a worker process was killed (out of memory?); use fewer --workers") from error
 
     def end(self) -> None:
-        """Stop it, wherever it is."""
+        """Kill the process."""
         self._process.kill()
         self._process.join()
         self._here.close()
 
     def _run(self, builder: int) -> None:
-        """The process: (source, piece, last) for each piece, None after each task, or an exception."""
+        """Send (source, piece, last) for each piece, None after each task, or an exception."""
         die_with_parent(builder)
         self._here.close()
-        with suppress(EOFError, ConnectionError):  # the other process is gone
+        with suppress(EOFError, ConnectionError):  # the builder is gone
             try:
                 self._work()
             except Exception as error:
                 self._there.send(error)
             while True:
-                self._there.recv()  # and not end before the last message is read
+                self._there.recv()  # the pipe must live until the last message is read
 
     def _work(self) -> None:
         scanner = self._recipe.scanner()
         scanner.buffer = next(self._buffers)
         for task in self._tasks:
-            for found in _scan(task, self._recipe, scanner):
+            for found in _scan(task, scanner):
                 self._there.send((found.source, found.piece, found.last))
                 scanner.buffer = next(self._buffers)
                 self._there.recv()  # until that one is free
             self._there.send(None)
 
 
-def stream_pieces(source: SequenceFile, recipe: Recipe, scanner: Scanner) -> Iterator[tuple[Piece, bool]]:
-    """(piece, whether it is the last) of one source; the letters are in the scanner's buffer."""
-    for found in _scan((0, source, TextRange()), recipe, scanner):
-        yield found.piece, found.last
-
-
 def _tasks(sources: Sequence[SequenceFile], first: int, *, cut: bool) -> Iterator[_Task]:
     for number, source in enumerate(sources[first:], first):
-        ranges = split_ranges(source.path, source.kind, PIECE) if cut and source.kind in ("plain", "bgzf") else None
+        ranges = split_ranges(source, PIECE) if cut and source.kind in ("plain", "bgzf") else None
         for text_range in ranges or [TextRange()]:
             yield number, source, text_range
 
 
-def _scan(task: _Task, recipe: Recipe, scanner: Scanner) -> Iterator[Found]:
-    """The pieces of one range, at least one; UserError with file and line where it is no FASTA."""
+def _scan(task: _Task, scanner: Scanner) -> Iterator[Found]:
+    """The pieces of one range, at least one; UserError with file and line where it is not FASTA."""
     number, source, text_range = task
     scanner.start(text_range.start, at_line_start=text_range.line_start, in_record=text_range.start > 0)
-    if text_range == TextRange():
-        blocks = stream_blocks(source.path, source.kind, recipe.table)
-    else:
-        blocks = range_blocks(source.path, source.kind, text_range)
+    blocks = stream_blocks(source) if text_range == TextRange() else range_blocks(source, text_range)
     try:
         for block in blocks:
             for at in range(0, len(block), BLOCK):
@@ -165,15 +163,15 @@ def _scan(task: _Task, recipe: Recipe, scanner: Scanner) -> Iterator[Found]:
                     yield Found(number, scanner.take(), scanner.buffer, last=False)
         scanner.finish(last=text_range.last)
     except FastaError as error:
-        raise _with_place(error, source, recipe.table) from error
+        raise _with_line(error, source) from error
     yield Found(number, scanner.take(), scanner.buffer, text_range.last)
 
 
-def _with_place(error: FastaError, source: SequenceFile, table: TableFormat) -> UserError:
+def _with_line(error: FastaError, source: SequenceFile) -> UserError:
     """The error with the file and the line number; reads the file again up to there."""
     at = error.offset + error.at
     if source.kind == "stdin":
         return UserError(f"standard input: byte {at}: {error.message}")
-    line = 1 + count_lines(map(bytes, stream_blocks(source.path, source.kind, table)), at)
-    place = f"row {line // 2}" if source.kind == "table" else f"line {line}"
-    return UserError(f"{source.path}: {place}: {error.message}")
+    line = 1 + count_lines(map(bytes, stream_blocks(source)), at)
+    where = f"row {line // 2}" if source.kind == "table" else f"line {line}"
+    return UserError(f"{source.path}: {where}: {error.message}")

@@ -19,13 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from megadna import alphabet
-from megadna.alphabet import COMPLEMENT, storage_table
+from megadna.alphabet import COMPLEMENT
 from megadna.errors import UserError, require
 from megadna.genome.bed import BedLine, locate, past_the_end, read_bed
-from megadna.genome.contigs import names_of, nearest, renamed
-from megadna.genome.pieces import Recipe, stream_pieces
-from megadna.genome.sources import STDIN, SequenceFile, detect_format
-from megadna.genome.tables import TableFormat
+from megadna.genome.contigs import name_of, nearest, renamed
+from megadna.genome.pieces import scan_file
+from megadna.genome.sources import open_sequences
 from megadna.log import get_logger
 from megadna.progress import tracked
 
@@ -33,7 +32,7 @@ log = get_logger(__name__)
 
 PLAIN = np.zeros(256, bool)
 PLAIN[list(b"ACGTacgt")] = True
-_TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
+_MODEL_INPUT = bytes(value if value in b"ACGT" else ord("N") for value in bytes(range(256)).upper())
 
 
 @dataclass(frozen=True)
@@ -56,26 +55,17 @@ class Genome:
         return np.where(np.reshape(reverse, (-1, 1)), COMPLEMENT[found[:, ::-1]], found)
 
 
-def read_letters(path: Path, *, column: str = "", ambiguous: str, fold: bool) -> Iterator[tuple[bytes, np.ndarray]]:
-    """(header line without '>', uint8 bases) of each record, one in memory at a time; of a table, rows of `column`.
-
-    `ambiguous`: IUPAC codes are kept (keep) or become N (n); `fold`: upper-case. UserError with file and line if it
-    cannot be read, or is empty.
-    """
-    table = TableFormat(column or ("sequence" if path.name.endswith(_TABLE_ENDINGS) else ""))
-    source = SequenceFile(path, path.name, detect_format(path, table), 0)
-    recipe = Recipe(table, storage_table(ambiguous=ambiguous, uracil="t"), fold)
-    scanner = recipe.scanner()
+def _read(path: Path, column: str = "") -> Iterator[tuple[bytes, np.ndarray]]:
+    """(header line without '>', uint8 bases as a dataset stores them) of each record, one in memory at a time."""
     header: bytes | None = None
     parts: list[np.ndarray] = []
-    for piece, _ in stream_pieces(source, recipe, scanner):
-        letters = scanner.buffer[: piece.size]
+    for piece, bases in scan_file(open_sequences(path, column)):
         edges = [*piece.positions.tolist(), piece.size]
-        parts.append(letters[: edges[0]].copy())
+        parts.append(bases[: edges[0]].copy())
         for next_header, (start, end) in zip(piece.headers, pairwise(edges), strict=True):
             if header is not None:
-                yield header, parts[0] if len(parts) == 1 else np.concatenate(parts)
-            header, parts = next_header, [letters[start:end].copy()]
+                yield header, np.concatenate(parts)
+            header, parts = next_header, [bases[start:end].copy()]
     if header is None:
         raise UserError(f"{path}: empty: holds no sequence")
     yield header, np.concatenate(parts)
@@ -83,10 +73,10 @@ def read_letters(path: Path, *, column: str = "", ambiguous: str, fold: bool) ->
 
 def read_genome(path: Path) -> Genome:
     """Every record of the file; UserError if it is not FASTA, is empty, or has two contigs of one name."""
-    require(path != STDIN and not path.name.endswith(_TABLE_ENDINGS), f"{path}: a genome is a FASTA or 2bit file")
+    require(open_sequences(path).kind not in ("stdin", "table"), f"{path}: a genome is a FASTA or 2bit file")
     genome: dict[str, np.ndarray] = {}
-    for header, bases in tracked(read_letters(path, ambiguous="keep", fold=False), f"reading {path}", unit="contigs"):
-        name = _name(header)
+    for header, bases in tracked(_read(path), f"reading {path}", unit="contigs"):
+        name = name_of(header)
         require(name not in genome, f"{path}: contig {name} occurs twice; keep one of them")
         genome[name] = bases
     require(any(map(len, genome.values())), f"{path}: empty: holds no sequence")
@@ -100,7 +90,7 @@ def as_text(windows: np.ndarray) -> list[str]:
 
 def reverse_complement(text: str) -> str:
     """The other strand of a sequence, read in its own direction."""
-    return alphabet.reverse_complement(alphabet.letters_of(text)).tobytes().decode()
+    return alphabet.reverse_complement(alphabet.dna_of(text)).tobytes().decode()
 
 
 _CIRCULAR = re.compile(rb"\b(circular=(true|yes|y)|topology=circular)\b", re.I)
@@ -155,19 +145,15 @@ def window_grid(length: int, size: int, stride: int) -> tuple[np.ndarray, np.nda
 
 def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
     """(header line without '>', bases); UserError with file and line if it cannot be read, or is empty."""
-    for header, bases in read_letters(path, column=column, ambiguous="n", fold=True):
-        yield header, bases.tobytes().decode()
-
-
-def _name(header: bytes) -> str:
-    return names_of([header])[0].decode(errors="replace")
+    for header, bases in _read(path, column):
+        yield header, bases.tobytes().translate(_MODEL_INPUT).decode()
 
 
 def record_lengths(path: Path, column: str = "") -> dict[str, int]:
     """Bases of each record, by the first word of its header; UserError if two records have one name."""
     lengths: dict[str, int] = {}
     for header, bases in read_records(path, column):
-        name = _name(header)
+        name = name_of(header)
         require(
             name not in lengths,
             f"{path}: two records are called {name}; --bed, --window, --circular, BED and bigWig files need unique "
@@ -240,7 +226,7 @@ def read_regions(genome: Path, bed: Path, lengths: dict[str, int]) -> Iterator[S
             raise past_the_end(bed, one.line, contig, one.end, lengths[contig])
         regions.setdefault(contig, []).append(one)
     for header, bases in read_records(genome):
-        contig = _name(header)
+        contig = name_of(header)
         for one in regions.get(contig, []):
             region = Stretch(contig, one.start, one.end, "+", bases[one.start : one.end], region=one.name)
             yield region.reversed() if one.strand == "-" else region
@@ -264,7 +250,7 @@ def _with_topology(path: Path, column: str, circular: tuple[str, ...]) -> Iterat
     none has."""
     missing, known = set(circular), []
     for header, bases in read_records(path, column):
-        name = _name(header)
+        name = name_of(header)
         require(bool(bases), f"{path}: record {name} has no bases; remove it")
         missing.discard(name)
         known += [name] if missing else []

@@ -1,9 +1,8 @@
-"""UCSC 2bit files -> FASTA text, soft mask and N blocks applied (genome.ucsc.edu/FAQ/FAQformat.html#format7).
+"""Sequence files of any format -> FASTA text in blocks, and byte ranges that several workers can read at once.
 
-Files of any format -> FASTA text in blocks, and byte ranges that several workers can read at once.
-
-FASTA as plain text, gzip, BGZF, zstd or 2bit, standard input ("-"); also tables and line files (megadna.genome.tables),
-which are turned into FASTA text. Plain text and BGZF can be read in ranges; none begins or ends inside a header line.
+In:  FASTA as plain text, gzip, BGZF, zstd or UCSC 2bit (genome.ucsc.edu/FAQ/FAQformat.html#format7; soft mask and runs
+     of N are applied), standard input ("-"), or tables (megadna.genome.tables).
+Out: FASTA text. Plain text and BGZF can be read in ranges; none begins or ends inside a header line.
 """
 
 import os
@@ -21,12 +20,12 @@ import numpy as np
 from megadna.errors import UserError
 from megadna.genome.fasta import MAX_HEADER
 from megadna.genome.packed import BLOCK, bgzf_blocks, bgzf_index, file_blocks, packing, refuse, unpacked_blocks
-from megadna.genome.tables import TableFormat, table_blocks
+from megadna.genome.tables import table_blocks
 
 TWOBIT_MAGICS = (b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43")
 _STEP = 1 << 18  # bases decoded at a time; a multiple of 4
-_LETTERS = np.frombuffer(b"TCAG", np.uint8)
-_FOUR = _LETTERS[(np.arange(256)[:, None] >> np.array([6, 4, 2, 0])) & 3]
+_BASES = np.frombuffer(b"TCAG", np.uint8)
+_FOUR = _BASES[(np.arange(256)[:, None] >> np.array([6, 4, 2, 0])) & 3]
 
 
 def twobit_blocks(path: Path) -> Iterator[bytes]:
@@ -45,13 +44,13 @@ def twobit_blocks(path: Path) -> Iterator[bytes]:
                     raise ValueError("a line end in a name")
                 index.append((name, offset))
             end = path.stat().st_size
-            room = end  # records that shared their bytes would make a small file endless
+            room = end  # records that share bytes could make a small file endless
             for name, offset in index:
                 yield b">" + name + b"\n"
-                for letters in _letters(file, offset, order, end):
+                for bases in _sequence(file, offset, order, end):
                     if file.tell() - offset > room:
                         raise ValueError("records that overlap")
-                    yield letters
+                    yield bases
                 room -= file.tell() - offset
                 if room < 0:
                     raise ValueError("records that overlap")
@@ -62,8 +61,8 @@ def twobit_blocks(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: the 2bit file is cut short or damaged; fetch it again") from error
 
 
-def _letters(file: BinaryIO, offset: int, order: str, end: int) -> Iterator[bytes]:
-    """Letters of the sequence whose record begins at `offset` of a file of `end` bytes."""
+def _sequence(file: BinaryIO, offset: int, order: str, end: int) -> Iterator[bytes]:
+    """DNA of the sequence whose record begins at `offset` of a file of `end` bytes."""
     file.seek(offset)
     size = struct.unpack(order + "I", file.read(4))[0]
     n_starts, n_ends = _blocks(file, order, size, end)
@@ -74,16 +73,16 @@ def _letters(file: BinaryIO, offset: int, order: str, end: int) -> Iterator[byte
         packed = np.frombuffer(file.read(-(-length // 4)), np.uint8)
         if len(packed) < -(-length // 4):
             raise ValueError("cut short")
-        letters = _FOUR[packed].reshape(-1)[:length].copy()
+        bases = _FOUR[packed].reshape(-1)[:length].copy()
         for start, end in _within(n_starts, n_ends, first, length):
-            letters[start:end] = ord("N")
+            bases[start:end] = ord("N")
         for start, end in _within(mask_starts, mask_ends, first, length):
-            letters[start:end] |= 0x20
-        yield letters.tobytes()
+            bases[start:end] |= 0x20
+        yield bases.tobytes()
 
 
 def _blocks(file: BinaryIO, order: str, size: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends of a list of blocks of a sequence of `size` bases; ValueError unless they rise and lie in it."""
+    """Starts and ends of a list of blocks of a sequence of `size` bases; ValueError unless ascending and within it."""
     count = struct.unpack(order + "I", file.read(4))[0]
     if 8 * count > end - file.tell():  # before memory is set aside for them
         raise ValueError("cut short")
@@ -102,7 +101,8 @@ def _within(starts: np.ndarray, ends: np.ndarray, first: int, length: int) -> It
 
 
 STDIN = Path("-")
-_SUFFIX_FORMATS = {".parquet": "table", ".csv": "table", ".tsv": "table"}
+_AHEAD = 8  # blocks unpacked ahead
+_TABLE_SUFFIXES = (".parquet", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -116,35 +116,37 @@ class SequenceFile:
     """Format: plain, gzip, bgzf, zstd, 2bit, table or stdin."""
     size: int
     """Bytes on disk; 0 for standard input."""
+    column: str = ""
+    """Column of a table that holds the sequences."""
 
 
 @dataclass(frozen=True)
 class TextRange:
-    """A stretch of a source's text that one worker reads."""
+    """The part of a file's text that one worker reads."""
 
     start: int = 0
     """First byte of the text."""
     end: int = sys.maxsize
     """One past the last byte; sys.maxsize for the rest of the text."""
-    place: int = 0
-    """Where to seek in the file: byte offset (plain) or offset of a compressed block (BGZF)."""
+    offset: int = 0
+    """Where to seek in the file: to this byte of the text (plain) or to this compressed block (BGZF)."""
     skip: int = 0
-    """Bytes of text between `place` and `start`."""
+    """Bytes of text between `offset` and `start`."""
     line_start: bool = True
-    """Whether a line begins with it; else it begins inside a sequence line."""
+    """Whether it begins with a line; else inside a sequence line."""
 
     @property
     def last(self) -> bool:
-        """Whether the source ends with it."""
+        """Whether the file ends with it."""
         return self.end == sys.maxsize
 
 
-def detect_format(path: Path, table: TableFormat) -> str:
+def detect_format(path: Path, column: str = "") -> str:
     """plain, gzip, bgzf, zstd, 2bit, table or stdin; UserError for what cannot be read."""
     if path == STDIN:
         return "stdin"
     kind = packing(path)
-    if table.lines or table.column or path.suffix in _SUFFIX_FORMATS:
+    if column or path.suffix in _TABLE_SUFFIXES:
         return "table"
     if kind:
         return kind
@@ -153,17 +155,23 @@ def detect_format(path: Path, table: TableFormat) -> str:
     return "table" if head == b"PAR1" else "2bit" if head in TWOBIT_MAGICS else "plain"
 
 
-def stream_blocks(path: Path, kind: str, table: TableFormat) -> Iterator[bytes | bytearray]:
-    """The whole text of a source, block by block (a block is valid until the next one is asked for)."""
-    if kind in ("gzip", "bgzf", "zstd"):
-        return in_thread(unpacked_blocks(path, kind))
-    if kind == "2bit":
-        return twobit_blocks(path)
-    if kind == "table":
-        return table_blocks(path, table)
-    if kind == "stdin":
+def open_sequences(path: Path, column: str = "") -> SequenceFile:
+    """The file, with its format; the sequences of a table are in `column`, or else in one named sequence."""
+    column = column or "sequence" * path.name.removesuffix(".gz").endswith(_TABLE_SUFFIXES)
+    return SequenceFile(path, path.name, detect_format(path, column), 0, column)
+
+
+def stream_blocks(source: SequenceFile) -> Iterator[bytes | bytearray]:
+    """The whole text of a file, block by block (a block is valid until the next one is asked for)."""
+    if source.kind in ("gzip", "bgzf", "zstd"):
+        return _in_thread(unpacked_blocks(source.path, source.kind))
+    if source.kind == "2bit":
+        return twobit_blocks(source.path)
+    if source.kind == "table":
+        return table_blocks(source.path, source.column)
+    if source.kind == "stdin":
         return _stdin_blocks()
-    return _plain_blocks(path, 0)
+    return _plain_blocks(source.path, 0)
 
 
 def _stdin_blocks() -> Iterator[bytes]:
@@ -182,23 +190,23 @@ def _plain_blocks(path: Path, start: int) -> Iterator[bytes | bytearray]:
             yield buffer if size == BLOCK else bytes(buffer[:size])
 
 
-def in_thread(blocks: Iterator[bytes], depth: int = 8) -> Iterator[bytes]:
-    """The items of an iterator that runs ahead in a thread of its own; its exceptions come through."""
+def _in_thread(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks of an iterator that runs ahead in a thread of its own; its exceptions come through."""
     with ThreadPoolExecutor(1) as pool:
-        ahead = deque(pool.submit(next, blocks, b"") for _ in range(depth))
+        ahead = deque(pool.submit(next, blocks, b"") for _ in range(_AHEAD))
         while block := ahead.popleft().result():
             ahead.append(pool.submit(next, blocks, b""))
             yield block
 
 
-def split_ranges(path: Path, kind: str, size: int) -> Iterator[TextRange]:
+def split_ranges(source: SequenceFile, size: int) -> Iterator[TextRange]:
     """Ranges of about `size` bytes of text for a plain or BGZF file, in order.
 
-    A range begins behind the first line end after a multiple of `size`. Where a megabyte holds none, it begins right
-    there: no header line is as long, so the place lies inside a sequence line.
+    A range begins after the first line end past a multiple of `size`. Where a megabyte holds none, it begins right
+    there: no header line is as long, so the cut is inside a sequence line.
     """
-    before = TextRange()
-    for cut in _plain_cuts(path, size) if kind == "plain" else _bgzf_cuts(path, size):
+    before, cuts = TextRange(), _plain_cuts if source.kind == "plain" else _bgzf_cuts
+    for cut in cuts(source.path, size):
         yield replace(before, end=cut.start)
         before = cut
     yield before
@@ -214,24 +222,24 @@ def _plain_cuts(path: Path, size: int) -> Iterator[TextRange]:
                 if cut > start:
                     break
             if start < cut < min(start + size, total):
-                yield TextRange(cut, place=cut)
+                yield TextRange(cut, offset=cut)
             elif cut == start and len(text) > MAX_HEADER + 1:
-                yield TextRange(start, place=start, line_start=False)
+                yield TextRange(start, offset=start, line_start=False)
 
 
 def _bgzf_cuts(path: Path, size: int) -> Iterator[TextRange]:
     start = least = 0
-    for place, length in bgzf_index(path):
+    for offset, length in bgzf_index(path):
         if start >= least + size:
             text = b""
-            for block in bgzf_blocks(path, place, least=1):
+            for block in bgzf_blocks(path, offset, least=1):
                 text += block
                 if _line_end(text) or len(text) > MAX_HEADER + 1:
                     break
             skip = _line_end(text)
             if skip or len(text) > MAX_HEADER + 1:
                 least = start + skip
-                yield TextRange(least, place=place, skip=skip, line_start=skip > 0)
+                yield TextRange(least, offset=offset, skip=skip, line_start=skip > 0)
         start += length
 
 
@@ -240,13 +248,15 @@ def _line_end(text: bytes) -> int:
     return min((end + 1 for end in (text.find(b"\n"), text.find(b"\r")) if end >= 0), default=0)
 
 
-def range_blocks(path: Path, kind: str, text_range: TextRange) -> Iterator[bytes | bytearray]:
+def range_blocks(source: SequenceFile, text_range: TextRange) -> Iterator[bytes | bytearray]:
     """The text of a range, block by block."""
     start, end, at = text_range.start, text_range.end, text_range.start - text_range.skip
-    if kind == "plain":
-        blocks = _plain_blocks(path, text_range.place)
+    if source.kind == "plain":
+        blocks = _plain_blocks(source.path, text_range.offset)
+    elif text_range.offset:
+        blocks = bgzf_blocks(source.path, text_range.offset)
     else:
-        blocks = bgzf_blocks(path, text_range.place) if text_range.place else unpacked_blocks(path, kind)
+        blocks = unpacked_blocks(source.path, source.kind)
     for block in blocks:
         whole = start <= at and at + len(block) <= end
         yield block if whole else block[max(0, start - at) : end - at]

@@ -1,15 +1,13 @@
-"""A text column of a Parquet file, batch by batch, with memory bounded by bytes and not by rows.
+"""Parquet, CSV and TSV files (read by pyarrow) -> FASTA text, one record a row, named row_1, row_2, ...
 
-A page of the file is small on disk where its values repeat: a dictionary keeps each once, and compression keeps one of
-a run. Arrow unpacks what a batch of rows asks for, so the rows of a batch follow from the longest value that the
-column's encoding can give (specification: https://parquet.apache.org/docs/file-format/data-pages/encodings/).
-
-Parquet, CSV, TSV and line files (read by pyarrow) -> FASTA text, one record a row, named row_1, row_2, ...
+Memory is bounded by bytes and not by rows. A page of a Parquet file is small on disk where its values repeat: a
+dictionary keeps each once, and compression keeps one of a run. Arrow unpacks a whole batch of rows, so the rows of a
+batch follow from the longest value that the column's encoding can give (specification:
+https://parquet.apache.org/docs/file-format/data-pages/encodings/).
 """
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -27,8 +25,8 @@ _DICTIONARY = ("RLE_DICTIONARY", "PLAIN_DICTIONARY")
 
 
 def text_batches(path: Path, column: str) -> Iterator[pyarrow.RecordBatch]:
-    """Batches of at most 1,024 rows of a column. UserError where there is none of that name, or no text in it, or where
-    a row group unpacks to far more than its size on disk."""
+    """Batches of at most 1,024 rows of a column. UserError where it does not exist or is not text, or where a
+    row group unpacks to far more than its size on disk."""
     file = parquet.ParquetFile(path)
     schema = file.schema_arrow
     if column not in schema.names:
@@ -100,24 +98,11 @@ _COLUMNS = 5_000
 _LONGEST_ROW = 1 << 25  # bytes
 
 
-@dataclass(frozen=True)
-class TableFormat:
-    """Where the sequences of a table or line file are."""
-
-    column: str = ""
-    """Column that holds the sequences."""
-    lines: bool = False
-    """One sequence a line, no header."""
-    spaced_kmers: bool = False
-    """Sequences are overlapping k-mers with blanks between (DNABERT), joined again."""
-
-
-def table_blocks(path: Path, table: TableFormat) -> Iterator[bytes]:
+def table_blocks(path: Path, column: str) -> Iterator[bytes]:
     """FASTA text of every row."""
     parts: list[bytes] = []
     size = 0
-    for number, sequence in enumerate(_sequences(path, table), start=1):
-        text = join_kmers(sequence, f"{path}: row {number}") if table.spaced_kmers else sequence
+    for number, text in enumerate(_sequences(path, column), start=1):
         if ">" in text or not text.isascii():
             raise UserError(f"{path}: row {number}: not a nucleotide sequence: {text[:20]!r}")
         parts.append(b">row_%d\n%s\n" % (number, text.strip().encode()))
@@ -134,7 +119,7 @@ def join_kmers(text: str, where: str) -> str:
     kmers = text.split()
     for left, right in pairwise(kmers):
         if len(left) != len(right) or left[1:] != right[:-1]:
-            raise UserError(f"{where}: {left} {right} are no overlapping k-mers; leave out --spaced_kmers")
+            raise UserError(f"{where}: {left} {right} are not overlapping k-mers")
     return "".join(kmers[:1] + [kmer[-1] for kmer in kmers[1:]])
 
 
@@ -151,18 +136,18 @@ def open_bounded(path: Path, separator: str) -> IO[bytes]:
 
 
 class _Bounded(io.RawIOBase):
-    """Bytes of a file that may be compressed, counted."""
+    """A file that may be compressed, whose bytes are counted."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self._path, self._file, self._read = path, file, 0
         self._size = path.stat().st_size
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As of any raw file; UserError beyond what `refuse_bomb` allows."""
+        """As any raw file; UserError beyond what `refuse_bomb` allows."""
         count = int(self._file.readinto(buffer))
         self._read += count
         refuse_bomb(self._path, self._read, self._size)
@@ -183,48 +168,37 @@ def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
         )
 
 
-def _sequences(path: Path, table: TableFormat) -> Iterator[str]:
-    if not table.lines and not table.column:
-        raise UserError(f"{path}: a table; say which column holds the sequences with --column")
+def _sequences(path: Path, column: str) -> Iterator[str]:
+    if not column:
+        raise UserError(f"{path}: a table; name the column of the sequences with --column")
     try:
         with path.open("rb") as file:
             magic = file.read(4)
-        if magic == b"PAR1":
-            batches = text_batches(path, table.column)
-        else:
-            batches = _delimited(path, table, "gzip" if magic[:2] == b"\x1f\x8b" else None)
-        for batch in batches:
+        for batch in text_batches(path, column) if magic == b"PAR1" else _delimited(path, column, magic):
             for value in batch.column(0).to_pylist():
                 if not isinstance(value, str):
-                    raise UserError(f"{path}: column {table.column!r} holds {type(value).__name__}, not text")
+                    raise UserError(f"{path}: column {column!r} holds {type(value).__name__}, not text")
                 yield value
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = " ".join(str(error).split())
-        if "straddling" in what:  # pyarrow's word for it
+        if "straddling" in what:  # pyarrow's word for a row longer than a block
             what = f"a row is longer than {_LONGEST_ROW:,} bytes; give it as FASTA"
-        raise UserError(f"{path}: cannot be read as {'lines' if table.lines else 'a table'} ({what})") from error
+        raise UserError(f"{path}: cannot be read as a table ({what})") from error
 
 
-def _delimited(path: Path, table: TableFormat, compression: str | None) -> Iterator[pyarrow.RecordBatch]:
-    """Rows of a CSV or TSV file; a line file is one without header whose only column no letter ends."""
-    tabs = path.name.removesuffix(".gz").endswith((".tsv", ".txt"))
-    column = "line" if table.lines else table.column
-    delimiter = "\x1f" if table.lines else "\t" if tabs else ","
+def _delimited(path: Path, column: str, magic: bytes) -> Iterator[pyarrow.RecordBatch]:
+    """The column of a CSV or TSV file."""
+    is_tsv = path.name.removesuffix(".gz").endswith((".tsv", ".txt"))
 
     def read(**options: Any) -> csv.CSVStreamingReader:
         return csv.open_csv(
-            pyarrow.input_stream(str(path), compression=compression),
-            csv.ReadOptions(use_threads=False, block_size=_LONGEST_ROW, column_names=["line"] if table.lines else None),
-            csv.ParseOptions(delimiter=delimiter, quote_char=False if table.lines else '"'),
+            pyarrow.input_stream(str(path), compression="gzip" if magic[:2] == b"\x1f\x8b" else None),
+            csv.ReadOptions(use_threads=False, block_size=_LONGEST_ROW),
+            csv.ParseOptions(delimiter="\t" if is_tsv else ","),
             csv.ConvertOptions(column_types={column: pyarrow.string()}, **options),
         )
 
     try:
         yield from read(include_columns=[column])
-    except KeyError:
-        _require_column(path, column, read().schema.names)
-
-
-def _require_column(path: Path, column: str, names: list[str]) -> None:
-    if column not in names:
-        raise UserError(f"{path}: no column {column!r}; it has {', '.join(names)}")
+    except KeyError as error:
+        raise UserError(f"{path}: no column {column!r}; it has {', '.join(read().schema.names)}") from error

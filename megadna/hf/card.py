@@ -12,7 +12,7 @@ from typing import Any
 
 from megadna import __version__
 from megadna.config import Config
-from megadna.data.contigs import contig_rows
+from megadna.data.dataset import contig_rows
 from megadna.data.manifest import MANIFEST_NAME, Manifest, load_manifest
 from megadna.errors import UserError
 from megadna.hf.formats import REMOTE

@@ -25,14 +25,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from megadna.alphabet import storage_table
-from megadna.data.inputs import SEQUENCE_FILE, SourceFile, find_sources, table_format
+from megadna.data.inputs import SEQUENCE_FILE, SourceFile, find_sources
 from megadna.data.leakage import SCALE, K, sketch_by_chunk
 from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError, require
 from megadna.genome.contigs import contig_filter, names_of
 from megadna.genome.fasta import Piece
-from megadna.genome.pieces import Recipe, stream_pieces
+from megadna.genome.pieces import scan_file
 from megadna.progress import tracked
 
 MAX_SHARED = 0.2
@@ -47,7 +46,7 @@ _TRANSCRIPTS = re.compile(r"(^|[._])(cds|cdna|ncrna|rna|transcripts?)([._]|$)", 
 _KINDS = (
     (
         r"\.(csv|tsv|parquet|txt)",
-        "a table or text; megadna preprocess --input FILE --column NAME (or --lines) reads it",
+        "a table or text; megadna preprocess --input FILE --column NAME (reads it",
     ),
     (r"\.(gff3?|gtf|bed|vcf|narrowpeak|bw|bigwig)", "an annotation"),
     (r"\.(fastq|fq|bam|cram|sam)", "sequencing reads"),
@@ -254,7 +253,7 @@ class _Survey:
     def _read_safely(self, path: Path, name: str) -> str:
         self.sketches.start_file(name)
         try:
-            (source,), _ = find_sources(PreprocessOptions(input=[path], output=self.folder))
+            (source,) = find_sources(PreprocessOptions(input=[path], output=self.folder))
             if _TRANSCRIPTS.search(source.name):
                 raise UserError("transcripts by its name")
             bases, row, digest = self._read(source)
@@ -290,12 +289,10 @@ class _Survey:
         Species: of a file name as Ensembl's, or the two words after the accession, as NCBI and ENA write them.
         """
         options, bases, digest = self.options, Counter[str](), xxhash.xxh3_128()
-        recipe = Recipe(table_format(options), storage_table(ambiguous=options.ambiguous, uracil=options.uracil))
-        scanner, select = recipe.scanner(), contig_filter(options.contigs, source.path)
+        select = contig_filter(options.contigs, source.path)
         first, name, reason, before = b"", b"", None, 0
-        for piece, _ in stream_pieces(source, recipe, scanner):
+        for piece, characters in scan_file(source):
             first = first or next(iter(piece.headers), b"")
-            characters = scanner.buffer[: piece.size]
             digest.update((characters & 0xDF).tobytes())  # upper case
             digest.update((piece.positions + before).tobytes())
             before += piece.size

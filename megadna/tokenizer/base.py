@@ -1,11 +1,11 @@
-"""What every tokenizer offers: letters of a sequence -> ids, without special tokens, and back.
+"""What every tokenizer offers: DNA -> ids, without special tokens, and back.
 
 A tokenizer holds tables only, so loader processes share it for free. Special tokens are added where batches are made:
 [CLS] x [SEP].
 
 One token a base: the vocabulary of AIDO.DNA, 16 ids in its order (reference: the AIDO.DNA model card's vocab.txt).
 
-Letters are upper-cased, IUPAC ambiguity codes become N, U keeps its own id; any other byte is [UNK].
+Bases are upper-cased, IUPAC ambiguity codes become N, U keeps its own id; any other byte is [UNK].
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, Letters, table
+from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, Dna, table
 
 NUM_SPECIAL = 2
 """Special tokens of a row: [CLS] before, [SEP] after."""
@@ -44,8 +44,8 @@ class Tokenizer(ABC):
         """Text of every id, in id order."""
 
     @abstractmethod
-    def encode(self, letters: Letters) -> NDArray[np.unsignedinteger]:
-        """Ids [m] of letters [n], no special tokens; any byte is allowed."""
+    def encode(self, bases: Dna) -> NDArray[np.unsignedinteger]:
+        """Ids [m] of DNA [n], no special tokens; any byte is allowed."""
 
     @abstractmethod
     def decode(self, ids: NDArray) -> str:
@@ -62,11 +62,11 @@ class Tokenizer(ABC):
         return len(self.tokens())
 
     def num_tokens(self, num_bases: int) -> int:
-        """Tokens that `num_bases` letters give, special tokens not counted."""
+        """Tokens of `num_bases` bases, special tokens not counted."""
         return max(0, (num_bases - self.bases_per_token) // self.stride + 1)
 
     def num_bases(self, num_tokens: int) -> int:
-        """Letters that give `num_tokens` tokens."""
+        """Bases of `num_tokens` tokens."""
         return self.stride * (num_tokens - 1) + self.bases_per_token if num_tokens > 0 else 0
 
 
@@ -86,17 +86,17 @@ class NucleotideTokenizer(Tokenizer):
     def __init__(self) -> None:
         self.base_ids = np.array([TOKENS.index(base) for base in BASES])
         self.nucleotide_ids = np.sort(self.base_ids)
-        entries = {letter: TOKENS.index(letter) for letter in "ACGTUN"}
+        entries = {base: TOKENS.index(base) for base in "ACGTUN"}
         self._table = table(dict.fromkeys(IUPAC_AMBIGUOUS, self.n_id) | entries, self.unk_id)
 
     def tokens(self) -> list[str]:
         """Text of every id, in id order."""
         return list(TOKENS)
 
-    def encode(self, letters: Letters) -> NDArray[np.uint8]:
-        """Ids [n] of letters [n]: one look-up in a table of 256."""
-        return self._table.take(letters)
+    def encode(self, bases: Dna) -> NDArray[np.uint8]:
+        """Ids [n] of DNA [n]: one look-up in a table of 256."""
+        return self._table.take(bases)
 
     def decode(self, ids: NDArray) -> str:
-        """Letters joined; special tokens appear as their text."""
+        """Bases joined; special tokens appear as their text."""
         return "".join(TOKENS[i] for i in ids)

@@ -1,7 +1,7 @@
 """Byte-pair encoding over DNA with the sentencepiece library (the kind of DNABERT-2 and GENA-LM).
 
 Folder: sentencepiece.model, and sentencepiece.json with the bases that a token covers and where the model comes from.
-Letters are upper-cased; everything but A, C, G, T is N, one token a letter. Ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3,
+Bases are upper-cased; everything but A, C, G, T is N, one token a base. Ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3,
 [MASK] 4, N 5, then the pieces by rank of their merge.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from megadna.alphabet import BASES, Letters, table
+from megadna.alphabet import BASES, Dna, table
 from megadna.errors import UserError
 from megadna.reading import first_line, read_json
 from megadna.tokenizer.base import Tokenizer
@@ -23,7 +23,7 @@ from megadna.tokenizer.base import Tokenizer
 MODEL_NAME = "sentencepiece.model"
 INFO_NAME = "sentencepiece.json"
 _AGAIN = "make one with megadna train-tokenizer"
-_LETTERS = table({base: ord(base) for base in BASES}, ord("N"))
+_UPPER_N = table({base: ord(base) for base in BASES}, ord("N"))
 
 
 class BpeTokenizer(Tokenizer):
@@ -58,9 +58,9 @@ class BpeTokenizer(Tokenizer):
         """Special tokens, N and pieces."""
         return self._processor.vocab_size()
 
-    def encode(self, letters: Letters) -> NDArray[np.uint32]:
-        """Ids [m] of letters [n]; the merges run in the sentencepiece library."""
-        return np.array(self._processor.encode(_LETTERS.take(letters).tobytes().decode()), dtype=np.uint32)
+    def encode(self, bases: Dna) -> NDArray[np.uint32]:
+        """Ids [m] of DNA [n]; the merges run in the sentencepiece library."""
+        return np.array(self._processor.encode(_UPPER_N.take(bases).tobytes().decode()), dtype=np.uint32)
 
     def decode(self, ids: NDArray) -> str:
         """Pieces joined; special tokens appear as their text."""
@@ -72,19 +72,19 @@ class BpeTokenizer(Tokenizer):
         return stops - self._lengths_V[ids], stops
 
     def num_tokens(self, num_bases: int) -> int:
-        """Tokens that `num_bases` letters give as a rule; the real number varies."""
+        """Estimate of the tokens of `num_bases` bases; the real number varies."""
         return int(num_bases / self.mean_bases)
 
     def num_bases(self, num_tokens: int) -> int:
-        """Letters that `num_tokens` tokens hold nine times out of ten; what does not fit a row is cut off."""
+        """Bases that `num_tokens` tokens cover nine times out of ten; what does not fit a row is cut off."""
         return int(num_tokens * self.mean_bases)
 
 
 def train_bpe(
-    sequences: Iterable[Letters], output: Path, *, vocab_size: int, max_piece_length: int, info: dict[str, Any]
+    sequences: Iterable[Dna], output: Path, *, vocab_size: int, max_piece_length: int, info: dict[str, Any]
 ) -> None:
     """Train a model on `sequences` and write its folder. UserError where they are too few for `vocab_size`."""
-    kept = [_LETTERS.take(letters).tobytes().decode() for letters in sequences]
+    kept = [_UPPER_N.take(bases).tobytes().decode() for bases in sequences]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

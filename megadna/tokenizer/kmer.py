@@ -2,7 +2,7 @@
 
 Three vocabulary layouts: `dnabert` (5 special tokens; A, T, C, G), `bionemo` (5; A, C, G, T), `multimolecule` (6; A,
 C, G, T). Ids are closed-form: first + sum of code(base i) * 4^(k-1-i) in the layout's order of bases. A k-mer that
-touches anything but A, C, G, T (either case) is the unknown token. Bases behind the last whole k-mer give no token.
+touches anything but A, C, G, T (either case) is the unknown token. Bases after the last whole k-mer give no token.
 """
 
 from itertools import product
@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import BASES, OTHER, Letters, table
+from megadna.alphabet import BASES, OTHER, Dna, table
 from megadna.tokenizer.base import Tokenizer
 
 _BERT_SPECIALS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -45,7 +45,7 @@ class KmerTokenizer(Tokenizer):
         self._dtype = np.min_scalar_type(self.first + 4**k - 1)
         codes = {base: code for code, base in enumerate(self.base_order)}
         self._codes = table(codes, OTHER, dtype=self._dtype)
-        self._letters = np.frombuffer(self.base_order.encode(), dtype=np.uint8)
+        self._bases = np.frombuffer(self.base_order.encode(), dtype=np.uint8)
 
     def tokens(self) -> list[str]:
         """Text of every id, in id order."""
@@ -56,33 +56,33 @@ class KmerTokenizer(Tokenizer):
         """Special tokens and 4^k words."""
         return self.first + 4**self.bases_per_token
 
-    def encode(self, letters: Letters) -> NDArray[np.unsignedinteger]:
-        """Ids [m] of letters [n]: m = n - k + 1 if overlapping, n // k if not."""
-        codes = self._codes.take(letters)
+    def encode(self, bases: Dna) -> NDArray[np.unsignedinteger]:
+        """Ids [m] of DNA [n]: m = n - k + 1 if overlapping, n // k if not."""
+        codes = self._codes.take(bases)
         known = codes < OTHER
-        starts = [self._strided(codes, place) for place in range(self.bases_per_token)]
+        starts = [self._strided(codes, base) for base in range(self.bases_per_token)]
         ids = starts[0].astype(self._dtype)
         for column in starts[1:]:
             ids <<= 2
             ids += column
         ids += self._dtype.type(self.first)
         if not known.all():
-            for place in range(self.bases_per_token):
-                ids[~self._strided(known, place)] = self.unk_id
+            for base in range(self.bases_per_token):
+                ids[~self._strided(known, base)] = self.unk_id
         return ids
 
-    def _strided(self, values: NDArray, place: int) -> NDArray:
-        """Values at `place` of every token."""
+    def _strided(self, values: NDArray, base: int) -> NDArray:
+        """Values at base number `base` of every token."""
         count = self.num_tokens(len(values))
-        return values[place : place + (count - 1) * self.stride + 1 : self.stride] if count else values[:0]
+        return values[base : base + (count - 1) * self.stride + 1 : self.stride] if count else values[:0]
 
     def decode(self, ids: NDArray) -> str:
         """The sequence under the k-mers; a base that no k-mer shows is N. `ids` hold no [CLS] and [SEP]."""
         ids = np.asarray(ids, dtype=np.int64)
-        letters = np.full(self.num_bases(len(ids)), ord("N"), dtype=np.uint8)
+        bases = np.full(self.num_bases(len(ids)), ord("N"), dtype=np.uint8)
         known = np.flatnonzero(ids >= self.first)
         words = ids[known] - self.first
-        for place in range(self.bases_per_token):
-            codes = words >> 2 * (self.bases_per_token - 1 - place) & 3
-            letters[known * self.stride + place] = self._letters[codes]
-        return letters.tobytes().decode()
+        for base in range(self.bases_per_token):
+            codes = words >> 2 * (self.bases_per_token - 1 - base) & 3
+            bases[known * self.stride + base] = self._bases[codes]
+        return bases.tobytes().decode()

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megadna.alphabet import OTHER, Letters, base_codes
+from megadna.alphabet import OTHER, Dna, base_codes
 from megadna.errors import UserError
 from megadna.files import write_json
 from megadna.log import get_logger
@@ -48,7 +48,7 @@ class Chunks(Protocol):
     """A split of a dataset: `chunks[i]` gives the bases of chunk i as ASCII (uint8)."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Letters: ...
+    def __getitem__(self, index: int, /) -> Dna: ...
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class MarkovTable:
         return p_JN4
 
 
-def fit(chunks: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> MarkovTable:
+def fit(chunks: Iterable[Dna], *, both_strands: bool, k: int = MAX_K) -> MarkovTable:
     """Count contexts in chunks (ASCII, any case), none across two chunks.
 
     `both_strands` counts the reverse complement too, as it should if the encoder trains on it.
@@ -191,7 +191,7 @@ def fit(chunks: Iterable[Letters], *, both_strands: bool, k: int = MAX_K) -> Mar
     return MarkovTable(k, _with_unknown(np.ascontiguousarray(flanks, dtype=np.uint32), 2 * k))
 
 
-def _batches(chunks: Iterable[Letters]) -> Iterator[NDArray[np.uint8]]:
+def _batches(chunks: Iterable[Dna]) -> Iterator[NDArray[np.uint8]]:
     """Codes of many chunks in one array, an unknown one between any two, so that no window spans two chunks."""
     gap = np.full(1, UNKNOWN, dtype=np.uint8)
     batch, waiting = [gap], 0
@@ -281,7 +281,7 @@ def _read_cache(cache_file: Path | None) -> tuple[dict[str, Any], bool]:
     return {key: entry for key, entry in content.items() if all(map(is_score, found[key]))}, True
 
 
-def _spread(chunks: Chunks, max_bases: int) -> Iterator[Letters]:
+def _spread(chunks: Chunks, max_bases: int) -> Iterator[Dna]:
     """All chunks, or evenly spread ones if all would exceed `max_bases`: a split may hold many genomes."""
     probe = range(0, len(chunks), max(1, len(chunks) // 1000))
     mean_length = np.mean([len(chunks[index]) for index in probe]) if len(chunks) else 0.0

@@ -53,12 +53,9 @@ def expected(text, options, include=None, exclude=None):
     for number, (name, letters) in enumerate(records_of(text)):
         _count(result, letters)
         result.records.append((name, len(letters)))
-        if len(letters) < options.min_record:
-            result.drop("short_record", len(letters))
-            continue
         stored = "".join("N" if letter in GAPS else letter for letter in letters).replace("U", "T").replace("u", "t")
         grid = 0
-        for start, end in _segments(result, stored, name, options, include, exclude):
+        for start, end in _segments(result, stored, name, include, exclude):
             grid = _chunk(result, number, name, stored, (start, end), grid, options)
     return result
 
@@ -74,58 +71,40 @@ def _count(result, letters):
             result.other[upper] = result.other.get(upper, 0) + 1
 
 
-def _segments(result, letters, name, options, include, exclude):
-    keep = [True] * len(letters)
-    reason = [""] * len(letters)
-    for place in range(len(letters)):
-        if (include is not None and not _inside(include.get(name, []), place)) or _inside(
-            (exclude or {}).get(name, []), place
-        ):
-            keep[place], reason[place] = False, "bed"
-    if options.max_n_run is not None:
-        for run in re.finditer("[Nn]+", letters):
-            if len(run.group()) > options.max_n_run:
-                for place in range(*run.span()):
-                    if keep[place]:
-                        keep[place], reason[place] = False, "n_run"
-    for why in ("bed", "n_run"):
-        result.drop(why, reason.count(why))
+def _segments(result, letters, name, include, exclude):
+    def is_kept(position):
+        included = include is None or _inside(include.get(name, []), position)
+        return included and not _inside((exclude or {}).get(name, []), position)
+
+    keep = [is_kept(position) for position in range(len(letters))]
+    result.drop("bed", keep.count(False))
     segments, start = [], None
-    for place in range(len(letters) + 1):
-        inside = place < len(letters) and keep[place]
+    for position in range(len(letters) + 1):
+        inside = position < len(letters) and keep[position]
         if inside and start is None:
-            start = place
+            start = position
         if not inside and start is not None:
-            segments.append((start, place))
+            segments.append((start, position))
             start = None
     return segments
 
 
-def _inside(intervals, place):
-    return any(start <= place < end for start, end in intervals)
+def _inside(intervals, position):
+    return any(start <= position < end for start, end in intervals)
 
 
 def _chunk(result, number, name, letters, segment, grid, options):
-    """Chunks of a segment; the grid number after it."""
-    length, stride = options.chunk_length, options.chunk_length - options.overlap
-    starts, at = [], segment[0]
-    while at < segment[1] and (not starts or segment[1] > starts[-1] + length):
-        starts.append(at)
-        at += stride
-    splits = [
-        region(options.seed, name, (grid + i) // options.block_chunks, options.valid_fraction, options.test_fraction)
-        for i in range(len(starts))
-    ]
-    for i, start in enumerate(starts):
+    """Chunks of a segment; the number of the chunk after it."""
+    length = options.chunk_length
+    for start in range(segment[0], segment[1], length):
+        block = grid // options.block_chunks
+        split = region(options.seed, name, block, options.valid_fraction, options.test_fraction)
         text = letters[start : min(start + length, segment[1])]
-        own = len(text) - (options.overlap if i else 0)
-        shared = [splits[j] for j in range(len(starts)) if j != i and abs(starts[j] - start) < length]
-        if any(other > splits[i] for other in shared):
-            result.drop("overlap", own)
-        elif 2 * sum(letter in "Nn" for letter in text) > len(text):
-            result.drop("mostly_n", own)
+        if 2 * sum(letter in "Nn" for letter in text) > len(text):
+            result.drop("mostly_n", len(text))
         elif len(text) < min(options.min_tail, length):
-            result.drop("short_tail", own)
+            result.drop("short_tail", len(text))
         else:
-            result.chunks.append((number, start, text, splits[i]))
-    return grid + len(starts)
+            result.chunks.append((number, start, text, split))
+        grid += 1
+    return grid

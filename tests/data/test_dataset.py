@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_formats_and_splits import build, fasta, genome
 
 from megadna.commands.inspect import main
-from megadna.data.contigs import check_rising
+from megadna.data.dataset import check_rising
 from megadna.data.dataset import ChunkDataset
 from megadna.data.manifest import dataset_identity, load_manifest
 from megadna.errors import UserError
@@ -133,7 +133,7 @@ def test_manifest_identity_and_ranges(folder):
 OPENING = """
 import json, sys, time, psutil
 from megadna.commands.inspect import main
-from megadna.data.contigs import check_rising
+from megadna.data.dataset import check_rising
 from megadna.data.dataset import ChunkDataset
 process = psutil.Process()
 before, began = process.memory_full_info().uss, time.perf_counter()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megadna.alphabet import OTHER, base_codes, letters_of, reverse_complement
+from megadna.alphabet import OTHER, base_codes, dna_of, reverse_complement
 from megadna.commands import preprocess
 from megadna.config import TokenizerConfig
 from megadna.data.dataset import ChunkPool, open_chunks
@@ -102,7 +102,7 @@ def test_the_mask_follows_from_seed_and_chunk(pool: ChunkPool) -> None:
 
 
 def test_one_base_or_block_of_each_cell_is_hidden() -> None:
-    letters = letters_of("ACGT" * 36 + "A" * 50)  # 194 bases: four cells and two bases
+    letters = dna_of("ACGT" * 36 + "A" * 50)  # 194 bases: four cells and two bases
     letters = np.where(np.arange(len(letters)) == 60, ord("N"), letters).astype(np.uint8)
     for width in (1, 6):
         hidden = hide_in_cells(letters, np.random.default_rng(0), width)

@@ -97,7 +97,7 @@ def test_every_format_gives_the_same_dataset(tmp_path, monkeypatch, workers):
     assert len(set(identities.values())) == 1, identities
 
 
-def test_tables_lines_and_spaced_kmers(tmp_path):
+def test_tables(tmp_path):
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -106,25 +106,16 @@ def test_tables_lines_and_spaced_kmers(tmp_path):
     with gzip.open(tmp_path / "u.tsv.gz", "wt") as file:
         file.write("seq\tlabel\n" + "".join(f"{row}\t1\n" for row in rows))
     parquet.write_table(pa.table({"x": [1, 2, 3], "seq": rows}), tmp_path / "v.parquet")
-    (tmp_path / "w.txt").write_text("\n".join(rows) + "\n")
-    spaced = [" ".join(row[i : i + 6] for i in range(len(row) - 5)) for row in rows]
-    (tmp_path / "y.txt").write_text("\n".join(spaced) + "\n")
-    plain = {"valid_fraction": 0.0, "test_fraction": 0.0, "overwrite": True}
-    for name, values in {
-        "t.csv": {"column": "seq"},
-        "u.tsv.gz": {"column": "seq"},
-        "v.parquet": {"column": "seq"},
-        "w.txt": {"lines": True},
-        "y.txt": {"lines": True, "spaced_kmers": True},
-    }.items():
-        build(tmp_path, tmp_path / name, **values, **plain)
+    plain = {"column": "seq", "valid_fraction": 0.0, "test_fraction": 0.0, "overwrite": True}
+    for name in ("t.csv", "u.tsv.gz", "v.parquet"):
+        build(tmp_path, tmp_path / name, **plain)
         letters = {}
         for (_, contig, _), (text, _) in sorted(chunks(tmp_path).items()):
             letters[contig] = letters.get(contig, "") + text.decode()
         assert letters == {f"row_{i + 1}": row for i, row in enumerate(rows)}, name
-    with pytest.raises(UserError, match="row 2: 'J' is no nucleotide"):
+    with pytest.raises(UserError, match="row 2: 'J' is not a nucleotide"):
         (tmp_path / "t.csv").write_text("seq\nACGT\nACJT\n")
-        build(tmp_path, tmp_path / "t.csv", column="seq", **plain)
+        build(tmp_path, tmp_path / "t.csv", **plain)
 
 
 def test_standard_input(tmp_path, monkeypatch):
@@ -142,14 +133,12 @@ def test_letter_policies(tmp_path):
     plain = {"valid_fraction": 0.0, "test_fraction": 0.0, "overwrite": True}
     for values, start in (
         ({}, b"ACGTRYKMryTtNNNacgtn"),
-        ({"ambiguous": "n", "uracil": "keep"}, b"ACGTNNNNnnUuNNNacgtn"),
         ({"soft_mask": "fold"}, b"ACGTRYKMRYTTNNNACGTN"),
     ):
         manifest = build(tmp_path, tmp_path / "x.fa", **values, **plain)
         assert chunks(tmp_path)["x", "a", 0][0].startswith(start)
         assert manifest.sources[0].soft_masked == 8
-        noted = any("2 U were written as T" in note for note in manifest.notes)
-        assert noted == (manifest.options["uracil"] == "t")
+        assert any("2 U were written as T" in note for note in manifest.notes)
         assert manifest.sources[0].other == {"R": 2, "Y": 2, "K": 1, "M": 1, "U": 2, "-": 1, "*": 1, ".": 1}
 
 

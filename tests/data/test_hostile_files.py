@@ -26,10 +26,10 @@ from megadna.data.options import PreprocessOptions
 from megadna.downstream.tasks import read_table
 from megadna.genome import tables
 from megadna.genome.sources import twobit_blocks
-from megadna.genome.tables import TableFormat, table_blocks, text_batches
+from megadna.genome.tables import table_blocks, text_batches
 
 RECORDS = {"a": genome(701), "b": b"NNNNN" + genome(300).lower() + b"NN" + genome(61), "c": genome(4)}
-COLUMN = TableFormat(column="sequence")
+COLUMN = "sequence"
 
 
 def size_of(blocks):
@@ -187,7 +187,7 @@ def change(path, *keys, value):
         (["sources", 0], [], "sources[0] is not an object"),
         (["sources", 0, "bases"], 2**70, "sources[0].bases is not a count"),
         (["sources", 0, "ranges", "train"], [1], "sources[0].ranges.train is not a list of 2"),
-        (["sources", 0, "ranges", "train"], [0, 10**12], "sources[0].ranges.train does not lie in"),
+        (["sources", 0, "ranges", "train"], [0, 10**12], "sources[0].ranges.train is not within"),
         (["sources", 0, "taxa"], {"x": 1}, "sources[0].taxa.x is not text"),
         (["sources", 0, "evil"], 1, "unknown key sources[0].evil"),
         (["files", "../../other"], {"size": 1, "xxh128": ""}, "'../../other' is not the name of a file"),

@@ -55,9 +55,9 @@ def test_resume_goes_on_from_finished_sources(tmp_path, monkeypatch, workers):
     opened = []
     real = megadna.genome.pieces.stream_blocks
     monkeypatch.setattr(
-        megadna.genome.pieces, "stream_blocks", lambda path, *rest: opened.append(path) or real(path, *rest)
+        megadna.genome.pieces, "stream_blocks", lambda source: opened.append(source.path) or real(source)
     )
-    with pytest.raises(UserError, match="begun with other options"):
+    with pytest.raises(UserError, match="built with other options"):
         build(tmp_path, *files, resume=True, seed=9)
     assert (tmp_path / ".out.partial" / "new" / "parts" / "000000.names").stat().st_mtime_ns == stamp
     resumed = build(tmp_path, *files, resume=True, workers=1)
@@ -112,7 +112,7 @@ def test_full_disk_is_one_line(tmp_path, limit):
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))
     try:
-        with pytest.raises(UserError, match="File too large; free some space") as caught:
+        with pytest.raises(UserError, match="File too large; free disk space") as caught:
             build(tmp_path, *files)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
@@ -149,10 +149,9 @@ import multiprocessing, os, sys
 from pathlib import Path
 import megadna.genome.pieces as pieces
 from megadna.data.inputs import SourceFile
-from megadna.genome.tables import TableFormat
 pieces.PIECE = 1000
 path = Path(sys.argv[1])
-found = pieces.read_pieces([SourceFile(path, "g", "plain", 0)], 0, pieces.Recipe(TableFormat(), bytes(range(256))), 3)
+found = pieces.read_pieces([SourceFile(path, "g", "plain", 0)], 0, pieces.Recipe(), 3)
 next(found), next(found)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 os.kill(os.getpid(), 9)
@@ -174,14 +173,14 @@ def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(megadna.genome.pieces, "PIECE", 1000)
     real = megadna.genome.pieces.stream_blocks
 
-    def stream(path, *rest):
-        os.kill(os.getpid(), signal.SIGKILL) if path.name == "g3.fa.gz" else None
-        return real(path, *rest)
+    def stream(source):
+        os.kill(os.getpid(), signal.SIGKILL) if source.path.name == "g3.fa.gz" else None
+        return real(source)
 
     monkeypatch.setattr(megadna.genome.pieces, "stream_blocks", stream)
     for file in _genomes(tmp_path):
         (tmp_path / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
-    with pytest.raises(UserError, match="a worker process was ended from outside") as caught:
+    with pytest.raises(UserError, match="a worker process was killed") as caught:
         build(tmp_path, *sorted(tmp_path.glob("*.gz")), workers=2)
     assert "\n" not in str(caught.value) and not multiprocessing.active_children()
     monkeypatch.undo()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from loader_config import make_config
 
-from megadna.alphabet import letters_of, reverse_complement
+from megadna.alphabet import dna_of, reverse_complement
 from megadna.commands import preprocess
 from megadna.config import (
     BlendConfig,
@@ -110,7 +110,7 @@ def test_samples_may_be_pickled_for_spawned_workers(two_genomes) -> None:
     samples = samples_of(make_config(two_genomes))
     copy = pickle.loads(pickle.dumps(samples))
     left, right = samples.rows(np.arange(8)), copy.rows(np.arange(8))
-    assert np.array_equal(left.tokens_BS, right.tokens_BS) and np.array_equal(left.targets_A, right.targets_A)
+    assert np.array_equal(left.tokens_BS, right.tokens_BS) and np.array_equal(left.targets_M, right.targets_M)
 
 
 def test_another_seed_gives_other_batches(two_genomes, reference) -> None:
@@ -157,7 +157,7 @@ def test_half_of_the_samples_come_from_the_other_strand(toy_dataset: Path) -> No
     for index in range(300):
         left, right = (_letters(samples, index, tokenizer) for samples in (forward, both))
         if left != right:
-            assert bytes(reverse_complement(letters_of(left))).decode() == right
+            assert bytes(reverse_complement(dna_of(left))).decode() == right
             turned += 1
     assert abs(turned - 150) < 4 * np.sqrt(300 / 4)
 
@@ -165,7 +165,7 @@ def test_half_of_the_samples_come_from_the_other_strand(toy_dataset: Path) -> No
 def _letters(samples: Samples, index: int, tokenizer) -> str:
     rows = samples.rows(np.array([index]))
     tokens = rows.tokens_BS[0].copy()
-    tokens[rows.places_A] = rows.targets_A
+    tokens[rows.positions_M] = rows.targets_M
     return tokenizer.decode(tokens[1 : rows.lengths_B[0] - 1])
 
 
@@ -182,7 +182,7 @@ def test_k_mer_batches_pad_and_mask(two_genomes: list[str]) -> None:
     tokenizer = build_tokenizer(config.tokenizer)
     rows = samples_of(config, 512).rows(np.arange(64))
     assert rows.tokens_BS.shape == (64, 512) and set(rows.lengths_B.tolist()) >= {512}
-    assert abs(len(rows.places_A) / rows.lengths_B.sum() - 0.15) < 0.02
+    assert abs(len(rows.positions_M) / rows.lengths_B.sum() - 0.15) < 0.02
     assert rows.tokens_BS.max() < tokenizer.vocab_size
 
 
@@ -220,13 +220,13 @@ def test_loss_weights_of_lower_case(tmp_path: Path) -> None:
     preprocess.main(["--input", str(tmp_path / "a.fa"), "--output", str(tmp_path / "d"), "--chunk_length", "500"])
     config = make_config(str(tmp_path / "d"), lower_case_weight=0.1, reverse_complement=0.0)
     rows = samples_of(config, 502).rows(np.arange(30))
-    place_in_repeat = (rows.places_A % 502 - 1) % 10
-    assert np.allclose(rows.weights_A, np.where(place_in_repeat < 4, 1.0, 0.1))
+    place_in_repeat = (rows.positions_M % 502 - 1) % 10
+    assert np.allclose(rows.weights_M, np.where(place_in_repeat < 4, 1.0, 0.1))
     kmers = replace(config, tokenizer=TokenizerConfig(kind="kmer", k=3))
     rows = samples_of(kmers, 500).rows(np.arange(30))
     lower = [sum((place + offset) % 10 >= 4 for offset in range(3)) for place in range(10)]
-    expected = 1 - 0.9 * np.array(lower)[(rows.places_A % 500 - 1) % 10] / 3
-    assert np.allclose(rows.weights_A, expected)
+    expected = 1 - 0.9 * np.array(lower)[(rows.positions_M % 500 - 1) % 10] / 3
+    assert np.allclose(rows.weights_M, expected)
 
 
 def test_the_masking_rate_changes_at_its_sample(two_genomes: list[str]) -> None:
@@ -237,7 +237,7 @@ def test_the_masking_rate_changes_at_its_sample(two_genomes: list[str]) -> None:
     moved = replace(config, train=TrainConfig(global_batch_size=64))
     assert resolve_schedule(moved).data.masking.schedule[0].sample == 160
     rows = samples_of(config, 502).rows(np.arange(320))
-    asked = np.bincount(rows.places_A // 502, minlength=320) / 500
+    asked = np.bincount(rows.positions_M // 502, minlength=320) / 500
     assert abs(asked[:160].mean() - 0.15) < 0.01 and abs(asked[160:].mean() - 0.4) < 0.01
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megadna.alphabet import letters_of
+from megadna.alphabet import dna_of
 from megadna.config import MaskingConfig
 from megadna.data.masking import Masked, build_masker
 from megadna.errors import UserError
@@ -14,7 +14,7 @@ NUCLEOTIDE = NucleotideTokenizer()
 
 
 def sequence(length: int, alphabet: str = "ACGT", seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).choice(letters_of(alphabet), length)
+    return np.random.default_rng(seed).choice(dna_of(alphabet), length)
 
 
 def mask(
@@ -38,7 +38,7 @@ def chi_square(counts: np.ndarray) -> float:
 @pytest.mark.parametrize("exact", [False, True])
 def test_shares_are_80_10_10_of_15_percent(exact: bool) -> None:
     letters = sequence(400_000)
-    tokens, targets, chosen = mask(NUCLEOTIDE, letters, exact=exact)
+    tokens, targets, chosen, _ = mask(NUCLEOTIDE, letters, exact=exact)
     total = int(chosen.sum())
     assert total == 60_000 if exact else deviations(total, len(letters), 0.15) < 4
     masked = tokens == NUCLEOTIDE.mask_id
@@ -61,11 +61,11 @@ def test_exact_rate_holds_in_every_sample() -> None:
 
 def test_shares_are_options() -> None:
     letters = sequence(50_000)
-    tokens, targets, chosen = mask(NUCLEOTIDE, letters, mask_share=0.0, random_share=1.0)
+    tokens, targets, chosen, _ = mask(NUCLEOTIDE, letters, mask_share=0.0, random_share=1.0)
     assert (tokens[chosen] != targets[chosen]).all() and (tokens != NUCLEOTIDE.mask_id).all()
-    tokens, targets, chosen = mask(NUCLEOTIDE, letters, mask_share=0.0, random_share=0.0)
+    tokens, targets, chosen, _ = mask(NUCLEOTIDE, letters, mask_share=0.0, random_share=0.0)
     assert np.array_equal(tokens, targets) and chosen.any()
-    tokens, _, chosen = mask(NUCLEOTIDE, letters, mask_share=1.0, random_share=0.0)
+    tokens, _, chosen, _ = mask(NUCLEOTIDE, letters, mask_share=1.0, random_share=0.0)
     assert (tokens[chosen] == NUCLEOTIDE.mask_id).all()
 
 
@@ -73,14 +73,14 @@ def test_only_bases_are_chosen() -> None:
     letters = sequence(50_000, "ACGTNRU-")
     chosen = mask(NUCLEOTIDE, letters).chosen
     assert set(letters[chosen].tobytes()) == set(b"ACGT")
-    assert not mask(NUCLEOTIDE, letters_of("NNNN--")).chosen.any()
-    assert len(mask(NUCLEOTIDE, letters_of("")).tokens) == 0
+    assert not mask(NUCLEOTIDE, dna_of("NNNN--")).chosen.any()
+    assert len(mask(NUCLEOTIDE, dna_of("")).tokens) == 0
 
 
 @pytest.mark.parametrize(("k", "stride"), [(3, 3), (6, 6)])
 def test_random_k_mers_are_k_mers_other_than_the_one_replaced(k: int, stride: int) -> None:
     tokenizer = KmerTokenizer(k, stride=stride, layout="dnabert")
-    tokens, targets, chosen = mask(tokenizer, sequence(600_000), mask_share=0.0, random_share=1.0)
+    tokens, targets, chosen, _ = mask(tokenizer, sequence(600_000), mask_share=0.0, random_share=1.0)
     replaced = tokens[chosen].astype(int)
     assert (replaced >= tokenizer.first).all() and (replaced != targets[chosen]).all()
     assert chi_square(np.bincount(replaced - tokenizer.first, minlength=4**k)) < 4
@@ -106,7 +106,7 @@ def test_dnabert_edges_of_k_6() -> None:
 
 def test_dnabert_corrupts_token_by_token_from_the_whole_vocabulary() -> None:
     tokenizer = KmerTokenizer(3, stride=1, layout="dnabert")
-    tokens, targets, chosen = mask(tokenizer, sequence(400_000), mode="dnabert", mask_share=0.0, random_share=1.0)
+    tokens, targets, chosen, _ = mask(tokenizer, sequence(400_000), mode="dnabert", mask_share=0.0, random_share=1.0)
     drawn = np.bincount(tokens[chosen].astype(int), minlength=tokenizer.vocab_size)
     assert chi_square(drawn) < 4
     assert abs((tokens[chosen] == targets[chosen]).mean() - 1 / 69) < 0.002
@@ -135,7 +135,7 @@ def test_a_span_hides_h_bases_under_h_plus_k_minus_1_tokens() -> None:
 def test_span_tokens_agree_on_every_base() -> None:
     tokenizer = KmerTokenizer(6, stride=1, layout="dnabert")
     letters = sequence(20_000, "ACGTN", 3)
-    tokens, targets, chosen = mask(tokenizer, letters, mode="span", mask_share=0.4, random_share=0.4)
+    tokens, targets, chosen, _ = mask(tokenizer, letters, mode="span", mask_share=0.4, random_share=0.4)
     visible = np.flatnonzero((tokens != tokenizer.mask_id) & (tokens != tokenizer.unk_id))
     told = np.zeros((len(letters), 4), dtype=int)
     for place in range(6):
@@ -150,7 +150,7 @@ def test_a_random_span_looks_like_a_kept_one() -> None:
     """On i.i.d. uniform sequence the visible base of a random span is uniform given its neighbours, as a kept one."""
     tokenizer = KmerTokenizer(6, stride=1, layout="bionemo")
     letters = sequence(1_200_000)
-    tokens, targets, chosen = mask(tokenizer, letters, mode="span", mask_share=0.0, random_share=0.5)
+    tokens, targets, chosen, _ = mask(tokenizer, letters, mode="span", mask_share=0.0, random_share=0.5)
     first_base = (tokens.astype(int) - tokenizer.first) >> 10  # of each token: the sequence that the model sees
     true_base = (targets.astype(int) - tokenizer.first) >> 10
     random = np.flatnonzero(first_base != true_base)

@@ -35,8 +35,8 @@ def refused(folder, *inputs, match, **values):
         ({"valid_contigs": "Mito"}, "--valid_contigs Mito: Mito fits no contig; there are I, VI, VIII"),
         ({"valid_contigs": "VI", "test_contigs": "V.*"}, "contig VI fits both --valid_contigs and --test_contigs"),
         (
-            {"valid_contigs": "VI", "min_record": 300_000},
-            "valid: no chunk is left of VI; left out: short_record 500,379",
+            {"valid_contigs": "VI", "chunk_length": 600_000, "min_tail": 300_000},
+            "valid: no chunk is left of VI; left out: short_tail 500,379",
         ),
         ({"contigs": "chr.*", "split": "region"}, r"--contigs chr\.\*: chr\.\* fits no contig; did you mean I or VI"),
         ({"contigs": "I|VII", "split": "region"}, r"--contigs I\|VII: VII fits no contig; did you mean VIII\?"),

@@ -53,7 +53,7 @@ def test_a_byte_pair_tokenizer_fills_rows(two_genomes: list[str], bpe_folder: Pa
     length = resolve_sequence_length(config, pool.chunk_length, tokenizer)
     rows = Samples(config, tokenizer, pool, sequence_length=length).rows(np.arange(200))
     assert length > 200 and rows.lengths_B.max() == length and np.median(rows.lengths_B) > 0.9 * length
-    assert abs(len(rows.places_A) / rows.lengths_B.sum() - 0.15) < 0.02
+    assert abs(len(rows.positions_M) / rows.lengths_B.sum() - 0.15) < 0.02
 
 
 def test_inspect_prints_the_batch_of_a_config(two_genomes: list[str], tmp_path: Path, capsys) -> None:

@@ -1,5 +1,6 @@
 """The content of everything that was read decides whether a dataset, or a part of one, is the same."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from test_formats_and_splits import _sheet, build, fasta, genome
 
 import megadna.data.builder
 from megadna.data.builder import build_dataset
+from megadna.data.manifest import load_manifest
 from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError
 
 NOT_THIS = "it is not this dataset"
+DEFAULTS = {"block_chunks": 2, "valid_fraction": 0.1, "test_fraction": 0.1}  # of `build`
 COLUMNS = ("path", "genome", "species", "split")
 ROWS = [("a.fa", "ga", "Aa aa", "train"), ("b.fa", "gb", "Bb bb", "test"), ("c.fa", "gc", "Cc cc", "valid")]
 REPORT = "c\t{}\t1\tChromosome\tCM1.1\t=\tNC_1.1\tPrimary\t600\tchr1\n"
@@ -68,6 +71,23 @@ def test_without_checksums_the_time_of_a_source_decides(tmp_path):
     assert not any(source.modified for source in build(tmp_path, overwrite=True, **inputs(tmp_path)).sources)
 
 
+def test_a_manifest_of_an_earlier_version_is_the_same_dataset_if_its_options_were(tmp_path):
+    """Options that are gone since are read; at the values that builds have now, they make no difference."""
+    values = inputs(tmp_path)
+    build(tmp_path, **values)
+    file = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    gone = {"overlap": 0, "min_record": 1, "max_n_run": None, "ambiguous": "keep", "uracil": "t"}
+    manifest["options"] |= gone | {"lines": False, "spaced_kmers": False}
+    file.write_text(json.dumps(manifest))
+    assert not build_dataset(PreprocessOptions(output=tmp_path / "out", **DEFAULTS | values))[1]
+    manifest["options"]["overlap"] = 10
+    file.write_text(json.dumps(manifest))
+    assert load_manifest(tmp_path / "out").options["overlap"] == 10
+    with pytest.raises(UserError, match=NOT_THIS):
+        build(tmp_path, **values)
+
+
 def same_size_and_time(folder):
     file = folder / "a.fa"
     status = file.stat()
@@ -81,7 +101,7 @@ def test_resume_does_not_mix_old_and_new(tmp_path, change):
     values = inputs(tmp_path)
     good = (tmp_path / "c.fa").read_bytes()
     (tmp_path / "c.fa").write_bytes(b">c\nAC!T\n")
-    with pytest.raises(UserError, match="'!' is no nucleotide"):
+    with pytest.raises(UserError, match="'!' is not a nucleotide"):
         build(tmp_path, **values)
     assert len(list((tmp_path / ".out.partial" / "new" / "parts").glob("*.json"))) == 2
     (tmp_path / "c.fa").write_bytes(good)

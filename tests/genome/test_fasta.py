@@ -13,18 +13,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from test_mistakes import bgzf
 
 import megadna.genome.sources
-from megadna.alphabet import storage_table
 from megadna.errors import UserError
 from megadna.genome.contigs import ContigFilter, names_of
 from megadna.genome.fasta import FastaError, Scanner, count_lines, first_illegal
-from megadna.genome.sources import range_blocks, split_ranges
+from megadna.genome.sources import SequenceFile, range_blocks, split_ranges
 from megadna.genome.tables import join_kmers
-
-TABLE = storage_table(ambiguous="keep", uracil="keep")
 
 
 def scan(text, sizes):
-    scanner = Scanner(np.empty(len(text) + 100, np.uint8), 0, TABLE, fold=False)
+    scanner = Scanner(np.empty(len(text) + 100, np.uint8), 0, fold=False)
     at = 0
     for size in sizes:
         scanner.feed(text[at : at + size])
@@ -68,12 +65,13 @@ def test_count_lines_over_block_borders():
 def test_ranges_cover_the_file(tmp_path, monkeypatch, kind):
     text = b">a long header\n" + b"ACGT" * 80 + b"\r\n" + b"ACG\n" * 90 + b">b\n" + b"T" * 500
     (tmp_path / "x").write_bytes(text if kind == "plain" else bgzf(text, 30))
+    source = SequenceFile(tmp_path / "x", "x", kind, len(text))
     for longest in (20, 400, 1 << 20):
         monkeypatch.setattr(megadna.genome.sources, "MAX_HEADER", longest)
         for size in (1, 7, 50, 999, 5000):
-            ranges = list(split_ranges(tmp_path / "x", kind, size))
+            ranges = list(split_ranges(source, size))
             assert ranges[0].start == 0 and [r.last for r in ranges] == [False] * (len(ranges) - 1) + [True]
-            assert b"".join(b"".join(map(bytes, range_blocks(tmp_path / "x", kind, r))) for r in ranges) == text
+            assert b"".join(b"".join(map(bytes, range_blocks(source, r))) for r in ranges) == text
             for before, here in pairwise(ranges):
                 assert before.end == here.start > before.start
                 assert not here.line_start or text[here.start - 1 : here.start] in (b"\n", b"\r")
@@ -99,7 +97,7 @@ def test_names_and_roles():
         assert primary(header) == (reason and f"contig_{reason}"), header
 
 
-def test_spaced_kmers():
+def test_k_mers_with_blanks_are_joined():
     assert join_kmers("ACG CGT GTT", "x") == "ACGTT" and join_kmers("ACG", "x") == "ACG" and join_kmers("", "x") == ""
-    with pytest.raises(UserError, match="row 3: ACG GGT are no overlapping k-mers"):
+    with pytest.raises(UserError, match="row 3: ACG GGT are not overlapping k-mers"):
         join_kmers("ACG GGT", "row 3")

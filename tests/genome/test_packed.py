@@ -18,8 +18,7 @@ from test_mistakes import GOOD, bgzf, mutate, run
 
 from megadna.errors import UserError
 from megadna.genome.packed import open_bytes, packing
-from megadna.genome.sources import detect_format, range_blocks, split_ranges, stream_blocks
-from megadna.genome.tables import TableFormat
+from megadna.genome.sources import open_sequences, range_blocks, split_ranges, stream_blocks
 
 TEXT = b">a\n" + b"ACGTTGCA\n" * 2000
 MORE = b">b\n" + b"GATTACA\n" * 900
@@ -83,12 +82,12 @@ def both_ways(path: Path, size: int = 400) -> list[bytes | str]:
     found: list[bytes | str] = []
     for several in (False, True):
         try:
-            kind = detect_format(path, TableFormat())
-            if several and kind in ("plain", "bgzf"):
-                ranges = split_ranges(path, kind, size)
-                found.append(b"".join(bytes(block) for part in ranges for block in range_blocks(path, kind, part)))
+            source = open_sequences(path)
+            if several and source.kind in ("plain", "bgzf"):
+                ranges = split_ranges(source, size)
+                found.append(b"".join(bytes(block) for part in ranges for block in range_blocks(source, part)))
             else:
-                found.append(b"".join(map(bytes, stream_blocks(path, kind, TableFormat()))))
+                found.append(b"".join(map(bytes, stream_blocks(source))))
         except UserError as error:
             found.append(str(error))
     return found
@@ -143,7 +142,7 @@ def test_a_missing_file_a_folder_and_packed_standard_input(tmp_path: Path, monke
         packing(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(TEXT))))
     with pytest.raises(UserError, match="standard input: packed; unpack it before the pipe"):
-        list(stream_blocks(Path("-"), "stdin", TableFormat()))
+        list(stream_blocks(open_sequences(Path("-"))))
 
 
 def fuzz(path: Path, count: int, seed: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import pytest
 
 from megadna.commands import preprocess
 from megadna.config import Config
-from megadna.data.contigs import HEADER
+from megadna.data.dataset import HEADER
 from megadna.data.manifest import load_manifest
 from megadna.hf.card import SHOWN, Provenance, _contigs, model_card
 

@@ -133,7 +133,7 @@ def test_a_bin_file_holds_whole_tensors(tmp_path, content):
         ("config.yaml", "model: {num_layers: 1000000000}\n", "model.num_layers is 1000000000"),
         ("complete", '{"../../other": {"bytes": 1, "crc32": 1}}', "'../../other' is no file of a checkpoint"),
         ("complete", '{"state.json": 3}', "does not give size and checksum"),
-        ("complete", "[]", "no object but list"),
+        ("complete", "[]", "not an object but list"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_named(checkpoint, name, content, message):

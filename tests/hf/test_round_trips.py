@@ -10,7 +10,7 @@ import pytest
 import torch
 from checkpoints import random_checkpoint
 
-from megadna.alphabet import letters_of
+from megadna.alphabet import dna_of
 from megadna.arguments import load_config
 from megadna.config import Config, DataConfig, ModelConfig, TokenizerConfig
 from megadna.errors import UserError
@@ -120,7 +120,7 @@ def test_blocks_of_bases_come_back(tmp_path):
 def test_byte_pair_pieces_come_back(tmp_path):
     """The pieces are in the folder's tokenizer.json; back they come from the folder that trained them."""
     genome = gzip.decompress((DATA / "mgenitalium_G37.fa.gz").read_bytes()).decode().splitlines()[1:]
-    letters = letters_of("".join(genome))
+    letters = dna_of("".join(genome))
     train_bpe(np.array_split(letters, 600), tmp_path / "pieces", vocab_size=300, max_piece_length=16, info={})
     tokenizer = TokenizerConfig(kind="sentencepiece", model=str(tmp_path / "pieces"))
     config = Config(model=NATIVE, tokenizer=tokenizer, data=DataConfig(sequence_length=120))

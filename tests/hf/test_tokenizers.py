@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from megadna.alphabet import letters_of
+from megadna.alphabet import dna_of
 from megadna.errors import UserError
 from megadna.hf.tokenizers import write_tokenizer
 from megadna.tokenizer.base import Tokenizer
@@ -34,7 +34,7 @@ def genome(name: str) -> str:
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> BpeTokenizer:
     folder = tmp_path_factory.mktemp("bpe")
-    letters = letters_of(genome("mgenitalium_G37.fa.gz"))
+    letters = dna_of(genome("mgenitalium_G37.fa.gz"))
     train_bpe(np.array_split(letters, 600), folder, vocab_size=600, max_piece_length=16, info={})
     return BpeTokenizer(folder)
 
@@ -52,7 +52,7 @@ def test_ids_masks_and_decoding_are_the_same(pair: tuple[Tokenizer, PreTrainedTo
     sequences = [*ODDITIES, genome("human_mt.fa.gz"), genome("lambda.fa.gz"), genome("mgenitalium_G37.fa.gz")[:100_000]]
     for sequence in sequences:
         encoded = hugging_face(sequence, return_special_tokens_mask=True)
-        ids = tokenizer.encode(letters_of(sequence)).tolist()
+        ids = tokenizer.encode(dna_of(sequence)).tolist()
         assert encoded["input_ids"] == [tokenizer.cls_id, *ids, tokenizer.sep_id], sequence[:40]
         assert encoded["special_tokens_mask"] == [1, *[0] * len(ids), 1]
         assert hugging_face.decode(ids) == tokenizer.decode(ids)
@@ -64,7 +64,7 @@ def test_ids_are_the_same_on_a_whole_genome(pair: tuple[Tokenizer, PreTrainedTok
     sequence = genome("ecoli_K12_MG1655.fna.gz")
     for start in range(0, len(sequence), 10_000):
         part = sequence[start : start + 10_000]
-        assert hugging_face(part, add_special_tokens=False)["input_ids"] == tokenizer.encode(letters_of(part)).tolist()
+        assert hugging_face(part, add_special_tokens=False)["input_ids"] == tokenizer.encode(dna_of(part)).tolist()
 
 
 def test_padding_truncation_and_special_ids(pair: tuple[Tokenizer, PreTrainedTokenizerBase]) -> None:
@@ -72,7 +72,7 @@ def test_padding_truncation_and_special_ids(pair: tuple[Tokenizer, PreTrainedTok
     sequences = ["ACGTTGCA" * 10, "ACGTTGCA" * 2]
     batch = hugging_face(sequences, padding=True, truncation=True, max_length=10)
     for sequence, ids, mask in zip(sequences, batch["input_ids"], batch["attention_mask"], strict=True):
-        expected = [tokenizer.cls_id, *tokenizer.encode(letters_of(sequence)).tolist()[:8], tokenizer.sep_id]
+        expected = [tokenizer.cls_id, *tokenizer.encode(dna_of(sequence)).tolist()[:8], tokenizer.sep_id]
         width = len(batch["input_ids"][0])
         assert ids == expected + [tokenizer.pad_id] * (width - len(expected))
         assert mask == [1] * len(expected) + [0] * (width - len(expected))
@@ -80,12 +80,12 @@ def test_padding_truncation_and_special_ids(pair: tuple[Tokenizer, PreTrainedTok
     assert ids == (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.unk_id)
     assert hugging_face.mask_token_id == tokenizer.mask_id and len(hugging_face) == tokenizer.vocab_size
     with_mask = hugging_face("ACGTACGT" + hugging_face.mask_token + "ACGTACGT")["input_ids"]
-    half = tokenizer.encode(letters_of("ACGTACGT")).tolist()
+    half = tokenizer.encode(dna_of("ACGTACGT")).tolist()
     assert with_mask == [tokenizer.cls_id, *half, tokenizer.mask_id, *half, tokenizer.sep_id]
 
 
 def test_byte_pairs_cover_the_sequence(bpe: BpeTokenizer) -> None:
-    letters = letters_of("acgtN" + genome("human_mt.fa.gz")[:2000] + "RU-")
+    letters = dna_of("acgtN" + genome("human_mt.fa.gz")[:2000] + "RU-")
     ids = bpe.encode(letters)
     starts, stops = bpe.spans(ids)
     text = letters.tobytes().decode().upper()
@@ -104,4 +104,4 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_sample_too_small_for_the_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sample_bases"):
-        train_bpe([letters_of("ACGTACGTAC")], tmp_path, vocab_size=5000, max_piece_length=16, info={})
+        train_bpe([dna_of("ACGTACGTAC")], tmp_path, vocab_size=5000, max_piece_length=16, info={})

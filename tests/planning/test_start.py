@@ -118,7 +118,7 @@ def test_a_folder_with_a_tab_in_its_name_gives_a_sheet_that_is_read(tmp_path: Pa
     folder = folder_of(tmp_path / 'a\tb"c', "lambda.fa.gz")
     main([str(folder), *CPU, "--output", str(tmp_path / "first")])
     options = PreprocessOptions(sample_sheet=tmp_path / "first" / "samples.tsv", output=tmp_path / "o")
-    (source,), _ = find_sources(options)
+    (source,) = find_sources(options)
     assert source.path == folder / "lambda.fa.gz" and source.name == "lambda"
 
 
@@ -222,7 +222,7 @@ def test_what_is_ignored_is_named_with_its_reason(tmp_path: Path, capsys: pytest
     expected = {
         "sub/again.fa": "same sequences as lambda.fa.gz", "sub/link.fa": "same file as lambda.fa.gz",
         "nothing.fa": "empty",
-        "text.fa": "line 1", "protein.fa": "line 2: 'F' is no nucleotide code", "bare.fa": "holds no base",
+        "text.fa": "line 1", "protein.fa": "line 2: 'F' is not a nucleotide code", "bare.fa": "holds no base",
         "n.fa": "holds N alone", "cut.fa.gz": "cut short", "decoy.fa": "every contig is left out (decoy)",
         "genes.gff3": "annotation", "table.tsv": "table", "reads.fastq.gz": "reads", "old.fa.bz2": "archive",
         "proteins.faa": "proteins", "lambda.fa.gz.fai": "index", "README": "no sequence file",
@@ -295,7 +295,7 @@ def test_more_gpus_than_a_node_has_go_through_slurm(tmp_path: Path, capsys: pyte
         (["{}/nowhere"], "nowhere: no such folder"),
         (["{}/fine/a.fa"], "a.fa: is a file; name the folder that holds it"),
         (["{}/empty"], "empty: no genome to train on in 0 files"),
-        (["{}/protein"], "line 2: 'F' is no nucleotide code"),
+        (["{}/protein"], "line 2: 'F' is not a nucleotide code"),
         (["{}/transcripts"], "no genome to train on in 1 files; rna.fna: transcripts by its name"),
         (["{}/bare"], "no genome to train on in 1 files; a.fa: holds no base"),
         (["{}/small"], "8 usable bases are too few"),

@@ -5,12 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from megadna.alphabet import letters_of
+from megadna.alphabet import dna_of
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
 
 
 def ids(tokenizer: KmerTokenizer, sequence: str) -> list[int]:
-    return tokenizer.encode(letters_of(sequence)).tolist()
+    return tokenizer.encode(dna_of(sequence)).tolist()
 
 
 def random_letters(length: int, alphabet: str, seed: int = 0) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from megadna.alphabet import base_codes, letters_of, reverse_complement
+from megadna.alphabet import base_codes, dna_of, reverse_complement
 from megadna.hf.tokenizers import write_tokenizer
 from megadna.tokenizer.base import NucleotideTokenizer
 
@@ -33,7 +33,7 @@ def genome(name: str) -> str:
 
 
 def test_ids_are_those_of_aido_dna(tokenizer: NucleotideTokenizer) -> None:
-    assert tokenizer.encode(letters_of("ACGTUN")).tolist() == [5, 7, 6, 8, 9, 10]
+    assert tokenizer.encode(dna_of("ACGTUN")).tolist() == [5, 7, 6, 8, 9, 10]
     assert tokenizer.base_ids.tolist() == [5, 7, 6, 8]
     assert (tokenizer.pad_id, tokenizer.mask_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.unk_id) == (
         0,
@@ -46,7 +46,7 @@ def test_ids_are_those_of_aido_dna(tokenizer: NucleotideTokenizer) -> None:
 
 
 def test_case_and_iupac_codes_keep_positions(tokenizer: NucleotideTokenizer) -> None:
-    ids = tokenizer.encode(letters_of("acRYkGT-"))
+    ids = tokenizer.encode(dna_of("acRYkGT-"))
     assert ids.tolist() == [5, 7, 10, 10, 10, 6, 8, 4]
     assert tokenizer.decode(ids) == "ACNNNGT[UNK]"
 
@@ -58,10 +58,10 @@ def test_every_byte_has_an_id(tokenizer: NucleotideTokenizer) -> None:
 
 
 def test_reverse_complement_keeps_case_and_is_its_own_inverse() -> None:
-    letters = letters_of("aaCGTNrykmbdhvswACGT")
+    letters = dna_of("aaCGTNrykmbdhvswACGT")
     assert bytes(reverse_complement(letters)) == b"ACGTwsbdhvkmryNACGtt"
     assert np.array_equal(reverse_complement(reverse_complement(letters)), letters)
-    assert base_codes(letters_of("ACGTacgtNR")).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 4]
+    assert base_codes(dna_of("ACGTacgtNR")).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_hugging_face_gives_the_same_ids(
     tokenizer: NucleotideTokenizer, hugging_face: PreTrainedTokenizerBase, sequence: str
 ) -> None:
     encoded = hugging_face(sequence, return_special_tokens_mask=True)
-    ids = tokenizer.encode(letters_of(sequence)).tolist()
+    ids = tokenizer.encode(dna_of(sequence)).tolist()
     assert encoded["input_ids"] == [tokenizer.cls_id, *ids, tokenizer.sep_id]
     assert encoded["special_tokens_mask"] == [1, *[0] * len(ids), 1]
     assert hugging_face.decode(ids) == tokenizer.decode(ids)

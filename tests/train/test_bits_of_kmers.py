@@ -16,7 +16,7 @@ import torch
 from ranks import run_ranks
 from toy import metrics, run_training, toy_config
 
-from megadna.alphabet import BASES, Letters, letters_of
+from megadna.alphabet import BASES, Dna, dna_of
 from megadna.commands import evaluate
 from megadna.config import Config, LogConfig, ModelConfig, TokenizerConfig, TrainConfig, ValidationConfig
 from megadna.data.batch import Batch
@@ -33,13 +33,13 @@ ROW_BASES = 150
 BLOCKS = KmerTokenizer(3, stride=3, layout="dnabert")
 
 
-def sequences() -> list[Letters]:
+def sequences() -> list[Dna]:
     """Four windows, two with N: one N among bases, and a run at the edge."""
     rng = np.random.default_rng(1)
     texts = ["".join(rng.choice(list(BASES), ROW_BASES)) for _ in range(4)]
     texts[1] = texts[1][:70] + "N" + texts[1][71:73] + "n" + texts[1][74:].lower()
     texts[2] = "NNNN" + texts[2][4:-9]
-    return [letters_of(text) for text in texts]
+    return [dna_of(text) for text in texts]
 
 
 class Windows(list):
@@ -307,7 +307,7 @@ def test_block6_of_uniform_logits_is_two_bits_and_one_word_in_4096(stride: int) 
 def test_block6_by_hand() -> None:
     """One cell of 48 bases: its hidden block is named with p 1/2 at five bases and 1/4 at the sixth."""
     tokenizer = NucleotideTokenizer()
-    windows: Any = Windows([letters_of("ACGTTG" * 8)])
+    windows: Any = Windows([dna_of("ACGTTG" * 8)])
     samples = EvaluationSamples(windows, tokenizer, sequence_length=50, samples=1, seed=1, protocol="block6")
     batch, hidden = batch_of(samples)
     assert hidden.base_H.tolist() == [0, 1, 2, 3, 3, 2] and hidden.position_H[0] % 6 == 0

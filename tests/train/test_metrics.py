@@ -20,7 +20,8 @@ from toy import metrics, toy_config
 
 from megadna.arguments import dump_config
 from megadna.config import Config, LogConfig
-from megadna.data.batch import Segment, collate
+from megadna.data.batch import collate
+from megadna.data.masking import Masked
 from megadna.errors import UserError
 from megadna.log import log_file, setup_logging
 from megadna.model.shapes import peak_tflops, training_flops
@@ -252,12 +253,12 @@ def test_attention_work_is_counted_within_sequences(packed: bool) -> None:
     """Rows of 16 tokens; the segments, [CLS] and [SEP] included, have the lengths below, what remains is padding."""
     lengths = [[5, 8], [16], [3]] if packed else [[13], [16], [3]]
 
-    def segment(length: int) -> Segment:
+    def window(length: int) -> Masked:
         tokens = np.full(length - 2, 5)
-        return Segment(tokens, tokens, np.zeros(length - 2, dtype=bool), None)
+        return Masked(tokens, tokens, np.zeros(length - 2, dtype=bool))
 
     rows = collate(
-        [[segment(length) for length in row] for row in lengths], np.arange(3), NucleotideTokenizer(), 16, packed=packed
+        [[window(length) for length in row] for row in lengths], np.arange(3), NucleotideTokenizer(), 16, packed=packed
     )
     assert rows.attended_pairs() == sum(length**2 for row in lengths for length in row)
 

@@ -17,7 +17,7 @@ from ranks import run_ranks
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from toy import metrics, run_training, toy_config
 
-from megadna.alphabet import letters_of
+from megadna.alphabet import dna_of
 from megadna.commands import evaluate, preprocess
 from megadna.config import Config, ModelConfig, TrainConfig, ValidationConfig
 from megadna.data.dataset import open_chunks
@@ -221,7 +221,7 @@ def test_anyones_nucleotide_model_is_scored(dataset: Path, tmp_path: Path) -> No
     """Its numbers by a loop over hidden bases, each with the letters and [MASK]s written as text."""
     folder = tiny_bert(tmp_path / "bert", context=200)
     forward, tokenizer, context = load_masked_lm(str(folder))
-    assert context == 200 and tokenizer.encode(letters_of("acgtNR?")).tolist() == [9, 8, 6, 5, 7, 7, 4]
+    assert context == 200 and tokenizer.encode(dna_of("acgtNR?")).tolist() == [9, 8, 6, 5, 7, 7, 4]
     samples = EvaluationSamples(open_chunks(str(dataset), "valid"), tokenizer, sequence_length=200, samples=3, seed=7)
     found = evaluation.evaluate(forward, samples, micro_batch_size=2).score
     fast = transformers.AutoTokenizer.from_pretrained(folder)
