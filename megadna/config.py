@@ -168,6 +168,10 @@ class ModelConfig:
     """Epsilon of every norm."""
     init_std: float = 0.02
     """Standard deviation of the initial weights (biases 0, norms 1)."""
+    local_context: Literal["none", "convolution", "kmer", "both"] = "none"
+    """What lies next to a base, given to the encoder: tables of the 5 bases to its left, to its right and around it
+    (`kmer`), a depthwise convolution of 7 tokens before each attention (`convolution`), or `both`. Single nucleotides
+    only."""
     dropout: float = 0.0
     """Dropout of embeddings, attention weights and residual branches."""
     attention: Literal["auto", "flash_attn", "sdpa", "transformer_engine", "eager"] = "auto"
@@ -202,6 +206,16 @@ class ModelConfig:
     def head_size(self) -> int:
         """Dimension of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def has_context_tables(self) -> bool:
+        """Whether tables of the bases around a token are added to its embedding."""
+        return self.local_context in ("kmer", "both")
+
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether a convolution comes before each attention."""
+        return self.local_context in ("convolution", "both")
 
     @property
     def split_by_tensor(self) -> dict[str, int]:
@@ -384,6 +398,11 @@ class Config:
         require(
             self.model.positions == "rotary" or length == "auto" or length <= self.model.max_positions,
             f"data.sequence_length ({length}) exceeds model.max_positions ({self.model.max_positions})",
+        )
+        require(
+            self.model.local_context == "none" or self.tokenizer.kind == "nucleotide",
+            f"model.local_context {self.model.local_context} needs tokenizer.kind nucleotide, got "
+            f"{self.tokenizer.kind}, whose tokens hold the bases around them already; set model.local_context none",
         )
         steps, last = self.log.profile_steps, self.train.steps
         require(not steps or steps[1] <= last, f"log.profile_steps {steps} end after train.steps ({last})")

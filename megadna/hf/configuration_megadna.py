@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 CHOICES = {
     "classifier_pooling": ("mean", "cls"),
     "hidden_act": ("swiglu", "gelu"),
+    "local_context": ("none", "convolution", "kmer", "both"),
     "norm_placement": ("pre", "post"),
     "normalization_type": ("LayerNorm", "RMSNorm"),
     "position_embedding_type": ("rope", "learned"),
@@ -38,6 +39,10 @@ class MegaDnaConfig(PretrainedConfig):
             runs too, `learned` is a table of so many rows.
         rope_theta: base of the rotary positions.
         seq_len_interpolation_factor: rotary positions are divided by it; None is 1.
+        local_context: `kmer`: tables of the 5 bases to the left of a token, to its right and around it, added to its
+            embedding; `convolution`: a depthwise convolution over 7 tokens before each attention; `both`; or `none`.
+        context_symbols: `kmer`: what each token id is to the tables: 0 to 3 for A, C, G, T, 4 for hidden or ambiguous
+            bases, 5 for special tokens, beyond which nothing is seen.
         num_token_types: rows of a token-type table, of which every token takes the first; 0: no table.
         layer_norm_eps: epsilon of every norm.
         hidden_dropout_prob: dropout of embeddings and residual branches.
@@ -69,6 +74,8 @@ class MegaDnaConfig(PretrainedConfig):
         max_position_embeddings: int = 4000,
         rope_theta: float = 10000.0,
         seq_len_interpolation_factor: float | None = None,
+        local_context: str = "none",
+        context_symbols: list[int] | None = None,
         num_token_types: int = 0,
         layer_norm_eps: float = 1e-5,
         hidden_dropout_prob: float = 0.0,
@@ -101,6 +108,8 @@ class MegaDnaConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.rope_theta = rope_theta
         self.seq_len_interpolation_factor = seq_len_interpolation_factor
+        self.local_context = local_context
+        self.context_symbols = context_symbols
         self.num_token_types = num_token_types
         self.layer_norm_eps = layer_norm_eps
         self.hidden_dropout_prob = hidden_dropout_prob
@@ -112,3 +121,7 @@ class MegaDnaConfig(PretrainedConfig):
         for key, known in CHOICES.items():
             if getattr(self, key) not in known:
                 raise ValueError(f"{key} must be one of {known}, got {getattr(self, key)!r}")
+        if local_context in ("kmer", "both") and len(context_symbols or ()) != vocab_size:
+            raise ValueError(
+                f"local_context {local_context} needs context_symbols, one for each of {vocab_size} tokens"
+            )

@@ -31,7 +31,7 @@ from megadna.config import Config, DataConfig, ModelConfig, TokenizerConfig
 from megadna.errors import UserError, require
 from megadna.log import get_logger
 from megadna.model.shapes import padded_vocab_size, tensor_shapes
-from megadna.tokenizer.base import Tokenizer
+from megadna.tokenizer.base import Tokenizer, context_symbols
 from megadna.tokenizer.build import build_tokenizer
 
 log = get_logger(__name__)
@@ -56,7 +56,13 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_megadna.MegaDnaForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_megadna.MegaDnaForTokenClassification",
 }
-_ANY = {"normalization": "layernorm", "linear_bias": True, "qk_norm": False, "rotary_interpolation": 1.0}
+_ANY = {
+    "normalization": "layernorm",
+    "linear_bias": True,
+    "qk_norm": False,
+    "rotary_interpolation": 1.0,
+    "local_context": "none",
+}
 _BERT_NEEDS = _ANY | {"activation": "gelu", "positions": "learned"}
 _NEEDS: dict[str, dict[str, Any]] = {
     "bert": _BERT_NEEDS | {"norm_placement": "post"},
@@ -113,6 +119,10 @@ TABLES = {
     "megadna": _AIDO_NAMES | {
         f"{_LAYER}.post_attention_layernorm": (f"{_HF}.attention.ln",),
         f"{_LAYER}.post_mlp_layernorm": (f"{_HF}.ln",),
+        "embedding.context.left": ("bert.embeddings.context.left",),
+        "embedding.context.right": ("bert.embeddings.context.right",),
+        "embedding.context.around": ("bert.embeddings.context.around",),
+        f"{_LAYER}.self_attention.convolution": (f"{_HF}.attention.self.convolution",),
         f"{_LAYER}.self_attention.q_layernorm": (f"{_HF}.attention.self.query_norm",),
         f"{_LAYER}.self_attention.k_layernorm": (f"{_HF}.attention.self.key_norm",),
     },
@@ -296,6 +306,8 @@ def config_json(target: str, config: Config, *, max_length: int, dtype: str) -> 
         own |= {
             "norm_placement": model.norm_placement,
             "num_key_value_heads": model.query_groups,
+            "local_context": model.local_context,
+            "context_symbols": context_symbols(tokenizer) if model.has_context_tables else None,
             "num_token_types": model.token_types,
             "qk_norm": model.qk_norm,
             "rope_theta": float(model.rotary_base),
@@ -344,6 +356,7 @@ def config_of(target: str, content: dict[str, Any], tokenizer: TokenizerConfig, 
         norm_placement=content.get("norm_placement", "post" if target in ("bert", "multimolecule") else "pre"),
         normalization="rmsnorm" if norm == "RMSNorm" else "layernorm",
         qk_norm=content.get("qk_norm", False),
+        local_context=content.get("local_context", "none"),
         linear_bias=content.get("add_linear_bias", True),
         positions="rotary" if positions == "rope" else "learned",
         max_positions=512 if positions == "rope" else longest,

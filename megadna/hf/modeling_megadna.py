@@ -4,11 +4,12 @@ This file travels with an exported model and needs torch and transformers only. 
 RNABert layout. By default: x = E[ids]; in each layer x += Wo attention(LN(x)), then
 x += Wd (silu(Wg LN(x)) * Wu LN(x)); final LN; masked-language-model head LN(gelu(W x)) against the embedding rows, plus
 a bias; rotary positions. Other values of the configuration give post-LN, RMSNorm, GELU, learned positions, fewer
-key-value heads and norms of queries and keys.
+key-value heads, norms of queries and keys, and what lies next to a base as input (local_context).
 
 SPDX-License-Identifier: Apache-2.0
 
-Shapes: B batch, S sequence, H hidden, N heads, G key-value heads, D head dimension, V vocabulary, C labels.
+Shapes: B batch, S sequence, H hidden, N heads, G key-value heads, D head dimension, V vocabulary, C labels, K tokens
+of a convolution.
 """
 
 import math
@@ -113,6 +114,58 @@ def padding_bias(attention_mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill(padding, torch.finfo(dtype).min)
 
 
+CONTEXTS = {"left": range(-5, 0), "right": range(1, 6), "around": range(-2, 3)}
+"""Offsets, from a token, of the bases whose symbols are the digits of its row in each context table."""
+EDGE, SYMBOLS, WIDTH = 5, 6, 7
+"""Symbol of what lies beyond a sequence, number of symbols, tokens that a convolution spans."""
+
+
+class MegaDnaContext(nn.Module):
+    """Tables of the bases to the left of a token, to its right and around it, by the symbols of these bases."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.symbols = list(config.context_symbols or ())
+        for name in CONTEXTS:
+            self.add_module(name, nn.Embedding(SYMBOLS**5, config.hidden_size))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[B, S, H] to add to the token embedding."""
+        symbols_BS = torch.tensor(self.symbols, device=input_ids.device)[input_ids]
+        length, reach = symbols_BS.shape[1], 5
+        padded = F.pad(symbols_BS, (reach, reach), value=EDGE)
+        at = {0: symbols_BS}
+        for step in (1, -1):  # outwards: what lies beyond an edge is edge too
+            for distance in range(1, reach + 1):
+                offset = step * distance
+                here = padded[:, reach + offset : reach + offset + length]
+                at[offset] = here if distance == 1 else here.masked_fill(at[offset - step] == EDGE, EDGE)
+        total: Any = 0
+        for name, offsets in CONTEXTS.items():
+            row_BS = torch.zeros_like(symbols_BS)
+            for offset in offsets:
+                row_BS = row_BS * SYMBOLS + at[offset]
+            total = total + getattr(self, name)(row_BS)
+        return total
+
+
+class MegaDnaConvolution(nn.Module):
+    """x + a depthwise convolution over K tokens; `weight` [K, H]. Padding counts as zeros."""
+
+    def __init__(self, config: MegaDnaConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(WIDTH, config.hidden_size))
+
+    def forward(self, hidden_BSH: Tensor, keep_BS: Tensor | None) -> Tensor:
+        """[B, S, H]; keep_BS: bool, False for padding, None where there is none."""
+        if keep_BS is not None:
+            hidden_BSH = hidden_BSH * keep_BS[:, :, None]
+        padded, length = F.pad(hidden_BSH, (0, 0, WIDTH // 2, WIDTH // 2)), hidden_BSH.shape[1]
+        for offset in range(WIDTH):
+            hidden_BSH = torch.addcmul(hidden_BSH, padded[:, offset : offset + length], self.weight[offset])
+        return hidden_BSH
+
+
 class MegaDnaSelfAttention(nn.Module):
     """softmax(q k^T / sqrt(D)) v over the whole sequence, both directions."""
 
@@ -130,14 +183,24 @@ class MegaDnaSelfAttention(nn.Module):
         if config.qk_norm:
             self.query_norm = make_norm(config, self.head_size)
             self.key_norm = make_norm(config, self.head_size)
+        if config.local_context in ("convolution", "both"):
+            self.convolution = MegaDnaConvolution(config)
 
     def forward(
-        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, want_weights: bool
+        self,
+        hidden_BSH: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        keep_BS: Tensor | None,
+        want_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Context [B, S, H], and the weights [B, N, S, S] where wanted.
 
         mask: None where nothing is padded, else a bias [B, 1, 1, S], or [B, S] for transformers' attention interface.
+        keep_BS: bool, False for padding; None where nothing is padded.
         """
+        if hasattr(self, "convolution"):
+            hidden_BSH = self.convolution(hidden_BSH, keep_BS)
         query, key, value = (
             linear(hidden_BSH).unflatten(-1, (-1, self.head_size)) for linear in (self.query, self.key, self.value)
         )
@@ -224,12 +287,17 @@ class MegaDnaLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, want_weights: bool
+        self,
+        hidden_BSH: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        keep_BS: Tensor | None,
+        want_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The residual stream [B, S, H] after the layer, and the attention weights where wanted."""
         attention = self.attention
         branch = attention.ln(hidden_BSH) if self.pre_norm else hidden_BSH
-        branch, weights = attention.self(branch, rotary, mask, want_weights)
+        branch, weights = attention.self(branch, rotary, mask, keep_BS, want_weights)
         hidden_BSH = hidden_BSH + self.dropout(attention.output(branch))
         if self.pre_norm:
             return hidden_BSH + self.dropout(self.mlp(self.ln(hidden_BSH))), weights
@@ -254,6 +322,7 @@ class MegaDnaEncoder(nn.Module):
         hidden_BSH: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
+        keep_BS: Tensor | None,
         want_hidden_states: bool,
         want_weights: bool,
     ) -> BaseModelOutput:
@@ -265,10 +334,10 @@ class MegaDnaEncoder(nn.Module):
                 hidden_states.append(hidden_BSH)
             if self.gradient_checkpointing and self.training:
                 hidden_BSH, weights = self._gradient_checkpointing_func(
-                    layer.__call__, hidden_BSH, rotary, mask, want_weights
+                    layer.__call__, hidden_BSH, rotary, mask, keep_BS, want_weights
                 )
             else:
-                hidden_BSH, weights = layer(hidden_BSH, rotary, mask, want_weights)
+                hidden_BSH, weights = layer(hidden_BSH, rotary, mask, keep_BS, want_weights)
             if want_weights:
                 attentions.append(weights)
         if hasattr(self, "ln"):
@@ -291,6 +360,8 @@ class MegaDnaEmbeddings(nn.Module):
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         if config.num_token_types:
             self.token_type_embeddings = nn.Embedding(config.num_token_types, config.hidden_size)
+        if config.local_context in ("kmer", "both"):
+            self.context = MegaDnaContext(config)
         if config.norm_placement == "post":
             self.LayerNorm = make_norm(config, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -307,6 +378,10 @@ class MegaDnaEmbeddings(nn.Module):
             hidden_BSH = hidden_BSH + self.position_embeddings.weight[:length]
         if hasattr(self, "token_type_embeddings"):
             hidden_BSH = hidden_BSH + self.token_type_embeddings.weight[0]
+        if hasattr(self, "context"):
+            if input_ids is None:
+                raise ValueError("the context tables of this model need input_ids, not inputs_embeds")
+            hidden_BSH = hidden_BSH + self.context(input_ids)
         return self.dropout(self.LayerNorm(hidden_BSH) if hasattr(self, "LayerNorm") else hidden_BSH)
 
 
@@ -331,6 +406,8 @@ class MegaDnaPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)
+        if isinstance(module, MegaDnaConvolution):
+            nn.init.zeros_(module.weight)
         if isinstance(module, MegaDnaRotary):
             module.refill()
         bias = getattr(module, "bias", None)
@@ -372,12 +449,14 @@ class MegaDnaModel(MegaDnaPreTrainedModel):
         want_weights = bool(config.output_attentions if output_attentions is None else output_attentions)
         hidden_BSH = self.embeddings(input_ids, inputs_embeds)
         mask = attention_mask if has_padding(attention_mask) else None
+        keep_BS = None if mask is None else mask.bool()
         if mask is not None and (want_weights or config._attn_implementation in (None, "eager", "sdpa")):
             mask = padding_bias(mask, hidden_BSH.dtype)
         output = self.encoder(
             hidden_BSH,
             None if self.rotary is None else self.rotary(hidden_BSH.shape[1]),
             mask,
+            keep_BS,
             config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             want_weights,
         )

@@ -32,7 +32,10 @@ from megadna.log import get_logger
 from megadna.model.attention import choose_backend
 from megadna.model.initial_weights import fill_initial_weights, mark_split_weights
 from megadna.model.layers import block_submodules, norm_class, to_transformer_config
+from megadna.model.local_context import ContextEmbedding
 from megadna.model.shapes import padded_vocab_size
+from megadna.tokenizer.base import context_symbols
+from megadna.tokenizer.build import build_tokenizer
 
 log = get_logger(__name__)
 
@@ -40,7 +43,9 @@ log = get_logger(__name__)
 class DnaEmbedding(MegatronModule):
     """word_embeddings [V, H]; position_embeddings [P, H], tokentype_embeddings [T, H] and norm if configured."""
 
-    def __init__(self, config: TransformerConfig, model: ModelConfig, padded_vocab_size: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, model: ModelConfig, padded_vocab_size: int, symbols: list[int]
+    ) -> None:
         super().__init__(config=config)
         self.learned_positions, self.has_types = model.positions == "learned", model.token_types > 0
         # Without other tables the sum over the ranks can be scattered at once to each rank's part of the sequence.
@@ -60,6 +65,7 @@ class DnaEmbedding(MegatronModule):
             self.tokentype_embeddings = torch.nn.Embedding(
                 model.token_types, config.hidden_size, dtype=config.params_dtype
             )
+        self.context = ContextEmbedding(config, symbols) if model.has_context_tables else None
         self.norm: torch.nn.Module = torch.nn.Identity()
         if model.norm_placement == "post":
             self.norm = norm_class(config)(config, config.hidden_size, config.layernorm_epsilon)
@@ -81,6 +87,8 @@ class DnaEmbedding(MegatronModule):
             hidden = hidden.transpose(0, 1).contiguous()
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden).clone()
+        if self.context is not None:
+            hidden = hidden + self.context(tokens_BS)
         # Ranks that hold parts of the sequence must drop different elements, replicas the same ones.
         fork = tensor_parallel.get_cuda_rng_tracker().fork if self.config.sequence_parallel else nullcontext
         with fork():
@@ -121,6 +129,7 @@ class DnaEncoder(LanguageModule):
         *,
         vocab_size: int,
         padded_vocab_size: int,
+        symbols: list[int],
         backend: str,
         pre_process: bool,
         post_process: bool,
@@ -132,7 +141,7 @@ class DnaEncoder(LanguageModule):
         self.share_embeddings_and_output_weights = True
         self.vocab_size = vocab_size
         if pre_process:
-            self.embedding = DnaEmbedding(config, model, padded_vocab_size)
+            self.embedding = DnaEmbedding(config, model, padded_vocab_size, symbols)
         self.rotary_pos_emb: RotaryEmbedding | None = None
         if model.positions == "rotary":
             self.rotary_pos_emb = RotaryEmbedding(
@@ -236,6 +245,7 @@ def build_encoder(
             config.model,
             vocab_size=vocab_size,
             padded_vocab_size=padded_vocab_size(config.tokenizer, vocab_size),
+            symbols=context_symbols(build_tokenizer(config.tokenizer)) if config.model.has_context_tables else [],
             backend=backend,
             pre_process=pre_process,
             post_process=post_process,

@@ -34,6 +34,7 @@ from torch import Tensor
 from megadna.config import Config, ModelConfig
 from megadna.log import get_logger
 from megadna.model.attention import CoreAttention
+from megadna.model.local_context import ConvolvedAttention
 
 log = get_logger(__name__)
 
@@ -208,7 +209,7 @@ def block_submodules(
         submodules=TransformerLayerSubmodules(
             input_layernorm=before,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=ConvolvedAttention if model.has_convolutions else SelfAttention,
                 params={"attn_mask_type": AttnMaskType.padding},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,

@@ -25,6 +25,11 @@ from megadna.config import ModelConfig, TokenizerConfig
 
 VOCAB_MULTIPLE = 64
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
+CONTEXT_TABLES = ("left", "right", "around")
+CONTEXT_ROWS = 6**5
+"""Rows of a context table: five symbols, each one of four bases, hidden, or beyond the sequence."""
+CONVOLUTION_WIDTH = 7
+"""Tokens that a convolution spans."""
 BACKWARD = 2
 """Backward FLOPs in units of the forward ones: gradients of inputs and of weights."""
 PEAK_TFLOPS = {
@@ -75,6 +80,8 @@ def embedding_weights(model: ModelConfig, vocab_rows: int) -> list[Weight]:
         found.append(Weight("embedding.position_embeddings.weight", (model.max_positions, h)))
     if model.token_types:
         found.append(Weight("embedding.tokentype_embeddings.weight", (model.token_types, h)))
+    if model.has_context_tables:
+        found += [Weight(f"embedding.context.{name}.weight", (CONTEXT_ROWS, h)) for name in CONTEXT_TABLES]
     if model.norm_placement == "post":
         found += _norm(model, "embedding.norm", h)
     return found
@@ -89,6 +96,8 @@ def layer_weights(model: ModelConfig) -> list[Weight]:
     found += _linear(model, "self_attention.linear_qkv", width + 2 * model.query_groups * d, h, splits="rows")
     if model.qk_norm:
         found += [*_norm(model, "self_attention.q_layernorm", d), *_norm(model, "self_attention.k_layernorm", d)]
+    if model.has_convolutions:
+        found.append(Weight("self_attention.convolution.weight", (CONVOLUTION_WIDTH, h)))
     found += _norm(model, "pre_mlp_layernorm", h) if is_pre else []
     found += _linear(model, "mlp.linear_fc1", up, h, splits="rows")
     found += _linear(model, "mlp.linear_fc2", h, f, splits="columns")

@@ -70,6 +70,20 @@ class Tokenizer(ABC):
         return self.stride * (num_tokens - 1) + self.bases_per_token if num_tokens > 0 else 0
 
 
+HIDDEN, EDGE = 4, 5
+
+
+def context_symbols(tokenizer: Tokenizer) -> list[int]:
+    """What each token id is to the context tables of the encoder (model/local_context.py), where a token is one base:
+    0 to 3 for A, C, G, T, EDGE for [CLS], [SEP] and [PAD], HIDDEN for [MASK], N and all else."""
+    symbols = [HIDDEN] * tokenizer.vocab_size
+    for symbol, number in enumerate(tokenizer.base_ids.tolist()):
+        symbols[number] = symbol
+    for number in (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id):
+        symbols[number] = EDGE
+    return symbols
+
+
 TOKENS = [
     "[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]", "A", "G", "C", "T", "U", "N", "[BOS]", "[EOS]",
     "[UNUSED1]", "[UNUSED2]", "[UNUSED3]",

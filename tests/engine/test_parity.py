@@ -26,6 +26,7 @@ DNABERT = {
 }
 VARIANT = {"normalization": "rmsnorm", "linear_bias": False, "num_query_groups": 2, "qk_norm": True}
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+LOCAL = {"local_context": "both"}
 BF16, FP16 = {"precision": "bf16"}, {"precision": "fp16"}
 
 # name: (ranks, changes by config section, the one-rank run that it must equal)
@@ -39,6 +40,18 @@ CORE: dict[str, tuple[int, dict[str, dict[str, Any]], str]] = {
     "context 2, padded rows": (2, {"parallel": {"context": 2}, "data": PADDED}, "one rank, padded rows"),
     "data 2": (2, {}, "one rank"),
     "tensor 2, bf16": (2, {"parallel": {"tensor": 2}, "engine": BF16}, "one rank, bf16"),
+    "one rank, local context": (1, {"model": LOCAL}, ""),
+    "tensor 2, sequence, local context": (
+        2,
+        {"parallel": {"tensor": 2, "sequence": True}, "model": LOCAL},
+        "one rank, local context",
+    ),
+    "one rank, packed, local context": (1, {"data": PACKED, "model": LOCAL}, ""),
+    "context 2, packed, local context": (
+        2,
+        {"parallel": {"context": 2}, "data": PACKED, "model": LOCAL},
+        "one rank, packed, local context",
+    ),
 }
 SLOW: dict[str, tuple[int, dict[str, dict[str, Any]], str]] = {
     "one rank": (1, {}, ""),
