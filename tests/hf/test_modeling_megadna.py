@@ -119,10 +119,13 @@ def test_explicit_attention_gives_the_same_logits_and_weights_that_sum_to_one(mo
         assert torch.allclose(weights.sum(-1), torch.ones(3, 4, 128), atol=1e-5)
 
 
+@pytest.mark.parametrize("context", ["none", "both"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_padded_sequences_come_out_as_alone(lambda_ids, attention, side):
-    model = randomized(MegaDnaForMaskedLM(MegaDnaConfig(**TINY, attn_implementation=attention)))
+def test_padded_sequences_come_out_as_alone(lambda_ids, attention, side, context):
+    symbols = [5, 4, 5, 5, 4, 0, 2, 1, 3, *[4] * 7]
+    config = MegaDnaConfig(**TINY, attn_implementation=attention, local_context=context, context_symbols=symbols)
+    model = randomized(MegaDnaForMaskedLM(config))
     assert model.config._attn_implementation == attention
     lengths = [128, 31, 77]
     ids, mask = torch.zeros_like(lambda_ids), torch.zeros_like(lambda_ids)

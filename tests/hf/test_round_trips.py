@@ -101,10 +101,11 @@ def test_a_preset_of_each_format_passes_the_gate_in_both_directions(preset, tmp_
     ("target", "model", "tokenizer"),
     [
         ("megadna", NATIVE, TokenizerConfig()),
+        ("megadna", replace(NATIVE, local_context="both"), TokenizerConfig()),
         pytest.param("megadna", ODD, kmers(3, "bionemo"), marks=pytest.mark.slow),
         ("megatron_bert", replace(BERT, norm_placement="pre", token_types=0), kmers(3, "bionemo")),
     ],
-    ids=["rmsnorm-gqa", "post-norm-kmers", "megatron_bert"],
+    ids=["rmsnorm-gqa", "local-context", "post-norm-kmers", "megatron_bert"],
 )
 def test_formats_pass_the_gate_in_both_directions(target, model, tokenizer, tmp_path):
     config = Config(model=model, tokenizer=tokenizer, data=DataConfig(sequence_length=120))
