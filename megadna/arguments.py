@@ -47,6 +47,7 @@ REMOVED: dict[str, Any] = {
     "data.n_weight": 0.0,
     "faults.max_rollbacks": 2,
     "faults.max_skipped": 3,
+    "faults.spike_zscore": 0.0,
     "log.memory_snapshot": False,
     "train.batch_rampup": [],
     "train.end_weight_decay": None,

@@ -169,9 +169,8 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of the initial weights (biases 0, norms 1)."""
     local_context: Literal["none", "convolution", "kmer", "both"] = "none"
-    """What lies next to a base, given to the encoder: tables of the 5 bases to its left, to its right and around it
-    (`kmer`), a depthwise convolution of 7 tokens before each attention (`convolution`), or `both`. Single nucleotides
-    only."""
+    """`kmer`: tables of the 5 bases to the left of a base, to its right and around it, added to its embedding.
+    `convolution`: over 7 tokens, before each attention. `both`. Single nucleotides only (model/local_context.py)."""
     dropout: float = 0.0
     """Dropout of embeddings, attention weights and residual branches."""
     attention: Literal["auto", "flash_attn", "sdpa", "transformer_engine", "eager"] = "auto"
@@ -254,6 +253,8 @@ class TrainConfig:
     """AdamW epsilon."""
     clip_grad: float = 1.0
     """Largest gradient norm; 0 switches clipping off."""
+    spike_zscore: float = 0.0
+    """Skip a step whose loss or gradient norm is this many robust deviations above the last 100; 0 skips none."""
     exit_after_minutes: float = 0.0
     """Save and exit for requeue after this time; 0 trains on."""
 
@@ -272,7 +273,8 @@ class TrainConfig:
         )
         require(0 <= self.min_lr <= self.lr, f"train.min_lr must lie in 0..lr, got {self.min_lr}")
         require(self.weight_decay >= 0, f"train.weight_decay must not be negative, got {self.weight_decay}")
-        require(self.clip_grad >= 0, f"train.clip_grad must not be negative, got {self.clip_grad}")
+        for key in ("clip_grad", "spike_zscore"):
+            require(getattr(self, key) >= 0, f"train.{key} must not be negative, got {getattr(self, key)}")
 
     @property
     def end_of_decay(self) -> int:
@@ -288,17 +290,6 @@ class TrainConfig:
     def samples_after(self, steps: int) -> int:
         """Samples that the first `steps` steps consume."""
         return steps * self.global_batch_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class FaultConfig:
-    """What to do about updates that must not be applied (train/faults.py)."""
-
-    spike_zscore: float = 0.0
-    """Skip a step whose loss or gradient norm is this many robust deviations above the last 100; 0 skips none."""
-
-    def __post_init__(self) -> None:
-        require(self.spike_zscore >= 0, f"faults.spike_zscore must not be negative, got {self.spike_zscore}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,10 +351,8 @@ class LogConfig:
     def __post_init__(self) -> None:
         require_positive("log", self, "interval")
         steps = self.profile_steps
-        require(
-            not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
-            f"log.profile_steps must be a first and a last step, as [10, 12], got {steps}",
-        )
+        is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
+        require(not steps or is_range, f"log.profile_steps must be a first and a last step, as [10, 12], got {steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,8 +373,6 @@ class Config:
     """Device, ranks, precision."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
-    faults: FaultConfig = field(default_factory=FaultConfig)
-    """Bad updates."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -395,19 +382,18 @@ class Config:
 
     def __post_init__(self) -> None:
         length = self.data.sequence_length
+        rows = self.model.max_positions
+        fits = self.model.positions == "rotary" or length == "auto" or length <= rows
+        require(fits, f"data.sequence_length ({length}) exceeds model.max_positions ({rows})")
+        local, kind = self.model.local_context, self.tokenizer.kind
         require(
-            self.model.positions == "rotary" or length == "auto" or length <= self.model.max_positions,
-            f"data.sequence_length ({length}) exceeds model.max_positions ({self.model.max_positions})",
+            local == "none" or kind == "nucleotide",
+            f"model.local_context {local} needs tokenizer.kind nucleotide, got {kind}; set model.local_context none",
         )
-        require(
-            self.model.local_context == "none" or self.tokenizer.kind == "nucleotide",
-            f"model.local_context {self.model.local_context} needs tokenizer.kind nucleotide, got "
-            f"{self.tokenizer.kind}, whose tokens hold the bases around them already; set model.local_context none",
-        )
-        steps, last = self.log.profile_steps, self.train.steps
-        require(not steps or steps[1] <= last, f"log.profile_steps {steps} end after train.steps ({last})")
-        rows = 16 if self.tokenizer.kind == "nucleotide" else 64  # model/vocabulary.py
-        self.parallel.check_model(self.model.num_layers, self.model.split_by_tensor, vocabulary_multiple=rows)
+        window, last = self.log.profile_steps, self.train.steps
+        require(not window or window[1] <= last, f"log.profile_steps {window} end after train.steps ({last})")
+        multiple = 16 if kind == "nucleotide" else 64  # model/shapes.py
+        self.parallel.check_model(self.model.num_layers, self.model.split_by_tensor, vocabulary_multiple=multiple)
 
     def data_parallel_size(self, world_size: int) -> int:
         """Data-parallel size with `world_size` ranks; UserError with the numbers if they do not divide."""

@@ -152,7 +152,10 @@ def test_impossible_layouts_name_the_numbers() -> None:
 
 def test_a_key_of_an_earlier_version_is_ignored_at_its_old_default(tmp_path: Path) -> None:
     old = tmp_path / "old.yaml"
-    old.write_text("train: {steps: 5, batch_rampup: []}\ncheckpoint: {asynchronous: true}\ndata: {n_weight: 0}\n")
+    old.write_text(
+        "train: {steps: 5, batch_rampup: []}\ncheckpoint: {asynchronous: true}\ndata: {n_weight: 0}\n"
+        "faults: {max_skipped: 3, spike_zscore: 0.0}\n"
+    )
     config = load_config(old)
     assert config == Config(train=TrainConfig(steps=5)) and "batch_rampup" not in dump_config(config)
     old.write_text("train: {steps: 5, batch_rampup: [8, 8, 1000]}\n")

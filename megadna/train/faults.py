@@ -29,7 +29,7 @@ import torch
 from torch.distributed import PrefixStore
 from torch.distributed.distributed_c10d import _get_default_store
 
-from megadna.config import Config, FaultConfig
+from megadna.config import Config
 from megadna.engine.distributed import World
 from megadna.errors import RankLost, RunEnded
 from megadna.log import get_logger
@@ -86,9 +86,9 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution (Rousseeuw & Croux 1993)
 class FaultGuard:
     """Checks every step before it is applied, with the same result on all ranks."""
 
-    def __init__(self, config: FaultConfig, record: Path | None) -> None:
+    def __init__(self, spike_zscore: float, record: Path | None) -> None:
         """record: RUN/skipped.jsonl on the main rank, None on the others."""
-        self.config, self.record = config, record
+        self.spike_zscore, self.record = spike_zscore, record
         self.history: deque[tuple[float, float]] = deque(maxlen=HISTORY)
         self.ranges: list[tuple[int, int]] = []
         """Samples of the steps skipped in a row, half-open positions of the run."""
@@ -99,11 +99,11 @@ class FaultGuard:
         """Why the step must be skipped; empty if it is sound, and then part of the history."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return f"loss {loss}, gradient norm {grad_norm}"
-        if self.config.spike_zscore and len(self.history) >= MIN_HISTORY:
+        if self.spike_zscore and len(self.history) >= MIN_HISTORY:
             losses, norms = zip(*self.history, strict=True)
             for name, value, past in (("loss", loss, losses), ("gradient norm", grad_norm, norms)):
                 score = _robust_zscore(value, past)
-                if score > self.config.spike_zscore:
+                if score > self.spike_zscore:
                     return f"{name} {value:.4g} is {score:.1f} robust deviations above the last {len(past)} steps"
         self.history.append((loss, grad_norm))
         return ""

@@ -157,7 +157,7 @@ class TrainingRun:
         self.clock = StepClock(self.config, world, sequence_length=self.sequence_length, vocab_rows=rows)
         self.last_validation: dict[str, Any] = {}
         self.heartbeat = Heartbeat(world, self.config.engine.timeout_minutes)
-        self.guard = FaultGuard(config.faults, run / "skipped.jsonl" if world.is_main else None)
+        self.guard = FaultGuard(config.train.spike_zscore, run / "skipped.jsonl" if world.is_main else None)
         facts = {"tokenizer": config.tokenizer.kind, "dataset_id": self.valid.dataset_id}
         self.writer = CheckpointWriter(run, self.config, world, facts)
 

@@ -78,7 +78,7 @@ def test_the_convolution_equals_a_loop_with_its_gradients(lengths):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_kmers_are_refused_with_the_reason():
+def test_kmers_are_refused():
     config = Config(model=ModelConfig(local_context="both"))
-    with pytest.raises(UserError, match=r"local_context both needs tokenizer.kind nucleotide, got kmer, whose tokens"):
+    with pytest.raises(UserError, match=r"local_context both needs tokenizer.kind nucleotide, got kmer; set"):
         replace(config, tokenizer=TokenizerConfig(kind="kmer"))

@@ -171,7 +171,7 @@ def test_smoothing_follows_a_fall_and_drops_a_spike():
         ("metrics.jsonl", '{"step": 1}\n{"step"\n{"step": 3}\n', "no step is logged yet"),
         ("config.yaml", "a: [\n", r"config\.yaml: not YAML .*; take the one of a checkpoint"),
         ("config.yaml", "[1]", r"config\.yaml: not a mapping of keys"),
-        ("evaluation-test.json", "[]", r"evaluation-test\.json: not JSON .no object"),
+        ("evaluation-test.json", "[]", r"evaluation-test\.json: not JSON .not an object"),
         ("evaluation-test.json", "{", r"evaluation-test\.json: not JSON .*megadna evaluate"),
         ("evaluation-test.json", '{"step": 1}', "lacks baselines, hidden_bases, model, samples"),
     ],
