@@ -82,7 +82,7 @@ class Streamed:
         if hasattr(base, "rotary"):
             rotary = type(base.rotary)(self.model.config)(length) if base.rotary is not None else None
             hidden = self._call("bert.embeddings", dtype, ids_BS)
-            ours = (rotary, None, False)
+            ours = (rotary, None, None, False)
         else:
             positions = torch.arange(length)[None]
             hidden = self._call(

@@ -8,6 +8,7 @@ the layout or on the optional kernels that are installed. Each rank draws the fu
 shard out of it, so that tensor, pipeline and data parallel runs all start from one model:
 
     biases, convolutions            0
+    context tables                  0: the tokens themselves come first, and training is quicker
     norm weights                    1
     linear_proj, linear_fc2         pre-LN: Normal(0, init_std / sqrt(2 num_layers)), as they add to the residual stream
     every other weight              Normal(0, init_std)
@@ -87,7 +88,7 @@ def fill_initial_weights(model: MegatronModule, config: Config) -> None:
 
 def initial_tensor(name: str, shape: tuple[int, ...], config: Config) -> np.ndarray:
     """fp32 initial values of the whole tensor called `name`."""
-    if name.endswith(("bias", "convolution.weight")):
+    if name.endswith(("bias", "convolution.weight")) or "embedding.context." in name:
         return np.zeros(shape, np.float32)
     if len(shape) == 1:
         return np.ones(shape, np.float32)

@@ -54,9 +54,6 @@ def context_rows(symbols_BS: Tensor) -> dict[str, Tensor]:
 class ContextEmbedding(torch.nn.Module):
     """The tables `left`, `right` and `around`, each [R, H], replicated on the tensor-parallel ranks."""
 
-    symbols: Tensor
-    """int64 [V]."""
-
     def __init__(self, config: TransformerConfig, symbols: list[int]) -> None:
         super().__init__()
         self.splits_rows = config.sequence_parallel
@@ -64,11 +61,12 @@ class ContextEmbedding(torch.nn.Module):
             table = torch.nn.Embedding(CONTEXT_ROWS, config.hidden_size, dtype=config.params_dtype)
             table.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
             self.add_module(name, table)
-        self.register_buffer("symbols", torch.tensor(symbols), persistent=False)
+        self._symbols_V = torch.tensor(symbols, device="cpu")  # a model on `meta` needs them too: no buffer
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """[S, B, H] to add to the hidden states: this rank's part of S under sequence parallelism."""
-        symbols_BS = self.symbols[tokens_BS]
+        self._symbols_V = self._symbols_V.to(tokens_BS.device)
+        symbols_BS = self._symbols_V[tokens_BS]
         group = parallel_state.get_context_parallel_group()
         if group.size() > 1:
             parts = [torch.empty_like(symbols_BS) for _ in range(group.size())]

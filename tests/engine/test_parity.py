@@ -158,6 +158,21 @@ SLOW: dict[str, tuple[int, dict[str, dict[str, Any]], str]] = {
         "one rank, fp16",
     ),
     "pipeline 2, recompute full, every 2nd layer": (2, {"parallel": {"pipeline": 2, **HALF}}, "one rank"),
+    "one rank, local context": (1, {"model": LOCAL}, ""),
+    "tensor 2, local context": (2, {"parallel": {"tensor": 2}, "model": LOCAL}, "one rank, local context"),
+    "pipeline 2, interleaved, local context": (
+        2,
+        {"parallel": {"pipeline": 2, "virtual_pipeline": 2, **FULL}, "model": LOCAL},
+        "one rank, local context",
+    ),
+    "one rank, padded rows, local context": (1, {"data": PADDED, "model": LOCAL}, ""),
+    "context 2, tensor 2, sequence, padded rows, local context": (
+        4,
+        {"parallel": {"context": 2, "tensor": 2, "sequence": True}, "data": PADDED, "model": LOCAL},
+        "one rank, padded rows, local context",
+    ),
+    "one rank, local context, bf16": (1, {"model": LOCAL, "engine": BF16}, ""),
+    "data 2, local context, bf16": (2, {"model": LOCAL, "engine": BF16}, "one rank, local context, bf16"),
     "context 2, pipeline 2, interleaved": (
         4,
         {"parallel": {"context": 2, "pipeline": 2, "virtual_pipeline": 2}},
