@@ -282,8 +282,8 @@ def fuzz(folders, tmp_path, count, seed):
 
 
 def test_fuzz_quick(folders, tmp_path):
-    loaded, refusals = fuzz(folders, tmp_path, 40, seed=5)
-    assert loaded >= 3 and refusals > 15
+    loaded, refusals = fuzz(folders, tmp_path, 60, seed=5)
+    assert loaded and refusals > 25  # most damage is found; some changes nothing that is read
 
 
 @pytest.mark.slow
