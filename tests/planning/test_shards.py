@@ -24,19 +24,19 @@ def jobs(count: int) -> list[tuple[Config, int, int]]:
         config = load_config(PRESETS[len(found) % len(PRESETS)])
         config = replace(config, model=replace(config.model, num_layers=min(8, config.model.num_layers)))
         pipeline = rng.choice([1, 2, 3, 4])
-        parallel = replace(
-            config.parallel,
-            tensor=rng.choice([1, 2, 4, 8]),
-            pipeline=pipeline,
-            pipeline_layers=[3, 3, 2] if pipeline == 3 and config.model.num_layers == 8 else [],
-            virtual_pipeline=rng.choice([1, 2]) if pipeline > 1 else 1,
-            context=rng.choice([1, 1, 2]),
-            sequence=False,
-            overlap_grad_reduce=rng.random() < 0.5,
-            overlap_param_gather=False,
-        )
-        size = parallel.model_size * rng.choice([1, 2, 3, 16])
         try:
+            parallel = replace(
+                config.parallel,
+                tensor=rng.choice([1, 2, 4, 8]),
+                pipeline=pipeline,
+                pipeline_layers=[3, 3, 2] if pipeline == 3 and config.model.num_layers == 8 else [],
+                virtual_pipeline=rng.choice([1, 2]) if pipeline > 1 else 1,
+                context=rng.choice([1, 1, 2]),
+                sequence=False,
+                overlap_grad_reduce=rng.random() < 0.5,
+                overlap_param_gather=False,
+            )
+            size = parallel.model_size * rng.choice([1, 2, 3, 16])
             config = replace(
                 config, parallel=parallel, train=replace(config.train, global_batch_size=9216, micro_batch_size=1)
             )
