@@ -1,0 +1,145 @@
+"""What a masked language model says of bases: ln p of A, C, G and T where a base is hidden, or where it is shown.
+
+In:  windows of upper-case DNA, and for each the bases to hide together; the model as `megadna evaluate` reads it
+     (encoder.load_masked_lm): single nucleotides, or k-mers, overlapping or not.
+Out: ln p [bases, 4] in the order of the request, renormalised over A, C, G, T; NaN where no token of A, C, G and T
+     alone covers the base.
+
+A base is hidden by [MASK] on every token over it. For k-mers, p of a base is defined in megadna/train/bits.py, the same
+as in `evaluate`: from the k-mers that agree with the visible bases of the token, summed over its other hidden bases,
+averaged over the tokens that cover the base. A shown base gets p from the tokens over it as they are, not masked.
+Windows are sorted by length and run in batches without padding where lengths agree.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megadna.alphabet import base_codes, dna_of
+from megadna.data.batch import IGNORE_INDEX, Batch
+from megadna.data.evaluation import HiddenBases
+from megadna.downstream.encoder import load_masked_lm
+from megadna.tokenizer.kmer import KmerTokenizer
+from megadna.train.bits import kmer_log_p
+
+# Shapes: B windows of a batch, S tokens, L bases of a window, H hidden bases of a window, N of a batch, V vocabulary.
+
+Hidden = Sequence[int]
+"""0-based positions in the window of the bases to hide together."""
+
+
+class MaskedBases:
+    """A masked language model, loaded once."""
+
+    def __init__(
+        self,
+        model: Path | str,
+        *,
+        max_tokens: int = 0,
+        trust_remote_code: bool = False,
+        batch_tokens: int = 16384,
+    ) -> None:
+        self._forward, self.tokenizer, context = load_masked_lm(
+            str(model), max_tokens=max_tokens, trust_remote_code=trust_remote_code
+        )
+        self.max_bases = self.tokenizer.num_bases(context - 2)
+        """Bases that fit the context."""
+        self._batch_tokens = batch_tokens
+
+    def hidden(self, windows: Sequence[str], hidden: Sequence[Hidden]) -> list[np.ndarray]:
+        """ln p, fp32 [H, 4], of the hidden bases of each window; each window is one row of a batch."""
+        return self._run(windows, hidden, self._hidden)
+
+    def shown(self, windows: Sequence[str]) -> list[np.ndarray]:
+        """ln p, fp32 [L, 4], of every base of each window, none hidden."""
+        return self._run(windows, [()] * len(windows), self._shown)
+
+    def _run(
+        self, windows: Sequence[str], hidden: Sequence[Hidden], score: Callable[[list[str], list[Hidden]], list[Any]]
+    ) -> list[np.ndarray]:
+        found: list[Any] = [None] * len(windows)
+        order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))
+        while order:
+            count = max(1, self._batch_tokens // (len(windows[order[0]]) + 2))
+            batch, order = order[:count], order[count:]
+            scores = score([windows[i] for i in batch], [hidden[i] for i in batch])
+            for i, log_p_H4 in zip(batch, scores, strict=True):
+                found[i] = log_p_H4
+        return found
+
+    def _tokens(self, windows: list[str]) -> tuple[Tensor, Tensor]:
+        """(ids [B, S] padded, tokens of each row [B])."""
+        tokenizer = self.tokenizer
+        rows = [tokenizer.encode(dna_of(bases)).astype(np.int64) for bases in windows]
+        ids_BS = np.full((len(rows), max(map(len, rows)) + 2), tokenizer.pad_id)
+        for ids_S, row in zip(ids_BS, rows, strict=True):
+            ids_S[0], ids_S[1 : len(row) + 1], ids_S[len(row) + 1] = tokenizer.cls_id, row, tokenizer.sep_id
+        return torch.from_numpy(ids_BS), torch.tensor([len(row) + 2 for row in rows], dtype=torch.int32)
+
+    def _logits(self, ids_BS: Tensor, lengths_B: Tensor, score: Callable[[Tensor], Any]) -> Any:
+        batch = Batch(ids_BS, ids_BS, ids_BS, lengths_B, torch.arange(len(ids_BS)))
+        return self._forward(batch, score)
+
+    def _hidden(self, windows: list[str], hidden: list[Hidden]) -> list[np.ndarray]:
+        tokenizer = self.tokenizer
+        truth_BS, lengths_B = self._tokens(windows)
+        where = _all_hidden(windows, hidden)
+        k, stride = tokenizer.bases_per_token, tokenizer.stride
+        masked_BS = torch.zeros_like(truth_BS, dtype=torch.bool)
+        for row, position in zip(where.row_H.tolist(), where.position_H.tolist(), strict=True):
+            first, last = max(0, -(-(position - k + 1) // stride)), position // stride
+            masked_BS[row, first + 1 : min(last + 1, int(lengths_B[row]) - 2) + 1] = True
+        ids_BS = truth_BS.masked_fill(masked_BS, tokenizer.mask_id)
+        if k == 1:
+            row_N, position_N = torch.from_numpy(where.row_H), torch.from_numpy(where.position_H) + 1
+            log_p_N4 = self._logits(ids_BS, lengths_B, lambda logits_BSV: self._of_bases(logits_BSV, row_N, position_N))
+        else:
+            labels_BS = truth_BS.masked_fill(~masked_BS, IGNORE_INDEX)
+            log_p_N4 = self._logits(ids_BS, lengths_B, lambda x_BSV: self._of_kmers(x_BSV, labels_BS, where))
+        return np.split(log_p_N4, np.cumsum([len(one) for one in hidden])[:-1])
+
+    def _shown(self, windows: list[str], _: list[Hidden]) -> list[np.ndarray]:
+        ids_BS, lengths_B = self._tokens(windows)
+        k = self.tokenizer.bases_per_token
+
+        def score(logits_BSV: Tensor) -> list[np.ndarray]:
+            found = [np.full((len(bases), 4), np.nan, np.float32) for bases in windows]
+            for phase in range(k):  # so that no token covers two of the bases that are asked for
+                hidden = [range(phase, len(bases), k) for bases in windows]
+                where = _all_hidden(windows, hidden)
+                if k == 1:
+                    row_N, position_N = torch.from_numpy(where.row_H), torch.from_numpy(where.position_H) + 1
+                    log_p_N4 = self._of_bases(logits_BSV, row_N, position_N)
+                else:
+                    log_p_N4 = self._of_kmers(logits_BSV, ids_BS, where)
+                for row, part_H4 in enumerate(np.split(log_p_N4, np.cumsum([len(one) for one in hidden])[:-1])):
+                    found[row][phase::k] = part_H4
+            return found
+
+        return self._logits(ids_BS, lengths_B, score)
+
+    def _of_bases(self, logits_BSV: Tensor, row_N: Tensor, position_N: Tensor) -> np.ndarray:
+        ids_4 = torch.from_numpy(self.tokenizer.base_ids).to(logits_BSV.device)
+        chosen_N4 = logits_BSV[row_N.to(ids_4.device), position_N.to(ids_4.device)][:, ids_4].float()
+        return torch.log_softmax(chosen_N4, dim=1).cpu().numpy()
+
+    def _of_kmers(self, logits_BSV: Tensor, labels_BS: Tensor, where: HiddenBases) -> np.ndarray:
+        """From the tokens with a label that are words of A, C, G and T."""
+        tokenizer = self.tokenizer
+        assert isinstance(tokenizer, KmerTokenizer)
+        labels_BS = labels_BS.masked_fill(labels_BS < tokenizer.first, IGNORE_INDEX).to(logits_BSV.device)
+        return kmer_log_p(logits_BSV, labels_BS, where, tokenizer).cpu().numpy()
+
+
+def _all_hidden(windows: Sequence[str], hidden: Sequence[Sequence[int]]) -> HiddenBases:
+    """The hidden bases of a batch as `evaluate` describes them."""
+    counts = [len(one) for one in hidden]
+    row_N = np.repeat(np.arange(len(windows)), counts)
+    position_N = np.concatenate([np.asarray(one, np.int64) for one in hidden]) if hidden else np.zeros(0, np.int64)
+    codes = [base_codes(dna_of(bases))[list(one)] for bases, one in zip(windows, hidden, strict=True)]
+    base_N = np.concatenate(codes).astype(np.uint8) if codes else np.zeros(0, np.uint8)
+    return HiddenBases(row_N, position_N, base_N, np.zeros(len(row_N), bool))
