@@ -170,7 +170,7 @@ class ModelConfig:
     """Standard deviation of the initial weights (biases 0, norms 1)."""
     local_context: Literal["none", "convolution", "kmer", "both"] = "none"
     """`kmer`: tables of the 5 bases to the left of a base, to its right and around it, added to its embedding.
-    `convolution`: over 7 tokens, before each attention. `both`. Single nucleotides only (model/local_context.py)."""
+    `convolution`: over 31 tokens, in the first two layers. `both`. Single nucleotides only (model/local_context.py)."""
     dropout: float = 0.0
     """Dropout of embeddings, attention weights and residual branches."""
     attention: Literal["auto", "flash_attn", "sdpa", "transformer_engine", "eager"] = "auto"
@@ -213,7 +213,7 @@ class ModelConfig:
 
     @property
     def has_convolutions(self) -> bool:
-        """Whether a convolution comes before each attention."""
+        """Whether the first layers have a convolution beside their attention."""
         return self.local_context in ("convolution", "both")
 
     @property

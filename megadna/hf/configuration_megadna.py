@@ -40,7 +40,7 @@ class MegaDnaConfig(PretrainedConfig):
         rope_theta: base of the rotary positions.
         seq_len_interpolation_factor: rotary positions are divided by it; None is 1.
         local_context: `kmer`: tables of the 5 bases to the left of a token, to its right and around it, added to its
-            embedding; `convolution`: a depthwise convolution over 7 tokens before each attention; `both`; or `none`.
+            embedding; `convolution`: a depthwise convolution over 31 tokens in the first two layers; `both`; or `none`.
         context_symbols: `kmer`: what each token id is to the tables: 0 to 3 for A, C, G, T, 4 for hidden or ambiguous
             bases, 5 for special tokens, beyond which nothing is seen.
         num_token_types: rows of a token-type table, of which every token takes the first; 0: no table.

@@ -122,7 +122,7 @@ TABLES = {
         "embedding.context.left": ("bert.embeddings.context.left",),
         "embedding.context.right": ("bert.embeddings.context.right",),
         "embedding.context.around": ("bert.embeddings.context.around",),
-        f"{_LAYER}.self_attention.convolution": (f"{_HF}.attention.self.convolution",),
+        f"{_LAYER}.self_attention.convolution": (f"{_HF}.attention.convolution",),
         f"{_LAYER}.self_attention.q_layernorm": (f"{_HF}.attention.self.query_norm",),
         f"{_LAYER}.self_attention.k_layernorm": (f"{_HF}.attention.self.key_norm",),
     },

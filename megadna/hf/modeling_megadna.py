@@ -116,8 +116,8 @@ def padding_bias(attention_mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
 
 CONTEXTS = {"left": range(-5, 0), "right": range(1, 6), "around": range(-2, 3)}
 """Offsets, from a token, of the bases whose symbols are the digits of its row in each context table."""
-EDGE, SYMBOLS, WIDTH = 5, 6, 7
-"""Symbol of what lies beyond a sequence, number of symbols, tokens that a convolution spans."""
+EDGE, SYMBOLS, WIDTH, CONVOLVED = 5, 6, 31, 2
+"""Symbol of what lies beyond a sequence, number of symbols, tokens that a convolution spans, layers that have one."""
 
 
 class MegaDnaContext(nn.Module):
@@ -150,7 +150,7 @@ class MegaDnaContext(nn.Module):
 
 
 class MegaDnaConvolution(nn.Module):
-    """x + a depthwise convolution over K tokens; `weight` [K, H]. Padding counts as zeros."""
+    """Depthwise convolution over K tokens; `weight` [K, H]. Padding counts as zeros."""
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
@@ -161,9 +161,10 @@ class MegaDnaConvolution(nn.Module):
         if keep_BS is not None:
             hidden_BSH = hidden_BSH * keep_BS[:, :, None]
         padded, length = F.pad(hidden_BSH, (0, 0, WIDTH // 2, WIDTH // 2)), hidden_BSH.shape[1]
+        result = torch.zeros_like(hidden_BSH)
         for offset in range(WIDTH):
-            hidden_BSH = torch.addcmul(hidden_BSH, padded[:, offset : offset + length], self.weight[offset])
-        return hidden_BSH
+            result = torch.addcmul(result, padded[:, offset : offset + length], self.weight[offset])
+        return result
 
 
 class MegaDnaSelfAttention(nn.Module):
@@ -183,24 +184,14 @@ class MegaDnaSelfAttention(nn.Module):
         if config.qk_norm:
             self.query_norm = make_norm(config, self.head_size)
             self.key_norm = make_norm(config, self.head_size)
-        if config.local_context in ("convolution", "both"):
-            self.convolution = MegaDnaConvolution(config)
 
     def forward(
-        self,
-        hidden_BSH: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        keep_BS: Tensor | None,
-        want_weights: bool,
+        self, hidden_BSH: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, want_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Context [B, S, H], and the weights [B, N, S, S] where wanted.
 
         mask: None where nothing is padded, else a bias [B, 1, 1, S], or [B, S] for transformers' attention interface.
-        keep_BS: bool, False for padding; None where nothing is padded.
         """
-        if hasattr(self, "convolution"):
-            hidden_BSH = self.convolution(hidden_BSH, keep_BS)
         query, key, value = (
             linear(hidden_BSH).unflatten(-1, (-1, self.head_size)) for linear in (self.query, self.key, self.value)
         )
@@ -249,13 +240,15 @@ class MegaDnaAttentionOutput(nn.Module):
 
 
 class MegaDnaAttention(nn.Module):
-    """Self-attention and projection, one residual branch, and the norm before or behind it."""
+    """Self-attention and projection, one residual branch, and the norm before or after it."""
 
-    def __init__(self, config: MegaDnaConfig) -> None:
+    def __init__(self, config: MegaDnaConfig, number: int) -> None:
         super().__init__()
         self.ln = make_norm(config, config.hidden_size)
         self.self = MegaDnaSelfAttention(config)
         self.output = MegaDnaAttentionOutput(config)
+        if config.local_context in ("convolution", "both") and number < CONVOLVED:
+            self.convolution = MegaDnaConvolution(config)
 
 
 class MegaDnaMLP(nn.Module):
@@ -278,10 +271,10 @@ class MegaDnaMLP(nn.Module):
 class MegaDnaLayer(nn.Module):
     """One transformer layer."""
 
-    def __init__(self, config: MegaDnaConfig) -> None:
+    def __init__(self, config: MegaDnaConfig, number: int) -> None:
         super().__init__()
         self.pre_norm = config.norm_placement == "pre"
-        self.attention = MegaDnaAttention(config)
+        self.attention = MegaDnaAttention(config, number)
         self.ln = make_norm(config, config.hidden_size)
         self.mlp = MegaDnaMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -294,11 +287,17 @@ class MegaDnaLayer(nn.Module):
         keep_BS: Tensor | None,
         want_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream [B, S, H] after the layer, and the attention weights where wanted."""
+        """The residual stream [B, S, H] after the layer, and the attention weights where wanted.
+
+        mask: as MegaDnaSelfAttention reads it. keep_BS: bool, False for padding; None where nothing is padded.
+        """
         attention = self.attention
-        branch = attention.ln(hidden_BSH) if self.pre_norm else hidden_BSH
-        branch, weights = attention.self(branch, rotary, mask, keep_BS, want_weights)
-        hidden_BSH = hidden_BSH + self.dropout(attention.output(branch))
+        read_BSH = attention.ln(hidden_BSH) if self.pre_norm else hidden_BSH
+        context_BSH, weights = attention.self(read_BSH, rotary, mask, want_weights)
+        branch_BSH = attention.output(context_BSH)
+        if hasattr(attention, "convolution"):
+            branch_BSH = branch_BSH + attention.convolution(read_BSH, keep_BS)
+        hidden_BSH = hidden_BSH + self.dropout(branch_BSH)
         if self.pre_norm:
             return hidden_BSH + self.dropout(self.mlp(self.ln(hidden_BSH))), weights
         hidden_BSH = attention.ln(hidden_BSH)
@@ -312,7 +311,7 @@ class MegaDnaEncoder(nn.Module):
 
     def __init__(self, config: MegaDnaConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList([MegaDnaLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layer = nn.ModuleList([MegaDnaLayer(config, number) for number in range(config.num_hidden_layers)])
         if config.norm_placement == "pre":
             self.ln = make_norm(config, config.hidden_size)
         self.gradient_checkpointing = False

@@ -4,10 +4,11 @@ Two parts, each by model.local_context. Attention learns k-mers slowly (docs/res
 
     kmer         tables of the 5 bases to the left of a token, the 5 to its right and the 5 around it, added to its
                  embedding. A hidden or ambiguous base is a fifth symbol, what lies beyond the sequence a sixth.
-    convolution  x + a depthwise convolution over 7 tokens, on what each attention layer reads.
+    convolution  a depthwise convolution over 31 tokens beside the attention of each of the first two layers: both read
+                 the same input, and their outputs are added.
 
 Neither crosses from one sequence of a row into the next: a special token ends the contexts, and the convolution reads
-the segments. Ranks that hold parts of a row exchange the three tokens at their ends (convolution), or all token ids.
+the segments. Ranks that hold parts of a row exchange the 15 tokens at their ends (convolution), or all token ids.
 
 Shapes: S sequence (of this rank), B batch, H hidden, V vocabulary, K tokens a convolution spans, R rows of a table.
 """
@@ -22,7 +23,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import embedding, pad
 
-from megadna.model.shapes import CONTEXT_ROWS, CONTEXT_TABLES, CONVOLUTION_WIDTH
+from megadna.errors import require
+from megadna.model.shapes import CONTEXT_ROWS, CONTEXT_TABLES, CONVOLUTION_WIDTH, CONVOLVED_LAYERS
 from megadna.tokenizer.base import EDGE
 
 HALO = CONVOLUTION_WIDTH // 2
@@ -92,7 +94,7 @@ def look_up(weight_RH: Tensor, rows: Tensor) -> Tensor:
 
 
 class LocalConvolution(torch.nn.Module):
-    """x + depthwise convolution over K tokens; `weight` [K, H] begins as zeros."""
+    """Depthwise convolution over K tokens; `weight` [K, H] begins as zeros."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -108,6 +110,11 @@ class LocalConvolution(torch.nn.Module):
         before = after = hidden_SBH.new_zeros(HALO, *hidden_SBH.shape[1:])
         ranks, rank = self.group.size(), self.group.rank()
         if ranks > 1:
+            require(
+                len(hidden_SBH) >= HALO,
+                f"model.local_context: a rank holds {len(hidden_SBH)} tokens of a row, and a convolution reads "
+                f"{HALO} of its neighbour's: raise data.sequence_length, or split rows over fewer ranks",
+            )
             ends = torch.cat([hidden_SBH[:HALO], hidden_SBH[-HALO:]])
             ends = tensor_parallel.gather_from_sequence_parallel_region(ends, group=self.group)
             first_last = ends.unflatten(0, (ranks, 2, HALO))
@@ -131,7 +138,7 @@ def _same_sequence(segments: PackedSeqParams, hidden_SBH: Tensor, ranks: int, ra
 
 
 class Convolve(torch.autograd.Function):
-    """y[s] = x[s + HALO] + sum over k of w[k] x[s + k], in passes over memory that a CPU does at its full speed.
+    """y[s] = sum over k of w[k] x[s + k], in passes over memory that a CPU does at its full speed.
 
     On two cores of an AMD EPYC a forward and a backward pass take half the time of torch's depthwise convolution.
     """
@@ -141,7 +148,7 @@ class Convolve(torch.autograd.Function):
         """[S, B, H] of inputs [S + 2 HALO, B, H]."""
         ctx.save_for_backward(padded, weight_KH, same)
         length = len(padded) - 2 * HALO
-        result = padded[HALO : HALO + length].clone()
+        result = torch.zeros_like(padded[:length])
         for offset in range(CONVOLUTION_WIDTH):
             here = padded[offset : offset + length]
             result.addcmul_(here if same is None else here * same[offset], weight_KH[offset])
@@ -154,7 +161,6 @@ class Convolve(torch.autograd.Function):
         (gradient_SBH,) = gradients
         length = len(gradient_SBH)
         padded_grad, weight_grad = torch.zeros_like(padded), torch.empty_like(weight_KH)
-        padded_grad[HALO : HALO + length] = gradient_SBH
         for offset in range(CONVOLUTION_WIDTH):
             own = gradient_SBH if same is None else gradient_SBH * same[offset]
             padded_grad[offset : offset + length].addcmul_(own, weight_KH[offset])
@@ -163,15 +169,18 @@ class Convolve(torch.autograd.Function):
 
 
 class ConvolvedAttention(SelfAttention):
-    """megatron's self-attention on x + convolution(x)."""
+    """megatron's self-attention, and in the first layers the convolution of the same input added to its output."""
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.convolution = LocalConvolution(config)
+        if self.layer_number <= CONVOLVED_LAYERS:
+            self.convolution = LocalConvolution(config)
 
     def forward(
         self, hidden_states: Tensor, *args: Any, packed_seq_params: PackedSeqParams | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """As megatron's."""
-        hidden_SBH = self.convolution(hidden_states, packed_seq_params)
-        return super().forward(hidden_SBH, *args, packed_seq_params=packed_seq_params, **kwargs)
+        output_SBH, bias = super().forward(hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs)
+        if self.layer_number <= CONVOLVED_LAYERS:
+            output_SBH = output_SBH + self.convolution(hidden_states, packed_seq_params)
+        return output_SBH, bias

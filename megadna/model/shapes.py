@@ -28,8 +28,8 @@ WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 CONTEXT_TABLES = ("left", "right", "around")
 CONTEXT_ROWS = 6**5
 """Rows of a context table: five symbols, each one of four bases, hidden, or beyond the sequence."""
-CONVOLUTION_WIDTH = 7
-"""Tokens that a convolution spans."""
+CONVOLUTION_WIDTH, CONVOLVED_LAYERS = 31, 2
+"""Tokens that a convolution spans; the first layers, which have one."""
 BACKWARD = 2
 """Backward FLOPs in units of the forward ones: gradients of inputs and of weights."""
 PEAK_TFLOPS = {
@@ -87,8 +87,8 @@ def embedding_weights(model: ModelConfig, vocab_rows: int) -> list[Weight]:
     return found
 
 
-def layer_weights(model: ModelConfig) -> list[Weight]:
-    """Tensors of one layer. Matrices split by columns add up over the ranks, so their biases are whole."""
+def layer_weights(model: ModelConfig, number: int) -> list[Weight]:
+    """Tensors of layer `number`, from 0. Matrices split by columns add up over the ranks, so their biases are whole."""
     h, f, d, is_pre = model.hidden_size, model.ffn_hidden_size, model.head_size, model.norm_placement == "pre"
     width, up = model.num_attention_heads * d, f * (2 if model.activation == "swiglu" else 1)
     found = list(_norm(model, "input_layernorm", h)) if is_pre else []
@@ -96,7 +96,7 @@ def layer_weights(model: ModelConfig) -> list[Weight]:
     found += _linear(model, "self_attention.linear_qkv", width + 2 * model.query_groups * d, h, splits="rows")
     if model.qk_norm:
         found += [*_norm(model, "self_attention.q_layernorm", d), *_norm(model, "self_attention.k_layernorm", d)]
-    if model.has_convolutions:
+    if model.has_convolutions and number < CONVOLVED_LAYERS:
         found.append(Weight("self_attention.convolution.weight", (CONVOLUTION_WIDTH, h)))
     found += _norm(model, "pre_mlp_layernorm", h) if is_pre else []
     found += _linear(model, "mlp.linear_fc1", up, h, splits="rows")
@@ -129,9 +129,9 @@ def _norm(model: ModelConfig, name: str, size: int) -> Iterator[Weight]:
 
 def tensor_shapes(model: ModelConfig, vocab_rows: int) -> dict[str, tuple[int, ...]]:
     """Every tensor of the encoder by its megatron-core name, with its full shape."""
-    layer = layer_weights(model)
     found = embedding_weights(model, vocab_rows)
     for number in range(model.num_layers):
+        layer = layer_weights(model, number)
         found += [Weight(f"encoder.layers.{number}.{weight.name}", weight.shape) for weight in layer]
     found += head_weights(model, vocab_rows)
     return {weight.name: weight.shape for weight in found}
@@ -139,8 +139,7 @@ def tensor_shapes(model: ModelConfig, vocab_rows: int) -> dict[str, tuple[int, .
 
 def num_parameters(model: ModelConfig, vocab_rows: int) -> int:
     """Parameters of the whole encoder with its head, the tied decoder counted once, padding rows included."""
-    ends = [*embedding_weights(model, vocab_rows), *head_weights(model, vocab_rows)]
-    return sum(weight.size for weight in [*ends, *layer_weights(model) * model.num_layers])
+    return sum(map(prod, tensor_shapes(model, vocab_rows).values()))
 
 
 def peak_tflops(device_name: str) -> float | None:
@@ -151,10 +150,11 @@ def peak_tflops(device_name: str) -> float | None:
 
 def token_flops(model: ModelConfig, vocab_rows: int, attended: float, *, predicted: float = 1.0) -> float:
     """Forward FLOPs of one token that attends to `attended` tokens (a mean may be fractional); padding is no token."""
-    matrices = sum(weight.size for weight in layer_weights(model) if len(weight.shape) == 2)
+    layers = (weight for number in range(model.num_layers) for weight in layer_weights(model, number))
+    matrices = sum(weight.size for weight in layers if len(weight.shape) == 2)
     attention = 4 * attended * model.num_attention_heads * model.head_size
     head = 2 * (model.hidden_size**2 + model.hidden_size * vocab_rows)
-    return model.num_layers * (2 * matrices + attention) + predicted * head
+    return 2 * matrices + model.num_layers * attention + predicted * head
 
 
 def forward_flops(model: ModelConfig, vocab_rows: int, sequence_length: int, *, predicted: float = 1.0) -> float:

@@ -79,7 +79,12 @@ def part_weights(config: Config, vocab_rows: int, stage: int, number: int = 0) -
     is_last = stage == parallel.pipeline - 1 and number == parallel.virtual_pipeline - 1
     embedding = embedding_weights(model, vocab_rows)
     weights = embedding if is_first else []
-    weights = weights + layer_weights(model) * part_layers(config, stage)
+    if parallel.pipeline_layers:
+        first = sum(parallel.pipeline_layers[:stage])
+    else:
+        first = part_layers(config, stage) * (number * parallel.pipeline + stage)
+    for layer in range(first, first + part_layers(config, stage)):
+        weights = weights + layer_weights(model, layer)
     if is_last:
         *head, bias = head_weights(model, vocab_rows)
         weights += [*head, *([] if is_first else embedding[:1]), bias]

@@ -49,7 +49,7 @@ def test_the_convolution_equals_a_loop_with_its_gradients(lengths):
     torch.manual_seed(0)
     rows, length, width = 2, 20, 3
     hidden = torch.randn(length, rows, width, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(7, width, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(31, width, dtype=torch.float64, requires_grad=True)
     numbers = torch.arange(rows).repeat_interleave(length)
     same = None
     if lengths is not None:
@@ -62,13 +62,13 @@ def test_the_convolution_equals_a_loop_with_its_gradients(lengths):
     expected = torch.zeros_like(hidden)
     for row in range(rows):
         for position in range(length):
-            total = hidden[position, row]
-            for tap in range(7):
-                where = position + tap - 3
+            total = torch.zeros(width, dtype=torch.float64)
+            for tap in range(31):
+                where = position + tap - 15
                 if 0 <= where < length and numbers[row, where] == numbers[row, position]:
                     total = total + weight[tap] * hidden[where, row]
             expected[position, row] = total
-    padded = torch.nn.functional.pad(hidden, (0, 0, 0, 0, 3, 3))
+    padded = torch.nn.functional.pad(hidden, (0, 0, 0, 0, 15, 15))
     found = Convolve.apply(padded, weight, same)
     torch.testing.assert_close(found, expected)
     probe = torch.randn_like(found)
