@@ -9,6 +9,7 @@
 #     TRAIN_WINDOWS="all"   or also smaller numbers of labelled windows, as "all 240"; ADAPT="full" or also "frozen":
 #                           a table each
 #     FINETUNE_STEPS=240    SEEDS="1 2 3 4 5"
+#     LOCAL_CONTEXT=both    model.local_context of the encoder
 # A run that was stopped, even killed, is resumed when the same command is started again.
 # The splits were fixed before any training: gi|68711 and gi|68718 overlap, so both are test.
 set -euo pipefail
@@ -40,8 +41,8 @@ done
 cat > "$OUT/pretrain.yaml" <<RECIPE
 seed: 1234
 tokenizer: {kind: nucleotide}
-data: {sequence_length: 162, num_workers: 0, reverse_complement: 0.5, blend: {by: source, weights: {$weights}}}
-model: {num_layers: 3, hidden_size: 96, num_attention_heads: 4, ffn_hidden_size: 192}
+data: {sequence_length: 162, num_workers: 0, reverse_complement: 0.5, masking: {fraction: 0.3}, blend: {by: source, weights: {$weights}}}
+model: {num_layers: 3, hidden_size: 96, num_attention_heads: 4, ffn_hidden_size: 192, local_context: ${LOCAL_CONTEXT:-both}}
 engine: {device: cpu, precision: fp32}
 train:
   steps: ${PRETRAIN_STEPS:-2000}
