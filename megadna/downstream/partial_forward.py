@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Shapes: B rows, S tokens, C chosen tokens of a row, M of a batch, E features, V vocabulary, N heads, D features of one.
+# Shapes: B rows, S tokens, C chosen tokens of a row, M of a batch, E features, V vocabulary, N heads of D features.
 
 _HEADS = ("cls", "lm_head")
 _TOLERANCE = 1e-4  # of fp32 logits of order 1 to 10, from sums in another order; bf16 is compared before it is cast
@@ -28,7 +28,9 @@ class PartialForward:
     def __init__(self, model: Any, probe: list[int]) -> None:
         """probe: ids of some tokens; the model is still to be called with others."""
         self._model, self._base = model, model.base_model
-        self._head = next((getattr(model, name) for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)), None)
+        self._head = next(
+            (getattr(model, name) for name in _HEADS if isinstance(getattr(model, name, None), nn.Module)), None
+        )
         self._last = _last_layer(self._base)
         if self._base is model:
             self._head = None
@@ -39,7 +41,9 @@ class PartialForward:
             whole_MV = self._whole(ids_BS, lengths_B)[row_M, position_M].float()
             while self._head is not None:
                 part_MV = self.logits(ids_BS, lengths_B, row_M, position_M).float()
-                if part_MV.shape == whole_MV.shape and torch.allclose(part_MV, whole_MV, atol=tolerance, rtol=tolerance):
+                if part_MV.shape == whole_MV.shape and torch.allclose(
+                    part_MV, whole_MV, atol=tolerance, rtol=tolerance
+                ):
                     break
                 self._last, self._head = None, self._head if self._last is not None else None
         if self._head is None:
@@ -77,7 +81,7 @@ class PartialForward:
 
 
 def _by_row(row_M: Tensor, position_M: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """(positions [B, C] of each row's chosen tokens, 0 where a row has fewer; the column of each chosen token in it)."""
+    """(positions [B, C] of each row's chosen tokens, 0 where a row has fewer; each chosen token's column in it [M])."""
     order_M = torch.argsort(row_M, stable=True)
     count_B = torch.bincount(row_M, minlength=num_rows)
     first_B = count_B.cumsum(0) - count_B

@@ -80,7 +80,9 @@ class Allele(NamedTuple):
     @property
     def changed(self) -> tuple[int, ...]:
         """0-based positions of the bases that a substitution changes."""
-        return tuple(self.start + i for i, (one, other) in enumerate(zip(self.ref, self.alt, strict=True)) if one != other)
+        return tuple(
+            self.start + i for i, (one, other) in enumerate(zip(self.ref, self.alt, strict=True)) if one != other
+        )
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,8 @@ def alt_reason(record: Record, alt: bytes) -> str:
 
 
 def trimmed(record: Record, alt: bytes, bases: np.ndarray) -> Allele:
-    """The allele without the bases that REF and ALT share, an insertion or deletion as far left as it can be (Tan et al.
-    2015, "Unified representation of genetic variants", without the base that anchors it). Both spell bases."""
+    """The allele without the bases that REF and ALT share, an insertion or deletion as far left as it can be (Tan et
+    al. 2015, "Unified representation of genetic variants", without the base that anchors it). Both spell bases."""
     ref, alt, start = record.ref.upper(), alt.upper(), record.start
     shared = min(len(ref), len(alt))
     after = next((i for i in range(shared) if ref[-1 - i] != alt[-1 - i]), shared)

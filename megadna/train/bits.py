@@ -197,9 +197,7 @@ def kmer_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, token
     return kmer_log_p_of_tokens(logits_BSV[row_M, position_M], labels_BS, hidden, tokenizer)
 
 
-def kmer_log_p_of_tokens(
-    logits_MV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: KmerTokenizer
-) -> Tensor:
+def kmer_log_p_of_tokens(logits_MV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: KmerTokenizer) -> Tensor:
     """`kmer_log_p` from the logits of the masked tokens alone, row by row."""
     device, k, stride = logits_MV.device, tokenizer.bases_per_token, tokenizer.stride
     row_M, position_M = (labels_BS >= 0).nonzero(as_tuple=True)
