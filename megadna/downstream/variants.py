@@ -42,7 +42,8 @@ GROUP_BASES = 1 << 18
 """Bases of the windows that are compared at once."""
 UNSCORED = {
     "too_long": "the allele takes more than half of a window",
-    "not_chosen": "no score for insertions and deletions is among --scores (pll, distance)",
+    "not_chosen": "none of --scores is for such an allele: llr and influence for substitutions, pll for others, "
+    "distance for both",
     "no_prediction": "no token of A, C, G and T alone covers a changed base",
 }
 """Why an allele has no score, by model and options."""
@@ -157,10 +158,10 @@ class Variants:
         return pa.table({**first, **ends})
 
     def _reason(self, allele: Allele) -> str:
-        if not self.scorer.fits(allele):
-            return "too_long"
         wanted = ("llr", "influence", "distance") if allele.is_substitution else ("pll", "distance")
-        return OK if set(wanted) & set(self.options.chosen) else "not_chosen"
+        if not set(wanted) & set(self.options.chosen):
+            return "not_chosen"
+        return OK if self.scorer.fits(allele) else "too_long"
 
     def _scored(self, changes: Sequence[Change | None]) -> dict[str, np.ndarray]:
         """The columns of scores, fp64 and NaN where there is none, and `context` for calibration."""
@@ -238,6 +239,7 @@ class Variants:
             return
         import pysam
 
+        pysam.set_verbosity(0)  # it would warn of POS 0, which it indexes as position 1
         pysam.tabix_index(str(path), preset="vcf", csi=self.survey.needs_csi, keep_original=True)
 
 
