@@ -507,3 +507,55 @@ def test_two_ranks_write_what_one_writes(folders, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     subprocess.run(command, check=True, env=environment)
     assert (tmp_path / "one.vcf.gz").read_bytes() == (tmp_path / "two.vcf.gz").read_bytes()
+
+
+def test_positions_beyond_tbi_and_files_that_are_not_sorted(folders, genome, tmp_path, caplog):
+    one = [("z", 11, genome[10], "N"), ("z", 12, genome[11], "N")]
+    run(folders["megadna"], vcf(tmp_path / "a.vcf", *one, ("far", 2**29 + 5, "A", "C")), tmp_path / "a.vcf.gz")
+    with pysam.TabixFile(str(tmp_path / "a.vcf.gz"), index=str(tmp_path / "a.vcf.gz.csi")) as indexed:
+        assert len(list(indexed.fetch("far", 2**29, 2**29 + 10))) == 1
+    run(folders["megadna"], vcf(tmp_path / "b.vcf", *one[::-1]), tmp_path / "b.vcf.gz")
+    run(folders["megadna"], vcf(tmp_path / "c.vcf", one[0], ("y", 1, "A", "C"), one[1]), tmp_path / "c.vcf.gz")
+    assert not [path for name in "bc" for path in tmp_path.glob(f"{name}.vcf.gz.*")]
+    assert caplog.text.count("not sorted, so it gets no index") == 2
+
+
+MEASURED = """
+import sys
+from megadna.cli import main
+main(["variants", *sys.argv[1:]])
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(folders, genome, tmp_path):
+    """400,000 gVCF blocks, and lines of 200 kB of genotypes."""
+    header = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\ta\n"
+    with (tmp_path / "a.vcf").open("w") as file:
+        file.write(header)
+        for number in range(400_000):
+            at = number * 29_000 // 400_000
+            file.write(f"z\t{at + 1}\t.\t{genome[at]}\t<NON_REF>\t.\t.\tEND={at + 1}\tGT\t0/0\n")
+    genotypes = "\t0|0" * 50_000
+    with (tmp_path / "b.vcf").open("w") as file:
+        file.write(header)
+        for at in range(400):
+            alts = f"<NON_REF>,{'ACGTA'['ACGT'.index(genome[at]) + 1]}"
+            file.write(f"z\t{at + 1}\t.\t{genome[at]}\t{alts}\t.\t.\t.\tGT{genotypes}\n")
+    peaks = []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    for path in (VCF, tmp_path / "a.vcf", tmp_path / "b.vcf"):
+        named = {
+            "--model": folders["megadna"],
+            "--vcf": path,
+            "--genome": FASTA,
+            "--output": tmp_path / f"{path.name[0]}.vcf.gz",
+        }
+        words = [str(word) for pair in named.items() for word in pair]
+        command = [sys.executable, "-c", MEASURED, *words, "--window", str(WINDOW)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        peaks.append(int(result.stdout.splitlines()[-1]))
+    assert max(peaks) < peaks[0] + 150, peaks
