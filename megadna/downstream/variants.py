@@ -49,6 +49,10 @@ UNSCORED = {
 """Why an allele has no score, by model and options."""
 
 
+MAIN_COLUMNS = ("llr", "pll", "influence", "l2")
+"""A number in one of them: the allele has a score. (One strand alone gives none.)"""
+
+
 class NeutralSite(NamedTuple):
     """A base of a neutral region."""
 
@@ -147,8 +151,8 @@ class Variants:
                 changes.append(Change(contig, allele) if allele is not None and reason == OK else None)
         columns = self._scored(changes)
         method = [_method(change, self.options.chosen) for change in changes]
-        known = np.any([~np.isnan(values) for values in columns.values() if values.dtype.kind == "f"], axis=0)
-        for number in np.flatnonzero(~known).tolist() if rows else ():
+        known = np.any([~np.isnan(columns[name]) for name in set(MAIN_COLUMNS).intersection(columns)], axis=0)
+        for number in np.flatnonzero(~known).tolist():
             status[number] = "no_prediction" if status[number] == OK else status[number]
         names = ("contig", "pos", "ref", "alt")
         kinds = (pa.string(), pa.int64(), pa.string(), pa.string())
@@ -198,9 +202,9 @@ class Variants:
             return []
         regions = read_regions(path)
         names = locate(path, regions.first_lines, self.genome.bases, str(self.genome.path))
-        sites = []
         for name, contig in names.items():
             regions.check_ends(name, self.genome.lengths[contig])
+        sites = []
         spans = [(names[name], *span) for name, spans in regions.merged.items() for span in spans]
         ends = np.cumsum([end - start for _, start, end in spans])
         count = min(self.options.neutral_sites, int(ends[-1]))

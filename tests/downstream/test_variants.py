@@ -46,10 +46,21 @@ def bert_folder(folder: Path) -> Path:
     return folder
 
 
+def blocked_folder(folder: Path) -> Path:
+    """A random BERT of 3-mers that do not overlap."""
+    tokenizer = KmerTokenizer(3, stride=3, layout="bionemo")
+    torch.manual_seed(9)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = BertConfig(vocab_size=69, max_position_embeddings=32, initializer_range=0.3, **sizes)
+    BertForMaskedLM(config).save_pretrained(folder)
+    write_tokenizer(tokenizer, folder, 32)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("models")
-    makers = {"bert": bert_folder, "dnabert": dnabert_folder, "megadna": megadna_folder}
+    makers = {"bert": bert_folder, "dnabert": dnabert_folder, "megadna": megadna_folder, "blocked": blocked_folder}
     return {name: make(home / name) for name, make in makers.items()}
 
 
@@ -68,7 +79,9 @@ def vcf(path: Path, *records: tuple, contigs: str = "") -> Path:
 
 @cache
 def tokens_and_model(folder: Path):
-    tokenizer = KmerTokenizer(3, stride=1, layout="dnabert") if folder.name == "dnabert" else NucleotideTokenizer()
+    kmers = {"dnabert": (1, "dnabert"), "blocked": (3, "bionemo")}
+    stride, layout = kmers.get(folder.name, (1, ""))
+    tokenizer = KmerTokenizer(3, stride=stride, layout=layout) if layout else NucleotideTokenizer()
     model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
     return tokenizer, {token: number for number, token in enumerate(tokenizer.tokens())}, model
 
@@ -82,30 +95,33 @@ def logits_of(words: list[str], masked: set[int], ids: dict[str, int], model) ->
 def log_odds_by_loop(folder: Path, text: str, changed: list[int], ref: str, alt: str) -> float:
     """ln p(alt) - ln p(ref): every token over a changed base masked, every word that agrees with the visible bases."""
     tokenizer, ids, model = tokens_and_model(folder)
-    k = tokenizer.bases_per_token
-    words = [text[at : at + k] for at in range(len(text) - k + 1)]
-    masked = {at for at in range(len(words)) for base in changed if 0 <= base - at < k}
+    k, stride = tokenizer.bases_per_token, tokenizer.stride
+    words = [text[at : at + k] for at in range(0, len(text) - k + 1, stride)]
+    masked = {number for number in range(len(words)) for base in changed if 0 <= base - stride * number < k}
     logits = logits_of(words, masked, ids, model)
     total = 0.0
     for base, *pair in zip(changed, ref, alt, strict=True):
         p = dict.fromkeys("ACGT", 0.0)
-        for at in [at for at in masked if 0 <= base - at < k]:
+        for number in [number for number in masked if 0 <= base - stride * number < k]:
+            at, text_of = stride * number, words[number]
             hidden = [other - at for other in changed if 0 <= other - at < k]
-            fillings = list(product("ACGT", repeat=len(hidden)))
-            fitting = [[dict(zip(hidden, f, strict=True)).get(i, c) for i, c in enumerate(words[at])] for f in fillings]
-            for word, share in zip(fitting, logits[at, [ids["".join(w)] for w in fitting]].softmax(0), strict=True):
+            fillings = [dict(zip(hidden, bases, strict=True)) for bases in product("ACGT", repeat=len(hidden))]
+            fitting = ["".join(filling.get(i, c) for i, c in enumerate(text_of)) for filling in fillings]
+            for word, share in zip(fitting, logits[number, [ids[w] for w in fitting]].softmax(0), strict=True):
                 p[word[base - at]] += float(share)
         total += np.log(p[pair[1]]) - np.log(p[pair[0]])
     return total
 
 
-@pytest.mark.parametrize("kind", ["bert", "dnabert", "megadna"])
+@pytest.mark.parametrize("kind", ["bert", "dnabert", "megadna", "blocked"])
 def test_llr_equals_a_loop(kind, folders, genome, tmp_path):
     """Single bases, several at once with and without a gap, several ALTs, and the contig's first and last bases."""
     changes = [(0, "A"), (99, "T"), (100, "A"), (100, "C"), (200, "TT"), (300, "GCATG"), (29_999, "A"), (29_997, "G")]
     changes = [(at, "".join(a if a != g else "CGTA"["ACGT".index(a)] for a, g in zip(alt, genome[at:], strict=False)))
                for at, alt in changes]  # fmt: skip
     changes[5] = (300, changes[5][1][:2] + genome[302] + changes[5][1][3:])
+    if kind == "blocked":  # in the windows of the others, 16 bases, one strand's words leave out the base in question
+        changes = changes[1:6]
     path = vcf(tmp_path / "a.vcf", *(("z", at + 1, genome[at : at + len(alt)], alt) for at, alt in changes))
     found = variants(folders[kind], path, FASTA, window=WINDOW, batch_tokens=100)
     assert " ".join(found.columns) == "contig pos ref alt method llr_forward llr_reverse llr status"
@@ -559,3 +575,16 @@ def test_memory_does_not_grow_with_the_file(folders, genome, tmp_path):
         assert result.returncode == 0, result.stderr
         peaks.append(int(result.stdout.splitlines()[-1]))
     assert max(peaks) < peaks[0] + 150, peaks
+
+
+def test_one_strand_alone_gives_no_score(folders, genome, tmp_path):
+    """Words of three bases: of a window of 16 bases the last is in none, on the reverse strand the contig's first."""
+    path = vcf(tmp_path / "a.vcf", ("z", 1, genome[0], "A" if genome[0] != "A" else "C"))
+    (found,) = variants(folders["blocked"], path, FASTA, window=WINDOW).itertuples()
+    assert found.status == "no_prediction" and np.isnan(found.llr) and not np.isnan(found.llr_forward)
+
+
+def test_bf16_is_close(folders, tmp_path):
+    one, other = (variants(folders["megadna"], VCF, FASTA, window=WINDOW, precision=p) for p in ("fp32", "bf16"))
+    assert 0 < (one.llr - other.llr).abs().max() < 0.1
+    assert one.llr.corr(other.llr, method="spearman") > 0.99
