@@ -446,7 +446,7 @@ def test_a_file_without_records(folders, tmp_path):
         assert list(rows) == []
 
 
-@pytest.mark.parametrize("ending", ["vcf.gz", "tsv", "parquet"])
+@pytest.mark.parametrize("ending", ["vcf.gz", "parquet"])
 def test_a_stopped_command_goes_on(ending, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART_ALLELES", 150)
     (tmp_path / "n.bed").write_text("z\t1000\t1120\n")
