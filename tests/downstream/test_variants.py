@@ -235,18 +235,21 @@ def test_logits_of_few_tokens_are_those_of_the_whole_model(settings):
     torch.testing.assert_close(forward.logits(ids_BS, lengths_B, row_M, position_M), whole, atol=2e-5, rtol=1e-5)
 
 
-def test_a_head_that_needs_more_is_not_used(monkeypatch):
+def test_a_head_that_needs_more_is_not_used():
     """If parts of a model do not give what the whole gives, the whole runs."""
     torch.manual_seed(1)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     model = MegaDnaForMaskedLM(MegaDnaConfig(vocab_size=16, max_position_embeddings=40, **sizes)).eval()
-    predict = model.predict
+    ids_BS, predict = torch.randint(5, 9, (1, 9)), model.predict
     model.predict = lambda *arguments: 2 * predict(*arguments)
     forward = PartialForward(model, [2, 5, 6, 7, 8])
     assert forward._last is None and forward._head is None
-    ids_BS = torch.randint(5, 9, (1, 9))
     found = forward.logits(ids_BS, torch.tensor([9]), torch.tensor([0]), torch.tensor([3]))
     torch.testing.assert_close(found, model(input_ids=ids_BS).logits[:, 3])
+    model.predict, dense = predict, model.cls.forward
+    model.cls.forward = lambda hidden_BSE: dense(hidden_BSE.permute(0, 1, 2))  # whole batches only
+    forward = PartialForward(model, [2, 5, 6, 7, 8])
+    assert forward._last is None and forward._head is None
 
 
 def test_one_pass_for_all_alts_of_a_site(folders, genome, tmp_path, monkeypatch):
