@@ -25,6 +25,7 @@ COMMANDS = {
     "embed": "sequences -> embeddings of a Hugging Face encoder",
     "finetune": "labelled sequences -> a fine-tuned model and its scores",
     "predict": "a fine-tuned model over sequences, regions or a genome",
+    "variants": "a VCF and its genome -> scores of each ALT allele by a masked language model",
     "benchmark": "a suite of tasks over seeds, next to baselines and published figures",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",

@@ -252,11 +252,9 @@ def load_masked_lm(
 ) -> tuple["Forward", Tokenizer, int]:
     """(forward, tokenizer, context in tokens) of a masked language model over nucleotides or k-mers; UserError if the
     folder does not load, or has tokens of another kind. `max_tokens` replaces the context that the folder states."""
-    config = load_config(folder, trust_remote_code=trust_remote_code)
-    found = load_tokenizer(folder, config, trust_remote_code=trust_remote_code, max_tokens=max_tokens)
-    tokenizer = _tokenizer(found, folder)
+    model, tokenizer, context = load_masked_model(folder, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
     device = pick_device()
-    model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code).to(device)
+    model.to(device)
 
     @torch.inference_mode()
     def forward(batch: "Batch", score: Callable[[Tensor], Any]) -> Any:
@@ -267,7 +265,18 @@ def load_masked_lm(
         mask_BS = (positions_S < lengths_B[:, None]).long().to(device)
         return score(model(input_ids=batch.tokens_BS.to(device), attention_mask=mask_BS).logits)
 
-    return forward, tokenizer, found.max_tokens
+    return forward, tokenizer, context
+
+
+def load_masked_model(
+    folder: str, *, max_tokens: int = 0, trust_remote_code: bool = False
+) -> tuple[Any, Tokenizer, int]:
+    """(model in fp32 on the CPU, tokenizer, context in tokens), as `load_masked_lm`."""
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    found = load_tokenizer(folder, config, trust_remote_code=trust_remote_code, max_tokens=max_tokens)
+    tokenizer = _tokenizer(found, folder)
+    model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code)
+    return model, tokenizer, found.max_tokens
 
 
 def _tokenizer(found: SequenceTokenizer, folder: str) -> Tokenizer:

@@ -1,14 +1,15 @@
 """What a masked language model says of bases: ln p of A, C, G and T where a base is hidden, or where it is shown.
 
 In:  windows of upper-case DNA, and for each the bases to hide together; the model as `megadna evaluate` reads it
-     (encoder.load_masked_lm): single nucleotides, or k-mers, overlapping or not.
+     (encoder.load_masked_model): single nucleotides, or k-mers, overlapping or not.
 Out: ln p [bases, 4] in the order of the request, renormalised over A, C, G, T; NaN where no token of A, C, G and T
-     alone covers the base.
+     alone covers the base. Or the mean of the last hidden states over the tokens of a window's bases.
 
 A base is hidden by [MASK] on every token over it. For k-mers, p of a base is defined in megadna/train/bits.py, the same
 as in `evaluate`: from the k-mers that agree with the visible bases of the token, summed over its other hidden bases,
 averaged over the tokens that cover the base. A shown base gets p from the tokens over it as they are, not masked.
-Windows are sorted by length and run in batches without padding where lengths agree.
+Windows are sorted by length and run in batches without padding where lengths agree. The head runs on the tokens that
+are asked for, in a megadna model the queries of the last layer too (megadna/downstream/partial_forward.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from megadna.alphabet import base_codes, dna_of
-from megadna.data.batch import IGNORE_INDEX, Batch
+from megadna.data.batch import IGNORE_INDEX
 from megadna.data.evaluation import HiddenBases
-from megadna.downstream.encoder import load_masked_lm
+from megadna.downstream.encoder import load_masked_model, pick_device
+from megadna.downstream.partial_forward import PartialForward
 from megadna.tokenizer.kmer import KmerTokenizer
-from megadna.train.bits import kmer_log_p
+from megadna.train.bits import kmer_log_p_of_tokens
 
-# Shapes: B windows of a batch, S tokens, L bases of a window, H hidden bases of a window, N of a batch, V vocabulary.
+# Shapes: B windows of a batch, S tokens, L bases of a window, H hidden bases of a window, N of a batch, M tokens of a
+# batch whose logits are needed, V vocabulary, E features of a hidden state.
 
+CPU_BATCH_TOKENS = 2048
+"""Tokens of a batch on a CPU: what a layer makes of more does not fit the cache (tools/bench_variants.py)."""
 Hidden = Sequence[int]
 """0-based positions in the window of the bases to hide together."""
 
@@ -42,13 +48,21 @@ class MaskedBases:
         max_tokens: int = 0,
         trust_remote_code: bool = False,
         batch_tokens: int = 16384,
+        precision: str = "fp32",
     ) -> None:
-        self._forward, self.tokenizer, context = load_masked_lm(
+        """precision: fp32, bf16, or auto (bf16 on a GPU)."""
+        loaded, self.tokenizer, context = load_masked_model(
             str(model), max_tokens=max_tokens, trust_remote_code=trust_remote_code
         )
+        self.digest = _digest(loaded)
+        """Of the weights: 32 hexadecimal digits of xxh3_128."""
+        device = pick_device()
+        bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+        loaded.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+        self._forward = PartialForward(loaded, [self.tokenizer.cls_id, *self.tokenizer.nucleotide_ids[:4].tolist()])
         self.max_bases = self.tokenizer.num_bases(context - 2)
         """Bases that fit the context."""
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = min(batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else batch_tokens
 
     def hidden(self, windows: Sequence[str], hidden: Sequence[Hidden]) -> list[np.ndarray]:
         """ln p, fp32 [H, 4], of the hidden bases of each window; each window is one row of a batch."""
@@ -57,6 +71,10 @@ class MaskedBases:
     def shown(self, windows: Sequence[str]) -> list[np.ndarray]:
         """ln p, fp32 [L, 4], of every base of each window, none hidden."""
         return self._run(windows, [()] * len(windows), self._shown)
+
+    def pooled(self, windows: Sequence[str]) -> list[np.ndarray]:
+        """Mean of the last hidden states over the tokens of the bases of each window, none hidden: fp32 [E]."""
+        return self._run(windows, [()] * len(windows), self._pooled)
 
     def _run(
         self, windows: Sequence[str], hidden: Sequence[Hidden], score: Callable[[list[str], list[Hidden]], list[Any]]
@@ -80,10 +98,6 @@ class MaskedBases:
             ids_S[0], ids_S[1 : len(row) + 1], ids_S[len(row) + 1] = tokenizer.cls_id, row, tokenizer.sep_id
         return torch.from_numpy(ids_BS), torch.tensor([len(row) + 2 for row in rows], dtype=torch.int32)
 
-    def _logits(self, ids_BS: Tensor, lengths_B: Tensor, score: Callable[[Tensor], Any]) -> Any:
-        batch = Batch(ids_BS, ids_BS, ids_BS, lengths_B, torch.arange(len(ids_BS)))
-        return self._forward(batch, score)
-
     def _hidden(self, windows: list[str], hidden: list[Hidden]) -> list[np.ndarray]:
         tokenizer = self.tokenizer
         truth_BS, lengths_B = self._tokens(windows)
@@ -96,43 +110,62 @@ class MaskedBases:
         ids_BS = truth_BS.masked_fill(masked_BS, tokenizer.mask_id)
         if k == 1:
             row_N, position_N = torch.from_numpy(where.row_H), torch.from_numpy(where.position_H) + 1
-            log_p_N4 = self._logits(ids_BS, lengths_B, lambda logits_BSV: self._of_bases(logits_BSV, row_N, position_N))
+            log_p_N4 = self._of_bases(self._forward.logits(ids_BS, lengths_B, row_N, position_N))
         else:
-            labels_BS = truth_BS.masked_fill(~masked_BS, IGNORE_INDEX)
-            log_p_N4 = self._logits(ids_BS, lengths_B, lambda x_BSV: self._of_kmers(x_BSV, labels_BS, where))
+            labels_BS = self._words(truth_BS.masked_fill(~masked_BS, IGNORE_INDEX))
+            logits_MV = self._forward.logits(ids_BS, lengths_B, *(labels_BS >= 0).nonzero(as_tuple=True))
+            log_p_N4 = self._of_kmers(logits_MV, labels_BS, where)
         return np.split(log_p_N4, np.cumsum([len(one) for one in hidden])[:-1])
 
     def _shown(self, windows: list[str], _: list[Hidden]) -> list[np.ndarray]:
         ids_BS, lengths_B = self._tokens(windows)
         k = self.tokenizer.bases_per_token
+        found = [np.full((len(bases), 4), np.nan, np.float32) for bases in windows]
+        labels_BS = ids_BS if k == 1 else self._words(ids_BS)
+        if k > 1:
+            logits_MV = self._forward.logits(ids_BS, lengths_B, *(labels_BS >= 0).nonzero(as_tuple=True))
+        for phase in range(k):  # so that no token covers two of the bases that are asked for
+            hidden = [range(phase, len(bases), k) for bases in windows]
+            where = _all_hidden(windows, hidden)
+            if k == 1:
+                row_N, position_N = torch.from_numpy(where.row_H), torch.from_numpy(where.position_H) + 1
+                log_p_N4 = self._of_bases(self._forward.logits(ids_BS, lengths_B, row_N, position_N))
+            else:
+                log_p_N4 = self._of_kmers(logits_MV, labels_BS, where)
+            for row, part_H4 in enumerate(np.split(log_p_N4, np.cumsum([len(one) for one in hidden])[:-1])):
+                found[row][phase::k] = part_H4
+        return found
 
-        def score(logits_BSV: Tensor) -> list[np.ndarray]:
-            found = [np.full((len(bases), 4), np.nan, np.float32) for bases in windows]
-            for phase in range(k):  # so that no token covers two of the bases that are asked for
-                hidden = [range(phase, len(bases), k) for bases in windows]
-                where = _all_hidden(windows, hidden)
-                if k == 1:
-                    row_N, position_N = torch.from_numpy(where.row_H), torch.from_numpy(where.position_H) + 1
-                    log_p_N4 = self._of_bases(logits_BSV, row_N, position_N)
-                else:
-                    log_p_N4 = self._of_kmers(logits_BSV, ids_BS, where)
-                for row, part_H4 in enumerate(np.split(log_p_N4, np.cumsum([len(one) for one in hidden])[:-1])):
-                    found[row][phase::k] = part_H4
-            return found
+    def _pooled(self, windows: list[str], _: list[Hidden]) -> list[np.ndarray]:
+        ids_BS, lengths_B = self._tokens(windows)
+        states_BSE = self._forward.states(ids_BS, lengths_B).float()
+        return [
+            state_SE[1 : length - 1].mean(dim=0).cpu().numpy()
+            for state_SE, length in zip(states_BSE, lengths_B.tolist(), strict=True)
+        ]
 
-        return self._logits(ids_BS, lengths_B, score)
-
-    def _of_bases(self, logits_BSV: Tensor, row_N: Tensor, position_N: Tensor) -> np.ndarray:
-        ids_4 = torch.from_numpy(self.tokenizer.base_ids).to(logits_BSV.device)
-        chosen_N4 = logits_BSV[row_N.to(ids_4.device), position_N.to(ids_4.device)][:, ids_4].float()
-        return torch.log_softmax(chosen_N4, dim=1).cpu().numpy()
-
-    def _of_kmers(self, logits_BSV: Tensor, labels_BS: Tensor, where: HiddenBases) -> np.ndarray:
-        """From the tokens with a label that are words of A, C, G and T."""
+    def _words(self, ids_BS: Tensor) -> Tensor:
+        """The ids that are words of A, C, G and T; IGNORE_INDEX elsewhere."""
         tokenizer = self.tokenizer
         assert isinstance(tokenizer, KmerTokenizer)
-        labels_BS = labels_BS.masked_fill(labels_BS < tokenizer.first, IGNORE_INDEX).to(logits_BSV.device)
-        return kmer_log_p(logits_BSV, labels_BS, where, tokenizer).cpu().numpy()
+        return ids_BS.masked_fill(ids_BS < tokenizer.first, IGNORE_INDEX)
+
+    def _of_bases(self, logits_NV: Tensor) -> np.ndarray:
+        ids_4 = torch.from_numpy(self.tokenizer.base_ids).to(logits_NV.device)
+        return torch.log_softmax(logits_NV[:, ids_4].float(), dim=1).cpu().numpy()
+
+    def _of_kmers(self, logits_MV: Tensor, labels_BS: Tensor, where: HiddenBases) -> np.ndarray:
+        """From the tokens with a label."""
+        assert isinstance(self.tokenizer, KmerTokenizer)
+        return kmer_log_p_of_tokens(logits_MV, labels_BS.to(logits_MV.device), where, self.tokenizer).cpu().numpy()
+
+
+def _digest(model: Any) -> str:
+    state = xxhash.xxh3_128()
+    for name, parameter in sorted(model.named_parameters()):
+        state.update(name.encode())
+        state.update(parameter.detach().contiguous().numpy().view(np.uint8).reshape(-1))
+    return state.hexdigest()
 
 
 def _all_hidden(windows: Sequence[str], hidden: Sequence[Sequence[int]]) -> HiddenBases:

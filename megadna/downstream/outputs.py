@@ -7,12 +7,12 @@ ranks are done, the first joins the parts in order (ready/), renames the files i
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,6 @@ from pyarrow import parquet
 
 from megadna.errors import UserError
 from megadna.files import LOCK, Claim, atomic_file, claimed, publish_files, sync_tree, write_text
-from megadna.genome.records import Stretch
 from megadna.log import get_logger, rank_from_environment
 from megadna.ownership import clear_folder, refuse_occupied, resolved
 from megadna.progress import Progress, tracked
@@ -29,7 +28,18 @@ from megadna.progress import Progress, tracked
 log = get_logger(__name__)
 MAX_ROW_GROUP = 1 << 24  # bytes of a row group of the joined Parquet file
 
-Compute = Callable[[list[Stretch]], pa.Table]
+
+class Piece(Protocol):
+    """A piece of the input, which counts `end - start` in the progress bar: a stretch of DNA, a record of a VCF."""
+
+    @property
+    def start(self) -> int: ...  # noqa: D102
+    @property
+    def end(self) -> int: ...  # noqa: D102
+
+
+Compute = Callable[[Any], pa.Table]
+"""The rows of a block of pieces."""
 Join = Callable[[list[Path], Path], None]
 """Writes the output from its parts; the path has the output's name, in the folder to write in."""
 Value = TypeVar("Value")
@@ -111,7 +121,7 @@ def _stated(value: Any) -> str:
 
 
 def write_output(
-    blocks: Callable[[], Iterator[list[Stretch]]], compute: Compute, join: Join, parts: Parts, progress: Progress
+    blocks: Callable[[], Iterator[Sequence[Piece]]], compute: Compute, join: Join, parts: Parts, progress: Progress
 ) -> list[Path]:
     """Compute the parts, join them and rename the output files into place; these files, on rank 0 ([] elsewhere).
 
@@ -131,7 +141,7 @@ def write_output(
     return publish_files(parts.ready, parts.folder.parent) if parts.ready.is_dir() else []
 
 
-def _write_parts(blocks: Iterator[list[Stretch]], compute: Compute, parts: Parts, progress: Progress) -> list[Path]:
+def _write_parts(blocks: Iterator[Sequence[Piece]], compute: Compute, parts: Parts, progress: Progress) -> list[Path]:
     """Compute each block on one of the ranks; the files of all parts, in order. `compute` advances `progress`."""
     if found := len(list(parts.folder.glob("part-*.parquet"))):
         log.info("resuming in %s, where %d parts are finished", parts.folder, found)
@@ -139,7 +149,7 @@ def _write_parts(blocks: Iterator[list[Stretch]], compute: Compute, parts: Parts
     for number, block in enumerate(blocks):
         part = parts.folder / f"part-{number:06d}.parquet"
         paths.append(part)
-        bases = sum(stretch.end - stretch.start for stretch in block)
+        bases = sum(piece.end - piece.start for piece in block)
         if part.exists():
             progress.skip(bases)
         elif number % _num_ranks() == rank_from_environment():

@@ -193,7 +193,13 @@ def kmer_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, token
     their k bases are computed together: the ids of their 4^h candidates have the same differences. ValueError if a
     masked token covers anything but A, C, G, T.
     """
-    device, k, stride = logits_BSV.device, tokenizer.bases_per_token, tokenizer.stride
+    row_M, position_M = (labels_BS >= 0).nonzero(as_tuple=True)
+    return kmer_log_p_of_tokens(logits_BSV[row_M, position_M], labels_BS, hidden, tokenizer)
+
+
+def kmer_log_p_of_tokens(logits_MV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: KmerTokenizer) -> Tensor:
+    """`kmer_log_p` from the logits of the masked tokens alone, row by row."""
+    device, k, stride = logits_MV.device, tokenizer.bases_per_token, tokenizer.stride
     row_M, position_M = (labels_BS >= 0).nonzero(as_tuple=True)
     words_M = labels_BS[row_M, position_M] - tokenizer.first
     if bool((words_M < 0).any()):
@@ -204,7 +210,7 @@ def kmer_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, token
     number_BL[row_N, position_N + stride] = torch.arange(len(row_N), device=device)  # [CLS] begins one stride before
     number_Mk = number_BL[row_M[:, None], position_M[:, None] * stride + torch.arange(k, device=device)]
     hidden_Mk = number_Mk >= 0
-    logits_MV = logits_BSV[row_M, position_M].float()
+    logits_MV = logits_MV.float()
     masked_N = torch.bincount(number_Mk[hidden_Mk], minlength=len(row_N))
     log_p_Nk4 = logits_MV.new_full((len(row_N), k, 4), float("-inf"))
     pattern_M = (hidden_Mk << torch.arange(k, device=device)).sum(dim=1)

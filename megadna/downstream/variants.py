@@ -1,0 +1,258 @@
+"""Scores of the ALT alleles of a VCF by a masked language model, as a DataFrame or a file.
+
+In:  VCF or BCF, the genome, a Hugging Face folder; the scores of megadna/downstream/variant_scores.py.
+Out: a row per ALT in the order of the file: contig, pos, ref, alt as the VCF has them, method, the scores, status; or
+     the VCF with the same as INFO tags (megadna/downstream/variant_output.py).
+     method: llr (a substitution, if that is asked for), pll (an insertion, deletion or the like), else empty.
+     status: ok, or why the allele has no score at all (UNSCORED here and in megadna/genome/vcf.py).
+Computed in parts of about a thousand alleles: memory does not grow with the file. Neutral sites, which calibrate llr,
+are the first parts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from megadna.alphabet import BASES, OTHER, base_codes
+from megadna.downstream.masked_bases import MaskedBases
+from megadna.downstream.outputs import held_parts, write_output
+from megadna.downstream.variant_input import Survey, described, survey
+from megadna.downstream.variant_options import DEFAULT_WINDOW, VariantOptions
+from megadna.downstream.variant_output import calibrated, header_lines, neutral_means, write_table, write_vcf
+from megadna.downstream.variant_scores import Change, VariantScorer
+from megadna.errors import require
+from megadna.genome.bed import locate, read_regions
+from megadna.genome.records import Genome, read_genome
+from megadna.genome.vcf import OK, Allele, Record, read_records
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
+
+PART_ALLELES = 1024
+"""Alleles of a saved part: 15 s of a small model on a CPU."""
+PART_RECORDS = 1 << 16
+"""Records of a saved part, where few have an allele to score (gVCF)."""
+GROUP_BASES = 1 << 18
+"""Bases of the windows that are compared at once."""
+UNSCORED = {
+    "too_long": "the allele takes more than half of a window",
+    "not_chosen": "none of --scores is for such an allele: llr and influence for substitutions, pll for others, "
+    "distance for both",
+    "no_prediction": "no token of A, C, G and T alone covers a changed base",
+}
+"""Why an allele has no score, by model and options."""
+
+
+MAIN_COLUMNS = ("llr", "pll", "influence", "l2")
+"""A number in one of them: the allele has a score. (One strand alone gives none.)"""
+
+
+class NeutralSite(NamedTuple):
+    """A base of a neutral region."""
+
+    contig: str
+    start: int
+    end: int
+
+
+def variants(model: Path | str, vcf: Path | str, genome: Path | str, **options: Any) -> pd.DataFrame:
+    """Scores of every ALT allele of `vcf`, in memory; keyword arguments are the fields of VariantOptions."""
+    chosen = VariantOptions(model=str(model), vcf=Path(vcf), genome=Path(genome), **options)
+    chosen.must_exist("vcf", "genome", "neutral")
+    bases = read_genome(chosen.genome)
+    scorer = Variants(chosen, bases, survey(chosen.vcf, bases))
+    return scorer.frame()
+
+
+class Variants:
+    """A model, a genome, a VCF and the options, loaded once."""
+
+    def __init__(self, options: VariantOptions, genome: Genome, found: Survey) -> None:
+        """UserError if --window does not fit the model's context, or --neutral is not on the genome."""
+        self.options, self.genome, self.survey = options, genome, found
+        self.model = MaskedBases(
+            options.model,
+            max_tokens=options.max_tokens,
+            trust_remote_code=options.trust_remote_code,
+            batch_tokens=options.batch_tokens,
+            precision=options.precision,
+        )
+        most = self.model.max_bases
+        fits = options.window <= most
+        require(fits, f"--window {options.window}: the context of {options.model} holds {most} bases; lower it")
+        self.window = options.window or min(most - 1 + most % 2, DEFAULT_WINDOW)
+        self.scorer = VariantScorer(self.model, genome, self.window)
+        self.neutral = self._neutral_sites()
+        self._progress: Progress | None = None
+
+    def frame(self) -> pd.DataFrame:
+        """The rows of the whole file, in memory."""
+        tables = [self.table(block) for block in self.blocks()]
+        first = self._num_neutral_parts
+        means = neutral_means(tables[:first]) if first else None
+        return calibrated(pa.concat_tables(tables[first:]), means).to_pandas()
+
+    def write(self) -> list[Path]:
+        """Write --output and return its files ([] above rank 0)."""
+        options, output = self.options, self.options.output
+        assert output is not None
+        settings = asdict(replace(options, batch_tokens=1)) | {"part": PART_ALLELES, "weights": self.model.digest}
+        files = [output, *(output.with_name(f"{output.name}.{kind}") for kind in ("tbi", "csi"))]
+        files = files if options.ending == ".vcf.gz" else files[:1]
+        total = self.survey.num_records + len(self.neutral)
+        with held_parts(output, settings, files) as parts, Progress("scoring", total, "records") as self._progress:
+            return write_output(self.blocks, self.table, self._join, parts, self._progress)
+
+    def blocks(self) -> Iterator[list[Record] | list[NeutralSite]]:
+        """Neutral sites, then the records; at least one block of records, which may be empty."""
+        for first in range(0, len(self.neutral), PART_ALLELES // 3):
+            yield self.neutral[first : first + PART_ALLELES // 3]
+        block: list[Record] = []
+        alleles = 0
+        for record in read_records(self.options.vcf):
+            block.append(record)
+            alleles += sum(alt[:1] not in b"<*." for alt in record.alts)
+            if alleles >= PART_ALLELES or len(block) == PART_RECORDS:
+                yield block
+                block, alleles = [], 0
+        if block or not self.survey.num_records:
+            yield block
+
+    @property
+    def _num_neutral_parts(self) -> int:
+        return -(-len(self.neutral) // (PART_ALLELES // 3))
+
+    def table(self, block: Sequence[Any]) -> pa.Table:
+        """The rows of a block, llr not calibrated yet."""
+        is_neutral = bool(block) and isinstance(block[0], NeutralSite)
+        table = self._neutral_table(block) if is_neutral else self._table(block)
+        if self._progress is not None:
+            self._progress.advance(len(block))
+        return table
+
+    def _table(self, records: Sequence[Record]) -> pa.Table:
+        rows: list[tuple[str, int, str, str]] = []
+        status: list[str] = []
+        changes: list[Change | None] = []
+        for record in records:
+            contig = self.survey.contigs.get(record.contig, "")
+            for alt in record.alts:
+                reason, allele = described(record, alt, self.genome.bases.get(contig))
+                if allele is not None:
+                    reason = self._reason(allele)
+                rows.append((record.contig, record.position, _text(record.ref), _text(alt)))
+                status.append(reason)
+                changes.append(Change(contig, allele) if allele is not None and reason == OK else None)
+        columns = self._scored(changes)
+        method = [_method(change, self.options.chosen) for change in changes]
+        known = np.any([~np.isnan(columns[name]) for name in set(MAIN_COLUMNS).intersection(columns)], axis=0)
+        for number in np.flatnonzero(~known).tolist():
+            status[number] = "no_prediction" if status[number] == OK else status[number]
+        names = ("contig", "pos", "ref", "alt")
+        kinds = (pa.string(), pa.int64(), pa.string(), pa.string())
+        first = {n: pa.array([row[i] for row in rows], k) for i, (n, k) in enumerate(zip(names, kinds, strict=True))}
+        scores = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
+        ends = {"method": pa.array(method, pa.string()), **scores, "status": pa.array(status, pa.string())}
+        return pa.table({**first, **ends})
+
+    def _reason(self, allele: Allele) -> str:
+        wanted = ("llr", "influence", "distance") if allele.is_substitution else ("pll", "distance")
+        if not set(wanted) & set(self.options.chosen):
+            return "not_chosen"
+        return OK if self.scorer.fits(allele) else "too_long"
+
+    def _scored(self, changes: Sequence[Change | None]) -> dict[str, np.ndarray]:
+        """The columns of scores, fp64 and NaN where there is none, and `context` for calibration."""
+        columns: dict[str, np.ndarray] = {}
+        substitutions = [n for n, c in enumerate(changes) if c is not None and c.allele.is_substitution]
+        others = [n for n, c in enumerate(changes) if c is not None and not c.allele.is_substitution]
+        for score in self.options.chosen:
+            if score in ("llr", "pll"):
+                chosen = substitutions if score == "llr" else others
+                values_N2 = self._filled(getattr(self.scorer, score), changes, chosen, (2,))
+                names = (f"{score}_forward", f"{score}_reverse", score)
+                columns |= dict(zip(names, (*values_N2.T, values_N2.mean(axis=1)), strict=True))
+            elif score == "influence":
+                columns["influence"] = self._filled(self.scorer.influence, changes, substitutions, (2,)).mean(axis=1)
+            else:
+                values_N22 = self._filled(self.scorer.distance, changes, sorted(substitutions + others), (2, 2))
+                columns |= dict(zip(("l2", "cosine"), values_N22.mean(axis=1).T, strict=True))
+        if self.neutral:
+            columns["context"] = np.array([-1 if c is None else self.scorer.context(c) for c in changes], np.int64)
+        return columns
+
+    def _filled(self, score: Any, changes: Sequence[Any], chosen: list[int], shape: tuple[int, ...]) -> np.ndarray:
+        found = np.full((len(changes), *shape), np.nan)
+        size = max(1, GROUP_BASES // self.window)
+        for first in range(0, len(chosen), size):
+            group = chosen[first : first + size]
+            found[group] = score([changes[number] for number in group])
+        return found
+
+    def _neutral_sites(self) -> list[NeutralSite]:
+        """At most --neutral_sites bases, evenly spread over the regions, where five bases are A, C, G or T."""
+        path = self.options.neutral
+        if path is None:
+            return []
+        regions = read_regions(path)
+        names = locate(path, regions.first_lines, self.genome.bases, str(self.genome.path))
+        for name, contig in names.items():
+            regions.check_ends(name, self.genome.lengths[contig])
+        sites = []
+        spans = [(names[name], *span) for name, spans in regions.merged.items() for span in spans]
+        ends = np.cumsum([end - start for _, start, end in spans])
+        count = min(self.options.neutral_sites, int(ends[-1]))
+        for offset in ((2 * np.arange(count) + 1) * int(ends[-1]) // (2 * count)).tolist():
+            number = int(np.searchsorted(ends, offset, "right"))
+            contig, _, end = spans[number]
+            position = end - int(ends[number]) + offset
+            around = base_codes(self.genome.bases[contig][max(0, position - 2) : position + 3])
+            if len(around) == 5 and (around != OTHER).all():
+                sites.append(NeutralSite(contig, position, position + 1))
+        require(bool(sites), f"{path}: none of its bases is between A, C, G and T of {self.genome.path}")
+        log.info("%d neutral sites calibrate llr", len(sites))
+        return sites
+
+    def _neutral_table(self, sites: Sequence[NeutralSite]) -> pa.Table:
+        changes = []
+        for contig, start, _ in sites:
+            ref = self.genome.bases[contig][start : start + 1].tobytes().upper()
+            changes += [Change(contig, Allele(start, ref, alt.encode())) for alt in BASES if alt.encode() != ref]
+        context = np.array([self.scorer.context(change) for change in changes], np.int64)
+        return pa.table({"context": context, "llr": self.scorer.llr(changes).mean(axis=1)})
+
+    def _join(self, parts: list[Path], path: Path) -> None:
+        first = self._num_neutral_parts
+        means = neutral_means(parts[:first]) if first else None
+        if self.options.ending == ".vcf.gz":
+            header = header_lines(self.options, self.survey.header, self.window, self.model.digest, UNSCORED)
+            write_vcf(self.options.vcf, header, parts[first:], means, path)
+            self._index(path)
+        else:
+            write_table(parts[first:], means, path)
+
+    def _index(self, path: Path) -> None:
+        if not self.survey.is_sorted:
+            log.warning("%s: not sorted, so it gets no index; sort it (bcftools sort)", self.options.output)
+            return
+        import pysam
+
+        pysam.set_verbosity(0)  # it would warn of POS 0, which it indexes as position 1
+        pysam.tabix_index(str(path), preset="vcf", csi=self.survey.needs_csi, keep_original=True)
+
+
+def _method(change: Change | None, chosen: tuple[str, ...]) -> str:
+    if change is None:
+        return ""
+    method = "llr" if change.allele.is_substitution else "pll"
+    return method if method in chosen else ""
+
+
+def _text(bases: bytes) -> str:
+    return bases.decode(errors="replace")
