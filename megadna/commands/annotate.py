@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
         with Progress(f"reading {options.annotation}"):
             features = read_track(options.annotation, found.lengths)
     with Progress("loading the libraries"):
-        from megadna.downstream.clusters import Annotator
+        from megadna.downstream.annotate import Annotator
 
     for path in Annotator(options, features).write(found.bases):
         sys.stdout.write(f"wrote {path}\n")

@@ -106,11 +106,15 @@ class AnnotateOptions(GenomeWindowOptions):
         return [self.output.with_suffix(ending) for ending in endings]
 
     def check_files(self) -> None:
-        """As above, and the annotation and what draws the picture."""
+        """As above, and the annotation and the libraries."""
         self.must_exist("annotation")
         super().check_files()
+        self.check_libraries()
+
+    def check_libraries(self) -> None:
+        """ModuleNotFoundError if what draws the picture is missing."""
         if self.projection == "umap" and find_spec("umap") is None:
-            raise ModuleNotFoundError(name="umap (umap-learn; or say --projection pca)")
+            raise ModuleNotFoundError(name="umap-learn")
 
 
 @dataclass(frozen=True, kw_only=True)

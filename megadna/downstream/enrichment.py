@@ -66,7 +66,8 @@ def _inside(path: Path, table: pd.DataFrame, lengths: dict[str, int]) -> pd.Data
     if not past.any():
         return table
     rings = set(table["contig"][table["is_ring"]])
-    wrong = past & (~table["contig"].isin(rings) | (table["start"] >= size) | (table["end"] > 2 * size))
+    too_long = table["is_ring"] | (table["start"] >= size) | (table["end"] > 2 * size)
+    wrong = past & (~table["contig"].isin(rings) | too_long)
     if wrong.any():
         row = table[wrong].iloc[0]
         raise UserError(

@@ -47,6 +47,7 @@ def annotate(model: Path | str, genome: Path | str, **options: Any) -> pd.DataFr
     `attrs["enrichment"]` has the table of enrichment if there is an annotation. Keyword arguments are the fields of
     AnnotateOptions."""
     chosen = AnnotateOptions(model=str(model), genome=Path(genome), **options)
+    chosen.check_libraries()
     found = check_windows(chosen)
     features = None if chosen.annotation is None else read_track(chosen.annotation, found.lengths)
     embedder = Annotator(chosen, features)
