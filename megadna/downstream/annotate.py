@@ -111,11 +111,13 @@ def clustered(tables: Tables, num_windows: int, options: AnnotateOptions) -> pd.
     labels, positions = [], []
     for table in tracked(tables(), "assigning windows", unit="parts"):
         labels.append(clustering(_vectors(table)))
-        positions.append(table.select(["contig", "start", "end"]))
+        contigs = table["contig"].dictionary_encode()  # a name for millions of windows is in memory once
+        positions.append(pa.table({"contig": contigs, "start": table["start"], "end": table["end"]}))
     labels_N = np.concatenate(labels)
     sizes_K = np.bincount(labels_N, minlength=clustering.kmeans.n_clusters)
     rank_K = np.argsort(np.argsort(-sizes_K, kind="stable"), kind="stable")
-    windows = pa.concat_tables(positions).to_pandas().assign(cluster=1 + rank_K[labels_N], x=np.nan, y=np.nan)
+    windows = pa.concat_tables(positions).unify_dictionaries().to_pandas()
+    windows = windows.assign(cluster=1 + rank_K[labels_N], x=np.nan, y=np.nan)
     if options.projection != "none":
         drawn = np.sort(order_N[:MAX_DRAWN])
         with Progress(f"projecting ({options.projection})"):

@@ -16,7 +16,7 @@ MAX_CLUSTERS = 100
 class GenomeWindowOptions(RunOptions):
     """Which windows of which genome, and where to write."""
 
-    genome: Path = Path()
+    genome: Path
     """FASTA of the genome (also gz, 2bit)."""
     output: Path | None = None
     """File to write."""
@@ -46,7 +46,6 @@ class GenomeWindowOptions(RunOptions):
         """UserError where a file or folder is missing or an output cannot be written, ModuleNotFoundError for a missing
         library; before anything slow begins."""
         check_model(self.model)
-        require(self.genome != Path(), "say which genome with --genome")
         self.must_exist("genome")
         if self.output is None:
             raise UserError(f"say where to write with --output ({', '.join(self.ENDINGS)})")
@@ -121,7 +120,7 @@ class AnnotateOptions(GenomeWindowOptions):
 class SearchOptions(GenomeWindowOptions):
     """`megadna search`."""
 
-    input: Path = Path()
+    input: Path
     """Query sequences: FASTA (also gz), or CSV, TSV or Parquet with a column of sequences."""
     column: str = ""
     """Column of a table that has the sequences (default: sequence)."""
@@ -141,6 +140,5 @@ class SearchOptions(GenomeWindowOptions):
 
     def check_files(self) -> None:
         """As above, and the queries."""
-        require(self.input != Path(), "say which sequences to search for with --input")
         self.must_exist("input")
         super().check_files()

@@ -138,7 +138,6 @@ def enrichment(windows: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
     labels = windows["cluster"].to_numpy()
     clusters = np.unique(labels)
     require(len(clusters) > 1, "all windows are in one cluster: nothing to compare; take more --clusters")
-    spectra = {cluster: np.conj(np.fft.rfft(labels == cluster)) for cluster in clusters.tolist()}
     rows, left_out = [], []
     groups = features.groupby("feature", sort=True)
     for feature, intervals in tracked(groups, "testing features", groups.ngroups, "features"):
@@ -147,9 +146,11 @@ def enrichment(windows: pd.DataFrame, features: pd.DataFrame) -> pd.DataFrame:
             left_out.append(str(feature))
             continue
         spectrum = np.fft.rfft(has_N)
-        for cluster, rotated in spectra.items():
-            counts_N = np.rint(np.fft.irfft(rotated * spectrum, len(labels))).astype(np.int64)
-            rows.append((cluster, str(feature), *_test(counts_N, int((labels == cluster).sum()), int(has_N.sum()))))
+        for cluster in clusters.tolist():
+            is_in_N = labels == cluster
+            shared = np.conj(np.fft.rfft(is_in_N)) * spectrum  # of all rotations: a circular cross-correlation
+            counts_N = np.rint(np.fft.irfft(shared, len(labels))).astype(np.int64)
+            rows.append((cluster, str(feature), *_test(counts_N, int(is_in_N.sum()), int(has_N.sum()))))
     if left_out:
         log.info("features not tested, as every window has them or none: %s", ", ".join(left_out))
     table = pd.DataFrame(rows, columns=list(COLUMNS[:-1]))

@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(model, small, bases, tmp_path, capsys, caplog):
         (str(small), "--input", good, "--window", "100"): "query a has 150 bases, more than --window 100; cut it",
         (str(small), "--input", str(queries["n"])): "query b has no A, C, G or T; leave it out",
         (str(small), "--input", str(queries["empty"])): "empty: holds no sequence",
-        (str(small),): "say which sequences to search for with --input",
+        (str(small),): "input",
         (str(queries["empty"]), "--input", good): "empty: holds no sequence",
         (str(small), "--input", good, "--step", "151"): "--step 151 is longer than the windows, which have 150 bases",
         (str(small), "--input", good, "--top", "0"): "--top must be positive",
