@@ -6,7 +6,7 @@ Out: OUTPUT.bed (BED9, runs of windows of one cluster joined), .windows.parquet 
 
 The embeddings wait on disk in the saved parts (downstream/outputs.py) and are read three times: a random sample (at
 most 100,000 windows and 256 MB) to fit, all to assign, and a sample of 5,000 to draw. What is in memory for all windows
-is the table of windows, about 40 bytes each. Each channel is set to mean 0 and variance 1 over the sample; the clusters
+is the table of windows, about 50 bytes each. Each channel is set to mean 0 and variance 1 over the sample; the clusters
 are those of k-means (scikit-learn's MiniBatchKMeans, 5 starts).
 """
 
