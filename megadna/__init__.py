@@ -4,7 +4,7 @@ from megadna import upstream
 
 __version__ = "0.1.0"
 
-_VERBS = ("embed", "predict", "finetune", "benchmark", "splice_sites", "variants", "windows")
+_VERBS = ("embed", "predict", "variants", "annotate", "search", "finetune", "benchmark", "splice_sites", "windows")
 
 
 def __getattr__(name: str) -> object:

@@ -26,6 +26,8 @@ COMMANDS = {
     "finetune": "labelled sequences -> a fine-tuned model and its scores",
     "predict": "a fine-tuned model over sequences, regions or a genome",
     "variants": "a VCF and its genome -> scores of each ALT allele by a masked language model",
+    "annotate": "windows of a genome -> clusters of embeddings as coloured BED, and their enrichment",
+    "search": "query sequences -> the nearest windows of a genome by embedding",
     "benchmark": "a suite of tasks over seeds, next to baselines and published figures",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",

@@ -1,5 +1,7 @@
-"""Embeddings of DNA sequences by any Hugging Face encoder, as a DataFrame or a file."""
+"""Embeddings of DNA sequences, or of the windows of a genome, by any Hugging Face encoder."""
 
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from megadna.downstream.annotate_options import GenomeWindowOptions
 from megadna.downstream.encoder import load_model
+from megadna.downstream.genome_windows import windows_of
 from megadna.downstream.inference import Inference, Reduce
 from megadna.downstream.inputs import check_input
 from megadna.downstream.options import EmbedOptions
 from megadna.downstream.outputs import WRITERS, fixed_vectors, index_of
 from megadna.errors import require
+from megadna.genome.records import Stretch
 
 
 def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
@@ -65,3 +70,20 @@ class Embedder(Inference):
     def join(self, parts: list[Path], path: Path) -> None:
         """In the format of the file's extension."""
         WRITERS[path.suffix](parts, path)
+
+
+class WindowEmbedder(Embedder):
+    """An encoder over the windows of a genome: the mean over the tokens of their bases, and over both strands."""
+
+    def __init__(self, chosen: GenomeWindowOptions, window: int, step: int) -> None:
+        super().__init__(chosen.embedding())
+        self.chosen, self.window, self.step = chosen, window, step
+
+    def settings(self) -> dict[str, Any]:
+        """All options of the verb, and the windows."""
+        own = asdict(replace(self.chosen, batch_tokens=1)) | {"window": self.window, "step": self.step}
+        return super().settings() | own
+
+    def stretches(self) -> Iterator[Stretch]:
+        """The windows that are not mostly N."""
+        return windows_of(self.chosen, self.window, self.step)

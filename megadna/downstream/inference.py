@@ -36,6 +36,9 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 """ids [B, S], attention mask [B, S] -> features [B, S, F]; [B, F] for the reduction `window`."""
 MAX_GROUP_BASES = 1 << 17
 """Bases of the windows that are tokenized and sorted by length at once: a token takes up to 200 bytes meanwhile."""
+CPU_BATCH_TOKENS = 2048
+"""Most tokens of a batch on a CPU: once activations leave its caches, a model of 128 to 512 channels takes 1.2 to 1.7
+times as long (tools/bench_embed.py)."""
 MAX_BLOCK_BYTES = 1 << 23  # of outputs per nucleotide that wait to be written; the table exists up to five times
 MAX_BLOCK_BASES = 1 << 19  # of a saved part: 10 to 60 s of a small model on a CPU
 MAX_STRETCHES = 4096  # in a saved part
@@ -211,7 +214,8 @@ class Inference:
         device = pick_device()
         bf16 = options.precision == "bf16" or (options.precision == "auto" and device.type == "cuda")
         self.model = model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-        self.runner = Runner(self.tokenizer, self.forward, reduce, device=device, batch_tokens=options.batch_tokens)
+        tokens = min(options.batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else options.batch_tokens
+        self.runner = Runner(self.tokenizer, self.forward, reduce, device=device, batch_tokens=tokens)
         self.block_size = max(1, MAX_BLOCK_BYTES // (4 * numbers_per_base)) if self.per_base else MAX_BLOCK_BASES
         """Bases of a saved part, approximately."""
         self.longest = self.block_size if self.per_base else 0
@@ -271,13 +275,17 @@ class Inference:
         """The rows of the whole input, in memory."""
         return pa.concat_tables(list(map(self.table, self.blocks()))).to_pandas()
 
+    def settings(self) -> dict[str, Any]:
+        """What a stopped command must have in common with the one that resumes it."""
+        return asdict(replace(self.options, batch_tokens=1)) | {"block": self.block_size}
+
     def write(self, bases: int | None) -> list[Path]:
         """Write --output and return its files ([] above rank 0); `bases`: those of the input, if known."""
         output = self.options.output
         assert output is not None
-        settings = asdict(replace(self.options, batch_tokens=1)) | {"block": self.block_size}
         passes = 2 if self.options.strand in ("both", "apart") else 1  # both strands of a base count as one base
-        with held_parts(output, settings, self.files(output)) as parts, Progress(self.work, bases, "bases") as progress:
+        held = held_parts(output, self.settings(), self.files(output))
+        with held as parts, Progress(self.work, bases, "bases") as progress:
             self.runner.report = lambda done: progress.advance(done / passes)
             return write_output(self.blocks, self.table, self.join, parts, progress)
 

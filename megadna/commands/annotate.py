@@ -1,0 +1,33 @@
+"""`megadna annotate`: windows of a genome -> clusters of their embeddings, and what these are enriched in."""
+
+import sys
+
+from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.downstream.annotate_options import AnnotateOptions
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
+
+
+def main(arguments: list[str]) -> None:
+    """Write the BED file and what goes with it."""
+    parser = new_parser("annotate", "Clusters of a genome's windows by their embeddings, without labels.")
+    add_options(parser, AnnotateOptions)
+    options = options_from(parse(parser, arguments), AnnotateOptions)
+    options.check_files()
+    log.info("reading %s, embedding with %s", options.genome, options.model)
+    from megadna.downstream.genome_windows import check_windows
+
+    found = check_windows(options)
+    features = None
+    if options.annotation is not None:
+        from megadna.downstream.enrichment import read_track
+
+        with Progress(f"reading {options.annotation}"):
+            features = read_track(options.annotation, found.lengths)
+    with Progress("loading the libraries"):
+        from megadna.downstream.annotate import Annotator
+
+    for path in Annotator(options, features).write(found.bases):
+        sys.stdout.write(f"wrote {path}\n")
