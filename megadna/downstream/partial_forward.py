@@ -94,9 +94,9 @@ def _by_row(row_M: Tensor, position_M: Tensor, num_rows: int) -> tuple[Tensor, T
 
 
 def _last_layer(base: Any) -> Any | None:
-    """The last layer of a megadna encoder; None of another, or where attention is not the usual kind."""
+    """The last layer of a megadna encoder; None of another, or where more than attention and MLP read its input."""
     layers = getattr(getattr(base, "encoder", None), "layer", None)
-    if not layers or type(layers[-1]).__name__ != "MegaDnaLayer":
+    if not layers or type(layers[-1]).__name__ != "MegaDnaLayer" or hasattr(layers[-1].attention, "convolution"):
         return None
     return layers[-1] if base.config._attn_implementation in (None, "sdpa") else None
 
@@ -106,11 +106,11 @@ def _only(layer: Any, chosen_BC: Tensor) -> Iterator[None]:
     """Inside, the layer gives the residual stream [B, C, E] of the chosen tokens."""
 
     def forward(
-        hidden_BSE: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, keep_BS: Tensor | None, _: bool
+        hidden_BSE: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, *_: Any
     ) -> tuple[Tensor, None]:
         attention = layer.attention
         branch_BSE = attention.ln(hidden_BSE) if layer.pre_norm else hidden_BSE
-        branch_BCE = attention.output(_attend(attention.self, branch_BSE, chosen_BC, rotary, mask, keep_BS))
+        branch_BCE = attention.output(_attend(attention.self, branch_BSE, chosen_BC, rotary, mask))
         sum_BCE = _taken(hidden_BSE, chosen_BC) + branch_BCE
         if layer.pre_norm:
             return sum_BCE + layer.mlp(layer.ln(sum_BCE)), None
@@ -129,16 +129,9 @@ def _taken(values_BSE: Tensor, chosen_BC: Tensor) -> Tensor:
 
 
 def _attend(
-    own: Any,
-    branch_BSE: Tensor,
-    chosen_BC: Tensor,
-    rotary: tuple[Tensor, Tensor] | None,
-    mask: Tensor | None,
-    keep_BS: Tensor | None,
+    own: Any, branch_BSE: Tensor, chosen_BC: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None
 ) -> Tensor:
     """Self-attention [B, C, E] of the chosen tokens over all."""
-    if hasattr(own, "convolution"):
-        branch_BSE = own.convolution(branch_BSE, keep_BS)
     inputs = {"query": _taken(branch_BSE, chosen_BC), "key": branch_BSE, "value": branch_BSE}
     query, key, value = (getattr(own, name)(x).unflatten(-1, (-1, own.head_size)) for name, x in inputs.items())
     if own.config.qk_norm:

@@ -216,9 +216,9 @@ def test_influence_distance_and_pll_equal_loops(kind, folders, genome, tmp_path)
     ],
 )
 def test_logits_of_few_tokens_are_those_of_the_whole_model(settings):
-    """Rows of unlike length with 0 to 3 chosen tokens; the last layer is really cut."""
+    """Rows of unlike length with 0 to 3 chosen tokens; the last layer, which has no convolution, is really cut."""
     torch.manual_seed(1)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
     model = MegaDnaForMaskedLM(MegaDnaConfig(vocab_size=16, max_position_embeddings=40, **sizes, **settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
