@@ -4,7 +4,8 @@ from megadna import upstream
 
 __version__ = "0.1.0"
 
-_VERBS = ("embed", "predict", "finetune", "benchmark", "splice_sites", "windows")
+_VERBS = ("embed", "predict", "finetune", "benchmark", "splice_sites", "windows", "mutate", "dependencies")
+_MODULES = {"mutate": "mutagenesis"}  # of the others, the verb's own name
 
 
 def __getattr__(name: str) -> object:
@@ -13,7 +14,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'megadna' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"megadna.downstream.{name}"), name)
+    return getattr(import_module(f"megadna.downstream.{_MODULES.get(name, name)}"), name)
 
 
 upstream.install()

@@ -25,6 +25,8 @@ COMMANDS = {
     "embed": "sequences -> embeddings of a Hugging Face encoder",
     "finetune": "labelled sequences -> a fine-tuned model and its scores",
     "predict": "a fine-tuned model over sequences, regions or a genome",
+    "mutate": "the effect of every substitution in sequences or regions: tables, tracks and pictures",
+    "dependencies": "which bases of a region depend on which others: maps, and stems and repeats in them",
     "benchmark": "a suite of tasks over seeds, next to baselines and published figures",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",
