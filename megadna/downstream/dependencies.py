@@ -2,7 +2,7 @@
 
 In:  RegionOptions' input and a masked language model; each region, with its flanks, fits the context.
 Out: by the extension of each output
-     .npy      map [L, L] of a region, and OUTPUT.json, which says what it is (model, epsilon, base of logarithms, region)
+     .npy      map [L, L] of a region; OUTPUT.json says what it is (model, epsilon, base of logarithms, region)
      .parquet  a row a pair: contig, start, end, name, strand, i, j (0-based positions on the contig), value
      .tsv      the runs that the summary finds (megadna/downstream/dependency_runs.py), those of all regions
      .png, .html  a picture or an interactive page of each region
@@ -32,7 +32,7 @@ from megadna.downstream.inputs import REGION, check_input
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.mutagenesis_options import DependencyOptions
 from megadna.downstream.outputs import held_parts, write_output
-from megadna.downstream.region_files import Region, files_of, pieces, region_of, stretches
+from megadna.downstream.region_files import Region, check_sizes, files_of, pieces, region_of, sidecar, stretches
 from megadna.errors import UserError, require
 from megadna.files import write_json
 from megadna.genome.records import Stretch, reverse_complement
@@ -113,6 +113,8 @@ class Dependencies:
             self._check(region, len(stretch.bases))
             self.regions.append(region)
             self._before.append(stretch.before)
+        if drawn := options.written(".png", ".html"):
+            check_sizes(drawn, self.regions)
 
     def _check(self, region: Region, seen: int) -> None:
         most = self.model.max_bases
@@ -154,15 +156,14 @@ class Dependencies:
         return found
 
     def summary(self, maps: list[np.ndarray]) -> pd.DataFrame:
-        """The runs of every region, a row each; see `run_row`."""
+        """The runs of every region, a row each: region (its number in the input, from 0) and `run_row`."""
         options = self.options
         rows = []
-        for region, map_LL in tracked(zip(self.regions, maps, strict=True), "looking for runs", len(maps), "regions"):
-            found = find_runs(
-                map_LL, min_distance=options.min_distance, shuffles=options.shuffles, seed=options.seed
-            )  # fmt: skip
-            rows += [run_row(region, run) for run in found]
-        return pd.DataFrame(rows, columns=list(run_row(self.regions[0], Run("stem", 0, 1, 0, 1, 0.0, 0.0, 0.0, 1.0))))
+        look: dict[str, int] = {key: getattr(options, key) for key in ("min_distance", "shuffles", "seed")}
+        for number, map_LL in enumerate(tracked(maps, "looking for runs", len(maps), "regions")):
+            rows += [{"region": number, **run_row(self.regions[number], run)} for run in find_runs(map_LL, **look)]
+        nothing = run_row(self.regions[0], Run("stem", 0, 1, 0, 1, 0.0, 0.0, 0.0, 1.0))
+        return pd.DataFrame(rows, columns=["region", *nothing])
 
     def write(self, bases: int | None) -> list[Path]:
         """Write all outputs and return their files ([] above rank 0); `bases`: those of the input, if known."""
@@ -197,7 +198,7 @@ class Dependencies:
             elif output.suffix == ".tsv" and runs is not None:
                 runs.to_csv(target, sep="\t", index=False, float_format="%.6g")
         if self.options.written(".png", ".html"):
-            from megadna.downstream.region_pages import write_maps
+            from megadna.downstream.map_pages import write_maps
 
             write_maps(self, maps, runs, path.parent)
 
@@ -219,11 +220,6 @@ class Dependencies:
             "bases": region.bases,
             "flank": options.flank,
         }
-
-
-def sidecar(path: Path) -> Path:
-    """The JSON file that says what a map is."""
-    return path.with_name(path.name + ".json")
 
 
 def run_row(region: Region, run: Run) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def _runs(
     found: list[Run] = []
     while len(found) < MOST_RUNS:
         score, number, first, last = _best(scores_LL, *line)
-        p = (1 + np.count_nonzero(chance_S >= score)) / (1 + len(chance_S))
+        p = (1 + int(np.count_nonzero(chance_S >= score))) / (1 + len(chance_S))
         if not score or p > MAX_P:
             break
         i_T, j_T = (cells_DT[number, first:last] for cells_DT in line)

@@ -33,6 +33,7 @@ class MaskedEffects:
     """Of a masked language model: one masked pass a base and strand."""
 
     columns = ("llr",)
+    unit = "ln p(base) - ln p(base that is there)"
     is_language_model = True
     context: int
     """Bases of its contig that a region needs on either side."""
@@ -55,6 +56,11 @@ class MaskedEffects:
     def cost(self, stretch: Stretch) -> int:
         """Tokens that the model reads for one base."""
         return self.window * (1 + self.is_both)
+
+    def describe(self) -> str:
+        """How the effects were computed, for captions."""
+        strands = "mean of both strands" if self.is_both else "one strand"
+        return f"each base hidden in the middle of {self.window:,} bases, {strands}"
 
     def check(self, stretch: Stretch) -> None:
         """Any region or record fits."""
@@ -111,6 +117,18 @@ class HeadEffects:
         self._strand, self._scale, self._model = options.strand, options.scale, options.model
         self.columns = tuple(f"change_{name}" for name in self.predictor.names)
 
+    @property
+    def unit(self) -> str:
+        """What an effect is."""
+        what = {"regression": "the number", "single_label_classification": "p", "multi_label_classification": "p"}
+        scale = "ln p/(1-p)" if self._scale == "log_odds" else what[self.predictor.problem]
+        return f"change of {scale}"
+
+    def describe(self) -> str:
+        """How the effects were computed, for captions."""
+        strands = "mean of both strands" if self._strand == "both" else "one strand"
+        return f"{self.unit} by each substitution, {strands}"
+
     def cost(self, stretch: Stretch) -> int:
         """Tokens that the model reads for one base."""
         return 3 * len(stretch.bases) * (1 + (self._strand == "both"))
@@ -121,8 +139,8 @@ class HeadEffects:
         size = len(stretch.bases)
         require(
             size <= most,
-            f"{stretch.name}:{stretch.start}-{stretch.end}: {size} bases, and the context of {self._model} holds {most}; "
-            "give shorter regions with --bed",
+            f"{stretch.name}:{stretch.start}-{stretch.end}: {size} bases, and the context of {self._model} holds "
+            f"{most}; give shorter regions with --bed",
         )
 
     def __call__(self, stretch: Stretch) -> np.ndarray:

@@ -7,8 +7,8 @@ Out: by the extension of each output
                      rows of N are left out and counted
      .npy            effects [bases, 4] (columns A C G T; [bases, 4 K] of K outputs), and OUTPUT.index.tsv with a row a
                      base: contig, position, name, strand, ref
-     .bw             OUTPUT.max_abs.bw, the largest |effect| of a base ( .max_abs.NAME.bw of outputs), and, of a language
-                     model, OUTPUT.entropy.bw, bits
+     .bw             OUTPUT.max_abs.bw, the largest |effect| of a base, and OUTPUT.entropy.bw, bits; of a fine-tuned
+                     model OUTPUT.max_abs.NAME.bw of each output
      .png, .html     a picture or page of each region
 A region of the minus strand is read 5' to 3' of it: ref and alt are its bases, and positions descend.
 Parts are saved, and the same command, started again, goes on from there.
@@ -30,9 +30,9 @@ from megadna.downstream.inference import base_columns
 from megadna.downstream.inputs import BASE, check_input, file_names
 from megadna.downstream.mutagenesis_options import MutateOptions
 from megadna.downstream.outputs import fixed_vectors, held_parts, index_of, write_npy, write_output
-from megadna.downstream.pictures import entropy_bits
+from megadna.downstream.pictures import entropy_bits, probabilities
 from megadna.downstream.region_files import Region, files_of, pieces, region_of, stretches
-from megadna.errors import require
+from megadna.downstream.region_pages import Pictures
 from megadna.genome.records import Stretch, record_lengths
 from megadna.log import get_logger
 from megadna.progress import Progress
@@ -43,8 +43,6 @@ log = get_logger(__name__)
 
 MAX_PART_TOKENS = 1 << 20
 """Tokens that a model reads for a saved part: 10 to 60 s of a small model on a CPU."""
-LONGEST_PICTURE = 2000
-"""Bases; a longer region is no picture that anyone reads."""
 
 
 def mutate(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
@@ -66,12 +64,7 @@ class Mutagenesis:
         for stretch in stretches(options, 0):
             self.effects.check(stretch)
             self.regions.append(region_of(stretch))
-        if drawn := options.written(".png", ".html"):
-            for region in self.regions:
-                size, short = len(region), len(region) <= LONGEST_PICTURE
-                require(
-                    short, f"{drawn}: {region.title} has {size:,} bases; a picture shows {LONGEST_PICTURE:,} at most"
-                )
+        self.pictures = Pictures(options, self.regions) if options.written(".png", ".html") else None
         unknown = sum(len(region) - sum(map(region.bases.count, BASES)) for region in self.regions)
         if unknown:
             log.warning("%d of %d bases are N: they have no effects", unknown, sum(map(len, self.regions)))
@@ -161,10 +154,8 @@ class Mutagenesis:
                 self.substitutions(table).to_csv(target, sep="\t", index=False, na_rep="nan", float_format="%.7g")
             elif output.suffix == ".bw":
                 self._write_bigwigs(table, target)
-        if self.options.written(".png", ".html"):
-            from megadna.downstream.region_pages import write_pictures
-
-            write_pictures(self.options, self.effects, self.regions, self.arrays(table), path.parent)
+        if self.pictures:
+            self.pictures.write(self.effects, self.arrays(table), path.parent)
 
     def _write_bigwigs(self, table: pa.Table, output: Path) -> None:
         from megadna.genome.bigwig import write_bigwig
@@ -181,16 +172,3 @@ class Mutagenesis:
             values = np.where(tracks[track] < 0, np.nan, tracks[track])[rows]
             groups = frame.groupby("contig", sort=False).indices.items()
             write_bigwig(path, sizes, ((str(c), frame["position"].to_numpy()[at], values[at]) for c, at in groups))
-
-
-def probabilities(llr_L4: np.ndarray) -> np.ndarray:
-    """p [L, 4] of the bases from ln p(base) - ln p(base that is there)."""
-    p_L4 = np.exp(llr_L4.astype(np.float64) - llr_L4.max(axis=1, keepdims=True))
-    return p_L4 / p_L4.sum(axis=1, keepdims=True)
-
-
-def importance(effects_L4: np.ndarray, reference: str) -> np.ndarray:
-    """Heights [L, 4] of a logo of a head's effects: at the base that is there, minus the mean effect over the four
-    bases, so that a base whose substitutions lower the output stands up (tangermeme's saturation mutagenesis)."""
-    is_there_L4 = np.array(list(reference))[:, None] == np.array(list(BASES))
-    return np.where(is_there_L4, -effects_L4.mean(axis=1, keepdims=True), 0.0)

@@ -49,6 +49,19 @@ def entropy_bits(p_L4: np.ndarray) -> np.ndarray:
     return -terms_L4.sum(axis=1)
 
 
+def probabilities(llr_L4: np.ndarray) -> np.ndarray:
+    """p [L, 4] of the bases from ln p(base) - ln p(base that is there)."""
+    p_L4 = np.exp(llr_L4.astype(np.float64) - llr_L4.max(axis=1, keepdims=True))
+    return p_L4 / p_L4.sum(axis=1, keepdims=True)
+
+
+def importance(effects_L4: np.ndarray, reference: str) -> np.ndarray:
+    """Heights [L, 4] of a logo of a head's effects: at the base that is there, minus the mean effect over the four
+    bases, so that a base whose substitutions lower the output stands up (tangermeme's saturation mutagenesis)."""
+    is_there_L4 = np.array(list(reference))[:, None] == np.array(list(BASES))
+    return np.where(is_there_L4, -effects_L4.mean(axis=1, keepdims=True), 0.0)
+
+
 def draw_logo(axes: Axes, heights_L4: np.ndarray, *, first_position: int = 0) -> None:
     """Draw a sequence logo: at each position the letters A C G T with these heights (columns), the highest outermost;
     negative heights are drawn downwards, upside down. NaN draws nothing. Position `first_position` is the first row's;
@@ -121,17 +134,21 @@ def draw_heat_map(
 def draw_map(axes: Axes, map_LL: np.ndarray, *, first_position: int = 0) -> Any:
     """Draw a dependency map: row i the mutated base, column j the affected one, from pale to dark at the 99.5th
     percentile; grey where there is no value. Returns the image, for a colour bar."""
-    known = map_LL[np.isfinite(map_LL)]
-    highest = float(np.percentile(known, 99.5)) if len(known) else 0.0
-    highest = highest or float(known.max(initial=0.0)) or 1.0
     colours = matplotlib.colormaps["magma_r"].with_extremes(bad=MISSING)
     edges = first_position - 0.5, first_position + len(map_LL) - 0.5
     image = axes.imshow(
-        np.ma.masked_invalid(map_LL), cmap=colours, vmin=0, vmax=highest, interpolation="nearest",
+        np.ma.masked_invalid(map_LL), cmap=colours, vmin=0, vmax=map_limit(map_LL), interpolation="nearest",
         extent=(*edges, edges[1], edges[0]),
     )  # fmt: skip
     axes.grid(visible=False)
     return image
+
+
+def map_limit(map_LL: np.ndarray) -> float:
+    """The value of a map's darkest colour: its 99.5th percentile, so that one cell does not make all others pale."""
+    known = map_LL[np.isfinite(map_LL)]
+    highest = float(np.percentile(known, 99.5)) if len(known) else 0.0
+    return highest or float(known.max(initial=0.0)) or 1.0
 
 
 def show_positions(axis: Any, most: int = 12) -> None:

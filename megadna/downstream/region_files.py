@@ -15,6 +15,8 @@ from megadna.downstream.mutagenesis_options import RegionOptions
 from megadna.errors import require
 from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths
 
+LONGEST_PICTURE = 2000
+"""Bases; more are no picture that anyone reads."""
 MOST_PICTURES = 500
 """Regions of one command that get files of their own."""
 
@@ -46,6 +48,10 @@ class Region:
     def step(self) -> int:
         """From a base to the next one read: 1, or -1 on the minus strand."""
         return -1 if self.strand == "-" else 1
+
+    def index(self, position: int) -> int:
+        """Index in `bases` of a position on the contig."""
+        return self.end - 1 - position if self.strand == "-" else position - self.start
 
     def position(self, index: int) -> int:
         """0-based position on the contig of a base by its index in `bases`."""
@@ -81,6 +87,18 @@ def pieces(stretch: Stretch, size: int, context: int) -> Iterator[Stretch]:
             before=stretch.before + first - low,
             after=high - stretch.before - last,
         )
+
+
+def sidecar(path: Path) -> Path:
+    """The JSON file that says what an array is."""
+    return path.with_name(path.name + ".json")
+
+
+def check_sizes(output: Path, regions: list[Region]) -> None:
+    """UserError if a region is too long for a picture."""
+    for region in regions:
+        size, fits = len(region), len(region) <= LONGEST_PICTURE
+        require(fits, f"{output}: {region.title} has {size:,} bases; a picture shows {LONGEST_PICTURE:,} at most")
 
 
 def files_of(output: Path, regions: list[Region]) -> list[Path]:

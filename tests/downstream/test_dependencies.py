@@ -23,6 +23,9 @@ from megadna.downstream.dependency_runs import Run, find_runs
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.region_files import Region
 from megadna.genome.records import reverse_complement
+from megadna.hf.configuration_megadna import MegaDnaConfig
+from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
+from megadna.tokenizer.base import NucleotideTokenizer
 
 RNG = np.random.default_rng(4)
 CHR1, CHR2 = ("".join(RNG.choice(list("ACGT"), size)) for size in (90, 30))
@@ -205,3 +208,70 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megadna: error: ")]
         assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
     assert not list(tmp_path.glob("y*"))
+
+
+ARM, LOOP, FLANK = 8, 4, 2
+
+
+def hairpins(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Codes [count, 24] of random bases whose arms, bases 2 to 9 and 14 to 21, are complementary."""
+    codes = rng.integers(0, 4, (count, 2 * (ARM + FLANK) + LOOP))
+    codes[:, FLANK + ARM + LOOP : FLANK + 2 * ARM + LOOP] = 3 - codes[:, FLANK : FLANK + ARM][:, ::-1]
+    return codes
+
+
+def trained_on_hairpins(folder: Path) -> list[str]:
+    """Fill `folder` with a small megadna model that was trained on hairpins for 40 s; four of the hairpins."""
+    torch.manual_seed(0)
+    megadna_folder(folder, 64)
+    config = MegaDnaConfig(
+        vocab_size=16, max_position_embeddings=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, tokenizer, rng = MegaDnaForMaskedLM(config), NucleotideTokenizer(), np.random.default_rng(0)
+    steps, ids_4 = 800, torch.from_numpy(tokenizer.base_ids.astype(np.int64))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        codes_BL = torch.from_numpy(hairpins(rng, 128))
+        hidden_BL = torch.rand(codes_BL.shape) < 0.15
+        ids_BS = torch.nn.functional.pad(ids_4[codes_BL].masked_fill(hidden_BL, tokenizer.mask_id), (1, 1))
+        ids_BS[:, 0], ids_BS[:, -1] = tokenizer.cls_id, tokenizer.sep_id
+        logits_N4 = model(input_ids=ids_BS).logits[:, 1:-1][hidden_BL][:, ids_4]
+        loss = torch.nn.functional.cross_entropy(logits_N4, codes_BL[hidden_BL])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    stated = json.loads((folder / "config.json").read_text())
+    model.save_pretrained(folder)
+    sizes = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(sizes | {"auto_map": stated["auto_map"]}))
+    return ["".join("ACGT"[code] for code in codes) for codes in hairpins(rng, 4)]
+
+
+@pytest.mark.slow
+def test_a_model_trained_on_hairpins_shows_their_arms(tmp_path, capsys):
+    """Arms stand out from other pairs and shuffled maps after training; before it, no stem is found."""
+    sequences = trained_on_hairpins(tmp_path / "m")
+    model, fresh = MaskedBases(tmp_path / "m"), MaskedBases(megadna_folder(tmp_path / "fresh", 64))
+    size = len(sequences[0])
+    arms = np.zeros((size, size), bool)
+    arms[np.arange(FLANK, FLANK + ARM), size - 1 - np.arange(FLANK, FLANK + ARM)] = True
+    others = np.triu(~arms, 4)
+    for bases in sequences:
+        map_LL = dependency_map(model, bases)
+        even_LL = (map_LL + map_LL.T) / 2
+        assert even_LL[arms].mean() > 4 * even_LL[others].mean()
+        best = find_runs(map_LL, min_distance=4, shuffles=99, seed=1)[0]
+        assert best.kind == "stem" and best.p == 0.01 and best.i_start + best.j_end == size
+        assert best.i_start <= FLANK + 1 and best.i_end >= FLANK + ARM - 1
+        assert not [run for run in find_runs(dependency_map(fresh, bases), min_distance=4, shuffles=99, seed=1)
+                    if run.kind == "stem" and run.i_start + run.j_end == size and len(run) > 3]  # fmt: skip
+    (tmp_path / "h.fa").write_text(f">hairpin\n{sequences[0]}\n")
+    out = ["--output", str(tmp_path / "x.tsv"), str(tmp_path / "x.html")]
+    main(["dependencies", "--model", str(tmp_path / "m"), "--input", str(tmp_path / "h.fa"), *out])
+    row = pd.read_csv(tmp_path / "x.tsv", sep="\t").iloc[0]
+    assert row.kind == "stem" and row.matching >= 0.8 and "stem" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from megadna import mutate
 from megadna.cli import main
 from megadna.downstream import mutagenesis, outputs
-from megadna.downstream.mutagenesis import importance, probabilities
+from megadna.downstream.pictures import importance, probabilities
 from megadna.downstream.tasks import Target
 from megadna.errors import UserError
 from megadna.genome.records import reverse_complement
