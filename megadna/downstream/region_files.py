@@ -40,9 +40,9 @@ class Region:
 
     @property
     def title(self) -> str:
-        """contig:start-end (strand), 0-based and half-open, and the name."""
+        """The name, if it has one, and contig:start-end (strand), 0-based and half-open."""
         where = f"{self.contig}:{self.start:,}-{self.end:,}" + (f" ({self.strand})" if self.strand != "." else "")
-        return f"{self.name}  {where}" if self.name else where
+        return f"{self.name}, {where}" if self.name else where
 
     @property
     def step(self) -> int:
