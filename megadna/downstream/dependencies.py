@@ -46,7 +46,6 @@ log = get_logger(__name__)
 MAX_PART_TOKENS = 1 << 20
 """Tokens that a model reads for a saved part."""
 _MAX_GROUP_TOKENS = 1 << 21  # of mutants whose predictions, 16 bytes a base, are in memory at once
-DIAGONAL = 0.0
 
 
 def dependencies(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
@@ -80,7 +79,7 @@ def mutated_rows(model: MaskedBases, stretch: Stretch, epsilon: float) -> np.nda
         for number, i in enumerate(group):
             changes = [np.abs(log2_odds(one, epsilon) - reference_S4) for one in log_p[3 * number : 3 * number + 3]]
             found_RS[i - stretch.before] = np.max(changes, axis=(0, 2))
-            found_RS[i - stretch.before, i] = DIAGONAL
+            found_RS[i - stretch.before, i] = 0.0
     found_RS[:, codes_S == 4] = np.nan
     return found_RS
 

@@ -49,7 +49,8 @@ class MaskedEffects:
         )
         most = self.model.max_bases
         require(options.window <= most, f"--window {options.window}: the context of {options.model} holds {most} bases")
-        self.window = options.window or most - (most + 1) % 2
+        self.window, k = options.window or most - (most + 1) % 2, self.model.tokenizer.bases_per_token
+        require(self.window >= k, f"--window {self.window}: a token of {options.model} covers {k} bases; raise it")
         self.context = self.around = self.window - 1
         self.is_both = options.strand == "both"
 

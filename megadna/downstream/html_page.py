@@ -15,7 +15,7 @@ body { font: 14px/1.45 system-ui, sans-serif; margin: 24px; color: #1d2129; back
 h1 { font-size: 19px; margin: 0 0 4px; } h2 { font-size: 16px; margin: 28px 0 8px; }
 p.facts { color: #555b66; margin: 0 0 12px; max-width: 75em; }
 .wide { overflow-x: auto; position: relative; border: 1px solid #e4e6ea; }
-.wide svg { display: block; max-width: none; }
+.wide svg { display: block; max-width: none; overflow: visible; }
 #cursor { position: absolute; top: 0; bottom: 0; border: 1px solid #1d2129; background: rgba(0,0,0,.06);
   pointer-events: none; display: none; box-sizing: border-box; }
 #tip { position: fixed; background: #1d2129; color: #fff; font: 12px/1.4 ui-monospace, monospace; padding: 5px 8px;

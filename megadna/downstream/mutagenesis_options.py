@@ -37,6 +37,9 @@ class RegionOptions(ModelOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "output", [Path(path) for path in self.output])
+        require(
+            str(self.input) != "-", "--input - can be read only once, and the input is read several times; give a file"
+        )
         require(self.max_tokens >= 0, f"--max_tokens must not be negative, got {self.max_tokens}")
         require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
 

@@ -34,6 +34,12 @@ BASE_COLOURS = {"A": "#009E73", "C": "#0072B2", "G": "#E69F00", "T": "#D55E00"}
 MISSING = "#d9dbe0"
 """Where there is no value."""
 _LETTER_WIDTH = 0.94
+_STYLE = {
+    "axes.grid": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "megadna",
+    "text.parse_math": False,
+}  # names have $
 
 
 def information_heights(p_L4: np.ndarray) -> np.ndarray:
@@ -165,7 +171,7 @@ def first_x(start: int, end: int, strand: str) -> int:
 @contextmanager
 def styled() -> Iterator[None]:
     """megadna's style for every figure that is made in the block."""
-    with matplotlib.rc_context({**STYLE, "axes.grid": False, "svg.fonttype": "none", "svg.hashsalt": "megadna"}):
+    with matplotlib.rc_context({**STYLE, **_STYLE}):
         yield
 
 

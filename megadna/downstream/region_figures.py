@@ -19,6 +19,9 @@ from megadna.downstream.pictures import BASE_COLOURS, draw_heat_map, draw_logo, 
 from megadna.downstream.region_files import Region
 from megadna.downstream.region_tracks import Variant
 from megadna.genome.records import reverse_complement
+from megadna.log import get_logger
+
+log = get_logger(__name__)
 
 # Shapes: L bases of a region, 4 the bases A C G T.
 
@@ -61,10 +64,11 @@ class Tracks:
 
 def lanes_of(features: pd.DataFrame, region: Region) -> list[Lane]:
     """The features in the region, those of one kind in as few lines as they fit without overlap, _MOST_LANES at most
-    (further ones are left out); kinds in the order of the file."""
+    (further ones are left out and counted); kinds in the order of the file."""
     on = features["contig"] == region.contig
     here = features[on & (features["end"] > region.start) & (features["start"] < region.end)]
     found: list[Lane] = []
+    left_out = 0
     for kind, rows in here.groupby("feature", sort=False):
         lines: list[list[Feature]] = []
         for one in rows.sort_values(["start", "end"])[["start", "end", "strand", "label"]].itertuples(index=False):
@@ -73,7 +77,11 @@ def lanes_of(features: pd.DataFrame, region: Region) -> list[Lane]:
                 line.append(tuple(one))
             elif len(lines) < _MOST_LANES:
                 lines.append([tuple(one)])
+            else:
+                left_out += 1
         found += [("" if number else str(kind), line) for number, line in enumerate(lines)]
+    if left_out:
+        log.warning("%s: %d features not drawn: more than %d of a kind overlap", region.title, left_out, _MOST_LANES)
     return found
 
 

@@ -53,7 +53,7 @@ class Pictures:
             for path in self.options.output
             if path.suffix in (".png", ".html")
         }
-        title = f"{self.options.model}: {effects.describe()}"
+        title = f"{Path(self.options.model).name}: {effects.describe()}"
         start = 0
         for number, region in enumerate(tracked(self.regions, "drawing", len(self.regions), "regions")):
             panels = effects_panels(effects, region, effects_NK4[start : start + len(region)])

@@ -108,6 +108,17 @@ def test_a_window_is_the_context_unless_it_is_given(folders, genome):
         np.testing.assert_allclose(rows.llr, right, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["nucleotide", "kmer"])
+def test_rings_are_read_across_their_ends_and_short_records_do_not_stop_it(kind, folders, tmp_path):
+    (tmp_path / "ring.fa").write_text(f">r circular=true\n{CHR2}\n>s\nAC\n")
+    found = mutate(folders[kind], tmp_path / "ring.fa", window=WINDOW)
+    window = CHR2[-20:] + CHR2[:21]
+    log_p_4, rows = log_p(folders[kind], window, 20), found[(found.position == 0) & (found.contig == "r")]
+    right = [log_p_4["ACGT".index(alt)] - log_p_4["ACGT".index(CHR2[0])] for alt in rows.alt]
+    np.testing.assert_allclose(rows.llr, right, atol=2e-5)
+    assert found[found.contig == "s"].llr.isna().tolist() == [kind == "kmer"] * 6
+
+
 def test_changes_of_a_head_equal_the_model_by_hand(folders, genome, tmp_path):
     (tmp_path / "r.bed").write_text("chr1\t100\t130\ta\t0\t-\n")
     region = reverse_complement(CHR1[100:130])
@@ -235,6 +246,8 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (plain, ["x.bw"], ["--bed", "twice.bed"], "sorted and do not overlap"),
         (plain, ["x.npy"], ["--window", "40"], "--window must be odd"),
         (plain, ["x.npy"], ["--window", "127"], "holds 126 bases"),
+        (plain, ["x.npy"], ["--input", "-"], "--input - can be read only once"),
+        (folders["kmer"], ["x.npy"], ["--window", "1"], "covers 3 bases"),
         (plain, ["x.npy"], ["--scale", "log_odds"], "for fine-tuned classifiers"),
         (plain, ["x.npy"], ["--gff", "none.bed"], "drawn in pictures"),
         (folders["number"], ["x.npy"], ["--window", "41"], "reads the whole region"),
@@ -246,7 +259,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         more = [str(tmp_path / word) if word.endswith(".bed") else word for word in more]
         out = ["--output", *(str(tmp_path / name) for name in names)] if names else []
         with pytest.raises(SystemExit) as stopped:
-            main(["mutate", "--model", folder, "--input", str(genome), *out, *more])
+            main(["mutate", "--model", folder, *([] if "--input" in more else ["--input", str(genome)]), *out, *more])
         error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megadna: error: ")]
         assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
     assert not list(tmp_path.glob("x.*"))
