@@ -1,6 +1,7 @@
 """Effects of substitutions beside loops over transformers; tracks, tables, strands, resumption, mistakes."""
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,15 @@ def genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@cache
+def loaded(folder: str):
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    return tokenizer, AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+
 def log_p(folder: str, bases: str, at: int) -> np.ndarray:
     """ln p of A, C, G, T at a hidden base, by transformers; of overlapping 3-mers the mean of p of those over it."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer, model = loaded(folder)
     k = 3 if Path(folder).name == "k" else 1
     words = [bases[i : i + k] for i in range(len(bases) - k + 1)]
     over = [i for i in range(at - k + 1, at + 1) if 0 <= i < len(words)]
