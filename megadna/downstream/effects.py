@@ -61,7 +61,7 @@ class MaskedEffects:
     def describe(self) -> str:
         """How the effects were computed, for captions."""
         strands = "mean of both strands" if self.is_both else "one strand"
-        return f"each base hidden in the middle of {self.window:,} bases, {strands}"
+        return f"each base hidden in the middle of up to {self.window:,} bases, {strands}"
 
     def check(self, stretch: Stretch) -> None:
         """Any region or record fits."""

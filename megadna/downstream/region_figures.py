@@ -140,7 +140,7 @@ class RegionFigure:
         for axes in drawn:
             axes.set_xlim(x - 0.5, x + bases - 0.5)
             axes.tick_params(axis="x", labelbottom=axes is drawn[-1], length=3 if axes is drawn[-1] else 0, labelsize=8)
-            show_positions(axes.xaxis, max(1, bases // 9))
+            show_positions(axes.xaxis, max(1, int(axes.get_position().width * self.width / 1.1)))
         if last:
             strand = ", minus strand, 5' to 3'" if self.region.strand == "-" else ""
             drawn[-1].set_xlabel(f"position on {self.region.contig} (0-based{strand})", fontsize=9, labelpad=2)
