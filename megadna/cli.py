@@ -28,6 +28,8 @@ COMMANDS = {
     "variants": "a VCF and its genome -> scores of each ALT allele by a masked language model",
     "annotate": "windows of a genome -> clusters of embeddings as coloured BED, and their enrichment",
     "search": "query sequences -> the nearest windows of a genome by embedding",
+    "mutate": "the effect of every substitution in sequences or regions: tables, tracks and pictures",
+    "dependencies": "which bases of a region depend on which others: maps, and stems and repeats in them",
     "benchmark": "a suite of tasks over seeds, next to baselines and published figures",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",

@@ -1,11 +1,11 @@
-"""bigWig values -> the mean over each window.
+"""bigWig values -> the mean over each window; and values of bases -> a bigWig.
 
 A base has a value, or NaN, or nothing is stored for it. NaN never counts. A base with nothing stored counts as 0 in a
 coverage track, which omits zeros, and is ignored in a track of measurements such as methylation, which stores them.
 pyBigWig's own means do not distinguish the three (one NaN makes a mean None), so values are read base by base.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,3 +136,19 @@ def _means(signal: Any, name: str, rows: pd.DataFrame, zero: bool) -> pd.DataFra
         piece = values[here][~np.isnan(values[here])]
         found.append((piece.mean() if len(piece) else np.nan, covered[here].any(), counts[here].any()))
     return pd.DataFrame(found, columns=["mean", "stored", "value"], index=rows.index)
+
+
+def write_bigwig(path: Path, sizes: dict[str, int], values: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> None:
+    """Write a bigWig of contigs with these sizes from (contig, 0-based positions in rising order, value of each), the
+    contigs in the order of `sizes`; NaN is left out."""
+    file = pyBigWig.open(str(path), "w")
+    try:
+        file.addHeader(list(sizes.items()))
+        for contig, positions, numbers in values:
+            known = ~np.isnan(numbers)
+            if known.any():
+                starts = positions[known].astype(np.int64)
+                ends, numbers = (starts + 1).tolist(), numbers[known].astype(np.float64).tolist()
+                file.addEntries([contig] * len(ends), starts.tolist(), ends=ends, values=numbers)
+    finally:
+        file.close()

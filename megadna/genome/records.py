@@ -211,9 +211,9 @@ def _cuts(size: int, borders: np.ndarray, longest: int) -> list[int]:
     return [*cuts, size]
 
 
-def read_regions(genome: Path, bed: Path, lengths: dict[str, int]) -> Iterator[Stretch]:
-    """The BED file's regions, minus-strand ones reverse-complemented; UserError with the line of one that does not
-    fit."""
+def read_regions(genome: Path, bed: Path, lengths: dict[str, int], *, context: int = 0) -> Iterator[Stretch]:
+    """The BED file's regions, minus-strand ones reverse-complemented, each with up to `context` bases of its contig on
+    either side; UserError with the line of one that does not fit."""
     lines = list(read_bed(bed, stranded=True))
     first_lines = {one.contig: one.line for one in reversed(lines)}
     names = locate(bed, dict(sorted(first_lines.items(), key=lambda item: item[1])), lengths, str(genome))
@@ -228,7 +228,9 @@ def read_regions(genome: Path, bed: Path, lengths: dict[str, int]) -> Iterator[S
     for header, bases in read_records(genome):
         contig = name_of(header)
         for one in regions.get(contig, []):
-            region = Stretch(contig, one.start, one.end, "+", bases[one.start : one.end], region=one.name)
+            before, after = min(context, one.start), min(context, lengths[contig] - one.end)
+            seen = bases[one.start - before : one.end + after]
+            region = Stretch(contig, one.start, one.end, "+", seen, before, after, region=one.name)
             yield region.reversed() if one.strand == "-" else region
 
 

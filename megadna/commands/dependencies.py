@@ -1,0 +1,32 @@
+"""`megadna dependencies`: which bases of a region depend on which others."""
+
+import sys
+
+from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.downstream.mutagenesis_options import DependencyOptions
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
+
+
+def main(arguments: list[str]) -> None:
+    """Write maps and pictures; print the stems and repeats found."""
+    parser = new_parser("dependencies", "Dependency maps: how much each base's prediction depends on each other base.")
+    add_options(parser, DependencyOptions)
+    options = options_from(parse(parser, arguments), DependencyOptions)
+    options.check_files()
+    log.info("reading %s, mapping it with %s", options.input, options.model)
+    from megadna.downstream.inputs import check_input
+
+    bases = check_input(options.as_input())
+    with Progress("loading the libraries"):
+        from megadna.downstream.dependencies import Dependencies
+
+    work = Dependencies(options)
+    files = work.write(bases)
+    if work.found is not None:
+        text = work.found.to_string(index=False, float_format="%.3g") if len(work.found) else "no stem or repeat found"
+        sys.stdout.write(text + "\n")
+    for file in files:
+        sys.stdout.write(f"wrote {file}\n")

@@ -1,0 +1,174 @@
+"""Saturation mutagenesis: the effect of each of the three substitutions of every base of records or BED regions.
+
+In:  RegionOptions' input, and a masked language model or a fine-tuned model of sequences (megadna/downstream/effects.py
+     says what an effect is).
+Out: by the extension of each output
+     .parquet, .tsv  a row a substitution: contig, position (0-based), name, strand, ref, alt, and llr or change_NAME;
+                     rows of N are left out and counted
+     .npy            effects [bases, 4] (columns A C G T; [bases, 4 K] of K outputs), and OUTPUT.index.tsv with a row a
+                     base: contig, position, name, strand, ref
+     .bw             OUTPUT.max_abs.bw, the largest |effect| of a base, and OUTPUT.entropy.bw, bits; of a fine-tuned
+                     model OUTPUT.max_abs.NAME.bw of each output
+     .png, .html     a picture or page of each region
+A region of the minus strand is read 5' to 3' of it: ref and alt are its bases, and positions descend.
+Parts are saved, and the same command, started again, goes on from there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from megadna.alphabet import BASES
+from megadna.downstream.effects import load_effects
+from megadna.downstream.inference import base_columns
+from megadna.downstream.inputs import BASE, check_input, file_names
+from megadna.downstream.mutagenesis_options import MutateOptions
+from megadna.downstream.outputs import fixed_vectors, held_parts, index_of, write_npy, write_output
+from megadna.downstream.pictures import entropy_bits, probabilities
+from megadna.downstream.region_files import Region, files_of, pieces, region_of, stretches
+from megadna.downstream.region_pages import Pictures
+from megadna.genome.records import Stretch, record_lengths
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
+
+# Shapes: L bases of one region, N of all, 4 the bases A C G T, K outputs of a head (a language model has one).
+
+MAX_PART_TOKENS = 1 << 20
+"""Tokens that a model reads for a saved part: 10 to 60 s of a small model on a CPU."""
+
+
+def mutate(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
+    """Effects of every substitution in every sequence of `input`, in memory, a row a substitution; keyword arguments
+    are the fields of MutateOptions. llr: ln p(alt) - ln p(ref), nats; change_NAME: output for alt minus for ref."""
+    chosen = MutateOptions(model=str(model), input=Path(input), **options)
+    check_input(chosen.as_input())
+    mutagenesis = Mutagenesis(chosen)
+    tables = list(map(mutagenesis.table, mutagenesis.blocks()))
+    return mutagenesis.substitutions(pa.concat_tables(tables))
+
+
+class Mutagenesis:
+    """A model, the options and the regions."""
+
+    def __init__(self, options: MutateOptions) -> None:
+        self.options, self.effects = options, load_effects(options)
+        self.regions: list[Region] = []
+        for stretch in stretches(options, 0):
+            self.effects.check(stretch)
+            self.regions.append(region_of(stretch))
+        self.pictures = Pictures(options, self.regions) if options.written(".png", ".html") else None
+        unknown = sum(len(region) - sum(map(region.bases.count, BASES)) for region in self.regions)
+        if unknown:
+            log.warning("%d of %d bases are N: they have no effects", unknown, sum(map(len, self.regions)))
+
+    def blocks(self) -> Iterator[list[Stretch]]:
+        """The input in pieces, those of a saved part together."""
+        block: list[Stretch] = []
+        tokens = 0
+        for stretch in stretches(self.options, self.effects.context):
+            cost = self.effects.cost(stretch)
+            for piece in pieces(stretch, max(1, MAX_PART_TOKENS // cost), self.effects.around):
+                block.append(piece)
+                tokens += cost * (piece.end - piece.start)
+                if tokens >= MAX_PART_TOKENS:
+                    yield block
+                    block, tokens = [], 0
+        if block:
+            yield block
+
+    def table(self, block: list[Stretch], progress: Progress | None = None) -> pa.Table:
+        """A row a base: contig, position, name, strand, ref, and a vector of 4 for each column of the effects."""
+        found = []
+        for piece in block:
+            found.append(self.effects(piece))
+            if progress:
+                progress.advance(len(found[-1]))
+        refs = "".join(region_of(piece).bases for piece in block)
+        vectors = np.split(np.concatenate(found), len(self.effects.columns), axis=1)
+        columns = dict(zip(self.effects.columns, map(fixed_vectors, vectors), strict=True))
+        return pa.table({**base_columns(block), "ref": pa.array(list(refs), pa.string()), **columns})
+
+    def substitutions(self, table: pa.Table) -> pd.DataFrame:
+        """A row a substitution from a row a base."""
+        frame = table.select([*BASE, "ref"]).to_pandas()
+        effects_NK4 = self.arrays(table)
+        wanted_N4 = (frame["ref"].to_numpy()[:, None] != np.array(list(BASES))) & (frame["ref"] != "N").to_numpy()[
+            :, None
+        ]
+        row, column = np.nonzero(wanted_N4)
+        found = frame.take(row).reset_index(drop=True).assign(alt=np.array(list(BASES))[column])
+        for number, name in enumerate(self.effects.columns):
+            found[name] = effects_NK4[row, number, column]
+        return found
+
+    def arrays(self, table: pa.Table) -> np.ndarray:
+        """Effects [N, K, 4] of a table of bases."""
+        vectors = [table[name].combine_chunks().flatten().to_numpy() for name in self.effects.columns]
+        return np.stack([flat.reshape(-1, 4) for flat in vectors], axis=1)
+
+    def write(self, bases: int | None) -> list[Path]:
+        """Write all outputs and return their files ([] above rank 0); `bases`: those of the input, if known."""
+        settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
+        first = self.options.output[0]
+        with held_parts(first, settings, self.files()) as parts, Progress("mutating", bases, "bases") as progress:
+            return write_output(self.blocks, lambda block: self.table(block, progress), self.join, parts, progress)
+
+    def files(self) -> list[Path]:
+        """All files that may be written."""
+        found: list[Path] = []
+        for output in self.options.output:
+            if output.suffix == ".npy":
+                found += [output, index_of(output)]
+            elif output.suffix == ".bw":
+                found += self.bigwigs(output).values()
+            else:
+                found += files_of(output, self.regions) if output.suffix in (".png", ".html") else [output]
+        return found
+
+    def bigwigs(self, output: Path) -> dict[str, Path]:
+        """The file of each track by its name: `entropy`, or a column of the effects."""
+        if self.effects.is_language_model:
+            return {track: output.with_name(f"{output.stem}.{track}.bw") for track in ("max_abs", "entropy")}
+        parts = file_names(self.effects.columns, f"{output.stem}.max_abs.{{}}.bw")
+        names = {column: parts[column].removeprefix("change_") for column in self.effects.columns}
+        return {column: output.with_name(f"{output.stem}.max_abs.{name}.bw") for column, name in names.items()}
+
+    def join(self, parts: list[Path], path: Path) -> None:
+        """Write all outputs from the parts into the folder of `path`."""
+        table = pa.concat_tables(list(map(parquet.read_table, parts)))
+        for output in self.options.output:
+            target = path.with_name(output.name)
+            if output.suffix == ".npy":
+                write_npy(parts, target)
+            elif output.suffix == ".parquet":
+                parquet.write_table(pa.Table.from_pandas(self.substitutions(table), preserve_index=False), target)
+            elif output.suffix == ".tsv":
+                self.substitutions(table).to_csv(target, sep="\t", index=False, na_rep="nan", float_format="%.7g")
+            elif output.suffix == ".bw":
+                self._write_bigwigs(table, target)
+        if self.pictures:
+            self.pictures.write(self.effects, self.arrays(table), path.parent)
+
+    def _write_bigwigs(self, table: pa.Table, output: Path) -> None:
+        from megadna.genome.bigwig import write_bigwig
+
+        effects_NK4, frame = self.arrays(table), table.select(["contig", "position"]).to_pandas()
+        tracks = dict(zip(self.effects.columns, np.nanmax(np.abs(effects_NK4), axis=2, initial=-1).T, strict=True))
+        if self.effects.is_language_model:
+            tracks = {"max_abs": tracks["llr"], "entropy": entropy_bits(probabilities(effects_NK4[:, 0]))}
+        sizes = record_lengths(self.options.input, self.options.column)
+        order = frame["contig"].map({name: number for number, name in enumerate(sizes)}).to_numpy()
+        rows = np.lexsort([frame["position"].to_numpy(), order])
+        frame = frame.take(rows).reset_index(drop=True)
+        for track, path in self.bigwigs(output).items():
+            values = np.where(tracks[track] < 0, np.nan, tracks[track])[rows]
+            groups = frame.groupby("contig", sort=False).indices.items()
+            write_bigwig(path, sizes, ((str(c), frame["position"].to_numpy()[at], values[at]) for c, at in groups))
