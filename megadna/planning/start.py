@@ -15,6 +15,7 @@ Out: Start, with the config of the run. The model is the largest of SIZES that f
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from megadna.config import (
     CheckpointConfig,
@@ -62,6 +63,13 @@ SIZES = {
 """SHAPE; peak learning rate and the tokens a step that it is for; most tokens a step. Those of configs/, in equal
 ratios between them 5m and 25m, and for minutes of a CPU tiny."""
 SHAPE = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size")
+LOCAL_CONTEXT: dict[str, Literal["none", "convolution", "both"]] = {
+    **dict.fromkeys(("tiny", "demo"), "both"),
+    **dict.fromkeys(("megadna-5m", "megadna-25m", "megadna-86m"), "convolution"),
+    **dict.fromkeys(("aido-dna-300m", "aido-dna-7b"), "none"),
+}
+"""model.local_context of each size (docs/results.md). Context tables pay in short runs; a base reads three of their rows, so
+they do not count as parameters that need tokens."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Start:
     parameters: int
     step_tokens: int
     ratio: float
-    """Tokens a parameter."""
+    """Tokens a parameter, context tables not counted."""
     passes: float
     """Over the training bases."""
     hours: float
@@ -104,8 +112,9 @@ def peak_rate(name: str, step_tokens: int) -> float:
 def _start(name: str, genomes: Genomes, num_ranks: int, hours: float, gpu: Gpu | None) -> Start | None:
     """The run of one size; None where it is impossible."""
     layers, hidden, heads, ffn = map(int, SIZES[name][:4])
-    model = ModelConfig(num_layers=layers, hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=ffn)
-    parameters, layout = num_parameters(model, ROWS), None
+    plain = ModelConfig(num_layers=layers, hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=ffn)
+    model = replace(plain, local_context=LOCAL_CONTEXT[name])
+    parameters, layout = num_parameters(plain, ROWS), None
     tokens = most = MOST_PASSES * genomes.train_bases
     if name != next(iter(SIZES)) and most < TOKENS_PER_PARAMETER * parameters:
         return None
@@ -133,7 +142,7 @@ def _start(name: str, genomes: Genomes, num_ranks: int, hours: float, gpu: Gpu |
         validation=ValidationConfig(interval=interval, samples=samples, micro_batch_size=micro),
     )
     passes, ratio = tokens / genomes.train_bases, tokens / parameters
-    return Start(name, config, parameters, batch * length, ratio, passes, seconds * steps / 3600, layout)
+    return Start(name, config, num_parameters(model, ROWS), batch * length, ratio, passes, seconds * steps / 3600, layout)
 
 
 def _config(name: str, model: ModelConfig, genomes: Genomes, num_ranks: int, tokens: float, gpu: Gpu | None) -> Config:

@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TOTALS = {
     "aido-dna-7b": 7_285_036_304,
     "aido-dna-300m": 300_264_464,
-    "megadna-86m": 85_672_720,
+    "megadna-86m": 85_720_336,
     "megadna-7b-hd128": 7_199_510_544,
     "dnabert-3mer": 86_095_941,
     "dnabert-4mer": 86_243_589,
