@@ -4,7 +4,7 @@ from megadna import upstream
 
 __version__ = "0.1.0"
 
-_VERBS = ("embed", "predict", "finetune", "benchmark", "splice_sites", "windows")
+_VERBS = ("attribute", "embed", "motifs", "predict", "finetune", "benchmark", "splice_sites", "windows")
 
 
 def __getattr__(name: str) -> object:

@@ -25,6 +25,8 @@ COMMANDS = {
     "embed": "sequences -> embeddings of a Hugging Face encoder",
     "finetune": "labelled sequences -> a fine-tuned model and its scores",
     "predict": "a fine-tuned model over sequences, regions or a genome",
+    "attribute": "importance of every base for a model: attention, gradients or mutagenesis",
+    "motifs": "bases of high importance -> motifs enriched against negatives",
     "benchmark": "a suite of tasks over seeds, next to baselines and published figures",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",

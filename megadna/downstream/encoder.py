@@ -252,11 +252,23 @@ def load_masked_lm(
 ) -> tuple["Forward", Tokenizer, int]:
     """(forward, tokenizer, context in tokens) of a masked language model over nucleotides or k-mers; UserError if the
     folder does not load, or has tokens of another kind. `max_tokens` replaces the context that the folder states."""
+    model, tokenizer, context = load_masked_lm_model(folder, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
+    return forward_of(model.to(pick_device())), tokenizer, context
+
+
+def load_masked_lm_model(
+    folder: str, *, max_tokens: int = 0, trust_remote_code: bool = False
+) -> tuple[Any, Tokenizer, int]:
+    """As `load_masked_lm`, with the model itself (fp32, eval mode, on the CPU): for gradients and attention."""
     config = load_config(folder, trust_remote_code=trust_remote_code)
     found = load_tokenizer(folder, config, trust_remote_code=trust_remote_code, max_tokens=max_tokens)
     tokenizer = _tokenizer(found, folder)
-    device = pick_device()
-    model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code).to(device)
+    return load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code), tokenizer, found.max_tokens
+
+
+def forward_of(model: Any) -> "Forward":
+    """What `megadna evaluate` calls, without gradients, on the model's device."""
+    device = next(model.parameters()).device
 
     @torch.inference_mode()
     def forward(batch: "Batch", score: Callable[[Tensor], Any]) -> Any:
@@ -267,7 +279,7 @@ def load_masked_lm(
         mask_BS = (positions_S < lengths_B[:, None]).long().to(device)
         return score(model(input_ids=batch.tokens_BS.to(device), attention_mask=mask_BS).logits)
 
-    return forward, tokenizer, found.max_tokens
+    return forward
 
 
 def _tokenizer(found: SequenceTokenizer, folder: str) -> Tokenizer:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from megadna.downstream.attribution_options import AttributeOptions
 from megadna.downstream.encoder import SequenceTokenizer, Tokens, load_tokenizer, pick_device
 from megadna.downstream.inputs import BASE, REGION
 from megadna.downstream.options import EmbedOptions, PredictOptions
@@ -201,7 +202,12 @@ class Inference:
     """What the progress bar calls it."""
 
     def __init__(
-        self, options: EmbedOptions | PredictOptions, model: Any, config: Any, reduce: Reduce, numbers_per_base: int
+        self,
+        options: EmbedOptions | PredictOptions | AttributeOptions,
+        model: Any,
+        config: Any,
+        reduce: Reduce,
+        numbers_per_base: int,
     ) -> None:
         """numbers_per_base: fp32 numbers, or as many bytes / 4, that a base's row takes; for `nucleotide` only."""
         self.options, self.per_base = options, reduce == "nucleotide"

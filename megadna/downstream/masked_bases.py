@@ -22,7 +22,8 @@ from torch import Tensor
 from megadna.alphabet import base_codes, dna_of
 from megadna.data.batch import IGNORE_INDEX, Batch
 from megadna.data.evaluation import HiddenBases
-from megadna.downstream.encoder import load_masked_lm
+from megadna.downstream.encoder import forward_of, load_masked_lm
+from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train.bits import kmer_log_p
 
@@ -49,6 +50,14 @@ class MaskedBases:
         self.max_bases = self.tokenizer.num_bases(context - 2)
         """Bases that fit the context."""
         self._batch_tokens = batch_tokens
+
+    @classmethod
+    def of_model(cls, model: Any, tokenizer: Tokenizer, context: int, *, batch_tokens: int = 16384) -> "MaskedBases":
+        """Of what `encoder.load_masked_lm_model` has loaded, on the model's device."""
+        found = cls.__new__(cls)
+        found._forward, found.tokenizer = forward_of(model), tokenizer
+        found.max_bases, found._batch_tokens = tokenizer.num_bases(context - 2), batch_tokens
+        return found
 
     def hidden(self, windows: Sequence[str], hidden: Sequence[Hidden]) -> list[np.ndarray]:
         """ln p, fp32 [H, 4], of the hidden bases of each window; each window is one row of a batch."""
