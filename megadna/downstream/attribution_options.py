@@ -78,8 +78,10 @@ class AttributeOptions(InputOptions):
             require_library("captum")
         if len(self.methods) > 1:
             require_library("scipy")
-        for path in (self.table, *([self.picture] if self.logo else [])):
-            refuse_occupied(path, " or remove it", is_file=True)
+        assert self.output is not None
+        if not self.output.with_name(f"{self.output.name}.parts").exists():  # else a stopped command is resumed
+            for path in (self.table, *([self.picture] if self.logo else [])):
+                refuse_occupied(path, " or remove it", is_file=True)
 
 
 @dataclass(frozen=True, kw_only=True)

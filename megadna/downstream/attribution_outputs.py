@@ -72,6 +72,7 @@ def draw_sequences(table: pd.DataFrame, columns: dict[str, str]) -> bytes:
                 _draw_line(axes, rows, column, range(start, end), longest)
                 axes.set_ylabel(method, fontsize=8)
                 axes.set_title("" if number else title, fontsize=9, parse_math=False)
+        figure.align_ylabels()
         return png(figure, dpi=150)
 
 

@@ -93,7 +93,8 @@ def _matrix(path: Path, number: int, lines: Iterator[tuple[int, str]], width: in
                 f"{path}: line {number}: not four probabilities of A, C, G and T that add up to 1{of}: {line[:60]!r}"
             )
         rows.append(values)
-    return np.array(rows).reshape(-1, 4)
+    require(bool(rows), f"{path}: line {number}: a matrix without a row")
+    return np.array(rows)
 
 
 def write_meme(path: Path, motifs: Iterable[Motif]) -> None:
