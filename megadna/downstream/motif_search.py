@@ -86,7 +86,7 @@ def find_motifs(
         same = len(bases) == len(importance_L)
         require(same, f"sequence {number}: {len(bases)} bases and {len(importance_L)} importances")
     runs = high_runs(sequences, importances, min_length)
-    candidates = [one for one in tested(runs, sequences, negatives) if one.q < cutoff]
+    candidates = [one for one in with_p_values(runs, sequences, negatives) if one.q < cutoff]
     found = merged(candidates, min_length)
     for motif in found:
         _cut_windows(motif, sequences, window)
@@ -113,7 +113,7 @@ def high_runs(
     return found
 
 
-def tested(
+def with_p_values(
     runs: dict[str, list[tuple[int, int]]], positives: Sequence[str], negatives: Sequence[str]
 ) -> list[Candidate]:
     """The candidates with p and adjusted p, in the order of `runs`."""
