@@ -21,7 +21,7 @@ from pyarrow import parquet
 from torch import Tensor
 
 from megadna.downstream.attribution_options import AttributeOptions
-from megadna.downstream.attribution_outputs import draw_sequences, write_bigwigs
+from megadna.downstream.attribution_outputs import write_bigwigs
 from megadna.downstream.encoder import load_config, load_masked_lm_model, load_model
 from megadna.downstream.explained import Explained, ExplainedBases, ExplainedHead
 from megadna.downstream.importance import (
@@ -33,7 +33,7 @@ from megadna.downstream.importance import (
     require_first_token,
     use_eager_attention,
 )
-from megadna.downstream.inference import Inference, base_columns, sequence_columns
+from megadna.downstream.inference import Inference, Runner, base_columns, sequence_columns
 from megadna.downstream.inputs import check_input
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.outputs import write_parquet
@@ -69,37 +69,33 @@ class Attributor(Inference):
     def __init__(self, options: AttributeOptions) -> None:
         trust: Any = {"trust_remote_code": options.trust_remote_code}
         config = load_config(options.model, **trust)
-        self._masked: MaskedBases | None = None
-        is_language_model = "ForMaskedLM" in " ".join(config.architectures or [])
-        numbers = _ROW_NUMBERS + len(options.methods)
+        is_language_model = "ForMaskedLM" in " ".join(config.architectures or getattr(config, "auto_map", None) or [])
         if is_language_model:
             require(not options.label, f"--label: {options.model} is a masked language model; leave it out")
-            model, tokenizer, context = load_masked_lm_model(options.model, max_tokens=options.max_tokens, **trust)
-            super().__init__(options, model, config, "nucleotide", numbers)
-            if not options.target:
-                self._masked = MaskedBases.of_model(self.model, tokenizer, context, batch_tokens=options.batch_tokens)
-            self.explained: Explained = ExplainedBases(tokenizer, *self._parts(), **self._more())
+            model, bases, context = load_masked_lm_model(options.model, max_tokens=options.max_tokens, **trust)
         else:
             head = head_of(config, options.model)
-            super().__init__(
-                options, load_model(options.model, head.auto_class, **trust), config, "nucleotide", numbers
-            )
-            label = options.label
-            if options.methods == ["attention"]:  # of no output
-                label = head.names[0]
-            self.explained = ExplainedHead(head, label, options.model, *self._parts(), **self._more())
+            model = load_model(options.model, head.auto_class, **trust)
+        super().__init__(options, model, config, "nucleotide", _ROW_NUMBERS + len(options.methods))
         self.longest = 0  # no sequence is divided
         self._first = 0
+        device: Any = {"device": next(self.model.parameters()).device, "batch_tokens": options.batch_tokens}
+        parts = self.model, self.tokenizer, options.target
+        self.explained: Explained
+        self._masked: MaskedBases | None = None
+        if is_language_model:
+            self.explained = ExplainedBases(bases, *parts, **device)
+            if not options.target:
+                self._masked = MaskedBases.of_model(self.model, bases, context, batch_tokens=options.batch_tokens)
+        else:
+            label = head.names[0] if options.methods == ["attention"] else options.label  # attention is of no output
+            self.explained = ExplainedHead(head, label, options.model, *parts, **device)
         if "attention" in options.methods:
             require_first_token(self.tokenizer.prefix)
             self._encoder = use_eager_attention(self.model)
+        several = len(options.methods) > 1  # then the other methods, which take far longer, report progress
+        self._reader = Runner(self.tokenizer, self.forward, "nucleotide", **device) if several else self.runner
         self._check_sizes()
-
-    def _parts(self) -> tuple[Any, ...]:
-        return self.model, self.tokenizer, self.options.target
-
-    def _more(self) -> dict[str, Any]:
-        return {"device": next(self.model.parameters()).device, "batch_tokens": self.options.batch_tokens}
 
     def _check_sizes(self) -> None:
         """Before any work: every sequence fits, and so does the picture."""
@@ -153,7 +149,7 @@ class Attributor(Inference):
         )
 
     def _attention(self, stretches: list[Stretch], facts: pd.DataFrame) -> list[np.ndarray]:
-        return [normalised(attention_L1[:, 0]) for attention_L1 in self.runner(stretches)]
+        return [normalised(attention_L1[:, 0]) for attention_L1 in self._reader(stretches)]
 
     def _gradient(self, stretches: list[Stretch], facts: pd.DataFrame) -> list[np.ndarray]:
         found = []
@@ -161,7 +157,7 @@ class Attributor(Inference):
             found.append(
                 integrated_gradients(self.explained, stretch.bases, steps=self.options.steps, shift=stretch.before)
             )
-            self.runner.report((stretch.end - stretch.start) // len(self.options.methods))
+            self._report(stretch)
         facts["score"] = [one.score for one in found]
         facts["baseline"], facts["delta"] = ([getattr(one, key) for one in found] for key in ("baseline", "delta"))
         return [one.importance[s.before : len(s.bases) - s.after] for one, s in zip(found, stretches, strict=True)]
@@ -176,10 +172,14 @@ class Attributor(Inference):
                 importance_L, score = mutagenesis(self.explained, stretch.bases, own, shift=stretch.before)
                 scores.append(score)
             found.append(importance_L[own.start : own.stop])
-            self.runner.report((stretch.end - stretch.start) // len(self.options.methods))
+            self._report(stretch)
         if scores:
             facts["score"] = scores
         return found
+
+    def _report(self, stretch: Stretch) -> None:
+        slow = [method for method in self.options.methods if method != "attention"]
+        self.runner.report((stretch.end - stretch.start) / len(slow))
 
     def frame(self) -> pd.DataFrame:
         """The rows of the whole input, in memory."""
@@ -205,6 +205,8 @@ class Attributor(Inference):
         facts = pd.DataFrame([row for text in texts for row in json.loads(text)])
         facts.to_csv(path.with_name(options.table.name), sep="\t", index=False)
         if options.logo:
+            from megadna.downstream.attribution_logo import draw_sequences
+
             bases = pd.concat([parquet.read_table(part).to_pandas() for part in parts], ignore_index=True)
             content = draw_sequences(bases, dict(zip(options.methods, options.columns, strict=True)))
             path.with_name(options.picture.name).write_bytes(content)

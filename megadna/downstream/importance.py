@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from megadna.alphabet import BASES
+from megadna.downstream.encoder import one_line
 from megadna.downstream.explained import Explained
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.errors import UserError, require
@@ -38,7 +39,10 @@ def cls_attention(model: Any, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
     rows = max(1, _MAX_WEIGHTS // (layers * heads * size * size))
     found = []
     for ids, mask in zip(ids_BS.split(rows), mask_BS.split(rows), strict=True):
-        weights = getattr(model(input_ids=ids, attention_mask=mask, output_attentions=True), "attentions", None)
+        try:
+            weights = model(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+        except (TypeError, AttributeError):  # an architecture without attention, which others wrote
+            weights = None
         if not weights or weights[-1] is None:
             raise UserError("the model gives no attention weights; choose --methods gradient or mutagenesis")
         found.append(weights[-1][:, :, 0].float().sum(1))
@@ -86,7 +90,9 @@ def integrated_gradients(explained: Explained, bases: str, *, steps: int, shift:
 
     with torch.no_grad():
         first, last = (float(score(ids)) for ids in (baseline_1S, ids_1S))
-    method = LayerIntegratedGradients(score, _embedding(explained.model))
+    with one_line("gradients: the model does not show what turns tokens into vectors"):
+        layer = _embedding(explained.model)
+    method = LayerIntegratedGradients(score, layer)
     size = max(1, explained.batch_tokens // ids_1S.shape[1])
     vectors_1SH = method.attribute(ids_1S, baseline_1S, n_steps=steps, internal_batch_size=size)
     tokens_S = vectors_1SH.detach().double().sum(-1)[0].cpu().numpy()

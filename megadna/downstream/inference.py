@@ -75,7 +75,7 @@ class Runner:
     ) -> None:
         self.tokenizer, self.reduce = tokenizer, reduce
         self._forward, self._device, self._batch_tokens = forward, device, batch_tokens
-        self.report: Callable[[int], None] = lambda bases: None
+        self.report: Callable[[float], None] = lambda bases: None
         """Called with the bases done since the last call."""
 
     def __call__(self, stretches: Sequence[Stretch]) -> list[np.ndarray]:

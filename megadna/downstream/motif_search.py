@@ -198,10 +198,10 @@ def consensus(p_W4: np.ndarray) -> str:
     return "".join(BASES[int(p.argmax())] if p.max() >= 0.5 else BASES[int(p.argmax())].lower() for p in p_W4)
 
 
-def informative(p_W4: np.ndarray, least_bits: float = 0.25) -> slice:
-    """From the first to the last position with that much information, sum p log2(p / 0.25); all positions, if none has
-    it."""
+def informative(p_W4: np.ndarray, sites: int, least_bits: float = 0.25) -> slice:
+    """From the first to the last position with that much information, sum p log2(p / 0.25), beyond what `sites` random
+    sequences have on average, 3 / (2 ln 2 sites) (Schneider et al. 1986); all positions, if none has it."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        bits_W = np.nansum(np.where(p_W4 > 0, p_W4 * np.log2(4 * p_W4), 0.0), axis=1)
-    at = np.flatnonzero(bits_W >= least_bits)
+        bits_W = np.where(p_W4 > 0, p_W4 * np.log2(4 * p_W4), 0.0).sum(axis=1)
+    at = np.flatnonzero(bits_W - 3 / (2 * np.log(2) * sites) >= least_bits)
     return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, len(p_W4))

@@ -97,7 +97,7 @@ def _sequences(rows: pd.DataFrame, column: str) -> tuple[list[str], list[np.ndar
 
 def _table(found: list[FoundMotif]) -> pd.DataFrame:
     columns: dict[str, Callable[[FoundMotif], Any]] = {
-        "consensus": lambda motif: consensus(_p(motif)[informative(_p(motif))]),
+        "consensus": lambda motif: consensus(_trimmed("", motif).p_W4),
         "core": lambda motif: motif.core.text,
         "members": lambda motif: len(motif.members),
         "instances": lambda motif: len(motif.windows),
@@ -119,7 +119,8 @@ def _p(motif: FoundMotif) -> np.ndarray:
 def _trimmed(name: str, motif: FoundMotif) -> Motif:
     """The informative part of the window."""
     p_W4 = _p(motif)
-    return Motif(name, p_W4[informative(p_W4)], len(motif.windows), motif.core.text)
+    part = informative(p_W4, len(motif.windows))
+    return Motif(name, p_W4[part], len(motif.windows), motif.core.text)
 
 
 def nearest_known(matrices: list[Motif], known: list[Motif]) -> dict[str, list[Any]]:

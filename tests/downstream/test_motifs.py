@@ -11,7 +11,9 @@ from scipy.stats import hypergeom
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from megadna import motifs
+from toy_models import megadna_folder
+
+from megadna import attribute, finetune, motifs, splice_sites
 from megadna.cli import main
 from megadna.downstream.motif_search import (
     Candidate,
@@ -30,7 +32,8 @@ from megadna.downstream.windows import shuffle_dinucleotides
 from megadna.errors import UserError
 from megadna.genome.meme import Motif, read_meme
 
-JASPAR = Path(__file__).parents[1] / "data" / "jaspar_2024_clusters_60.meme.gz"
+DATA = Path(__file__).parents[1] / "data"
+JASPAR = DATA / "jaspar_2024_clusters_60.meme.gz"
 PLANTED = ("TGACTCA", "CCATTGGC")
 SIZE = 80
 
@@ -67,7 +70,7 @@ def test_planted_motifs_are_found_where_they_were_planted(planted):
     positives, importances, negatives, where = planted
     found = find_motifs(positives, importances, negatives)
     assert len(found) == 2
-    texts = [consensus(p_W4[informative(p_W4, 0.8)]) for p_W4 in (m.counts_W4 / len(m.windows) for m in found)]
+    texts = [consensus(p_W4[informative(p_W4, 50, 0.8)]) for p_W4 in (m.counts_W4 / len(m.windows) for m in found)]
     assert sorted(texts) == sorted(PLANTED)
     for motif in found:
         name = max(PLANTED, key=lambda text: sum(text in window for window in motif.windows))
@@ -148,6 +151,15 @@ def test_the_best_ungapped_overlap():
         assert score == max(scores.values()) == scores[shift]
 
 
+def test_the_informative_part_is_beyond_what_few_sites_have_by_chance():
+    even, strong = [0.25] * 4, [1.0, 0.0, 0.0, 0.0]
+    weak = [0.55, 0.15, 0.15, 0.15]  # 0.291 bits
+    p_W4 = np.array([even, weak, strong, even, strong, weak, even])
+    assert informative(p_W4, 10_000) == slice(1, 6) and informative(p_W4, 20) == slice(2, 5)
+    assert informative(np.array([even, even]), 20) == slice(0, 2)
+    assert consensus(p_W4[1:4]) == "AAa"
+
+
 def candidate(text: str, p: float, runs: list[tuple[int, int]]) -> Candidate:
     return Candidate(text, runs, len(runs), 0, p, p)
 
@@ -216,7 +228,7 @@ def test_the_command_writes_a_folder(files, planted, tmp_path, capsys):
     found = read_meme(output / "motifs.meme")
     for one, (name, counts) in zip(found, same.attrs["counts"].items(), strict=True):
         p_W4 = np.array(counts) / one.sites
-        np.testing.assert_allclose(one.p_W4, p_W4[informative(p_W4)])
+        np.testing.assert_allclose(one.p_W4, p_W4[informative(p_W4, one.sites)])
         assert one.name == name and (output / "logos" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     page = (output / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "http" not in page
@@ -291,3 +303,39 @@ def test_known_motifs_find_themselves_on_either_strand():
     assert found["known"] == [known[number].name for number in (3, 3, 25, 25, 54, 54)]
     assert found["known_strand"][::2] != found["known_strand"][1::2] and max(found["known_p"]) < 1e-4
     np.testing.assert_allclose(found["known_e"], np.array(found["known_p"]) * 60)
+
+
+@pytest.mark.slow  # 35 s
+def test_the_consensus_of_splice_donors_comes_out_of_a_splice_model(tmp_path):
+    """Two layers of 32, trained from random weights for 400 steps on sites of A. thaliana; the consensus AG|GTAAGT from
+    donors of genes that the model has not seen."""
+    names = ["donor", "acceptor", "negative"]
+    model, bacs = megadna_folder(tmp_path / "encoder"), DATA / "arabidopsis_bacs.fa.gz"
+    splice_sites(
+        genome=bacs,
+        annotation=DATA / "arabidopsis_bacs.gff3.gz",
+        length=40,
+        negatives="random",
+        output=tmp_path / "data",
+    )
+    scores = finetune(
+        model, tmp_path / "data", tmp_path / "run", random_weights=True, head_sizes=[32], dropout=0.0, max_steps=400,
+        eval_steps=400, batch_size=64, learning_rate=3e-3, label_names=names, stranded=True,
+    )  # fmt: skip
+    test = scores[(scores.split == "test") & (scores.score == "accuracy")].value.item()
+    assert test > 0.75
+    sites = pd.concat([pd.read_csv(tmp_path / "data" / f"{split}.csv") for split in ("dev", "test")])
+    for label in (0, 2):
+        sites[sites.label == label].to_csv(tmp_path / f"{label}.csv", index=False)
+    found = attribute(tmp_path / "run/seed-1/model", tmp_path / "0.csv", label="donor")
+    found.to_parquet(tmp_path / "donors.parquet")
+    mean_L = np.mean([rows.importance for _, rows in found.groupby("region")], axis=0)
+    assert sorted(np.argsort(mean_L)[-3:]) == [19, 20, 21]  # the last base of the exon, and GT
+    table = motifs(tmp_path / "donors.parquet", tmp_path / "2.csv", min_length=4, output=tmp_path / "motifs")
+    assert "AGGTA" in table.consensus[0].upper() and table.q[0] < 1e-6
+    starts = [line.split("\t") for line in (tmp_path / "motifs" / "instances.bed").read_text().splitlines()]
+    counts = np.array(table.attrs["counts"]["motif_1"])
+    boundary = [20 - int(start) for _, start, _, name, *_ in starts if name == "motif_1"]
+    at = max(set(boundary), key=boundary.count)
+    assert boundary.count(at) > 0.9 * len(boundary)  # nearly all instances lie on the site
+    assert [("ACGT"[int(row.argmax())]) for row in counts[at - 2 : at + 3]] == list("AGGTA")
