@@ -2,8 +2,9 @@
 
 In:  records of a sequence file or BED regions, none longer than the context; AttributeOptions.
 Out: a row for each base: contig, position, name, strand, region (number of its sequence), base (as the model reads
-     it), importance (or importance_METHOD of several). OUTPUT.sequences.tsv has a row for each sequence: its score, the
-     completeness of its gradients, and the rank correlation of every two methods over its bases.
+     it), importance (or importance_METHOD of several), and hypothetical_A to _T if asked for. OUTPUT.sequences.tsv has
+     a row for each sequence: its score, the completeness of its gradients, and the rank correlation of every two
+     methods over its bases.
 bigWig: one file for each method and strand, OUTPUT.METHOD.plus.bw.
 Methods: importance.py. What is explained: explained.py.
 """
@@ -20,7 +21,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from torch import Tensor
 
-from megadna.downstream.attribution_options import AttributeOptions
+from megadna.downstream.attribution_options import HYPOTHETICAL, AttributeOptions
 from megadna.downstream.attribution_outputs import write_bigwigs
 from megadna.downstream.encoder import load_config, load_masked_lm_model, load_model
 from megadna.downstream.explained import Explained, ExplainedBases, ExplainedHead
@@ -30,6 +31,7 @@ from megadna.downstream.importance import (
     masked_log_odds,
     mutagenesis,
     normalised,
+    of_true_bases,
     require_first_token,
     use_eager_attention,
 )
@@ -79,6 +81,7 @@ class Attributor(Inference):
         super().__init__(options, model, config, "nucleotide", _ROW_NUMBERS + len(options.methods))
         self.longest = 0  # no sequence is divided
         self._first = 0
+        self._contributions: list[np.ndarray] = []
         device: Any = {"device": next(self.model.parameters()).device, "batch_tokens": options.batch_tokens}
         parts = self.model, self.tokenizer, options.target
         self.explained: Explained
@@ -144,6 +147,8 @@ class Attributor(Inference):
         columns["base"] = list("".join(s.bases[s.before : len(s.bases) - s.after] for s in stretches))
         for name, method in zip(self.options.columns, self.options.methods, strict=True):
             columns[name] = np.concatenate(found[method]).astype(np.float32)
+        if self.options.hypothetical:
+            columns |= dict(zip(HYPOTHETICAL, np.concatenate(self._contributions).astype(np.float32).T, strict=True))
         return pa.table(columns).replace_schema_metadata(
             {_REGIONS: facts.to_json(orient="records", double_precision=15)}
         )
@@ -163,19 +168,20 @@ class Attributor(Inference):
         return [one.importance[s.before : len(s.bases) - s.after] for one, s in zip(found, stretches, strict=True)]
 
     def _mutagenesis(self, stretches: list[Stretch], facts: pd.DataFrame) -> list[np.ndarray]:
-        found, scores = [], []
+        self._contributions, scores = [], []
         for stretch in stretches:
             own = range(stretch.before, len(stretch.bases) - stretch.after)
             if self._masked is not None:
-                importance_L = masked_log_odds(self._masked, [stretch.bases], [own])[0]
+                contributions_L4 = masked_log_odds(self._masked, stretch.bases, own)
             else:
-                importance_L, score = mutagenesis(self.explained, stretch.bases, own, shift=stretch.before)
+                contributions_L4, score = mutagenesis(self.explained, stretch.bases, own, shift=stretch.before)
                 scores.append(score)
-            found.append(importance_L[own.start : own.stop])
+            self._contributions.append(contributions_L4[own.start : own.stop])
             self._report(stretch)
         if scores:
             facts["score"] = scores
-        return found
+        texts = [stretch.bases[stretch.before : len(stretch.bases) - stretch.after] for stretch in stretches]
+        return [of_true_bases(each_L4, text) for each_L4, text in zip(self._contributions, texts, strict=True)]
 
     def _report(self, stretch: Stretch) -> None:
         slow = [method for method in self.options.methods if method != "attention"]

@@ -10,6 +10,8 @@ from megadna.errors import UserError, require, require_share
 from megadna.ownership import check_folder, refuse_occupied
 
 METHODS = ("attention", "gradient", "mutagenesis")
+HYPOTHETICAL = tuple(f"hypothetical_{base}" for base in "ACGT")
+"""Columns of what the importance would be with another base."""
 
 
 def require_library(name: str) -> None:
@@ -31,6 +33,8 @@ class AttributeOptions(InputOptions):
     which see [MASK] there, and for models of nucleotides; default: all bases, shown."""
     steps: int = 50
     """Points of the integral of the gradients."""
+    hypothetical: bool = False
+    """Also what A, C, G and T would have by mutagenesis if they stood there, as TF-MoDISco takes it: four columns."""
     logo: bool = False
     """Also draw the sequences, letters as high as their importance: OUTPUT.png."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -48,6 +52,8 @@ class AttributeOptions(InputOptions):
             require(name in METHODS, f"--methods: one or several of {', '.join(METHODS)}, got {name!r}")
         require(len(set(self.methods)) == len(self.methods), f"--methods {self.methods}: name each once")
         require(self.steps > 0, f"--steps must be positive, got {self.steps}")
+        substitutes = "mutagenesis" in self.methods
+        require(substitutes or not self.hypothetical, "--hypothetical comes of mutagenesis; add it to --methods")
         distinct = len(set(self.target)) == len(self.target) and min(self.target, default=0) >= 0
         require(distinct, f"--target {self.target}: numbers of bases from 0 on, each once")
         explains = set(self.methods) != {"attention"}
@@ -109,7 +115,7 @@ class MotifOptions(Options):
     known: Path | None = None
     """MEME file of known motifs to compare with, such as JASPAR."""
     modisco: bool = False
-    """Also write the arrays that TF-MoDISco reads."""
+    """Also write the arrays that TF-MoDISco reads (better with --hypothetical in `megadna attribute`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

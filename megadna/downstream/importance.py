@@ -9,23 +9,23 @@ spread evenly over its bases. The importances of all tokens add up to score - ba
 missing.
 mutagenesis (the reference): the score minus the mean of the scores of the three substitutions. Without a target, of a
 masked language model: ln p of the base, which is hidden alone, minus the mean of ln p over the four bases. NaN at N.
+Its contributions of all four bases are what the importance would be if another stood there ("hypothetical").
 The bases of a hidden target have importance 0 by gradients and mutagenesis.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from megadna.alphabet import BASES
+from megadna.alphabet import BASES, OTHER, base_codes, dna_of
 from megadna.downstream.encoder import one_line
 from megadna.downstream.explained import Explained
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.errors import UserError, require
 
-# Shapes: B sequences, S tokens, N heads, L bases, H hidden.
+# Shapes: B sequences, S tokens, N heads, L bases, H hidden, P changed bases, 4 the bases A C G T.
 
 _MAX_BASES = 1 << 17  # of the substituted sequences that are tokenized at once
 _MAX_WEIGHTS = 1 << 27  # attention weights of all layers that are in memory at once
@@ -121,33 +121,39 @@ def _spread(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, size: i
 
 
 def mutagenesis(explained: Explained, bases: str, own: range, *, shift: int = 0) -> tuple[np.ndarray, float]:
-    """(importance fp64 [L], score) of the bases `own`, NaN elsewhere and where the base is not A, C, G or T."""
+    """(contributions fp64 [L, 4], score): at each base of `own` the score with A, C, G or T there minus the mean of the
+    other three; NaN elsewhere and where the base is not A, C, G or T, 0 where it is hidden."""
     hidden = {number + shift for number in explained.target} if explained.hides_target else set()
-    found = np.full(len(bases), np.nan)
-    found[[at for at in own if at in hidden]] = 0.0
+    found_L4 = np.full((len(bases), 4), np.nan)
+    found_L4[[at for at in own if at in hidden]] = 0.0
     score = float(explained.values([bases], shift)[0])
     changed = [at for at in own if at not in hidden and bases[at] in BASES]
     size = max(1, _MAX_BASES // (3 * len(bases)))
     for first in range(0, len(changed), size):
         part = changed[first : first + size]
         texts = [bases[:at] + base + bases[at + 1 :] for at in part for base in BASES if base != bases[at]]
-        found[part] = score - explained.values(texts, shift).reshape(-1, 3).mean(axis=1)
-    return found, score
+        scores_P4 = np.full((len(part), 4), score)
+        scores_P4[[[base != bases[at] for base in BASES] for at in part]] = explained.values(texts, shift)
+        found_L4[part] = (4 * scores_P4 - scores_P4.sum(axis=1, keepdims=True)) / 3
+    return found_L4, score
 
 
-def masked_log_odds(model: MaskedBases, windows: Sequence[str], own: Sequence[range]) -> list[np.ndarray]:
-    """For each sequence fp64 [L]: ln p of each base of `own`, hidden alone, minus the mean of ln p over A, C, G and T;
-    NaN elsewhere and where the base is not A, C, G or T."""
-    found = []
-    for bases, chosen in zip(windows, own, strict=True):
-        at = [position for position in chosen if bases[position] in BASES]
-        importance_L = np.full(len(bases), np.nan)
-        if at:
-            log_p_L4 = np.concatenate(model.hidden([bases] * len(at), [[position] for position in at])).astype(float)
-            true_L = log_p_L4[np.arange(len(at)), [BASES.index(bases[position]) for position in at]]
-            importance_L[at] = true_L - log_p_L4.mean(axis=1)
-        found.append(importance_L)
-    return found
+def masked_log_odds(model: MaskedBases, bases: str, own: range) -> np.ndarray:
+    """Contributions fp64 [L, 4]: at each base of `own`, hidden alone, ln p of A, C, G and T minus their mean; NaN
+    elsewhere and where the base is not A, C, G or T."""
+    at = [position for position in own if bases[position] in BASES]
+    found_L4 = np.full((len(bases), 4), np.nan)
+    if at:
+        log_p_L4 = np.concatenate(model.hidden([bases] * len(at), [[position] for position in at])).astype(float)
+        found_L4[at] = log_p_L4 - log_p_L4.mean(axis=1, keepdims=True)
+    return found_L4
+
+
+def of_true_bases(contributions_L4: np.ndarray, bases: str) -> np.ndarray:
+    """The contribution [L] of the base that is there; NaN if it is not A, C, G or T."""
+    codes_L = base_codes(dna_of(bases))
+    found_L = contributions_L4[np.arange(len(bases)), codes_L % OTHER]
+    return np.where(codes_L == OTHER, np.nan, found_L)
 
 
 def require_first_token(prefix: int) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from megadna.downstream.attribution_options import MotifOptions
+from megadna.downstream.attribution_options import HYPOTHETICAL, MotifOptions
 from megadna.downstream.attribution_outputs import heights
 from megadna.downstream.motif_report import draw_motif, write_page
 from megadna.downstream.motif_search import FoundMotif, consensus, find_motifs, informative
@@ -66,13 +66,13 @@ def motifs_with(options: MotifOptions) -> pd.DataFrame:
         with atomic_folder(options.output) as folder:
             _write(folder, table, found, matrices, rows)
             if options.modisco:
-                write_modisco(folder / "modisco", sequences, importances)
+                write_modisco(folder / "modisco", rows, options.importance)
     return table
 
 
 def read_importances(path: Path, column: str) -> pd.DataFrame:
-    """contig, position, name, strand, region, base and the column of importance of a file of `megadna attribute`;
-    UserError if it is none."""
+    """contig, position, name, strand, region, base and the column of importance of a file of `megadna attribute`, and
+    the hypothetical contributions, if it has them and the importance is theirs. UserError if it is none."""
     wanted = ["contig", "position", "name", "strand", "region", "base", column]
     try:
         names = parquet.read_schema(path).names
@@ -81,6 +81,8 @@ def read_importances(path: Path, column: str) -> pd.DataFrame:
             known = ", ".join(name for name in names if name.startswith("importance"))
             raise UserError(f"{path}: no column {column!r}; choose one of {known} with --importance")
         require(not missing, f"{path}: no column {', '.join(missing)}; give a Parquet file of megadna attribute")
+        if column in ("importance", "importance_mutagenesis"):
+            wanted += [name for name in HYPOTHETICAL if name in names]
         table = parquet.read_table(path, columns=wanted).to_pandas()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file of megadna attribute ({' '.join(str(error).split())})") from error
@@ -177,18 +179,24 @@ def _instances(table: pd.DataFrame, found: list[FoundMotif], rows: pd.DataFrame)
     return "".join(lines)
 
 
-def write_modisco(folder: Path, sequences: list[str], importances: list[np.ndarray]) -> None:
-    """sequences.npz (one-hot) and contributions.npz (the importance at each base, 0 at the other three), fp32
-    [N, 4, L] as TF-MoDISco's command line reads them; its Python call takes [N, L, 4]. UserError if the sequences
-    differ in length."""
+def write_modisco(folder: Path, rows: pd.DataFrame, column: str) -> None:
+    """sequences.npz (one-hot) and contributions.npz, fp32 [N, 4, L] as TF-MoDISco's command line reads them; its Python
+    call takes [N, L, 4]. The contributions are the hypothetical ones, if the rows have them; else the importance of the
+    base that is there, and 0 of the others. UserError if the sequences differ in length."""
+    sequences, importances = _sequences(rows, column)
     sizes = sorted({len(bases) for bases in sequences})
     if len(sizes) > 1:
         raise UserError(
             f"--modisco: needs sequences of one length, and these have {sizes[0]} to {sizes[-1]} bases; choose regions "
             "of one length"
         )
+    if set(HYPOTHETICAL) <= set(rows.columns):
+        values_NL4 = np.nan_to_num(rows[list(HYPOTHETICAL)].to_numpy().reshape(-1, sizes[0], 4))
+    else:
+        text = "%s: contributions of the other three bases are 0; --hypothetical of megadna attribute gives them"
+        log.warning(text, folder)
+        values_NL4 = np.stack([heights(*one) for one in zip(sequences, importances, strict=True)])
+    ones_NL4 = np.stack([heights(bases, np.ones(len(bases))) for bases in sequences])
     folder.mkdir()
-    ones = (heights(bases, np.ones(len(bases))).T for bases in sequences)
-    values = (heights(bases, importance_L).T for bases, importance_L in zip(sequences, importances, strict=True))
-    np.savez_compressed(folder / "sequences.npz", np.stack(list(ones)).astype(np.float32))
-    np.savez_compressed(folder / "contributions.npz", np.stack(list(values)).astype(np.float32))
+    for name, array_NL4 in (("sequences", ones_NL4), ("contributions", values_NL4)):
+        np.savez_compressed(folder / f"{name}.npz", array_NL4.transpose(0, 2, 1).astype(np.float32))

@@ -200,6 +200,20 @@ def test_mutagenesis_of_a_class_by_substitution(folders, sequences, fasta):
         assert facts["score"] == pytest.approx(odds(bases), abs=1e-5)
 
 
+def test_hypothetical_contributions_are_what_another_base_would_have(folders, sequences, fasta, tmp_path):
+    """Of base 8 of the first sequence: importance, once another base stands there."""
+    bases, path = sequences[0], tmp_path / "b.fa"
+    texts = [bases[:8] + base + bases[9:] for base in BASES]
+    path.write_text("".join(f">{base}\n{text}\n" for base, text in zip(BASES, texts, strict=True)))
+    for folder, more in ((folders["classes"], {"label": "donor"}), (folders["nucleotide"], {})):
+        found = attribute(folder, fasta, hypothetical=True, **more)
+        expected = attribute(folder, path, **more)
+        four = found[[f"hypothetical_{base}" for base in BASES]].to_numpy()
+        np.testing.assert_allclose(four[8], expected.importance[expected.position == 8], atol=1e-5)
+        at_base = four[np.arange(len(found)), [BASES.index(base) for base in found.base]]
+        np.testing.assert_array_equal(at_base, found.importance)
+
+
 def test_mutagenesis_of_a_masked_language_model_is_its_log_odds(folders, sequences, fasta):
     model = AutoModelForMaskedLM.from_pretrained(folders["nucleotide"], trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folders["nucleotide"], trust_remote_code=True)
@@ -372,6 +386,12 @@ def test_mistakes_end_in_one_line(folders, fasta, tmp_path, capsys):
         ("nucleotide", fasta, ["--methods", "saliency"], "one or several of attention, gradient, mutagenesis"),
         ("nucleotide", fasta, ["--methods", "attention", "--target", "3"], "attention does not depend on it"),
         ("nucleotide", fasta, ["--target", "30"], "--target 30: s0:0-30 has 30 bases"),
+        (
+            "nucleotide",
+            fasta,
+            ["--methods", "attention", "--hypothetical"],
+            "comes of mutagenesis; add it",
+        ),
         ("nucleotide", fasta, ["--steps", "0"], "--steps must be positive"),
         ("nucleotide", "-", [], "is read more than once; give a file"),
         ("nucleotide", long, [], "long:0-160: 160 bases, and the model reads 126 at once; choose regions with --bed"),
@@ -388,3 +408,12 @@ def test_mistakes_end_in_one_line(folders, fasta, tmp_path, capsys):
         main(["attribute", "--model", folders["nucleotide"], "--input", str(fasta), "--logo",
               "--output", str(tmp_path / "x.parquet")])  # fmt: skip
     assert (tmp_path / "x.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("library", ["captum", "scipy"])
+def test_a_missing_library_is_named_before_any_work(library, folders, fasta, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("megadna.downstream.attribution_options.find_spec", lambda name: name != library or None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["attribute", "--model", folders["nucleotide"], "--input", str(fasta), "--methods", "gradient", "attention",
+              "--output", str(tmp_path / "x.parquet")])  # fmt: skip
+    assert stopped.value.code == 2 and f"{library} is not installed" in capsys.readouterr().err

@@ -254,6 +254,13 @@ def test_the_arrays_for_tf_modisco(files, planted, tmp_path):
             row = ["ACGT".index(base)]
             assert ones[number, :, at].tolist() == [float(i in row) for i in range(4)]
             assert values[number, row, at] == np.float32(planted[1][number][at]) == values[number, :, at].sum()
+    table = pd.read_parquet(files[0])
+    for column, base in enumerate("ACGT"):
+        table[f"hypothetical_{base}"] = np.float32(np.arange(len(table)) * 10 + column)
+    table.rename(columns={"importance_gradient": "importance"}).to_parquet(tmp_path / "four.parquet")
+    motifs(tmp_path / "four.parquet", files[1], modisco=True, output=tmp_path / "four")
+    values = np.load(tmp_path / "four" / "modisco" / "contributions.npz")["arr_0"]
+    assert values[77, :, 5].tolist() == [(77 * SIZE + 5) * 10 + column for column in range(4)]
 
 
 def test_no_motif_is_an_answer(files, tmp_path, capsys):
