@@ -414,6 +414,6 @@ def test_mistakes_end_in_one_line(folders, fasta, tmp_path, capsys):
 def test_a_missing_library_is_named_before_any_work(library, folders, fasta, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("megadna.downstream.attribution_options.find_spec", lambda name: name != library or None)
     with pytest.raises(SystemExit) as stopped:
-        main(["attribute", "--model", folders["nucleotide"], "--input", str(fasta), "--methods", "gradient", "attention",
-              "--output", str(tmp_path / "x.parquet")])  # fmt: skip
+        main(["attribute", "--model", folders["nucleotide"], "--input", str(fasta), "--output", str(tmp_path / "x.bw"),
+              "--methods", "gradient", "attention"])  # fmt: skip
     assert stopped.value.code == 2 and f"{library} is not installed" in capsys.readouterr().err
