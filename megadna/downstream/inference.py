@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from megadna.downstream.attribution_options import AttributeOptions
 from megadna.downstream.encoder import SequenceTokenizer, Tokens, load_tokenizer, pick_device
 from megadna.downstream.inputs import BASE, REGION
 from megadna.downstream.options import EmbedOptions, PredictOptions
@@ -77,7 +78,7 @@ class Runner:
     ) -> None:
         self.tokenizer, self.reduce = tokenizer, reduce
         self._forward, self._device, self._batch_tokens = forward, device, batch_tokens
-        self.report: Callable[[int], None] = lambda bases: None
+        self.report: Callable[[float], None] = lambda bases: None
         """Called with the bases done since the last call."""
 
     def __call__(self, stretches: Sequence[Stretch]) -> list[np.ndarray]:
@@ -204,7 +205,12 @@ class Inference:
     """What the progress bar calls it."""
 
     def __init__(
-        self, options: EmbedOptions | PredictOptions, model: Any, config: Any, reduce: Reduce, numbers_per_base: int
+        self,
+        options: EmbedOptions | PredictOptions | AttributeOptions,
+        model: Any,
+        config: Any,
+        reduce: Reduce,
+        numbers_per_base: int,
     ) -> None:
         """numbers_per_base: fp32 numbers, or as many bytes / 4, that a base's row takes; for `nucleotide` only."""
         self.options, self.per_base = options, reduce == "nucleotide"

@@ -51,15 +51,15 @@ class MaskedBases:
         precision: str = "fp32",
     ) -> None:
         """precision: fp32, bf16, or auto (bf16 on a GPU)."""
-        loaded, self.tokenizer, context = load_masked_model(
+        self.model, self.tokenizer, context = load_masked_model(
             str(model), max_tokens=max_tokens, trust_remote_code=trust_remote_code
         )
-        self.digest = _digest(loaded)
+        self.digest = _digest(self.model)
         """Of the weights: 32 hexadecimal digits of xxh3_128."""
         device = pick_device()
         bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-        loaded.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-        self._forward = PartialForward(loaded, [self.tokenizer.cls_id, *self.tokenizer.nucleotide_ids[:4].tolist()])
+        self.model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+        self._forward = PartialForward(self.model, [self.tokenizer.cls_id, *self.tokenizer.nucleotide_ids[:4].tolist()])
         self.max_bases = self.tokenizer.num_bases(context - 2)
         """Bases that fit the context."""
         self._batch_tokens = min(batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else batch_tokens

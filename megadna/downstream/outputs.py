@@ -197,7 +197,7 @@ def _tables(parts: list[Path]) -> Iterator[pa.Table]:
 
 def write_parquet(parts: list[Path], path: Path) -> None:
     """One Parquet file; small parts are joined into row groups of about MAX_ROW_GROUP bytes at most."""
-    schema = parquet.read_schema(parts[0])
+    schema = parquet.read_schema(parts[0]).remove_metadata()
     with parquet.ParquetWriter(path, schema, use_dictionary=_texts(schema)) as writer:
         waiting: list[pa.Table] = []
         for table in _tables(parts):

@@ -11,7 +11,7 @@ middle.
 import csv
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,38 @@ def predict(model: Path | str, input: Path | str, **options: Any) -> pd.DataFram
     return Predictor(chosen).frame()
 
 
+@dataclass(frozen=True)
+class Head:
+    """What a fine-tuned model predicts."""
+
+    names: list[str]
+    """Of its classes or numbers."""
+    problem: str
+    """single_label_classification, multi_label_classification or regression."""
+    per_base: bool
+    """For every nucleotide; else for a sequence."""
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads it."""
+        return f"AutoModelFor{'Token' if self.per_base else 'Sequence'}Classification"
+
+
+def head_of(config: Any, folder: str) -> Head:
+    """From the folder's configuration; UserError if it is no fine-tuned model of sequences or nucleotides."""
+    architecture = " ".join([*(config.architectures or []), *(getattr(config, "auto_map", None) or {})])
+    per_base = "TokenClassification" in architecture
+    if not per_base and "SequenceClassification" not in architecture:
+        raise UserError(
+            f"{folder}: not a fine-tuned model of sequences or nucleotides (megadna finetune makes one), "
+            f"but {architecture}"
+        )
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    require_names(names, f"{folder}: id2label of its config.json")
+    usual = "regression" if config.num_labels == 1 else "single_label_classification"
+    return Head(names, config.problem_type or usual, per_base)
+
+
 class Predictor(Inference):
     """A fine-tuned model and the options, loaded once."""
 
@@ -51,20 +83,10 @@ class Predictor(Inference):
     def __init__(self, options: PredictOptions) -> None:
         trust: Any = {"trust_remote_code": options.trust_remote_code}
         config = load_config(options.model, **trust)
-        architecture = " ".join([*(config.architectures or []), *(getattr(config, "auto_map", None) or {})])
-        per_base = "TokenClassification" in architecture
-        if not per_base and "SequenceClassification" not in architecture:
-            raise UserError(
-                f"{options.model}: not a fine-tuned model of sequences or nucleotides (megadna finetune makes one), "
-                f"but {architecture}"
-            )
-        self.names = [str(config.id2label[number]) for number in range(config.num_labels)]
-        require_names(self.names, f"{options.model}: id2label of its config.json")
-        usual = "regression" if config.num_labels == 1 else "single_label_classification"
-        self.problem = config.problem_type or usual
+        head = head_of(config, options.model)
+        self.names, self.problem, per_base = head.names, head.problem, head.per_base
         self.columns = value_columns(self.names, is_regression=self.problem == "regression")
-        kind = "Token" if per_base else "Sequence"
-        model = load_model(options.model, f"AutoModelFor{kind}Classification", **trust)
+        model = load_model(options.model, head.auto_class, **trust)
         reduce: Any = "nucleotide" if per_base else "window"
         super().__init__(options, model, config, reduce, _ROW_NUMBERS + len(self.names))
         if options.bed is not None and options.output is not None and options.output.suffix == ".bw":

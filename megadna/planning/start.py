@@ -142,7 +142,9 @@ def _start(name: str, genomes: Genomes, num_ranks: int, hours: float, gpu: Gpu |
         validation=ValidationConfig(interval=interval, samples=samples, micro_batch_size=micro),
     )
     passes, ratio = tokens / genomes.train_bases, tokens / parameters
-    return Start(name, config, num_parameters(model, ROWS), batch * length, ratio, passes, seconds * steps / 3600, layout)
+    return Start(
+        name, config, num_parameters(model, ROWS), batch * length, ratio, passes, seconds * steps / 3600, layout
+    )
 
 
 def _config(name: str, model: ModelConfig, genomes: Genomes, num_ranks: int, tokens: float, gpu: Gpu | None) -> Config:

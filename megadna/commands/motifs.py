@@ -1,0 +1,24 @@
+"""`megadna motifs`: bases of high importance -> motifs that are enriched against negatives."""
+
+import sys
+
+from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.downstream.attribution_options import MotifOptions
+from megadna.log import get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
+
+
+def main(arguments: list[str]) -> None:
+    """Write the folder of motifs and print their table."""
+    parser = new_parser("motifs", "Motifs in the bases of high importance, enriched against negative sequences.")
+    add_options(parser, MotifOptions)
+    options = options_from(parse(parser, arguments), MotifOptions)
+    options.check_files()
+    with Progress("loading the libraries"):
+        from megadna.downstream.motifs import motifs_with
+
+    table = motifs_with(options)
+    sys.stdout.write(f"{table.to_string(index=False)}\n" if len(table) else "no motif\n")
+    sys.stdout.write(f"wrote {options.output}\n")
