@@ -9,7 +9,9 @@ WANDB = ["wandb>=0.19"]
 DOWNSTREAM = [
     "accelerate>=1.1",  # transformers' Trainer
     "anndata>=0.11",  # .h5ad files
+    "captum>=0.7",  # integrated gradients of attribute
     "h5py",  # .h5ad files, streamed
+    "memelite>=0.5",  # nearest known motif of motifs
     "pandas>=2",
     "peft>=0.14",
     "pyBigWig",
