@@ -73,7 +73,8 @@ def _lines(genomes: Genomes, start: Start) -> Iterator[str]:
             f"warning: copies of what is held out are about {lost:.0%} of the training bases: keep one genome of each "
             "near-identical group (by its file, or by preprocess --contigs PATTERN)"
         )
-    yield f"model: {start.size}, {start.parameters:,} parameters, {start.ratio:,.0f} tokens each"
+    context = f" (and {start.context_parameters:,} of local context)" if start.context_parameters else ""
+    yield f"model: {start.size}, {start.parameters:,} parameters{context}, {start.ratio:,.0f} tokens each"
     yield f"run: {train.steps:,} steps of {start.step_tokens:,} tokens, {start.passes:.1f} passes over the bases"
     if layout:
         yield f"layout: {layout.name}, {layout.memory.total / 1e9:.1f} GB a GPU"

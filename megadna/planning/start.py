@@ -68,8 +68,7 @@ LOCAL_CONTEXT: dict[str, Literal["none", "convolution", "both"]] = {
     **dict.fromkeys(("megadna-5m", "megadna-25m", "megadna-86m"), "convolution"),
     **dict.fromkeys(("aido-dna-300m", "aido-dna-7b"), "none"),
 }
-"""model.local_context of each size (docs/results.md). Context tables pay in short runs; a base reads three of their
-rows, so they do not count as parameters that need tokens."""
+"""model.local_context of each size (docs/results.md): context tables pay in short runs."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,12 @@ class Start:
     size: str
     config: Config
     parameters: int
+    """Without those of local context."""
+    context_parameters: int
+    """Those of local context: of its tables a base reads three rows."""
     step_tokens: int
     ratio: float
-    """Tokens a parameter, context tables not counted."""
+    """Tokens a parameter, local context not counted."""
     passes: float
     """Over the training bases."""
     hours: float
@@ -141,8 +143,8 @@ def _start(name: str, genomes: Genomes, num_ranks: int, hours: float, gpu: Gpu |
         checkpoint=CheckpointConfig(interval=interval),
         validation=ValidationConfig(interval=interval, samples=samples, micro_batch_size=micro),
     )
-    passes, ratio, parameters = tokens / genomes.train_bases, tokens / parameters, num_parameters(model, ROWS)
-    return Start(name, config, parameters, batch * length, ratio, passes, seconds * steps / 3600, layout)
+    passes, ratio, context = tokens / genomes.train_bases, tokens / parameters, num_parameters(model, ROWS) - parameters
+    return Start(name, config, parameters, context, batch * length, ratio, passes, seconds * steps / 3600, layout)
 
 
 def _config(name: str, model: ModelConfig, genomes: Genomes, num_ranks: int, tokens: float, gpu: Gpu | None) -> Config:
