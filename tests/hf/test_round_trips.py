@@ -25,7 +25,7 @@ from megadna.train.checkpoint import find_checkpoint, read_config, read_numbers
 DATA = Path(__file__).parents[1] / "data"
 CONFIGS = Path(__file__).parents[2] / "configs"
 FORMATS = {
-    "demo": "megadna", "megadna-86m": "aido", "aido-dna-300m": "aido", "dnabert-3mer": "bert", "dnabert-4mer": "bert",
+    "demo": "megadna", "megadna-86m": "megadna", "aido-dna-300m": "aido", "dnabert-3mer": "bert", "dnabert-4mer": "bert",
     "dnabert-5mer": "bert", "dnabert-6mer": "bert", "bionemo-dnabert-86m": "megatron_bert",
 }  # fmt: skip
 LARGE = {"aido-dna-7b": "aido", "megadna-7b-hd128": "aido"}
@@ -91,7 +91,7 @@ def test_large_presets_come_back_bit_for_bit(preset, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["megadna-86m", "dnabert-3mer"])
+@pytest.mark.parametrize("preset", ["megadna-86m", "aido-dna-300m", "dnabert-3mer"])
 def test_a_preset_of_each_format_passes_the_gate_in_both_directions(preset, tmp_path, every_core):
     """At full width; megadna, megatron_bert and multimolecule pass it below, in every run of the tests."""
     round_trip(shallow(preset), tmp_path, check=True)
