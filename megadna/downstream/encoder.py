@@ -167,7 +167,10 @@ def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tok
 
 def load_model(folder: str, auto_class: str = "AutoModel", *, trust_remote_code: bool) -> Any:
     """The model in fp32, eval mode; UserError if the folder lacks weights of the encoder."""
-    if auto_class == "AutoModel" and load_config(folder, trust_remote_code=trust_remote_code).model_type == "dna-task":
+    if (
+        auto_class in ("AutoModel", "AutoModelForMaskedLM")
+        and load_config(folder, trust_remote_code=trust_remote_code).model_type == "dna-task"
+    ):
         raise UserError(f"{folder}: is a fine-tuned model, for megadna predict; give the encoder it was made from")
     model, report = _load(getattr(transformers, auto_class), folder, trust_remote_code, output_loading_info=True)
     missing = [name for name in report["missing_keys"] if "pooler" not in name]

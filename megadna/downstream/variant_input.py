@@ -62,6 +62,8 @@ def survey(path: Path, genome: Genome) -> Survey:
         names[record.contig] = None
         last, largest = (record.contig, record.position), max(largest, record.position)
         num_records += 1
+    if not num_records:
+        log.warning("%s: holds no record", path)
     contigs = _matched(path, names, header, genome) if names else {}
     found = Survey(
         header=header,

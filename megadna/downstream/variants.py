@@ -70,12 +70,32 @@ def variants(model: Path | str, vcf: Path | str, genome: Path | str, **options: 
     return scorer.frame()
 
 
+SUBSTITUTION_SCORES, LENGTH_SCORES = ("llr", "influence", "distance"), ("pll", "distance")
+"""Which --scores are for substitutions, and which for changes of length."""
+
+
+def _check_scores(options: VariantOptions, found: Survey) -> None:
+    """UserError if there are alleles to score and --scores are for none of them; the log says which kind gets none."""
+    indels = found.counts["indel"]
+    kinds = (
+        (found.counts[OK] - indels, "substitutions", SUBSTITUTION_SCORES),
+        (indels, "insertions, deletions and the like", LENGTH_SCORES),
+    )
+    left_out = [kind for kind in kinds if kind[0] and not set(kind[2]) & set(options.chosen)]
+    hints = [f"{count:,} {name} need --scores {' or '.join(scores)}" for count, name, scores in left_out]
+    scored = found.counts[OK] - sum(count for count, *_ in left_out)
+    require(scored > 0 or not hints, f"{options.vcf}: --scores are for no allele of it: {'; '.join(hints)}")
+    for hint in hints:
+        log.warning("%s: %s: they are written without a score", options.vcf, hint)
+
+
 class Variants:
     """A model, a genome, a VCF and the options, loaded once."""
 
     def __init__(self, options: VariantOptions, genome: Genome, found: Survey) -> None:
-        """UserError if --window does not fit the model's context, or --neutral is not on the genome."""
+        """UserError if --scores are for no allele, --window exceeds the context, or --neutral is not on the genome."""
         self.options, self.genome, self.survey = options, genome, found
+        _check_scores(options, found)
         self.model = MaskedBases(
             options.model,
             max_tokens=options.max_tokens,
@@ -162,7 +182,7 @@ class Variants:
         return pa.table({**first, **ends})
 
     def _reason(self, allele: Allele) -> str:
-        wanted = ("llr", "influence", "distance") if allele.is_substitution else ("pll", "distance")
+        wanted = SUBSTITUTION_SCORES if allele.is_substitution else LENGTH_SCORES
         if not set(wanted) & set(self.options.chosen):
             return "not_chosen"
         return OK if self.scorer.fits(allele) else "too_long"

@@ -23,6 +23,7 @@ from megadna.downstream import outputs
 from megadna.downstream import variants as module
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.partial_forward import PartialForward
+from megadna.errors import UserError
 from megadna.genome.records import reverse_complement
 from megadna.hf.configuration_megadna import MegaDnaConfig
 from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
@@ -250,6 +251,16 @@ def test_a_head_that_needs_more_is_not_used():
     model.cls.forward = lambda hidden_BSE: dense(hidden_BSE.permute(0, 1, 2))  # whole batches only
     forward = PartialForward(model, [2, 5, 6, 7, 8])
     assert forward._last is None and forward._head is None
+
+
+def test_scores_that_are_for_no_allele_are_refused_and_others_said(folders, genome, tmp_path, caplog):
+    """pll of substitutions alone is nothing; beside an insertion it is said how many go without."""
+    row = ("z", 401, genome[400], next(base for base in "ACGT" if base != genome[400]))
+    with pytest.raises(UserError, match="for no allele of it: 1 substitutions need --scores llr or influence"):
+        variants(folders["megadna"], vcf(tmp_path / "a.vcf", row), FASTA, window=WINDOW, scores=["pll"])
+    insertion = ("z", 420, genome[419], genome[419] + "A")
+    variants(folders["megadna"], vcf(tmp_path / "b.vcf", row, insertion), FASTA, window=WINDOW)
+    assert "1 insertions, deletions and the like need --scores pll or distance" in caplog.text
 
 
 def test_one_pass_for_all_alts_of_a_site(folders, genome, tmp_path, monkeypatch):
@@ -505,9 +516,10 @@ def test_mistakes_are_one_line(folders, genome, tmp_path, capsys):
 
 
 def test_a_headerless_file_of_five_columns(folders, genome, tmp_path):
-    (tmp_path / "a.vcf").write_text(f"z\t11\tx\t{genome[10]}\tN\nz\t12\ty\t{genome[11]}\t{genome[11]}AC\n")
+    rows = [(11, genome[10], "N"), (12, genome[11], f"{genome[11]}AC"), (13, genome[12], "ACGT".strip(genome[12])[0])]
+    (tmp_path / "a.vcf").write_text("".join(f"z\t{pos}\tx\t{ref}\t{alt}\n" for pos, ref, alt in rows))
     run(folders["megadna"], tmp_path / "a.vcf", tmp_path / "o.tsv")
-    assert pd.read_csv(tmp_path / "o.tsv", sep="\t").status.tolist() == ["ambiguous", "not_chosen"]
+    assert pd.read_csv(tmp_path / "o.tsv", sep="\t").status.tolist() == ["ambiguous", "not_chosen", "ok"]
 
 
 def test_pysam_is_needed_for_its_formats_alone(folders, tmp_path, monkeypatch, capsys):

@@ -25,8 +25,8 @@ from megadna.train.checkpoint import find_checkpoint, read_config, read_numbers
 DATA = Path(__file__).parents[1] / "data"
 CONFIGS = Path(__file__).parents[2] / "configs"
 FORMATS = {
-    "demo": "megadna", "megadna-86m": "megadna", "aido-dna-300m": "aido", "dnabert-3mer": "bert", "dnabert-4mer": "bert",
-    "dnabert-5mer": "bert", "dnabert-6mer": "bert", "bionemo-dnabert-86m": "megatron_bert",
+    "demo": "megadna", "megadna-86m": "megadna", "aido-dna-300m": "aido", "dnabert-3mer": "bert",
+    "dnabert-4mer": "bert", "dnabert-5mer": "bert", "dnabert-6mer": "bert", "bionemo-dnabert-86m": "megatron_bert",
 }  # fmt: skip
 LARGE = {"aido-dna-7b": "aido", "megadna-7b-hd128": "aido"}
 NATIVE = ModelConfig(
