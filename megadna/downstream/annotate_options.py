@@ -5,9 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from megadna.downstream.options import EmbedOptions, RunOptions, check_model
+from megadna.downstream.options import EmbedOptions, RunOptions, check_model, refuse_outputs
 from megadna.errors import UserError, require
-from megadna.ownership import refuse_occupied
 
 MAX_CLUSTERS = 100
 
@@ -51,9 +50,7 @@ class GenomeWindowOptions(RunOptions):
             raise UserError(f"say where to write with --output ({', '.join(self.ENDINGS)})")
         ending = self.output.suffix
         require(ending in self.ENDINGS, f"{self.output}: its ending must be one of {', '.join(self.ENDINGS)}")
-        if not self.output.with_name(f"{self.output.name}.parts").exists():  # else a stopped command is resumed
-            for file in self.files():
-                refuse_occupied(file, " or remove it", is_file=True)
+        refuse_outputs(self.output, self.files())
 
     def embedding(self) -> EmbedOptions:
         """How the windows are embedded: the mean over the tokens of their bases."""

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from megadna.downstream.options import InputOptions, Options
+from megadna.downstream.options import InputOptions, Options, refuse_outputs
 from megadna.errors import UserError, require, require_share
-from megadna.ownership import check_folder, refuse_occupied
+from megadna.ownership import check_folder
 
 METHODS = ("attention", "gradient", "mutagenesis")
 HYPOTHETICAL = tuple(f"hypothetical_{base}" for base in "ACGT")
@@ -85,9 +85,7 @@ class AttributeOptions(InputOptions):
         if len(self.methods) > 1:
             require_library("scipy")
         assert self.output is not None
-        if not self.output.with_name(f"{self.output.name}.parts").exists():  # else a stopped command is resumed
-            for path in (self.table, *([self.picture] if self.logo else [])):
-                refuse_occupied(path, " or remove it", is_file=True)
+        refuse_outputs(self.output, [self.table, *([self.picture] if self.logo else [])])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -220,6 +220,15 @@ def one_line(what: str) -> Iterator[None]:
         raise UserError(f"{what} ({kind}{first_line(error)}){hint}") from error
 
 
+CPU_BATCH_TOKENS = 2048
+
+
+def batch_limit(batch_tokens: int, device: torch.device) -> int:
+    """Tokens of a batch: on a CPU at most CPU_BATCH_TOKENS, as activations that leave its caches take a model of 128 to
+    512 channels 1.2 to 1.7 times as long (tools/bench_embed.py)."""
+    return min(batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else batch_tokens
+
+
 def pick_device() -> torch.device:
     """This rank's GPU, or the CPU."""
     if not torch.cuda.is_available():

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from megadna.downstream.attribution_options import AttributeOptions
-from megadna.downstream.encoder import SequenceTokenizer, Tokens, load_tokenizer, pick_device
+from megadna.downstream.encoder import SequenceTokenizer, Tokens, batch_limit, load_tokenizer, pick_device
 from megadna.downstream.inputs import BASE, REGION
 from megadna.downstream.options import EmbedOptions, PredictOptions
 from megadna.downstream.outputs import held_parts, write_output, write_parquet
@@ -37,9 +37,6 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 """ids [B, S], attention mask [B, S] -> features [B, S, F]; [B, F] for the reduction `window`."""
 MAX_GROUP_BASES = 1 << 17
 """Bases of the windows that are tokenized and sorted by length at once: a token takes up to 200 bytes meanwhile."""
-CPU_BATCH_TOKENS = 2048
-"""Most tokens of a batch on a CPU: once activations leave its caches, a model of 128 to 512 channels takes 1.2 to 1.7
-times as long (tools/bench_embed.py)."""
 MAX_BLOCK_BYTES = 1 << 23  # of outputs per nucleotide that wait to be written; the table exists up to five times
 MAX_BLOCK_BASES = 1 << 19  # of a saved part: 10 to 60 s of a small model on a CPU
 MAX_STRETCHES = 4096  # in a saved part
@@ -220,7 +217,7 @@ class Inference:
         device = pick_device()
         bf16 = options.precision == "bf16" or (options.precision == "auto" and device.type == "cuda")
         self.model = model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-        tokens = min(options.batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else options.batch_tokens
+        tokens = batch_limit(options.batch_tokens, device)
         self.runner = Runner(self.tokenizer, self.forward, reduce, device=device, batch_tokens=tokens)
         self.block_size = max(1, MAX_BLOCK_BYTES // (4 * numbers_per_base)) if self.per_base else MAX_BLOCK_BASES
         """Bases of a saved part, approximately."""

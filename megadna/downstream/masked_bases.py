@@ -24,7 +24,7 @@ from torch import Tensor
 from megadna.alphabet import base_codes, dna_of
 from megadna.data.batch import IGNORE_INDEX
 from megadna.data.evaluation import HiddenBases
-from megadna.downstream.encoder import load_masked_model, pick_device
+from megadna.downstream.encoder import batch_limit, load_masked_model, pick_device
 from megadna.downstream.partial_forward import PartialForward
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train.bits import kmer_log_p_of_tokens
@@ -32,8 +32,6 @@ from megadna.train.bits import kmer_log_p_of_tokens
 # Shapes: B windows of a batch, S tokens, L bases of a window, H hidden bases of a window, N of a batch, M tokens of a
 # batch whose logits are needed, V vocabulary, E features of a hidden state.
 
-CPU_BATCH_TOKENS = 2048
-"""Tokens of a batch on a CPU: what a layer makes of more does not fit the cache (tools/bench_variants.py)."""
 Hidden = Sequence[int]
 """0-based positions in the window of the bases to hide together."""
 
@@ -62,7 +60,7 @@ class MaskedBases:
         self._forward = PartialForward(self.model, [self.tokenizer.cls_id, *self.tokenizer.nucleotide_ids[:4].tolist()])
         self.max_bases = self.tokenizer.num_bases(context - 2)
         """Bases that fit the context."""
-        self._batch_tokens = min(batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else batch_tokens
+        self._batch_tokens = batch_limit(batch_tokens, device)
 
     def hidden(self, windows: Sequence[str], hidden: Sequence[Hidden]) -> list[np.ndarray]:
         """ln p, fp32 [H, 4], of the hidden bases of each window; each window is one row of a batch."""

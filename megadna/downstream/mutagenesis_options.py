@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from megadna.downstream.options import InputOptions, ModelOptions, check_model
+from megadna.downstream.options import InputOptions, ModelOptions, check_model, refuse_outputs
 from megadna.errors import require
-from megadna.ownership import refuse_occupied, resolved
+from megadna.ownership import resolved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,7 @@ class RegionOptions(ModelOptions):
             )
         for ending, count in Counter(path.suffix for path in self.output).items():
             require(count == 1, f"--output names {count} files that end in {ending}; name one")
-        if not self.output[0].with_name(f"{self.output[0].name}.parts").exists():  # else a stopped command is resumed
-            for path in self.output:
-                refuse_occupied(path, " or remove it", is_file=True)
+        refuse_outputs(self.output[0], self.output)
         if self.written(".bw") and find_spec("pyBigWig") is None:
             raise ModuleNotFoundError(name="pyBigWig")
 

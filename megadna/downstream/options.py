@@ -26,6 +26,13 @@ def check_model(folder: str) -> None:
         raise UserError(f"{folder}: no such folder; give a Hugging Face folder")
 
 
+def refuse_outputs(output: Path, files: list[Path]) -> None:
+    """UserError if one of the files exists, unless OUTPUT.parts shows a stopped command, which is resumed."""
+    if not output.with_name(f"{output.name}.parts").exists():
+        for file in files:
+            refuse_occupied(file, " or remove it", is_file=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Callers from Python may give paths as text; a value that is not one of the choices is an error there too."""
@@ -105,8 +112,7 @@ class InputOptions(RunOptions):
             raise UserError(f"say where to write with --output ({', '.join(self.ENDINGS)})")
         ending = self.output.suffix
         require(ending in self.ENDINGS, f"{self.output}: its ending must be one of {', '.join(self.ENDINGS)}")
-        if not self.output.with_name(f"{self.output.name}.parts").exists():  # else a stopped command is resumed
-            refuse_occupied(self.output, " or remove it", is_file=True)
+        refuse_outputs(self.output, [self.output])
         if ending in _LIBRARIES and find_spec(_LIBRARIES[ending]) is None:
             raise ModuleNotFoundError(name=_LIBRARIES[ending])
 

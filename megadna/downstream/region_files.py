@@ -7,7 +7,7 @@ Out: stretches with the bases of context that the computation reads, cut into pi
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from megadna.downstream.inputs import file_names
@@ -79,14 +79,7 @@ def pieces(stretch: Stretch, size: int, context: int) -> Iterator[Stretch]:
         last = min(length, first + size)
         low = max(0, stretch.before + first - context)
         high = min(len(stretch.bases), stretch.before + last + context)
-        yield replace(
-            stretch,
-            start=stretch.end - last if stretch.strand == "-" else stretch.start + first,
-            end=stretch.end - first if stretch.strand == "-" else stretch.start + last,
-            bases=stretch.bases[low:high],
-            before=stretch.before + first - low,
-            after=high - stretch.before - last,
-        )
+        yield stretch.part(first, last, low, high)
 
 
 def sidecar(path: Path) -> Path:

@@ -5,9 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
-from megadna.downstream.options import RunOptions, check_model
+from megadna.downstream.options import RunOptions, check_model, refuse_outputs
 from megadna.errors import require
-from megadna.ownership import refuse_occupied
 
 Score = Literal["llr", "pll", "influence", "distance"]
 DEFAULT_WINDOW = 511
@@ -75,7 +74,6 @@ class VariantOptions(RunOptions):
         require(self.output is not None, f"say where to write with --output ({', '.join(self.ENDINGS)})")
         assert self.output is not None
         require(bool(self.ending), f"{self.output}: its ending must be one of {', '.join(self.ENDINGS)}")
-        if not self.output.with_name(f"{self.output.name}.parts").exists():  # else a stopped command is resumed
-            refuse_occupied(self.output, " or remove it", is_file=True)
+        refuse_outputs(self.output, [self.output])
         if (self.ending == ".vcf.gz" or is_bcf(self.vcf)) and find_spec("pysam") is None:
             raise ModuleNotFoundError(name="pysam")

@@ -132,6 +132,17 @@ class Stretch:
             far_after=self.far_before,
         )
 
+    def part(self, first: int, last: int, low: int, high: int) -> "Stretch":
+        """Its bases `first` to `last` (without context, in their order), with all of `bases` from `low` to `high`."""
+        return replace(
+            self,
+            start=self.end - last if self.strand == "-" else self.start + first,
+            end=self.end - first if self.strand == "-" else self.start + last,
+            bases=self.bases[low:high],
+            before=self.before + first - low,
+            after=high - self.before - last,
+        )
+
 
 def window_grid(length: int, size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """(starts [W], borders [W - 1]) of the windows of at most `size` bases over `length` bases, on the grid of `stride`
@@ -190,17 +201,8 @@ def divided(
         for one, other in pairwise(_cuts(size, borders, max(longest, width))):
             first = max(0, stretch.before + one - width)
             last = min(len(stretch.bases), stretch.before + other + width)
-            yield replace(
-                stretch,
-                start=stretch.end - other if stretch.strand == "-" else stretch.start + one,
-                end=stretch.end - one if stretch.strand == "-" else stretch.start + other,
-                bases=stretch.bases[first:last],
-                before=stretch.before + one - first,
-                after=last - stretch.before - other,
-                far_before=first,
-                far_after=len(stretch.bases) - last,
-                window=width,
-            )
+            part = stretch.part(one, other, first, last)
+            yield replace(part, far_before=first, far_after=len(stretch.bases) - last, window=width)
 
 
 def _cuts(size: int, borders: np.ndarray, longest: int) -> list[int]:

@@ -138,9 +138,10 @@ def _same_sequence(segments: PackedSeqParams, hidden_SBH: Tensor, ranks: int, ra
 
 
 class Convolve(torch.autograd.Function):
-    """y[s] = sum over k of w[k] x[s + k], in passes over memory that a CPU does at its full speed.
+    """y[s] = sum over k of w[k] x[s + k], in passes over memory.
 
-    On two cores of an AMD EPYC a forward and a backward pass take half the time of torch's depthwise convolution.
+    4,000 tokens of 768 channels forward and backward on a core of a busy AMD EPYC: 166 ms in bf16 and 219 in fp32;
+    torch's depthwise convolution, with the transpositions that it needs, 214 and 233.
     """
 
     @staticmethod
