@@ -23,7 +23,7 @@ import torch
 from scipy.stats import rankdata, spearmanr
 from transformers import AutoTokenizer
 
-from megadna.alphabet import BASES, base_codes
+from megadna.alphabet import BASES
 from megadna.downstream.encoder import load_model
 from megadna.downstream.variants import variants
 from megadna.genome.records import Genome, read_genome
@@ -119,8 +119,8 @@ class Markov:
 
         def sample(bases: np.ndarray, at: int) -> tuple[np.ndarray, np.ndarray]:
             first = max(0, at - reach)
-            codes = base_codes(bases[first : at + reach + 1])
-            return codes, np.arange(len(codes)) == at - first
+            seen = bases[first : at + reach + 1]
+            return seen, np.arange(len(seen)) == at - first
 
         return HiddenSamples.stack(sample(*place) for place in places)
 

@@ -188,7 +188,9 @@ def _print(result: dict[str, Any]) -> None:
     if text := verdict(model, result["baselines"]):
         sys.stdout.write(text + "\n")
     for key in (key for key in model if f"{key}_se" in model and (groups or "macro" not in key)):
-        sys.stdout.write(f"{key}: {model[key]:.4f} (standard error {_shown(model[f'{key}_se'])})\n")
+        beside = result["baselines"].get("markov", {}).get(key)
+        beside = "" if beside is None else f"; markov {beside:.4f}"
+        sys.stdout.write(f"{key}: {model[key]:.4f} (standard error {_shown(model[f'{key}_se'])}){beside}\n")
     if "reverse_complement_divergence" in model:
         divergence = model["reverse_complement_divergence"]
         sys.stdout.write(f"forward/reverse-complement divergence: {divergence:.4f} bits (Jensen-Shannon)\n")

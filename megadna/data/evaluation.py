@@ -154,13 +154,13 @@ class EvaluationSamples:
         hidden = _under(masked.chosen, spans, len(codes)) & ~_under(shows, spans, len(codes)) & (codes != OTHER)
         return Sample(bases, masked, hidden)
 
-    def for_baselines(self) -> tuple[Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]], NDArray[np.int64]]:
-        """(base codes, hidden) of each sample, and its chunk; under a protocol of whole chunks, whatever the model."""
+    def for_baselines(self) -> tuple[Iterator[tuple[Dna, NDArray[np.bool_]]], NDArray[np.int64]]:
+        """(bases, hidden) of each sample, and its chunk; under a protocol of whole chunks, whatever the model."""
         if not self.protocol:
             samples = (self[index] for index in range(len(self)))
-            return ((base_codes(sample.bases), sample.hidden) for sample in samples), self.chunks
+            return ((sample.bases, sample.hidden) for sample in samples), self.chunks
         chunks = np.unique(self.chunks)
-        return ((base_codes(self.dataset[c]), self._hidden_cells(c)) for c in chunks.tolist()), chunks
+        return ((self.dataset[c], self._hidden_cells(c)) for c in chunks.tolist()), chunks
 
     def batch(self, samples: Sequence[Sample], numbers: NDArray[np.int64]) -> tuple[Batch, HiddenBases]:
         """What the model reads, one sample a row, and what it must predict."""

@@ -4,9 +4,10 @@ a hairpin pair) and along diagonals (repeats: j - i constant).
 In:  a map [L, L]; NaN where there is no value.
 Out: Run for each that is stronger than chance, the best first.
 
-Values are symmetrised, (e(i, j) + e(j, i)) / 2. Dependencies decay with distance, so each value is compared with those
-of about its distance: z = (value - median) / (1.4826 x their median absolute deviation). A cell scores min(z, 6) - 2, a
-run the sum of its cells (the segment of a line with the largest sum). Chance: values are shuffled among cells of about
+Values are symmetrised, (e(i, j) + e(j, i)) / 2, and compared by their square roots, as few are large and most near 0.
+Dependencies decay with distance, so each root is compared with those of about its distance: z = (root - median) /
+(1.4826 x their median absolute deviation). A cell scores min(z, 6) - 1, a run the sum of its cells (the segment of a
+line with the largest sum). Chance: values are shuffled among cells of about
 the same distance, which keeps the decay and destroys runs; p is the share of shuffled maps, this map counted among
 them, whose best run of the kind scores as high. Runs with p <= 0.05 are reported; cells within 2 of one are not used
 for the next.
@@ -21,7 +22,7 @@ import numpy as np
 
 Kind = Literal["stem", "repeat"]
 MAX_Z = 6.0
-Z_OFFSET = 2.0
+Z_OFFSET = 1.0
 MAX_P = 0.05
 MOST_RUNS = 50
 """Of each kind."""
@@ -68,8 +69,10 @@ def find_runs(map_LL: np.ndarray, *, min_distance: int, shuffles: int, seed: int
     median_P, score_P = np.empty_like(values_P), np.empty_like(values_P)
     for cells in classes:
         median_P[cells] = np.median(values_P[cells])
-        spread = 1.4826 * np.median(np.abs(values_P[cells] - median_P[cells]))
-        z = (values_P[cells] - median_P[cells]) / spread if spread > 0 else np.zeros(len(cells))
+        roots = np.sqrt(np.maximum(values_P[cells], 0.0))
+        from_median = roots - np.median(roots)
+        spread = 1.4826 * np.median(np.abs(from_median))
+        z = from_median / spread if spread > 0 else np.zeros(len(cells))
         score_P[cells] = np.minimum(z, MAX_Z) - Z_OFFSET
     scores_LL, median_LL = np.full(map_LL.shape, _NONE), np.full(map_LL.shape, np.nan)
     scores_LL[i_P, j_P], median_LL[i_P, j_P] = score_P, median_P

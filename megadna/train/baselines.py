@@ -31,7 +31,8 @@ from megadna.reading import read_json
 from megadna.train.bits import ChunkSums, UnitScores
 from megadna.train.run_folder import is_score
 
-# Shapes: C samples, L bases of a sample, N hidden bases over all samples, J context orders 0..k, 4 the bases A C G T.
+# Shapes: C samples, E the upper-case and the lower-case bases of each, L bases of a sample, N hidden bases over all
+# samples, J context orders 0..k, 4 the bases A C G T.
 
 log = get_logger(__name__)
 
@@ -59,6 +60,8 @@ class HiddenSamples:
     """True bases, 0..3 = A, C, G, T; 4 = N, other, or past the end of a shorter sample."""
     hidden_CL: NDArray[np.bool_]
     """Which of them are hidden; never one of code 4."""
+    lower_CL: NDArray[np.bool_]
+    """Which of them are lower-case (soft-masked repeats)."""
     chunk_C: NDArray[np.int64] | None = None
     """Chunk of each sample if several samples are windows of one chunk; sums are then over chunks."""
     block: int = 1
@@ -70,19 +73,18 @@ class HiddenSamples:
 
     @staticmethod
     def stack(
-        samples: Iterable[tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+        samples: Iterable[tuple[Dna, NDArray[np.bool_]]],
         chunk_C: NDArray[np.int64] | None = None,
         block: int = 1,
     ) -> "HiddenSamples":
-        """From (codes, hidden) of each sample; shorter ones are padded with UNKNOWN."""
+        """From (bases, hidden) of each sample; shorter ones are padded with UNKNOWN."""
         pairs = list(samples)
-        length = max((len(codes) for codes, _ in pairs), default=0)
-        codes_CL = np.full((len(pairs), length), UNKNOWN, dtype=np.uint8)
-        hidden_CL = np.zeros((len(pairs), length), dtype=np.bool_)
-        for row, (codes, hidden) in enumerate(pairs):
-            codes_CL[row, : len(codes)] = codes
+        bases_CL = np.zeros((len(pairs), max((len(bases) for bases, _ in pairs), default=0)), dtype=np.uint8)
+        hidden_CL = np.zeros(bases_CL.shape, dtype=np.bool_)
+        for row, (bases, hidden) in enumerate(pairs):
+            bases_CL[row, : len(bases)] = bases
             hidden_CL[row, : len(hidden)] = hidden
-        return HiddenSamples(codes_CL, hidden_CL, chunk_C, block)
+        return HiddenSamples(base_codes(bases_CL), hidden_CL, bases_CL >= ord("a"), chunk_C, block)
 
     def visible(self) -> NDArray[np.uint8]:
         """Codes [C, L] with the hidden bases UNKNOWN: all that a baseline may read."""
@@ -90,12 +92,29 @@ class HiddenSamples:
 
     def sums(self, p_N4: NDArray[np.float64]) -> ChunkSums:
         """Sums per sample (or chunk) of the probabilities given for the hidden bases, in row order."""
-        chunk_N, _ = self.hidden_CL.nonzero()
+        row_C = np.arange(len(self.codes_CL)) if self.chunk_C is None else self.chunk_C
+        return self._sums_by_case(p_N4).by_group(np.repeat(row_C, 2))
+
+    def by_case(self, p_N4: NDArray[np.float64]) -> dict[str, float | None]:
+        """Bits of upper-case (unique) and lower-case (repeat) bases, as in an Evaluation; only if both are hidden."""
+        sums_E = self._sums_by_case(p_N4)
+        found: dict[str, float | None] = {}
+        if len(np.unique(self.lower_CL[self.hidden_CL])) == 2:
+            for case, name in enumerate(("unique", "repeat")):
+                sums_C = ChunkSums(sums_E.sums_CQ[case::2])
+                score = (sums_C if self.chunk_C is None else sums_C.by_group(self.chunk_C)).score()
+                found[f"bits_per_base_{name}"] = score.bits_per_base
+                found[f"bits_per_base_{name}_se"] = score.standard_error
+        return found
+
+    def _sums_by_case(self, p_N4: NDArray[np.float64]) -> ChunkSums:
+        """Sums [2 C] of the upper-case and of the lower-case bases of each sample."""
+        row_N, _ = self.hidden_CL.nonzero()
         with np.errstate(divide="ignore"):
             log2_p_N4 = np.log2(p_N4)
         units = UnitScores.of_bases(log2_p_N4, self.codes_CL[self.hidden_CL])
-        sums = (units.joined(self.block) if self.block > 1 else units).sums(chunk_N, len(self.codes_CL))
-        return sums if self.chunk_C is None else sums.by_group(self.chunk_C)
+        units = units.joined(self.block) if self.block > 1 else units
+        return units.sums(2 * row_N + self.lower_CL[self.hidden_CL], 2 * len(self.codes_CL))
 
     def digest(self) -> str:
         """SHA-256 of bases and masks: identifies the evaluation whatever its settings are called."""
@@ -103,6 +122,7 @@ class HiddenSamples:
         content.update(b"" if self.chunk_C is None else self.chunk_C.tobytes())
         content.update(self.codes_CL.tobytes())
         content.update(np.packbits(self.hidden_CL).tobytes())
+        content.update(np.packbits(self.lower_CL & self.hidden_CL).tobytes())
         return content.hexdigest()
 
 
@@ -142,10 +162,6 @@ class MarkovTable:
             bits_J = -np.log2(p_JN4[:, np.arange(len(base_N)), base_N]).mean(axis=1)
             best = min(best, *((float(bits), k, smoothing) for k, bits in enumerate(bits_J)))
         return best[1], best[2]
-
-    def score(self, samples: HiddenSamples, k: int, smoothing: float) -> ChunkSums:
-        """Sums per sample under contexts of k symbols a side."""
-        return samples.sums(self.probabilities(samples, smoothing)[k])
 
     def _counts_of(self, samples: HiddenSamples) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Counts [J, N, 4] of each context, and [J, N] whether it has a known base that the next shorter one lacks."""
@@ -252,11 +268,11 @@ def baselines(
         table = fit(_spread(train, MAX_FIT_BASES), both_strands=both_strands)
         with Progress("choosing k and smoothing of the Markov baseline"):
             k, smoothing = table.choose(valid)
-        markov = table.score(test, k, smoothing).score().to_dict()
+        p_N4 = table.probabilities(test, smoothing)[k]
         scores = {
             "uniform": uniform(test).score().to_dict(),
             "composition": composition(test).score().to_dict(),
-            "markov": {**markov, "k": k, "smoothing": smoothing},
+            "markov": {**test.sums(p_N4).score().to_dict(), **test.by_case(p_N4), "k": k, "smoothing": smoothing},
         }
         log.info("baselines of %s: Markov with k = %d, smoothing %g", dataset_id, k, smoothing)
         cache[key] = {"dataset": dataset_id, "baselines": scores}

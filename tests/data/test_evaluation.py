@@ -142,8 +142,8 @@ def test_a_protocol_hides_the_same_bases_for_every_tokenizer_and_context(
         options = {"sequence_length": length, "samples": 7, "seed": 5, "protocol": protocol}
         samples = EvaluationSamples(pool, tokenizer, **options)
         sets.append(named(samples))
-        codes, hidden = next(samples.for_baselines()[0])
-        assert np.array_equal(codes, base_codes(pool[int(samples.chunks[0])]))
+        bases, hidden = next(samples.for_baselines()[0])
+        assert np.array_equal(bases, pool[int(samples.chunks[0])])
         assert hidden.tobytes() == sets[0][int(samples.chunks[0])]
     assert all(one == sets[0] for one in sets) and len(sets[0]) == 7
 

@@ -1,6 +1,7 @@
 """Dependency maps beside a loop over transformers; runs planted in noise; files, regions, mistakes; learnt hairpins."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -220,20 +221,31 @@ def hairpins(rng: np.random.Generator, count: int) -> np.ndarray:
     return codes
 
 
-def trained_on_hairpins(folder: Path) -> list[str]:
-    """Fill `folder` with a small megadna model that was trained on hairpins for a minute; four of the hairpins."""
-    torch.manual_seed(0)
+def is_whole_stem(run: Run, size: int) -> bool:
+    """Whether it is the hairpin's own stem, or most of it."""
+    return run.kind == "stem" and run.i_start + run.j_end == size and len(run) > ARM // 2
+
+
+def trained_on_hairpins(folder: Path, seed: int = 0) -> list[str]:
+    """Fill `folder` with a small megadna model trained on hairpins for a minute; eight hairpins that it never saw.
+
+    Trainings differ by rounding from machine to machine, so it goes on until the arms are learnt (composition alone is
+    ln 4 = 1.386, the arms known wherever the partner is seen 0.60), then the learning rate falls to 0.
+    """
+    torch.manual_seed(seed)
     megadna_folder(folder, 64)
     config = MegaDnaConfig(
         vocab_size=16, max_position_embeddings=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=128,
     )  # fmt: skip
-    torch.manual_seed(0)
-    model, tokenizer, rng = MegaDnaForMaskedLM(config), NucleotideTokenizer(), np.random.default_rng(0)
-    steps, ids_4 = 1200, torch.from_numpy(tokenizer.base_ids.astype(np.int64))
+    torch.manual_seed(seed)
+    model, tokenizer, rng = MegaDnaForMaskedLM(config), NucleotideTokenizer(), np.random.default_rng(seed)
+    ids_4 = torch.from_numpy(tokenizer.base_ids.astype(np.int64))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
-    for _ in range(steps):
+    step, smooth_loss, falling = 0, math.log(4), 400
+    while falling:
+        falling -= smooth_loss < 0.83 or falling < 400 or step > 2000
+        optimizer.param_groups[0]["lr"] = 5e-3 * min(1, step / 100) * falling / 400
         codes_BL = torch.from_numpy(hairpins(rng, 128))
         hidden_BL = torch.rand(codes_BL.shape) < 0.15
         ids_BS = torch.nn.functional.pad(ids_4[codes_BL].masked_fill(hidden_BL, tokenizer.mask_id), (1, 1))
@@ -244,12 +256,12 @@ def trained_on_hairpins(folder: Path) -> list[str]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
+        step, smooth_loss = step + 1, 0.95 * smooth_loss + 0.05 * loss.item()
     stated = json.loads((folder / "config.json").read_text())
     model.save_pretrained(folder)
     sizes = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(sizes | {"auto_map": stated["auto_map"]}))
-    return ["".join("ACGT"[code] for code in codes) for codes in hairpins(rng, 4)]
+    return ["".join("ACGT"[code] for code in codes) for codes in hairpins(rng, 8)]
 
 
 @pytest.mark.slow
@@ -261,20 +273,21 @@ def test_a_model_trained_on_hairpins_shows_their_arms(tmp_path, capsys):
     arms = np.zeros((size, size), bool)
     arms[np.arange(FLANK, FLANK + ARM), size - 1 - np.arange(FLANK, FLANK + ARM)] = True
     others = np.triu(~arms, 4)
-    found = []
+    ratios, stems = [], []
     for bases in sequences:
         map_LL = dependency_map(model, bases)
         even_LL = (map_LL + map_LL.T) / 2
-        best = find_runs(map_LL, min_distance=4, shuffles=99, seed=1)[0]
-        is_stem = best.kind == "stem" and best.p == 0.01 and best.i_start + best.j_end == size
-        found.append((even_LL[arms].mean() / even_LL[others].mean(), is_stem, bases))
-        assert not [run for run in find_runs(dependency_map(fresh, bases), min_distance=4, shuffles=99, seed=1)
-                    if run.kind == "stem" and run.i_start + run.j_end == size and len(run) > 3]  # fmt: skip
-    assert np.mean([ratio for ratio, *_ in found]) > 2, found  # 3 to 17 in several trainings, which differ by rounding
-    stems = [bases for _, is_stem, bases in found if is_stem]
-    assert len(stems) >= 2, found
+        ratios.append(even_LL[arms].mean() / even_LL[others].mean())
+        if any(is_whole_stem(run, size) for run in find_runs(map_LL, min_distance=4, shuffles=99, seed=1)):
+            stems.append(bases)
+        assert not any(
+            is_whole_stem(run, size)
+            for run in find_runs(dependency_map(fresh, bases), min_distance=4, shuffles=99, seed=1)
+        )
+    assert np.mean(ratios) > 2, ratios  # 3 to 17 in several trainings
+    assert len(stems) >= 2, (ratios, stems)  # 6 and 8 of 8 in two trainings
     (tmp_path / "h.fa").write_text(f">hairpin\n{stems[0]}\n")
     out = ["--output", str(tmp_path / "x.tsv"), str(tmp_path / "x.html")]
     main(["dependencies", "--model", str(tmp_path / "m"), "--input", str(tmp_path / "h.fa"), *out])
-    row = pd.read_csv(tmp_path / "x.tsv", sep="\t").iloc[0]
-    assert row.kind == "stem" and row.matching >= 0.6 and "stem" in capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "x.tsv", sep="\t")
+    assert ((rows.kind == "stem") & (rows.matching >= 0.6)).any() and "stem" in capsys.readouterr().out

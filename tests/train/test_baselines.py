@@ -12,8 +12,8 @@ import pytest
 
 from megadna.alphabet import base_codes
 from megadna.train import baselines as module
-from megadna.train.baselines import HiddenSamples, baselines, composition, fit, uniform
-from megadna.train.bits import BITS
+from megadna.train.baselines import HiddenSamples, MarkovTable, baselines, composition, fit, uniform
+from megadna.train.bits import BITS, ChunkSums
 
 LAMBDA = Path(__file__).parent.parent / "data" / "lambda.fa.gz"
 BASES = "ACGT"
@@ -34,8 +34,15 @@ def random_chunks(rng: np.random.Generator, alphabet: str, lengths: list[int]) -
 
 
 def hide(chunks: list[np.ndarray], rng: np.random.Generator, fraction: float = 0.15) -> HiddenSamples:
-    codes = [base_codes(chunk) for chunk in chunks]
-    return HiddenSamples.stack((code, (rng.random(len(code)) < fraction) & (code != 4)) for code in codes)
+    return HiddenSamples.stack((one, (rng.random(len(one)) < fraction) & (base_codes(one) != 4)) for one in chunks)
+
+
+def seen(codes_CL: np.ndarray, hidden_CL: np.ndarray) -> HiddenSamples:
+    return HiddenSamples(codes_CL, hidden_CL, np.zeros_like(hidden_CL))
+
+
+def score_of(table: MarkovTable, samples: HiddenSamples, k: int, smoothing: float) -> ChunkSums:
+    return samples.sums(table.probabilities(samples, smoothing)[k])
 
 
 class Reference:
@@ -91,7 +98,7 @@ def test_markov_equals_the_dictionary_on_random_sequence_with_n_and_short_chunks
     table, reference = fit(train, both_strands=both_strands, k=k), Reference(train, k, both_strands)
     for j in range(k + 1):
         np.testing.assert_allclose(
-            table.score(samples, j, 2.5).sums_CQ[:, BITS], reference.bits(samples, j, 2.5), rtol=1e-12
+            score_of(table, samples, j, 2.5).sums_CQ[:, BITS], reference.bits(samples, j, 2.5), rtol=1e-12
         )
 
 
@@ -100,7 +107,7 @@ def test_markov_equals_the_dictionary_on_phage_lambda():
     samples = hide(chunks[40:43], np.random.default_rng(0))
     table, reference = fit(chunks[:40], both_strands=True, k=3), Reference(chunks[:40], 3, True)
     np.testing.assert_allclose(
-        table.score(samples, 3, 30.0).sums_CQ[:, BITS], reference.bits(samples, 3, 30.0), rtol=1e-12
+        score_of(table, samples, 3, 30.0).sums_CQ[:, BITS], reference.bits(samples, 3, 30.0), rtol=1e-12
     )
 
 
@@ -125,7 +132,7 @@ def test_an_independent_source_gives_its_entropy():
     drawn = np.frombuffer(BASES.encode(), dtype=np.uint8)[rng.choice(4, size=(300, 2000), p=p)]
     table = fit(drawn[:200], both_strands=False, k=2)
     valid, test = hide(list(drawn[200:250]), rng), hide(list(drawn[250:]), rng)
-    for sums in (table.score(test, *table.choose(valid)), composition(test)):
+    for sums in (score_of(table, test, *table.choose(valid)), composition(test)):
         score = sums.score()
         assert abs(score.bits_per_base - entropy) < 4 * score.standard_error
         assert score.accuracy == pytest.approx(0.4, abs=0.02)
@@ -135,7 +142,7 @@ def test_a_periodic_sequence_gives_almost_no_bits():
     rng = np.random.default_rng(2)
     chunks = [letters("ACGGTCATTG" * 100)] * 30
     table = fit(chunks[:20], both_strands=False)
-    score = table.score(hide(chunks[20:25], rng), *table.choose(hide(chunks[25:], rng))).score()
+    score = score_of(table, hide(chunks[20:25], rng), *table.choose(hide(chunks[25:], rng))).score()
     assert score.bits_per_base < 0.01 and score.accuracy > 0.999
 
 
@@ -144,7 +151,9 @@ def test_other_strand_predicts_only_where_both_strands_are_counted():
     forward = letters("AACAGATAAC" * 60)
     reverse = letters(bytes(forward[::-1]).decode().translate(str.maketrans("ACGT", "TGCA")))
     samples = hide([reverse] * 4, rng)
-    both, one = (fit([forward] * 5, both_strands=both, k=3).score(samples, 3, 1.0).score() for both in (True, False))
+    both, one = (
+        score_of(fit([forward] * 5, both_strands=both, k=3), samples, 3, 1.0).score() for both in (True, False)
+    )
     assert both.bits_per_base < 0.6 and one.bits_per_base > 2
 
 
@@ -156,7 +165,7 @@ def test_uniform_is_two_bits():
 def test_composition_counts_visible_bases_with_one_pseudo_count():
     codes = np.array([0, 0, 0, 1, 2, 4, 0, 3], dtype=np.uint8)
     hidden = np.array([0, 0, 0, 0, 0, 0, 1, 1], dtype=bool)
-    score = composition(HiddenSamples(codes[None], hidden[None])).score()
+    score = composition(seen(codes[None], hidden[None])).score()
     # visible: A 3, C 1, G 1, T 0, so p(A) = 4/9 and p(T) = 1/9
     assert score.bits_per_base == pytest.approx(-(math.log2(4 / 9) + math.log2(1 / 9)) / 2)
     assert score.accuracy == 0.5
@@ -168,9 +177,9 @@ def test_the_base_under_a_hidden_flank_carries_no_information():
     samples = hide(chunks[40:44], rng, 0.5)
     changed = samples.codes_CL.copy()
     changed[samples.hidden_CL] = (changed[samples.hidden_CL] + rng.integers(1, 4, samples.hidden_CL.sum())) % 4
-    others = HiddenSamples(changed, samples.hidden_CL)
+    others = seen(changed, samples.hidden_CL)
     assert np.array_equal(table.probabilities(samples, 10.0), table.probabilities(others, 10.0))
-    shown = HiddenSamples(samples.codes_CL, np.zeros_like(samples.hidden_CL))
+    shown = seen(samples.codes_CL, np.zeros_like(samples.hidden_CL))
     shown.hidden_CL[:, 500] = True
     masked = table.probabilities(samples, 10.0)[4][:1]
     assert not np.allclose(table.probabilities(shown, 10.0)[4][:1], masked)
@@ -178,7 +187,7 @@ def test_the_base_under_a_hidden_flank_carries_no_information():
     first = tuple(np.argwhere(samples.hidden_CL)[0])
     one = samples.codes_CL.copy()
     one[first] = (one[first] + 1) % 4
-    bits = [composition(HiddenSamples(codes, samples.hidden_CL)).sums_CQ[0, BITS] for codes in (samples.codes_CL, one)]
+    bits = [composition(seen(codes, samples.hidden_CL)).sums_CQ[0, BITS] for codes in (samples.codes_CL, one)]
     own = [math.log2(_composition_p(samples, codes)[codes[first]]) for codes in (samples.codes_CL, one)]
     assert bits[0] - bits[1] == pytest.approx(own[1] - own[0])
 
@@ -192,13 +201,13 @@ def test_choose_takes_the_best_of_the_grid():
     chunks, rng = lambda_chunks(), np.random.default_rng(6)
     table, valid = fit(chunks[:40], both_strands=True, k=3), hide(chunks[40:], rng)
     k, smoothing = table.choose(valid)
-    bits = {(k, s): table.score(valid, k, s).sums_CQ[:, BITS].sum() for k in range(4) for s in module.SMOOTHINGS}
+    bits = {(k, s): score_of(table, valid, k, s).sums_CQ[:, BITS].sum() for k in range(4) for s in module.SMOOTHINGS}
     assert bits[(k, smoothing)] == min(bits.values())
 
 
 def test_n_may_not_be_hidden():
     with pytest.raises(AssertionError, match="only A, C, G and T"):
-        HiddenSamples(np.array([[0, 4]], dtype=np.uint8), np.array([[False, True]]))
+        seen(np.array([[0, 4]], dtype=np.uint8), np.array([[False, True]]))
 
 
 def test_results_are_cached_by_dataset_samples_and_strands(tmp_path, monkeypatch):
@@ -228,3 +237,21 @@ def test_results_are_cached_by_dataset_samples_and_strands(tmp_path, monkeypatch
         file.write_text(text)
         assert baselines(chunks[:40], valid, test, cache_file=file, **options) == first
         assert file.read_text() == text
+
+
+def test_upper_and_lower_case_bases_apart():
+    """Each is the mean over its own bases; both together give the whole; one case alone gives nothing."""
+    rng = np.random.default_rng(3)
+    chunks = random_chunks(rng, "ACGTacgt", [300, 200])
+    samples = hide(chunks, rng)
+    p_N4 = rng.dirichlet(np.ones(4), int(samples.hidden_CL.sum()))
+    bits_N = -np.log2(p_N4[np.arange(len(p_N4)), samples.codes_CL[samples.hidden_CL]])
+    lower_N = np.concatenate(
+        [chunk[row[: len(chunk)]] >= ord("a") for chunk, row in zip(chunks, samples.hidden_CL, strict=True)]
+    )
+    found = samples.by_case(p_N4)
+    assert found["bits_per_base_unique"] == pytest.approx(bits_N[~lower_N].mean(), rel=1e-12)
+    assert found["bits_per_base_repeat"] == pytest.approx(bits_N[lower_N].mean(), rel=1e-12)
+    assert samples.sums(p_N4).score().bits_per_base == pytest.approx(bits_N.mean(), rel=1e-12)
+    upper = hide(random_chunks(rng, "ACGT", [300]), rng)
+    assert upper.by_case(np.full((int(upper.hidden_CL.sum()), 4), 0.25)) == {}
