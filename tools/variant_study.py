@@ -1,21 +1,24 @@
 """What variant scores tell on real data: common against rare alleles, and effects measured by saturation mutagenesis.
 
     python tools/variant_study.py --model FOLDER --vcf SITES.vcf.gz --genome GENOME.fa.gz [--alleles 2000]
-        [--window 251] [--mpra elements.tsv.gz] [--output study.tsv]
+        [--neutral_sites 10000] [--window 251] [--mpra elements.tsv.gz] [--output study.tsv]
 
 Alleles: single-base substitutions of the VCF, common (AF of at least 0.05) and rare (AC of 1, or AF below 0.001), as
 many of each, evenly spread. AUROC is the probability that a common allele has the higher score (the lower of influence
 and distance); 95 % intervals by a bootstrap over blocks of 10,000 bases. Beside the model: the same architecture with
 random weights, and a Markov model (k bases on either side, both strands), counted in the genome without 50 bases around
-each of these alleles, its k and smoothing chosen 20 bases off them.
+each of these alleles, its k and smoothing chosen 20 bases off them; llr_calibrated: llr less its mean for the same
+pentanucleotide and ALT over `--neutral_sites` bases of what the Markov model counts.
 MPRA (Kircher et al. 2019; columns Chrom, Pos, Ref, Alt, Barcodes, Coefficient, Element, Release): Spearman's
-correlation of |coefficient| with |llr|, influence and distance on the insert alone, which the Ref column spells.
+correlation of |coefficient| with |llr|, influence and distance on the insert alone, which the Ref column spells; 95 %
+intervals by a bootstrap over blocks of 10 bases.
 """
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,9 +33,10 @@ from megadna.genome.records import Genome, read_genome
 from megadna.genome.vcf import data_lines
 from megadna.train.baselines import HiddenSamples, MarkovTable, fit
 
-SCORES = {"llr": 1, "influence": -1, "l2": -1, "cosine": -1}
+SCORES = {"llr": 1, "llr_calibrated": 1, "influence": -1, "l2": -1, "cosine": -1}
 """Columns, and the sign with which a common allele should have the higher value."""
 BLOCK, REPLICATES, MARGIN, OFF = 10_000, 1000, 50, 20
+MPRA_BLOCK = 10
 ELEMENTS = ("LDLR", "F9", "TERT-HEK", "SORT1", "HBB")
 LEAST_BARCODES = 10
 
@@ -44,6 +48,7 @@ def main() -> None:
     parser.add_argument("--vcf", type=Path, required=True)
     parser.add_argument("--genome", type=Path, required=True)
     parser.add_argument("--alleles", type=int, default=2000, help="of each class")
+    parser.add_argument("--neutral_sites", type=int, default=10_000)
     parser.add_argument("--window", type=int, default=0)
     parser.add_argument("--mpra", type=Path)
     parser.add_argument("--output", type=Path)
@@ -54,10 +59,13 @@ def main() -> None:
         folder = Path(name)
         models = {"model": options.model, "random weights": str(random_weights(options.model, folder / "random"))}
         markov = Markov(genome, chosen)
-        table = frequencies(models, markov, chosen, options.genome, options.window, folder)
+        kept = (f"{contig}\t{start}\t{end}\n" for contig, start, end in pieces(genome, chosen))
+        (folder / "neutral.bed").write_text("".join(kept))
+        neutral = {"neutral": folder / "neutral.bed", "neutral_sites": options.neutral_sites}
+        table = frequencies(models, markov, chosen, options.genome, folder, window=options.window, **neutral)
         tables = [table]
         if options.mpra:
-            tables.append(mutagenesis(models, markov, options.mpra, options.window, folder))
+            tables.append(mutagenesis(models, markov, options.mpra, folder, window=options.window))
     result = pd.concat(tables, ignore_index=True)
     counts = [name for name in ("common", "rare", "substitutions") if name in result]
     result = result.astype(dict.fromkeys(counts, "Int64"))
@@ -107,7 +115,9 @@ class Markov:
     """Counts of a genome without what surrounds the alleles."""
 
     def __init__(self, genome: Genome, alleles: pd.DataFrame) -> None:
-        self.table: MarkovTable = fit(pieces(genome, alleles), both_strands=True)
+        self.table: MarkovTable = fit(
+            (genome.bases[contig][start:end] for contig, start, end in pieces(genome, alleles)), both_strands=True
+        )
         beside = [
             (genome.bases[contig], pos - 1 + OFF) for contig, pos in zip(alleles.contig, alleles.pos, strict=True)
         ]
@@ -133,43 +143,43 @@ class Markov:
         return np.log(p_N4[row_N, alt_N]) - np.log(p_N4[row_N, ref_N])
 
 
-def pieces(genome: Genome, alleles: pd.DataFrame) -> Iterator[np.ndarray]:
-    """What lies further than MARGIN bases from every allele."""
+def pieces(genome: Genome, alleles: pd.DataFrame) -> Iterator[tuple[str, int, int]]:
+    """(contig, start, end), half-open, of what lies further than MARGIN bases from every allele."""
     for contig, bases in genome.bases.items():
         kept = np.ones(len(bases), bool)
         for pos in alleles.pos[alleles.contig == contig]:
             kept[max(0, pos - 1 - MARGIN) : pos + MARGIN] = False
         edges = np.flatnonzero(np.diff(np.concatenate([[0], kept.view(np.int8), [0]])))
         for start, end in edges.reshape(-1, 2).tolist():
-            yield bases[start:end]
+            yield contig, start, end
 
 
-def scored(model: str, alleles: pd.DataFrame, genome: Path, window: int, folder: Path) -> pd.DataFrame:
+def scored(model: str, alleles: pd.DataFrame, genome: Path, folder: Path, **options: Any) -> pd.DataFrame:
     """A row for each allele, in order."""
     path = folder / "alleles.vcf"
     rows = zip(alleles.contig, alleles.pos, alleles.ref, alleles.alt, strict=True)
     path.write_text("".join(f"{contig}\t{pos}\t.\t{ref}\t{alt}\n" for contig, pos, ref, alt in rows))
-    found = variants(model, path, genome, window=window, scores=["llr", "influence", "distance"])
+    found = variants(model, path, genome, scores=["llr", "influence", "distance"], **options)
     assert len(found) == len(alleles)
     return found
 
 
 def frequencies(
-    models: dict[str, str], markov: Markov, alleles: pd.DataFrame, path: Path, window: int, folder: Path
+    models: dict[str, str], markov: Markov, alleles: pd.DataFrame, path: Path, folder: Path, **options: Any
 ) -> pd.DataFrame:
     """AUROC of common against rare alleles by model and score."""
     genome = read_genome(path)
     bases_N = [genome.bases[contig] for contig in alleles.contig]
     values = {(f"markov, k = {markov.k}", "llr"): markov.llr(bases_N, alleles)}
     for name, model in models.items():
-        found = scored(model, alleles, path, window, folder)
+        found = scored(model, alleles, path, folder, **options)
         values |= {(name, score): sign * found[score].to_numpy() for score, sign in SCORES.items()}
     common_N = alleles.common.to_numpy()
     block_N = pd.factorize(alleles.contig + ":" + (alleles.pos // BLOCK).astype(str))[0]
     rows = []
     for (name, score), value_N in values.items():
         known_N = ~np.isnan(value_N)
-        low, high = interval(value_N[known_N], common_N[known_N], block_N[known_N])
+        low, high = interval(auroc, value_N[known_N], common_N[known_N], block_N[known_N])
         counts = {"common": int(common_N[known_N].sum()), "rare": int((~common_N[known_N]).sum())}
         measure = {"measure": "AUROC", "value": auroc(value_N[known_N], common_N[known_N]), "low": low, "high": high}
         rows.append({"data": "common against rare", "model": name, "score": score, **measure, **counts})
@@ -186,19 +196,26 @@ def auroc(value_N: np.ndarray, positive_N: np.ndarray) -> float:
     return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def interval(value_N: np.ndarray, positive_N: np.ndarray, block_N: np.ndarray) -> tuple[float, float]:
-    """2.5 and 97.5 % of AUROC over resampled blocks."""
+def spearman(value_N: np.ndarray, other_N: np.ndarray) -> float:
+    """Correlation of the ranks."""
+    return float(spearmanr(value_N, other_N).statistic)
+
+
+def interval(
+    measure: Callable[[np.ndarray, np.ndarray], float], value_N: np.ndarray, truth_N: np.ndarray, block_N: np.ndarray
+) -> tuple[float, float]:
+    """2.5 and 97.5 % of a measure over resampled blocks."""
     rng = np.random.default_rng(20230420)
     members = [np.flatnonzero(block_N == block) for block in np.unique(block_N)]
     found = []
     for _ in range(REPLICATES):
         rows = np.concatenate([members[number] for number in rng.integers(len(members), size=len(members))])
-        found.append(auroc(value_N[rows], positive_N[rows]))
+        found.append(measure(value_N[rows], truth_N[rows]))
     low, high = np.nanpercentile(found, [2.5, 97.5])
     return float(low), float(high)
 
 
-def mutagenesis(models: dict[str, str], markov: Markov, path: Path, window: int, folder: Path) -> pd.DataFrame:
+def mutagenesis(models: dict[str, str], markov: Markov, path: Path, folder: Path, **options: Any) -> pd.DataFrame:
     """Spearman's correlation of |effect| with the size of each score, by element."""
     table = pd.read_csv(path, sep="\t", dtype={"Chrom": str})
     table = table[(table.Release == "GRCh38") & table.Element.isin(ELEMENTS)].astype({"Pos": int})
@@ -210,13 +227,16 @@ def mutagenesis(models: dict[str, str], markov: Markov, path: Path, window: int,
         bases_N = [np.frombuffer(insert.encode(), np.uint8)] * len(alleles)
         values = {(f"markov, k = {markov.k}", "llr"): markov.llr(bases_N, alleles)}
         for name, model in models.items():
-            found = scored(model, alleles, fasta, window, folder)
-            values |= {(name, score): found[score].to_numpy() for score in SCORES}
+            found = scored(model, alleles, fasta, folder, **options)
+            values |= {(name, score): found[score].to_numpy() for score in SCORES if score in found}
         for (name, score), value_N in values.items():
             known_N = ~np.isnan(value_N)
-            rho = spearmanr(np.abs(value_N[known_N]), alleles.effect.abs()[known_N]).statistic
+            pair = np.abs(value_N[known_N]), alleles.effect.abs().to_numpy()[known_N]
+            low, high = interval(spearman, *pair, alleles.pos.to_numpy()[known_N] // MPRA_BLOCK)
             data = {"data": f"MPRA {element}", "model": name, "score": score, "measure": "Spearman"}
-            rows.append({**data, "value": rho, "substitutions": int(known_N.sum())})
+            rows.append(
+                {**data, "value": spearman(*pair), "low": low, "high": high, "substitutions": int(known_N.sum())}
+            )
     return pd.DataFrame(rows)
 
 

@@ -20,7 +20,7 @@ def test_auroc_counts_pairs():
     value, positive = rng.integers(0, 6, 60).astype(float), rng.random(60) < 0.4
     pairs = [(a > b) + (a == b) / 2 for a in value[positive] for b in value[~positive]]
     assert auroc(value, positive) == np.mean(pairs)
-    low, high = interval(value, positive, np.arange(60) // 3)
+    low, high = interval(auroc, value, positive, np.arange(60) // 3)
     assert low < np.mean(pairs) < high
 
 
