@@ -225,7 +225,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimisation: AdamW, warm-up, schedule."""
+    """Optimisation: AdamW or Muon, warm-up, schedule."""
 
     steps: int = 1000
     """Optimizer steps of the whole run."""
@@ -233,8 +233,12 @@ class TrainConfig:
     """Samples per rank and forward pass."""
     global_batch_size: int = 32
     """Samples per optimizer step over all ranks."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """What updates the matrices of the layers; all else (embeddings, norms, biases, local context, head) has AdamW."""
     lr: float = 4e-4
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 0.01
+    """Peak learning rate of Muon; it follows the schedule of lr in proportion."""
     min_lr: float = 0.0
     """Learning rate at the end of the schedule."""
     warmup_steps: int = 0
@@ -259,7 +263,7 @@ class TrainConfig:
     """Save and exit for requeue after this time; 0 trains on."""
 
     def __post_init__(self) -> None:
-        require_positive("train", self, "steps", "micro_batch_size", "global_batch_size", "lr", "eps")
+        require_positive("train", self, "steps", "micro_batch_size", "global_batch_size", "lr", "muon_lr", "eps")
         end = self.end_of_decay
         require(end > 0, f"train.decay_steps must be positive, got {end}")
         both = self.warmup_steps and self.warmup_fraction

@@ -19,6 +19,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from megadna.config import Config, TrainConfig
+from megadna.engine.muon import Muon
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -50,7 +51,9 @@ def to_precision(model: MegatronModule, config: Config) -> torch.nn.Module:
 
 
 def build_optimizer(model_parts: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
-    """Distributed AdamW with fp32 master weights; no decay on biases and norms (megatron's standard rule)."""
+    """Distributed AdamW with fp32 master weights, Muon for the matrices of the layers if train.optimizer says so.
+
+    No decay on biases and norms (megatron's standard rule)."""
     train = config.train
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
@@ -73,7 +76,12 @@ def build_optimizer(model_parts: list[DistributedDataParallel], config: Config) 
         use_gloo_process_groups=False,
     )
     kinds = {type(part.optimizer) for part in _parts(optimizer)}
-    log.info("optimizer: %s", ", ".join(f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in kinds))
+    names = [f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in kinds]
+    if train.optimizer == "muon":
+        allocate_moments(optimizer)
+        muons = [Muon(part, train, model_parts[0].config) for part in _parts(optimizer)]
+        names.append(f"Muon for {sum(len(muon.weights) for muon in muons)} weights")
+    log.info("optimizer: %s", ", ".join(names))
     for part in _parts(optimizer):
         if isinstance(part.optimizer, torch.optim.AdamW):  # apex and Transformer Engine have fused ones of their own
             for group in part.optimizer.param_groups:

@@ -252,6 +252,8 @@ def _training(config: Config, numbers: dict[str, Any]) -> list[tuple[str, Any]]:
         ("sequences a step", train.global_batch_size),
         ("peak learning rate", f"{train.lr:g}, {train.schedule} after {train.samples_of_warmup:,} sequences of "
          "warm-up"),
+        *([("optimizer of the layers' matrices", f"Muon, peak learning rate {train.muon_lr:g}")]
+          if train.optimizer == "muon" else []),
         ("AdamW betas, epsilon, weight decay", f"{train.betas[0]:g}, {train.betas[1]:g}, {train.eps:g}, "
          f"{train.weight_decay:g}"),
         ("tokens chosen for prediction", f"{masking.fraction:g}, mode {masking.mode}, {masking.mask_share:g} masked, "

@@ -27,6 +27,7 @@ DNABERT = {
 VARIANT = {"normalization": "rmsnorm", "linear_bias": False, "num_query_groups": 2, "qk_norm": True}
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 LOCAL = {"local_context": "both"}
+MUON = {"optimizer": "muon", "muon_lr": 3e-3}
 BF16, FP16 = {"precision": "bf16"}, {"precision": "fp16"}
 
 # name: (ranks, changes by config section, the one-rank run that it must equal)
@@ -46,6 +47,9 @@ CORE: dict[str, tuple[int, dict[str, dict[str, Any]], str]] = {
         {"parallel": {"tensor": 2, "sequence": True}, "model": LOCAL},
         "one rank, local context",
     ),
+    "one rank, Muon": (1, {"train": MUON}, ""),
+    "tensor 2, sequence, Muon": (2, {"parallel": {"tensor": 2, "sequence": True}, "train": MUON}, "one rank, Muon"),
+    "data 2, Muon": (2, {"train": MUON}, "one rank, Muon"),
     "one rank, packed, local context": (1, {"data": PACKED, "model": LOCAL}, ""),
     "context 2, packed, local context": (
         2,
@@ -131,6 +135,25 @@ SLOW: dict[str, tuple[int, dict[str, dict[str, Any]], str]] = {
         "one rank, grouped queries",
     ),
     "context 2, grouped queries": (2, {"model": VARIANT, "parallel": {"context": 2}}, "one rank, grouped queries"),
+    "one rank, Muon": (1, {"train": MUON}, ""),
+    "pipeline 2, interleaved, Muon": (
+        2,
+        {"parallel": {"pipeline": 2, "virtual_pipeline": 2}, "train": MUON},
+        "one rank, Muon",
+    ),
+    "tensor 2, data 2, overlap, Muon": (4, {"parallel": {"tensor": 2, **OVERLAP}, "train": MUON}, "one rank, Muon"),
+    "one rank, grouped queries, Muon": (1, {"model": VARIANT, "train": MUON}, ""),
+    "tensor 2, context 2, grouped queries, Muon": (
+        4,
+        {"model": VARIANT, "parallel": {"context": 2, "tensor": 2}, "train": MUON},
+        "one rank, grouped queries, Muon",
+    ),
+    "one rank, DNABERT, Muon": (1, {"tokenizer": KMER, "model": DNABERT, "train": MUON}, ""),
+    "tensor 2, DNABERT, Muon": (
+        2,
+        {"tokenizer": KMER, "model": DNABERT, "parallel": {"tensor": 2}, "train": MUON},
+        "one rank, DNABERT, Muon",
+    ),
     "one rank, packed rows": (1, {"data": PACKED}, ""),
     "context 2, packed rows": (2, {"data": PACKED, "parallel": {"context": 2}}, "one rank, packed rows"),
     "tensor 2, sequence, packed rows": (
