@@ -109,6 +109,7 @@ class Muon:
         update = torch.zeros(weight.parameter.numel(), device=weight.parameter.device)
         if found := self._master(weight):
             master, _, window = found
+            assert master.grad is not None
             state = self.part.optimizer.state[master]
             for key in ("exp_avg", "exp_avg_sq"):
                 if key not in state:
