@@ -121,7 +121,7 @@ def test_llr_equals_a_loop(kind, folders, genome, tmp_path):
     changes = [(at, "".join(a if a != g else "CGTA"["ACGT".index(a)] for a, g in zip(alt, genome[at:], strict=False)))
                for at, alt in changes]  # fmt: skip
     changes[5] = (300, changes[5][1][:2] + genome[302] + changes[5][1][3:])
-    if kind == "blocked":  # in the windows of the others, 16 bases, one strand's words leave out the base in question
+    if kind == "blocked":  # in the others' windows, of 31 bases, one strand's words leave out the base in question
         changes = changes[1:6]
     path = vcf(tmp_path / "a.vcf", *(("z", at + 1, genome[at : at + len(alt)], alt) for at, alt in changes))
     found = variants(folders[kind], path, FASTA, window=WINDOW, batch_tokens=100)
@@ -129,7 +129,8 @@ def test_llr_equals_a_loop(kind, folders, genome, tmp_path):
     for row, (start, alt) in zip(found.itertuples(), changes, strict=True):
         changed = [start + i for i, (one, other) in enumerate(zip(genome[start:], alt, strict=False)) if one != other]
         centre = (changed[0] + changed[-1]) // 2
-        first, last = max(0, centre - 15), min(30_000, centre + 16)
+        first = min(max(0, centre - 15), 30_000 - WINDOW)  # at an end of the contig the window is moved inwards
+        last = first + WINDOW
         text, inside = genome[first:last], [base - first for base in changed]
         pair = "".join(genome[base] for base in changed), "".join(alt[base - start] for base in changed)
         forward = log_odds_by_loop(folders[kind], text, inside, *pair)
