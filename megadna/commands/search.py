@@ -4,7 +4,7 @@ import sys
 
 from megadna.arguments import checked_options
 from megadna.downstream.annotate_options import SearchOptions
-from megadna.log import get_logger
+from megadna.log import counted, get_logger
 from megadna.progress import Progress
 
 log = get_logger(__name__)
@@ -19,7 +19,8 @@ def main(arguments: list[str]) -> None:
 
     queries, window, step = queries_of(options)
     found = survey(options, window, step)
-    log.info("%d queries against %d windows of %d bases, %d apart", len(queries), found.windows, window, step)
+    both = counted(len(queries), "query", "queries"), counted(found.windows, "window")
+    log.info("%s against %s of %d bases, %d apart", *both, window, step)
     with Progress("loading the libraries"):
         from megadna.downstream.search import Searcher
 

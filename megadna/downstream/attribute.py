@@ -195,7 +195,9 @@ class Attributor(Inference):
             from megadna.downstream.attribution_logo import draw_sequences
 
             bases = pd.concat([parquet.read_table(part).to_pandas() for part in parts], ignore_index=True)
-            content = draw_sequences(bases, dict(zip(options.methods, options.columns, strict=True)))
+            columns = dict(zip(options.methods, options.columns, strict=True))
+            title = f"{Path(options.model).name}: what each base contributes to {self.explained.what}"
+            content = draw_sequences(bases, columns, title, self.explained.unit)
             path.with_name(options.picture.name).write_bytes(content)
 
 

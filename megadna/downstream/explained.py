@@ -56,6 +56,9 @@ class Explained:
         self.model, self.tokenizer, self.target, self.device = model, tokenizer, tuple(target), device
         self.batch_tokens = batch_tokens
 
+    what = "ln p of the true bases"
+    """What the score is, for captions."""
+    unit = "nats"
     hides_target = False
     """Whether the model sees [MASK] at the target."""
 
@@ -124,6 +127,9 @@ class ExplainedHead(Explained):
         """label: one of the head's names, or "", the first."""
         super().__init__(*parts, **more)
         self._head, self._column = head, head.names.index(label) if label else 0
+        name = head.names[self._column]
+        is_number = head.problem == "regression"
+        self.what, self.unit = (name, name) if is_number else (f"ln p/(1-p) of {name}", "nats")
 
     def scores(self, logits: Tensor, rows: Sequence[Row], shift: int = 0) -> Tensor:
         """Log odds of the class, or the number."""

@@ -33,10 +33,12 @@ def read_config(folder: str) -> dict[str, Any]:
 
 
 def is_language_model(config: dict[str, Any]) -> bool:
-    """Whether it is a masked language model and not a fine-tuned one, by the class that saved it; where none is stated,
-    by those that its own code offers, among which a masked language model comes first."""
-    classes = " ".join(_texts(config.get("architectures")) or _texts(config.get("auto_map")))
-    return "MaskedLM" in classes or "Classification" not in classes
+    """Whether it is a masked language model and not a fine-tuned one: by the class that saved it; if that is neither
+    (or not stated), by those that its own code offers, among which a masked language model comes first."""
+    for classes in (" ".join(_texts(config.get(key))) for key in ("architectures", "auto_map")):
+        if "MaskedLM" in classes or "Classification" in classes:
+            return "MaskedLM" in classes
+    return True
 
 
 def most_bases(config: dict[str, Any], folder: str, max_tokens: int) -> int | None:

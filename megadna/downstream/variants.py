@@ -37,7 +37,7 @@ from megadna.errors import require
 from megadna.genome.bed import locate, read_regions
 from megadna.genome.records import Genome, read_genome
 from megadna.genome.vcf import OK, Allele, Record, read_records
-from megadna.log import get_logger
+from megadna.log import counted, get_logger
 from megadna.progress import Progress
 
 log = get_logger(__name__)
@@ -87,15 +87,15 @@ def _check_scores(options: VariantOptions, found: Survey) -> None:
     """UserError if there are alleles to score and --scores are for none of them; the log says which kind gets none."""
     indels = found.counts["indel"]
     kinds = (
-        (found.counts[OK] - indels, "substitutions", SUBSTITUTION_SCORES),
-        (indels, "insertions, deletions and the like", LENGTH_SCORES),
+        (found.counts[OK] - indels, ("substitution",), SUBSTITUTION_SCORES),
+        (indels, ("insertion, deletion or the like", "insertions, deletions and the like"), LENGTH_SCORES),
     )
     left_out = [kind for kind in kinds if kind[0] and not set(kind[2]) & set(options.chosen)]
-    hints = [f"{count:,} {name} need --scores {' or '.join(scores)}" for count, name, scores in left_out]
+    hints = [f"for {counted(count, *names)} add --scores {' or '.join(scores)}" for count, names, scores in left_out]
     scored = found.counts[OK] - sum(count for count, *_ in left_out)
     require(scored > 0 or not hints, f"{options.vcf}: --scores are for no allele of it: {'; '.join(hints)}")
     for hint in hints:
-        log.warning("%s: %s: they are written without a score", options.vcf, hint)
+        log.warning("%s: written without a score; %s", options.vcf, hint)
 
 
 class Variants:
@@ -271,7 +271,7 @@ class Variants:
             if len(around) == 5 and (around != OTHER).all():
                 sites.append(NeutralSite(contig, position, position + 1))
         require(bool(sites), f"{path}: none of its bases is between A, C, G and T of {self.genome.path}")
-        log.info("%d neutral sites calibrate llr", len(sites))
+        log.info("llr is calibrated by %s", counted(len(sites), "neutral site"))
         return sites
 
     def _neutral_table(self, sites: Sequence[NeutralSite]) -> pa.Table:

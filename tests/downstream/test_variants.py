@@ -257,11 +257,11 @@ def test_a_head_that_needs_more_is_not_used():
 def test_scores_that_are_for_no_allele_are_refused_and_others_said(folders, genome, tmp_path, caplog):
     """pll of substitutions alone is nothing; beside an insertion it is said how many go without."""
     row = ("z", 401, genome[400], next(base for base in "ACGT" if base != genome[400]))
-    with pytest.raises(UserError, match="for no allele of it: 1 substitutions need --scores llr or influence"):
+    with pytest.raises(UserError, match="for no allele of it: for 1 substitution add --scores llr or influence"):
         variants(folders["megadna"], vcf(tmp_path / "a.vcf", row), FASTA, window=WINDOW, scores=["pll"])
     insertion = ("z", 420, genome[419], genome[419] + "A")
     variants(folders["megadna"], vcf(tmp_path / "b.vcf", row, insertion), FASTA, window=WINDOW)
-    assert "1 insertions, deletions and the like need --scores pll or distance" in caplog.text
+    assert "written without a score; for 1 insertion, deletion or the like add --scores pll or distance" in caplog.text
 
 
 def test_one_pass_for_all_alts_of_a_site(folders, genome, tmp_path, monkeypatch):
