@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from torch import Tensor
 
-from megadna.downstream.attribution_input import check_attribution, require_context
+from megadna.downstream.attribution_input import check_attribution, where_of
 from megadna.downstream.attribution_options import HYPOTHETICAL, AttributeOptions
 from megadna.downstream.attribution_outputs import write_bigwigs
 from megadna.downstream.encoder import load_config, load_model
@@ -37,9 +37,9 @@ from megadna.downstream.importance import (
     use_eager_attention,
 )
 from megadna.downstream.inference import Inference, Runner
-from megadna.downstream.masked_bases import MaskedBases
+from megadna.downstream.masked_bases import MaskedBases, load_masked_bases
 from megadna.downstream.outputs import base_columns, sequence_columns, write_parquet
-from megadna.downstream.stated import head_of, is_language_model, read_config
+from megadna.downstream.stated import head_of, is_language_model, read_config, require_context
 from megadna.genome.records import Stretch, record_lengths
 from megadna.log import get_logger
 
@@ -71,13 +71,7 @@ class Attributor(Inference):
         config = load_config(options.model, **trust)
         stated = read_config(options.model)
         if is_language_model(stated):
-            masked = MaskedBases(
-                options.model,
-                max_tokens=options.max_tokens,
-                batch_tokens=options.batch_tokens,
-                precision=options.precision,
-                **trust,
-            )
+            masked = load_masked_bases(options, options.precision)
             model = masked.model
         else:
             head = head_of(stated, options.model)
@@ -101,7 +95,8 @@ class Attributor(Inference):
         several = len(options.methods) > 1  # then the other methods, which take far longer, report progress
         self._reader = Runner(self.tokenizer, self.forward, "nucleotide", **device) if several else self.runner
         for stretch in self.stretches():
-            require_context(stretch, len(stretch.bases), self.tokenizer.window_bases(stretch.bases))
+            most = self.tokenizer.window_bases(stretch.bases)
+            require_context(where_of(stretch), len(stretch.bases), most, options.model)
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """Attention from [CLS], [B, S, 1]."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from megadna.downstream.attribution_options import MAX_LOGO_BASES, AttributeOptions
 from megadna.downstream.inputs import check_input, count_unknown
-from megadna.downstream.stated import head_of, is_language_model, most_bases, read_config
+from megadna.downstream.stated import head_of, is_language_model, most_bases, read_config, require_context
 from megadna.errors import UserError, require
 from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths
 
@@ -24,7 +24,7 @@ def check_attribution(options: AttributeOptions) -> int | None:
     for stretch in _stretches(options):
         size, last = stretch.end - stretch.start, max(options.target, default=0)
         total += size
-        require_context(stretch, len(stretch.bases), most)
+        require_context(where_of(stretch), len(stretch.bases), most, options.model)
         require(last < size, f"--target {last}: {where_of(stretch)} has {size} bases")
     require(
         total <= MAX_LOGO_BASES or not options.logo,
@@ -59,11 +59,3 @@ def _stretches(options: AttributeOptions) -> Iterator[Stretch]:
 def where_of(stretch: Stretch) -> str:
     """Record, start and end, for messages."""
     return f"{stretch.name}:{stretch.start}-{stretch.end}"
-
-
-def require_context(stretch: Stretch, size: int, most: int | None) -> None:
-    """UserError if a sequence, of `size` bases with its context, does not fit `most` (None: not known yet)."""
-    if most is not None and size > most:
-        raise UserError(
-            f"{where_of(stretch)}: {size:,} bases, and the model reads {most:,} at once; choose regions with --bed"
-        )

@@ -31,7 +31,8 @@ def draw_sequences(table: pd.DataFrame, columns: dict[str, str], title: str, uni
     width = _LEFT + _BASE * max(len(part) for *_, part in lines)
     height = _TOP + _LOGO * len(lines) * len(columns)
     with styled():
-        figure = Figure(figsize=(width, height), layout="none")
+        figure = Figure(figsize=(width, height))
+        figure.set_layout_engine("none")
         figure.text(0.1 / width, 1 - 0.15 / height, title, fontsize=9, color="#444444", va="top")
         top = height - _TOP
         for name, rows, part in lines:

@@ -32,8 +32,7 @@ from megadna.downstream.mutagenesis_options import DependencyOptions
 from megadna.downstream.options import refuse_outputs
 from megadna.downstream.outputs import held_parts, write_output
 from megadna.downstream.region_files import WHOLE, Region, checked_regions, files_of, pieces, sidecar, stretches
-from megadna.downstream.stated import most_bases, read_config
-from megadna.errors import UserError
+from megadna.downstream.stated import most_bases, read_config, require_context
 from megadna.files import write_json
 from megadna.genome.records import Stretch, reverse_complement
 from megadna.progress import Progress, tracked
@@ -114,26 +113,16 @@ class Dependencies:
 
     def load(self) -> None:
         """Load the model; UserError if a region does not fit its context."""
-        from megadna.downstream.masked_bases import MaskedBases
+        from megadna.downstream.masked_bases import load_masked_bases
 
-        options = self.options
-        with Progress(f"loading {options.model}"):
-            self.model = MaskedBases(
-                options.model,
-                max_tokens=options.max_tokens,
-                trust_remote_code=options.trust_remote_code,
-                batch_tokens=options.batch_tokens,
-            )
+        with Progress(f"loading {self.options.model}"):
+            self.model = load_masked_bases(self.options)
         self._require_context(self.model.max_bases)
 
     def _require_context(self, most: int | None) -> None:
+        flank = f", --flank {self.options.flank}" if self.options.flank else ""
         for region, seen in zip(self.regions, self._seen, strict=True):
-            if most is not None and seen > most:
-                flank = f" with --flank {self.options.flank}" if self.options.flank else ""
-                raise UserError(
-                    f"{region.title}: {seen:,} bases{flank}, and the context of {self.options.model} holds {most:,}; "
-                    "give shorter regions with --bed"
-                )
+            require_context(region.title + flank, seen, most, self.options.model)
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """Mutated bases, those of a saved part together."""

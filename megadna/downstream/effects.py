@@ -20,7 +20,14 @@ from megadna.alphabet import BASES, base_codes, dna_of
 from megadna.downstream.mutagenesis_options import MutateOptions
 from megadna.downstream.options import PredictOptions
 from megadna.downstream.region_files import WHOLE, Region
-from megadna.downstream.stated import head_of, is_language_model, most_bases, read_config
+from megadna.downstream.stated import (
+    head_of,
+    is_language_model,
+    most_bases,
+    read_config,
+    require_context,
+    require_window,
+)
 from megadna.errors import UserError, require
 from megadna.genome.records import Stretch, centred_starts, reverse_complement
 
@@ -41,26 +48,16 @@ class MaskedEffects:
     def __init__(self, options: MutateOptions, config: dict[str, Any]) -> None:
         self.options, self.is_both = options, options.strand == "both"
         require(options.scale == "probability", f"--scale {options.scale} is for fine-tuned classifiers")
-        self._require_window(most_bases(config, options.model, options.max_tokens))
-
-    def _require_window(self, most: int | None) -> None:
-        folder, window = self.options.model, self.options.window
-        fits = most is None or window <= most
-        require(fits, f"--window {window}: the context of {folder} holds {most} bases; lower it")
+        require_window(options.window, most_bases(config, options.model, options.max_tokens), options.model)
 
     def load(self, regions: Sequence[Region]) -> None:
         """Load the model; UserError if the window does not fit. Regions: of any length."""
-        from megadna.downstream.masked_bases import MaskedBases
+        from megadna.downstream.masked_bases import load_masked_bases
 
         options = self.options
-        self.model = MaskedBases(
-            options.model,
-            max_tokens=options.max_tokens,
-            trust_remote_code=options.trust_remote_code,
-            batch_tokens=options.batch_tokens,
-        )
+        self.model = load_masked_bases(options)
         most, k = self.model.max_bases, self.model.tokenizer.bases_per_token
-        self._require_window(most)
+        require_window(options.window, most, options.model)
         self.window = options.window or most - (most + 1) % 2
         require(self.window >= k, f"--window {self.window}: a token of {options.model} covers {k} bases; raise it")
         self.context = self.around = self.window - 1
@@ -120,7 +117,7 @@ class HeadEffects:
         self.columns = tuple(f"change_{name}" for name in self._head.names)
         most = most_bases(config, options.model, options.max_tokens)
         for region in regions:
-            self._require_fit(region, most)
+            require_context(region.title, len(region), most, options.model)
 
     def load(self, regions: Sequence[Region]) -> None:
         """Load the model; UserError if it cannot read one of the regions at once."""
@@ -135,14 +132,8 @@ class HeadEffects:
             )
         )  # fmt: skip
         for region in regions:
-            self._require_fit(region, self.predictor.tokenizer.window_bases(region.bases))
-
-    def _require_fit(self, region: Region, most: int | None) -> None:
-        if most is not None and len(region) > most:
-            raise UserError(
-                f"{region.title}: {len(region):,} bases, and the context of {self.options.model} holds {most:,}; give "
-                "shorter regions with --bed"
-            )
+            most = self.predictor.tokenizer.window_bases(region.bases)
+            require_context(region.title, len(region), most, options.model)
 
     @property
     def unit(self) -> str:

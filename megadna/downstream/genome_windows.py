@@ -41,7 +41,7 @@ def survey(options: GenomeWindowOptions, window: int, step: int) -> Survey:
     with Progress(f"checking {options.genome}"):
         lengths = record_lengths(options.genome)
         if short := [name for name, length in lengths.items() if length < window]:
-            text = "%s shorter than a window (%d), which get one of all their bases: %s"
+            text = "%s shorter than a window (%d bases), one window each: %s"
             log.warning(text, counted(len(short), "contig"), window, ", ".join(short[:10]))
         kept = bases = left_out = 0
         for stretch in sliding_stretches(options.genome, window, step, tuple(options.circular)):

@@ -13,7 +13,7 @@ from typing import Any
 
 from megadna.downstream.inputs import require_names
 from megadna.downstream.options import check_model
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.reading import first_line, read_json
 
 _FEWEST_WORDS = 4**2 + 5
@@ -54,6 +54,21 @@ def most_bases(config: dict[str, Any], folder: str, max_tokens: int) -> int | No
         if not known or not 0 < int(encoder.get("vocab_size") or 0) < _FEWEST_WORDS:
             return None
         return max(1, min(known) - specials)
+
+
+def require_window(window: int, most: int | None, folder: str) -> None:
+    """UserError if a window does not fit the context of `most` bases (None: not known yet)."""
+    fits = most is None or window <= most
+    require(fits, f"--window {window}: the context of {folder} holds {most} bases; lower it")
+
+
+def require_context(where: str, size: int, most: int | None, folder: str) -> None:
+    """UserError if a region of `size` bases, with what is read around it, does not fit the context of `most` bases
+    (None: not known yet)."""
+    if most is not None and size > most:
+        raise UserError(
+            f"{where}: {size:,} bases, and the context of {folder} holds {most:,}; give shorter regions with --bed"
+        )
 
 
 def _texts(value: Any) -> list[str]:

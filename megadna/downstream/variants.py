@@ -21,7 +21,7 @@ import pyarrow as pa
 from megadna.alphabet import BASES, OTHER, base_codes
 from megadna.downstream.options import refuse_outputs
 from megadna.downstream.outputs import held_parts, write_output
-from megadna.downstream.stated import most_bases, read_config
+from megadna.downstream.stated import most_bases, read_config, require_window
 from megadna.downstream.variant_input import Survey, described, survey
 from megadna.downstream.variant_options import DEFAULT_WINDOW, VariantOptions
 from megadna.downstream.variant_output import (
@@ -108,7 +108,8 @@ class Variants:
         _check_scores(options, found)
         if options.ending == ".vcf.gz":
             check_header(options.vcf, found.header)
-        self._require_window(most_bases(read_config(options.model), options.model, options.max_tokens))
+        most = most_bases(read_config(options.model), options.model, options.max_tokens)
+        require_window(options.window, most, options.model)
         self.neutral = self._neutral_sites()
         if options.output is not None:
             refuse_outputs(options.output, self.files())
@@ -116,26 +117,15 @@ class Variants:
 
     def load(self) -> None:
         """Load the model; UserError if the window does not fit its context."""
-        from megadna.downstream.masked_bases import MaskedBases
+        from megadna.downstream.masked_bases import load_masked_bases
 
         options = self.options
         with Progress(f"loading {options.model}"):
-            self.model = MaskedBases(
-                options.model,
-                max_tokens=options.max_tokens,
-                trust_remote_code=options.trust_remote_code,
-                batch_tokens=options.batch_tokens,
-                precision=options.precision,
-            )
+            self.model = load_masked_bases(options, options.precision)
         most = self.model.max_bases
-        self._require_window(most)
+        require_window(options.window, most, options.model)
         self.window = options.window or min(most - 1 + most % 2, DEFAULT_WINDOW)
         self.scorer = VariantScorer(self.model, self.genome, self.window)
-
-    def _require_window(self, most: int | None) -> None:
-        folder, window = self.options.model, self.options.window
-        fits = most is None or window <= most
-        require(fits, f"--window {window}: the context of {folder} holds {most} bases; lower it")
 
     def files(self) -> list[Path]:
         """All files that may be written."""

@@ -261,6 +261,7 @@ def test_windows_of_n_are_left_out_and_counted(model, tmp_path, caplog):
     path = tmp_path / "n.fa"
     path.write_text(f">a\n{''.join(texts)}\n")
     windows = annotate(model, path, window=WINDOW, clusters=2, projection="none")
+    assert "axes" not in windows.attrs
     assert windows["start"].tolist() == [0, 100, 200, 300, 700, 800]
     assert "3 of 9 windows left out: more than half of the bases are N" in caplog.text
     path.write_text(f">a\n{'N' * 300}\n")
