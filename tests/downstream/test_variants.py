@@ -594,7 +594,7 @@ def test_memory_does_not_grow_with_the_file(folders, genome, tmp_path):
 
 
 def test_one_strand_alone_gives_no_score(folders, genome, tmp_path):
-    """Words of three bases: of a window of 16 bases the last is in none, on the reverse strand the contig's first."""
+    """Words of three bases: of a window of 31 bases the last is in none, on the reverse strand the contig's first."""
     path = vcf(tmp_path / "a.vcf", ("z", 1, genome[0], "A" if genome[0] != "A" else "C"))
     (found,) = variants(folders["blocked"], path, FASTA, window=WINDOW).itertuples()
     assert found.status == "no_prediction" and np.isnan(found.llr) and not np.isnan(found.llr_forward)
