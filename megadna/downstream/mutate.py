@@ -30,9 +30,7 @@ from megadna.downstream.inputs import BASE, check_input, file_names
 from megadna.downstream.mutagenesis_options import MutateOptions
 from megadna.downstream.options import refuse_outputs
 from megadna.downstream.outputs import base_columns, fixed_vectors, held_parts, index_of, write_npy, write_output
-from megadna.downstream.pictures import entropy_bits, probabilities
 from megadna.downstream.region_files import checked_regions, files_of, pieces, region_of, stretches
-from megadna.downstream.region_pages import Pictures
 from megadna.genome.records import Stretch, record_lengths
 from megadna.progress import Progress
 
@@ -60,7 +58,11 @@ class Mutagenesis:
         """UserError for what can be wrong before the model is loaded."""
         self.options, self.regions = options, checked_regions(options, "effects")
         self.effects = effects_of(options, self.regions)
-        self.pictures = Pictures(options, self.regions) if options.written(".png", ".html") else None
+        self.pictures: Any = None
+        if options.written(".png", ".html"):
+            from megadna.downstream.region_pages import Pictures  # which imports matplotlib
+
+            self.pictures = Pictures(options, self.regions)
         if options.output:
             refuse_outputs(options.output[0], self.files())
 
@@ -159,6 +161,7 @@ class Mutagenesis:
             self.pictures.write(self.effects, self.arrays(table), path.parent)
 
     def _write_bigwigs(self, table: pa.Table, output: Path) -> None:
+        from megadna.downstream.pictures import entropy_bits, probabilities
         from megadna.genome.bigwig import write_bigwig
 
         effects_NK4, frame = self.arrays(table), table.select(["contig", "position"]).to_pandas()

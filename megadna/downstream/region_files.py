@@ -87,8 +87,8 @@ def pieces(stretch: Stretch, size: int, context: int) -> Iterator[Stretch]:
 
 
 def checked_regions(options: RegionOptions, missing: str) -> list[Region]:
-    """The regions, without context; UserError where every base is N, or where names of files do not fit. The log counts
-    the N, which have no `missing`."""
+    """The regions, without context; UserError where every base is N, or where one is too long for its picture. The log
+    counts the N, which have no `missing`."""
     found = list(map(region_of, stretches(options, 0)))
     count_unknown(((region.title, region.bases) for region in found), missing)
     if drawn := options.written(".png", ".html"):
@@ -107,7 +107,7 @@ def check_sizes(output: Path, regions: list[Region]) -> None:
         require(
             len(region) <= LONGEST_PICTURE,
             f"{output}: {region.title} has {len(region):,} bases; a picture shows {LONGEST_PICTURE:,} at most: give "
-            f"shorter regions with --bed, or leave {output.suffix} out of --output",
+            "shorter regions with --bed, or write no .png and .html",
         )
 
 

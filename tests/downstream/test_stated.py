@@ -70,7 +70,7 @@ def test_mistakes_are_refused_before_torch_is_imported(folders, tmp_path):
         (on("mutate", "nucleotide", "r.bed", "--window", "127"), "--window 127: the context of"),
         (on("mutate", "nucleotide", "gap.bed", "--window", "31"), ": every base is N; leave it out"),
         (on("mutate", "nucleotide", "two.bed", output="x.png"), "x.one.png: is a file that exists"),
-        (on("mutate", "nucleotide", "all.bed", output="z.png"), "give shorter regions with --bed, or leave .png out"),
+        (on("mutate", "nucleotide", "all.bed", output="z.png"), "with --bed, or write no .png and .html"),
         (on("mutate", "nucleotide", "r.bed", "--gff", str(tmp_path / "r.bed"), output="z.png"),
          "give GFF3 or GTF, which a BED file is not"),
         (on("mutate", "number", "long.bed"), "chr1:10-200 (+): 190 bases, and the context of"),
