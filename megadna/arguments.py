@@ -260,6 +260,15 @@ def options_from(namespace: Namespace, options: type[Options]) -> Options:
     return options(**{name: namespace[name] for name in options.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
+def checked_options(command: str, description: str, options: type[Options], arguments: list[str]) -> Options:
+    """The dataclass of a command's arguments, its files checked (`check_files`)."""
+    parser = new_parser(command, description)
+    add_options(parser, options)
+    found = options_from(parse(parser, arguments), options)
+    found.check_files()  # type: ignore[attr-defined]
+    return found
+
+
 def config_parser(command: str, description: str) -> ArgumentParser:
     """Parser whose options are the keys of Config, read from --config YAML and overridden by --section.key."""
     parser = new_parser(command, description)

@@ -37,6 +37,11 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 query`, `2,000 queries`: a number with its noun; many: the plural, where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 class StandardError(logging.Handler):
     """Lines to sys.stderr as it is at that moment: a caller (a notebook, a test) may have replaced it."""
 

@@ -91,8 +91,9 @@ class PlainLoop:
         jobs = []
         for contig, allele in changes:
             bases = self.genome.bases[contig]
-            start = max(0, allele.start - self.half)
-            text = bases[start : allele.start + self.half + 1].tobytes().decode().upper()
+            size = 2 * self.half + 1  # at an end of the contig the window is moved inwards, as in megadna
+            start = min(max(0, allele.start - self.half), max(0, len(bases) - size))
+            text = bases[start : start + size].tobytes().decode().upper()
             at, pair = allele.start - start, (allele.ref.decode(), allele.alt.decode())
             jobs.append((text, at, *pair))
             jobs.append((reverse_complement(text), len(text) - 1 - at, *map(reverse_complement, pair)))

@@ -2,7 +2,7 @@
 
 import sys
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import checked_options
 from megadna.downstream.annotate_options import AnnotateOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
@@ -12,10 +12,8 @@ log = get_logger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Write the BED file and what goes with it."""
-    parser = new_parser("annotate", "Clusters of a genome's windows by their embeddings, without labels.")
-    add_options(parser, AnnotateOptions)
-    options = options_from(parse(parser, arguments), AnnotateOptions)
-    options.check_files()
+    description = "Clusters of a genome's windows by their embeddings, without labels."
+    options = checked_options("annotate", description, AnnotateOptions, arguments)
     log.info("reading %s, embedding with %s", options.genome, options.model)
     from megadna.downstream.genome_windows import check_windows
 

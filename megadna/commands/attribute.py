@@ -2,7 +2,7 @@
 
 import sys
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import checked_options
 from megadna.downstream.attribution_options import AttributeOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
@@ -12,14 +12,12 @@ log = get_logger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Write the importances."""
-    parser = new_parser("attribute", "How much each base contributes to what a model predicts.")
-    add_options(parser, AttributeOptions)
-    options = options_from(parse(parser, arguments), AttributeOptions)
-    options.check_files()
+    description = "How much each base contributes to what a model predicts."
+    options = checked_options("attribute", description, AttributeOptions, arguments)
     log.info("reading %s, explaining %s by %s", options.input, options.model, ", ".join(options.methods))
-    from megadna.downstream.inputs import check_input
+    from megadna.downstream.attribution_input import check_attribution
 
-    bases = check_input(options)
+    bases = check_attribution(options)
     with Progress("loading the libraries"):
         from megadna.downstream.attribute import Attributor
 

@@ -2,27 +2,22 @@
 
 import sys
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import checked_options
 from megadna.downstream.mutagenesis_options import DependencyOptions
 from megadna.log import get_logger
-from megadna.progress import Progress
 
 log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
     """Write maps and pictures; print the stems and repeats found."""
-    parser = new_parser("dependencies", "Dependency maps: how much each base's prediction depends on each other base.")
-    add_options(parser, DependencyOptions)
-    options = options_from(parse(parser, arguments), DependencyOptions)
-    options.check_files()
+    description = "Dependency maps: how much each base's prediction depends on each other base."
+    options = checked_options("dependencies", description, DependencyOptions, arguments)
     log.info("reading %s, mapping it with %s", options.input, options.model)
+    from megadna.downstream.dependencies import Dependencies
     from megadna.downstream.inputs import check_input
 
     bases = check_input(options.as_input())
-    with Progress("loading the libraries"):
-        from megadna.downstream.dependencies import Dependencies
-
     work = Dependencies(options)
     files = work.write(bases)
     if work.found is not None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import checked_options
 from megadna.downstream.options import EmbedOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
@@ -12,10 +12,8 @@ log = get_logger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Write the embeddings file."""
-    parser = new_parser("embed", "Embeddings of DNA sequences: one vector per sequence or per nucleotide.")
-    add_options(parser, EmbedOptions)
-    options = options_from(parse(parser, arguments), EmbedOptions)
-    options.check_files()
+    description = "Embeddings of DNA sequences: one vector per sequence or per nucleotide."
+    options = checked_options("embed", description, EmbedOptions, arguments)
     log.info("reading %s, embedding with %s", options.input, options.model)
     from megadna.downstream.inputs import check_input
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import checked_options
 from megadna.downstream.attribution_options import MotifOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
@@ -12,10 +12,8 @@ log = get_logger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Write the folder of motifs and print their table."""
-    parser = new_parser("motifs", "Motifs in the bases of high importance, enriched against negative sequences.")
-    add_options(parser, MotifOptions)
-    options = options_from(parse(parser, arguments), MotifOptions)
-    options.check_files()
+    description = "Motifs in the bases of high importance, enriched against negative sequences."
+    options = checked_options("motifs", description, MotifOptions, arguments)
     with Progress("loading the libraries"):
         from megadna.downstream.motifs import motifs_with
 

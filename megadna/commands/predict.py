@@ -2,7 +2,7 @@
 
 import sys
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import checked_options
 from megadna.downstream.options import PredictOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
@@ -12,10 +12,8 @@ log = get_logger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Write the predictions."""
-    parser = new_parser("predict", "Run a fine-tuned model over sequences, BED regions or a whole genome.")
-    add_options(parser, PredictOptions)
-    options = options_from(parse(parser, arguments), PredictOptions)
-    options.check_files()
+    description = "Run a fine-tuned model over sequences, BED regions or a whole genome."
+    options = checked_options("predict", description, PredictOptions, arguments)
     log.info("reading %s, predicting with %s", options.input, options.model)
     from megadna.downstream.inputs import check_input
 

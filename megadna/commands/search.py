@@ -2,9 +2,9 @@
 
 import sys
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import checked_options
 from megadna.downstream.annotate_options import SearchOptions
-from megadna.log import get_logger
+from megadna.log import counted, get_logger
 from megadna.progress import Progress
 
 log = get_logger(__name__)
@@ -12,16 +12,15 @@ log = get_logger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Write the hits."""
-    parser = new_parser("search", "The windows of a genome whose embeddings are nearest to those of query sequences.")
-    add_options(parser, SearchOptions)
-    options = options_from(parse(parser, arguments), SearchOptions)
-    options.check_files()
+    description = "The windows of a genome whose embeddings are nearest to those of query sequences."
+    options = checked_options("search", description, SearchOptions, arguments)
     log.info("reading %s and %s, embedding with %s", options.input, options.genome, options.model)
     from megadna.downstream.genome_windows import queries_of, survey
 
     queries, window, step = queries_of(options)
     found = survey(options, window, step)
-    log.info("%d queries against %d windows of %d bases, %d apart", len(queries), found.windows, window, step)
+    both = counted(len(queries), "query", "queries"), counted(found.windows, "window")
+    log.info("%s against %s of %d bases, %d apart", *both, window, step)
     with Progress("loading the libraries"):
         from megadna.downstream.search import Searcher
 

@@ -2,28 +2,23 @@
 
 import sys
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import checked_options
 from megadna.downstream.variant_options import VariantOptions
 from megadna.log import get_logger
-from megadna.progress import Progress
 
 log = get_logger(__name__)
 
 
 def main(arguments: list[str]) -> None:
     """Write the scores."""
-    parser = new_parser("variants", "Scores of the ALT alleles of a VCF by a masked language model.")
-    add_options(parser, VariantOptions)
-    options = options_from(parse(parser, arguments), VariantOptions)
-    options.check_files()
+    description = "Scores of the ALT alleles of a VCF by a masked language model."
+    options = checked_options("variants", description, VariantOptions, arguments)
     log.info("reading %s and %s, scoring with %s", options.vcf, options.genome, options.model)
     from megadna.downstream.variant_input import survey
+    from megadna.downstream.variants import Variants
     from megadna.genome.records import read_genome
 
     genome = read_genome(options.genome)
     found = survey(options.vcf, genome)
-    with Progress("loading the libraries"):
-        from megadna.downstream.variants import Variants
-
     Variants(options, genome, found).write()
     sys.stdout.write(f"wrote {options.output}\n")

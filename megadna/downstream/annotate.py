@@ -28,7 +28,7 @@ from megadna.downstream.embed import WindowEmbedder
 from megadna.downstream.enrichment import enrichment, own_parts, read_track
 from megadna.downstream.genome_windows import check_windows
 from megadna.errors import require
-from megadna.log import get_logger
+from megadna.log import counted, get_logger
 from megadna.progress import Progress, tracked
 
 # Shapes: N windows (n of a sample), H hidden channels, K clusters.
@@ -121,8 +121,9 @@ def clustered(tables: Tables, num_windows: int, options: AnnotateOptions) -> pd.
     if options.projection != "none":
         drawn = np.sort(order_N[:MAX_DRAWN])
         with Progress(f"projecting ({options.projection})"):
-            points = project(clustering.standardised(_rows(tables, drawn)), options.projection, options.seed)
+            points, names = project(clustering.standardised(_rows(tables, drawn)), options.projection, options.seed)
         windows.loc[drawn, ["x", "y"]] = points
+        windows.attrs["axes"] = names
     return windows
 
 
@@ -142,14 +143,19 @@ def _rows(tables: Tables, numbers: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def project(vectors_nH: np.ndarray, kind: str, seed: int) -> np.ndarray:
-    """[n, 2]: the first two principal components, or UMAP (15 neighbours) of the first 50."""
+def project(vectors_nH: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, list[str]]:
+    """(points [n, 2], names of the two axes): the first two principal components with their shares of the variance, or
+    UMAP (15 neighbours) of the first 50."""
     if kind == "pca":
-        return PCA(2, random_state=seed).fit_transform(vectors_nH)
+        pca = PCA(2, random_state=seed)
+        points = pca.fit_transform(vectors_nH)
+        shares = enumerate(pca.explained_variance_ratio_, start=1)
+        return points, [f"principal component {number} ({share:.1%} of the variance)" for number, share in shares]
     from umap import UMAP
 
     fewer = PCA(min(50, *vectors_nH.shape), random_state=seed).fit_transform(vectors_nH)
-    return UMAP(n_neighbors=min(15, len(fewer) - 1), random_state=seed, n_jobs=1).fit_transform(fewer)
+    points = UMAP(n_neighbors=min(15, len(fewer) - 1), random_state=seed, n_jobs=1).fit_transform(fewer)
+    return points, ["UMAP 1", "UMAP 2"]
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
@@ -187,23 +193,29 @@ def write_bed(windows: pd.DataFrame, path: Path) -> None:
         lines.to_csv(file, sep="\t", header=False, index=False, lineterminator="\n")
 
 
-def draw(windows: pd.DataFrame, kind: str, path: Path) -> None:
+def draw(windows: pd.DataFrame, options: AnnotateOptions, path: Path) -> None:
     """The drawn windows as points, coloured as in the BED file."""
     from matplotlib.figure import Figure
 
+    from megadna.downstream.pictures import png, styled
+
     drawn = windows[windows["x"].notna()]
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    axes = figure.add_subplot()
     sizes = windows["cluster"].value_counts()
-    for number, rgb in enumerate(colours(windows["cluster"].max()), start=1):
-        own = drawn[drawn["cluster"] == number]
-        label = f"cluster {number} ({sizes.get(number, 0):,})"
-        axes.scatter(own["x"], own["y"], s=6, linewidths=0, color=np.array(rgb) / 255, label=label)
-    names = ("UMAP 1", "UMAP 2") if kind == "umap" else ("principal component 1", "principal component 2")
-    axes.set(xlabel=names[0], ylabel=names[1], title=f"{len(drawn):,} of {len(windows):,} windows")
-    if len(sizes) <= 20:
-        figure.legend(loc="outside right center", markerscale=3, frameon=False, fontsize="small")
-    figure.savefig(path, dpi=150, format="png")
+    with styled():
+        figure = Figure(figsize=(7, 5.5), layout="constrained")
+        axes = figure.add_subplot()
+        for number, rgb in enumerate(colours(windows["cluster"].max()), start=1):
+            own = drawn[drawn["cluster"] == number]
+            label = f"cluster {number} ({sizes.get(number, 0):,})"
+            axes.scatter(own["x"], own["y"], s=6, linewidths=0, color=np.array(rgb) / 255, label=label)
+        axes.set(xlabel=windows.attrs["axes"][0], ylabel=windows.attrs["axes"][1])
+        axes.set_title(options.genome.name, weight="bold", loc="left", pad=20)
+        shown = "" if len(drawn) == len(windows) else f", {len(drawn):,} of them drawn"
+        text = f"{counted(len(windows), 'window')} of {options.window:,} bases{shown}; embedded by {options.model}"
+        axes.text(0, 1.02, text, transform=axes.transAxes, fontsize=8, color="#444444")
+        if len(sizes) <= 20:
+            figure.legend(loc="outside right center", markerscale=3, frameon=False, fontsize="small")
+        path.write_bytes(png(figure, dpi=150))
 
 
 class Annotator(WindowEmbedder):
@@ -229,4 +241,4 @@ class Annotator(WindowEmbedder):
             table = enrichment(windows, self.features)
             table.to_csv(path.with_suffix(".enrichment.tsv"), sep="\t", index=False, float_format="%.6g")
         if self.chosen.projection != "none":
-            draw(windows, self.chosen.projection, path.with_suffix(".png"))
+            draw(windows, self.chosen, path.with_suffix(".png"))

@@ -21,6 +21,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from torch import Tensor
 
+from megadna.downstream.attribution_input import check_attribution, where_of
 from megadna.downstream.attribution_options import HYPOTHETICAL, AttributeOptions
 from megadna.downstream.attribution_outputs import write_bigwigs
 from megadna.downstream.encoder import load_config, load_model
@@ -35,18 +36,15 @@ from megadna.downstream.importance import (
     require_first_token,
     use_eager_attention,
 )
-from megadna.downstream.inference import Inference, Runner, base_columns, sequence_columns
-from megadna.downstream.inputs import check_input
-from megadna.downstream.masked_bases import MaskedBases
-from megadna.downstream.outputs import write_parquet
-from megadna.downstream.predict import bigwig_files, head_of
-from megadna.errors import UserError, require
+from megadna.downstream.inference import Inference, Runner
+from megadna.downstream.masked_bases import MaskedBases, load_masked_bases
+from megadna.downstream.outputs import base_columns, sequence_columns, write_parquet
+from megadna.downstream.stated import head_of, is_language_model, read_config, require_context
 from megadna.genome.records import Stretch, record_lengths
 from megadna.log import get_logger
 
 log = get_logger(__name__)
 
-MAX_LOGO_BASES = 2000
 _ROW_NUMBERS = 20  # position, names and so on of a base take 80 bytes while its row is made
 _REGIONS = b"regions"
 
@@ -58,7 +56,7 @@ def attribute(model: Path | str, input: Path | str, **options: Any) -> pd.DataFr
     `attrs["sequences"]`: the rows of the table of sequences, a list of dicts.
     """
     chosen = AttributeOptions(model=str(model), input=Path(input), **options)
-    check_input(chosen)
+    check_attribution(chosen)
     return Attributor(chosen).frame()
 
 
@@ -71,19 +69,12 @@ class Attributor(Inference):
     def __init__(self, options: AttributeOptions) -> None:
         trust: Any = {"trust_remote_code": options.trust_remote_code}
         config = load_config(options.model, **trust)
-        is_language_model = "ForMaskedLM" in " ".join(config.architectures or getattr(config, "auto_map", None) or [])
-        if is_language_model:
-            require(not options.label, f"--label: {options.model} is a masked language model; leave it out")
-            masked = MaskedBases(
-                options.model,
-                max_tokens=options.max_tokens,
-                batch_tokens=options.batch_tokens,
-                precision=options.precision,
-                **trust,
-            )
+        stated = read_config(options.model)
+        if is_language_model(stated):
+            masked = load_masked_bases(options, options.precision)
             model = masked.model
         else:
-            head = head_of(config, options.model)
+            head = head_of(stated, options.model)
             model = load_model(options.model, head.auto_class, **trust)
         super().__init__(options, model, config, "nucleotide", _ROW_NUMBERS + len(options.methods))
         self.longest = 0  # no sequence is divided
@@ -93,43 +84,23 @@ class Attributor(Inference):
         parts = self.model, self.tokenizer, options.target
         self.explained: Explained
         self._masked: MaskedBases | None = None
-        if is_language_model:
+        if is_language_model(stated):
             self.explained = ExplainedBases(masked.tokenizer, *parts, **device)
             self._masked = None if options.target else masked
         else:
-            label = head.names[0] if options.methods == ["attention"] else options.label  # attention is of no output
-            self.explained = ExplainedHead(head, label, options.model, *parts, **device)
+            self.explained = ExplainedHead(head, options.label, *parts, **device)
         if "attention" in options.methods:
             require_first_token(self.tokenizer.prefix)
             self._encoder = use_eager_attention(self.model)
         several = len(options.methods) > 1  # then the other methods, which take far longer, report progress
         self._reader = Runner(self.tokenizer, self.forward, "nucleotide", **device) if several else self.runner
-        self._check_sizes()
-
-    def _check_sizes(self) -> None:
-        """Before any work: every sequence fits, and so does the picture."""
-        bases = sum(stretch.end - stretch.start for stretch in self.stretches())
-        require(
-            bases <= MAX_LOGO_BASES or not self.options.logo,
-            f"--logo draws up to {MAX_LOGO_BASES:,} bases, and these are {bases:,}; choose regions with --bed",
-        )
+        for stretch in self.stretches():
+            most = self.tokenizer.window_bases(stretch.bases)
+            require_context(where_of(stretch), len(stretch.bases), most, options.model)
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """Attention from [CLS], [B, S, 1]."""
         return cls_attention(self._encoder, ids_BS, mask_BS)
-
-    def stretches(self) -> Iterator[Stretch]:
-        """The whole input; UserError if a sequence does not fit the context, or lacks a base of the target."""
-        for stretch in super().stretches():
-            most, where = self.tokenizer.window_bases(stretch.bases), f"{stretch.name}:{stretch.start}-{stretch.end}"
-            if len(stretch.bases) > most:
-                raise UserError(
-                    f"{where}: {len(stretch.bases):,} bases, and the model reads {most:,} at once; choose regions with "
-                    "--bed"
-                )
-            size, target = stretch.end - stretch.start, self.options.target
-            require(max(target, default=0) < size, f"--target {max(target, default=0)}: {where} has {size} bases")
-            yield stretch
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """As Inference; counts the sequences before a block."""
@@ -202,8 +173,7 @@ class Attributor(Inference):
 
     def files(self, output: Path) -> list[Path]:
         """All that may be written."""
-        bigwigs = list(bigwig_files(self.options.methods, output).values()) if output.suffix == ".bw" else [output]
-        return [*bigwigs, self.options.table, *([self.options.picture] if self.options.logo else [])]
+        return self.options.files()
 
     def join(self, parts: list[Path], path: Path) -> None:
         """The bases in the format of the file's extension, the table of sequences, and the logos."""
@@ -220,7 +190,9 @@ class Attributor(Inference):
             from megadna.downstream.attribution_logo import draw_sequences
 
             bases = pd.concat([parquet.read_table(part).to_pandas() for part in parts], ignore_index=True)
-            content = draw_sequences(bases, dict(zip(options.methods, options.columns, strict=True)))
+            columns = dict(zip(options.methods, options.columns, strict=True))
+            title = f"{Path(options.model).name}: what each base contributes to {self.explained.what}"
+            content = draw_sequences(bases, columns, title, self.explained.unit)
             path.with_name(options.picture.name).write_bytes(content)
 
 

@@ -7,55 +7,68 @@ Out: the bytes of a PNG picture.
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megadna.downstream.attribution_outputs import heights
 from megadna.downstream.pictures import draw_logo, png, show_positions, styled
+from megadna.downstream.region_files import Region
 
 # Shapes: L bases of a sequence, 4 the bases A C G T.
 
-_LINE = 100  # bases of a line
+_LINE = 100  # bases of a line, at most; the lines of a sequence share its bases evenly
+_BASE, _LEFT, _TOP, _LOGO = 0.11, 0.9, 0.5, 1.25  # inches: width of a base; margins; height of a logo with its axis
 
 
-def draw_sequences(table: pd.DataFrame, columns: dict[str, str]) -> bytes:
-    """A PNG: for every sequence, and every 100 bases of it, one logo for each method, at the position of each base on
-    its contig."""
+def draw_sequences(table: pd.DataFrame, columns: dict[str, str], title: str, unit: str) -> bytes:
+    """A PNG: for every sequence, and every 100 bases of it at most, one logo for each method, at the position of each
+    base on its contig. All logos of a method have one scale; unit: that of all methods but attention, which has none.
+    """
     lines = [line for _, rows in table.groupby("region", sort=True) for line in _lines(rows)]
-    longest = max(min(_LINE, len(rows)) for *_, rows in lines)
-    count = len(lines) * len(columns)
+    limits = {method: _limits(table[column].to_numpy(float)) for method, column in columns.items()}
+    width = _LEFT + _BASE * max(len(part) for *_, part in lines)
+    height = _TOP + _LOGO * len(lines) * len(columns)
     with styled():
-        figure = Figure(figsize=(1.6 + 0.11 * longest, 0.3 + 1.25 * count))
-        panels = iter(figure.subplots(count, 1, squeeze=False)[:, 0])
-        for title, start, end, rows in lines:
+        figure = Figure(figsize=(width, height))
+        figure.set_layout_engine("none")
+        figure.text(0.1 / width, 1 - 0.15 / height, title, fontsize=9, color="#444444", va="top")
+        top = height - _TOP
+        for name, rows, part in lines:
             for number, (method, column) in enumerate(columns.items()):
-                axes = next(panels)
-                _draw_line(axes, rows, column, range(start, end), longest)
-                axes.set_ylabel(method, fontsize=8)
-                axes.set_title("" if number else title, fontsize=9, parse_math=False)
+                box = (_LEFT / width, (top - 0.95) / height, _BASE * len(part) / width, 0.8 / height)
+                axes = figure.add_axes(box)
+                _draw_line(axes, rows.iloc[part.start : part.stop], column)
+                axes.set_ylim(*limits[method])
+                axes.set_ylabel(f"{method}\n({'no unit' if method == 'attention' else unit})", fontsize=8)
+                if not number:
+                    axes.set_title(name, fontsize=9, weight="bold", loc="left", pad=3)
+                top -= _LOGO
         figure.align_ylabels()
         return png(figure, dpi=150)
 
 
-def _lines(rows: pd.DataFrame) -> Iterator[tuple[str, int, int, pd.DataFrame]]:
-    """(title, first base, end, rows of the sequence) of each line of a sequence."""
+def _lines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, range]]:
+    """(title, rows of the sequence, the bases of the line) of each line of a sequence."""
     first, low, high = rows.iloc[0], int(rows["position"].min()), int(rows["position"].max()) + 1
-    strand = "" if first["strand"] == "." else f" {first['strand']}"
-    title = f"{first['contig']}:{low:,}-{high:,}{strand} {first['name']}".strip()
-    for start, end in pairwise([*range(0, len(rows), _LINE), len(rows)]):
-        yield title if not start else "", start, end, rows
+    title = Region(first["contig"], low, high, first["strand"], first["name"], "").title
+    edges = np.linspace(0, len(rows), 1 + -(-len(rows) // _LINE)).round().astype(int).tolist()
+    for start, end in pairwise(edges):
+        yield title if not start else "", rows, range(start, end)
 
 
-def _draw_line(axes: Axes, rows: pd.DataFrame, column: str, part: range, longest: int) -> None:
-    """One logo, on the scale of its whole sequence."""
-    whole_L4 = heights("".join(rows["base"]), rows[column].to_numpy(float))
-    sign = -1 if rows["strand"].iloc[0] == "-" else 1
-    first = sign * int(rows["position"].iloc[part.start])
-    draw_logo(axes, whole_L4[part.start : part.stop], first_position=first)
-    axes.set_xlim(first - 0.5, first + longest - 0.5)
-    top, bottom = whole_L4.sum(axis=1).max(initial=0), whole_L4.sum(axis=1).min(initial=0)
-    margin = 0.06 * ((top - bottom) or 1.0)
-    axes.set_ylim(bottom - margin * (bottom < 0), top + margin)
-    show_positions(axes.xaxis)
+def _limits(importance_N: np.ndarray) -> tuple[float, float]:
+    """Lower and upper end of the scale of a method."""
+    bottom, top = (float(edge(importance_N, initial=0.0)) for edge in (np.nanmin, np.nanmax))
+    margin = 0.06 * (top - bottom) or 1.0
+    return bottom - margin * (bottom < 0), top + margin
+
+
+def _draw_line(axes: Axes, rows: pd.DataFrame, column: str) -> None:
+    """One logo."""
+    first = (-1 if rows["strand"].iloc[0] == "-" else 1) * int(rows["position"].iloc[0])
+    draw_logo(axes, heights("".join(rows["base"]), rows[column].to_numpy(float)), first_position=first)
+    show_positions(axes.xaxis, max(1, len(rows) // 8))
+    axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelsize=7)

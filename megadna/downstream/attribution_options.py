@@ -10,6 +10,7 @@ from megadna.errors import UserError, require, require_share
 from megadna.ownership import check_folder
 
 METHODS = ("attention", "gradient", "mutagenesis")
+MAX_LOGO_BASES = 2000
 HYPOTHETICAL = tuple(f"hypothetical_{base}" for base in "ACGT")
 """Columns of what the importance would be with another base."""
 
@@ -65,6 +66,15 @@ class AttributeOptions(InputOptions):
         """Columns of importance: `importance`, or one named after each of several methods."""
         return ["importance"] if len(self.methods) == 1 else [f"importance_{name}" for name in self.methods]
 
+    def files(self) -> list[Path]:
+        """All that may be written."""
+        from megadna.downstream.inputs import bigwig_files  # which imports numpy
+
+        assert self.output is not None
+        is_bigwig = self.output.suffix == ".bw"
+        main = list(bigwig_files(self.methods, self.output).values()) if is_bigwig else [self.output]
+        return [*main, self.table, *([self.picture] if self.logo else [])]
+
     @property
     def table(self) -> Path:
         """The table of sequences, next to the output."""
@@ -85,7 +95,7 @@ class AttributeOptions(InputOptions):
         if len(self.methods) > 1:
             require_library("scipy")
         assert self.output is not None
-        refuse_outputs(self.output, [self.table, *([self.picture] if self.logo else [])])
+        refuse_outputs(self.output, self.files())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,9 @@ import numpy as np
 from pyarrow import parquet
 
 from megadna.alphabet import OTHER, base_codes, dna_of
-from megadna.downstream.predict import bigwig_files
+from megadna.downstream.inputs import TRACK_OF_STRAND, bigwig_files
 
 # Shapes: L bases, 4 the bases A C G T.
-
-_STRANDS = {"+": "plus", "-": "minus", ".": "plus"}
 
 
 def write_bigwigs(parts: list[Path], path: Path, columns: dict[str, str], sizes: dict[str, int]) -> None:
@@ -31,7 +29,7 @@ def write_bigwigs(parts: list[Path], path: Path, columns: dict[str, str], sizes:
         for part in parts:
             table = parquet.read_table(part).to_pandas()
             table = table.assign(order=table["contig"].map(order)).sort_values(["order", "position"])
-            for sign, rows in table.groupby(table["strand"].map(_STRANDS)):
+            for sign, rows in table.groupby(table["strand"].map(TRACK_OF_STRAND)):
                 for method, column in columns.items():
                     if (at := paths[method, str(sign)]) not in files:
                         files[at] = pyBigWig.open(str(at), "w")

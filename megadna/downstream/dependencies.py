@@ -17,7 +17,7 @@ their code, one notebook uses log2, another natural logarithms.) N has no row an
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,19 +27,18 @@ from pyarrow import parquet
 from megadna import __version__
 from megadna.alphabet import BASES, base_codes, dna_of
 from megadna.downstream.dependency_runs import Run, find_runs
-from megadna.downstream.effects import WHOLE
 from megadna.downstream.inputs import REGION, check_input
-from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.mutagenesis_options import DependencyOptions
+from megadna.downstream.options import refuse_outputs
 from megadna.downstream.outputs import held_parts, write_output
-from megadna.downstream.region_files import Region, check_sizes, files_of, pieces, region_of, sidecar, stretches
-from megadna.errors import UserError, require
+from megadna.downstream.region_files import WHOLE, Region, checked_regions, files_of, pieces, sidecar, stretches
+from megadna.downstream.stated import most_bases, read_config, require_context
 from megadna.files import write_json
 from megadna.genome.records import Stretch, reverse_complement
-from megadna.log import get_logger
 from megadna.progress import Progress, tracked
 
-log = get_logger(__name__)
+if TYPE_CHECKING:
+    from megadna.downstream.masked_bases import MaskedBases
 
 # Shapes: L bases of a region, S bases that the model sees (with flanks), R mutated bases of a piece, 4 the bases.
 
@@ -54,16 +53,17 @@ def dependencies(model: Path | str, input: Path | str, **options: Any) -> pd.Dat
     chosen = DependencyOptions(model=str(model), input=Path(input), **options)
     check_input(chosen.as_input())
     work = Dependencies(chosen)
+    work.load()
     maps = work.maps(pa.concat_tables(list(map(work.table, work.blocks()))))
     return pa.concat_tables([_pairs(*one) for one in zip(work.regions, maps, strict=True)]).to_pandas()
 
 
-def dependency_map(model: MaskedBases, bases: str, *, epsilon: float = 1e-10) -> np.ndarray:
+def dependency_map(model: "MaskedBases", bases: str, *, epsilon: float = 1e-10) -> np.ndarray:
     """e(i, j) [L, L] in log2 of a sequence that fits the context, fp32; row i mutated, column j affected."""
     return mutated_rows(model, Stretch("", 0, len(bases), "+", bases), epsilon)
 
 
-def mutated_rows(model: MaskedBases, stretch: Stretch, epsilon: float) -> np.ndarray:
+def mutated_rows(model: "MaskedBases", stretch: Stretch, epsilon: float) -> np.ndarray:
     """Rows [R, S] of the map of a stretch's bases, for the bases between its context."""
     seen = stretch.bases
     codes_S = base_codes(dna_of(seen))
@@ -92,41 +92,37 @@ def log2_odds(log_p_S4: np.ndarray, epsilon: float) -> np.ndarray:
 
 
 class Dependencies:
-    """A model, the options and the regions."""
+    """The options, the regions and a model."""
 
     def __init__(self, options: DependencyOptions) -> None:
+        """UserError for what can be wrong before the model is loaded."""
         self.options = options
         self.found: pd.DataFrame | None = None
         """The summary, once it is written."""
-        self.model = MaskedBases(
-            options.model,
-            max_tokens=options.max_tokens,
-            trust_remote_code=options.trust_remote_code,
-            batch_tokens=options.batch_tokens,
-        )
-        self.regions: list[Region] = []
+        self.regions = checked_regions(options, "row and no column")
         self._before: list[int] = []
         """Bases of flank before each region."""
+        self._seen: list[int] = []
+        """Bases of each region with its flanks."""
         for stretch in stretches(options, options.flank):
-            region = region_of(stretch)
-            self._check(region, len(stretch.bases))
-            self.regions.append(region)
             self._before.append(stretch.before)
-        if drawn := options.written(".png", ".html"):
-            check_sizes(drawn, self.regions)
+            self._seen.append(len(stretch.bases))
+        self._require_context(most_bases(read_config(options.model), options.model, options.max_tokens))
+        if options.output:
+            refuse_outputs(options.output[0], self.files())
 
-    def _check(self, region: Region, seen: int) -> None:
-        most = self.model.max_bases
-        if seen > most:
-            flank = f" with --flank {self.options.flank}" if self.options.flank else ""
-            raise UserError(
-                f"{region.title}: {seen:,} bases{flank}, and the context of {self.options.model} holds {most:,}; give "
-                "shorter regions with --bed"
-            )
-        unknown = len(region) - sum(map(region.bases.count, BASES))
-        require(unknown < len(region), f"{region.title}: every base is N; leave it out")
-        if unknown:
-            log.warning("%s: %d of %d bases are N: they have no row and no column", region.title, unknown, len(region))
+    def load(self) -> None:
+        """Load the model; UserError if a region does not fit its context."""
+        from megadna.downstream.masked_bases import load_masked_bases
+
+        with Progress(f"loading {self.options.model}"):
+            self.model = load_masked_bases(self.options)
+        self._require_context(self.model.max_bases)
+
+    def _require_context(self, most: int | None) -> None:
+        flank = f", --flank {self.options.flank}" if self.options.flank else ""
+        for region, seen in zip(self.regions, self._seen, strict=True):
+            require_context(region.title + flank, seen, most, self.options.model)
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """Mutated bases, those of a saved part together."""
@@ -166,6 +162,7 @@ class Dependencies:
 
     def write(self, bases: int | None) -> list[Path]:
         """Write all outputs and return their files ([] above rank 0); `bases`: those of the input, if known."""
+        self.load()
         settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
         first = self.options.output[0]
         with held_parts(first, settings, self.files()) as parts, Progress("mapping", bases, "bases") as progress:

@@ -5,28 +5,33 @@ Out: effects [L, 4] of each of L bases (columns A, C, G, T; [L, 4 K] of a head w
      the base that is there, NaN at N, and where no token of A, C, G and T alone covers a base.
 
 Language model: ln p(base) - ln p(base that is there), both at the base hidden in the middle of a window; at the ends of
-a contig the window is moved inwards. Both strands: the mean of the two ln p. A head: its output for the changed
-sequence minus that for the sequence.
+a contig the window is moved inwards (records.centred_starts). Both strands: the mean of the two ln p.
+A head: its output for the changed sequence minus that for the sequence.
+What the JSON files of the folder show to be wrong is refused when the object is made, the rest by `load`, which imports
+torch and loads the model.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from megadna.alphabet import BASES, base_codes, dna_of
-from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.mutagenesis_options import MutateOptions
 from megadna.downstream.options import PredictOptions
-from megadna.downstream.predict import Predictor
+from megadna.downstream.region_files import WHOLE, Region
+from megadna.downstream.stated import (
+    head_of,
+    is_language_model,
+    most_bases,
+    read_config,
+    require_context,
+    require_window,
+)
 from megadna.errors import UserError, require
-from megadna.genome.records import Stretch, reverse_complement
+from megadna.genome.records import Stretch, centred_starts, reverse_complement
 
 # Shapes: L bases of a stretch, 4 the bases A C G T, K outputs of a head, N sequences.
-
-WHOLE = 1 << 62
-"""Context: all of a stretch."""
 
 
 class MaskedEffects:
@@ -40,19 +45,22 @@ class MaskedEffects:
     around: int
     """Bases that a piece of a region needs on either side."""
 
-    def __init__(self, options: MutateOptions) -> None:
-        self.model = MaskedBases(
-            options.model,
-            max_tokens=options.max_tokens,
-            trust_remote_code=options.trust_remote_code,
-            batch_tokens=options.batch_tokens,
-        )
-        most = self.model.max_bases
-        require(options.window <= most, f"--window {options.window}: the context of {options.model} holds {most} bases")
-        self.window, k = options.window or most - (most + 1) % 2, self.model.tokenizer.bases_per_token
+    def __init__(self, options: MutateOptions, config: dict[str, Any]) -> None:
+        self.options, self.is_both = options, options.strand == "both"
+        require(options.scale == "probability", f"--scale {options.scale} is for fine-tuned classifiers")
+        require_window(options.window, most_bases(config, options.model, options.max_tokens), options.model)
+
+    def load(self, regions: Sequence[Region]) -> None:
+        """Load the model; UserError if the window does not fit. Regions: of any length."""
+        from megadna.downstream.masked_bases import load_masked_bases
+
+        options = self.options
+        self.model = load_masked_bases(options)
+        most, k = self.model.max_bases, self.model.tokenizer.bases_per_token
+        require_window(options.window, most, options.model)
+        self.window = options.window or most - (most + 1) % 2
         require(self.window >= k, f"--window {self.window}: a token of {options.model} covers {k} bases; raise it")
         self.context = self.around = self.window - 1
-        self.is_both = options.strand == "both"
 
     def cost(self, stretch: Stretch) -> int:
         """Tokens that the model reads for one base."""
@@ -62,9 +70,6 @@ class MaskedEffects:
         """How the effects were computed, for captions."""
         strands = "mean of both strands" if self.is_both else "one strand"
         return f"each base hidden in the middle of up to {self.window:,} bases, {strands}"
-
-    def check(self, stretch: Stretch) -> None:
-        """Any region or record fits."""
 
     def __call__(self, stretch: Stretch) -> np.ndarray:
         """ln p(base) - ln p(base that is there), fp32 [L, 4]."""
@@ -84,7 +89,7 @@ class MaskedEffects:
     def _windows(self, stretch: Stretch, indices: np.ndarray) -> tuple[list[str], list[int]]:
         """The window of each base, and where in it the base is."""
         at = stretch.before + indices
-        starts = np.clip(at - self.window // 2, 0, max(0, len(stretch.bases) - self.window)).tolist()
+        starts = centred_starts(at, self.window, len(stretch.bases)).tolist()
         windows = [stretch.bases[start : start + self.window] for start in starts]
         return windows, (at - starts).tolist()
 
@@ -97,10 +102,28 @@ class HeadEffects:
     """Of the contig: none; the head reads the region as `megadna predict` reads it."""
     around = WHOLE
 
-    def __init__(self, options: MutateOptions) -> None:
+    def __init__(self, options: MutateOptions, config: dict[str, Any], regions: Sequence[Region]) -> None:
+        self.options, self._head = options, head_of(config, options.model)
         require(
             options.window == 0, f"--window {options.window}: a fine-tuned model reads the whole region; leave it out"
         )
+        if self._head.per_base:
+            raise UserError(
+                f"{options.model}: predicts every nucleotide; mutate reads a language model or a fine-tuned model of "
+                "sequences, which has one output to compare"
+            )
+        fits = options.scale == "probability" or self._head.problem != "regression"
+        require(fits, f"--scale {options.scale} is for classifiers; {options.model} predicts numbers")
+        self.columns = tuple(f"change_{name}" for name in self._head.names)
+        most = most_bases(config, options.model, options.max_tokens)
+        for region in regions:
+            require_context(region.title, len(region), most, options.model)
+
+    def load(self, regions: Sequence[Region]) -> None:
+        """Load the model; UserError if it cannot read one of the regions at once."""
+        from megadna.downstream.predict import Predictor
+
+        options = self.options
         run: dict[str, Any] = {"max_tokens": options.max_tokens, "batch_tokens": options.batch_tokens}
         self.predictor = Predictor(
             PredictOptions(
@@ -108,41 +131,25 @@ class HeadEffects:
                 precision="fp32", **run,
             )
         )  # fmt: skip
-        if self.predictor.per_base:
-            raise UserError(
-                f"{options.model}: predicts every nucleotide; mutate reads a language model or a fine-tuned model of "
-                "sequences, which has one output to compare"
-            )
-        fits = options.scale == "probability" or self.predictor.problem != "regression"
-        require(fits, f"--scale {options.scale} is for classifiers; {options.model} predicts numbers")
-        self._strand, self._scale, self._model = options.strand, options.scale, options.model
-        self.columns = tuple(f"change_{name}" for name in self.predictor.names)
+        for region in regions:
+            most = self.predictor.tokenizer.window_bases(region.bases)
+            require_context(region.title, len(region), most, options.model)
 
     @property
     def unit(self) -> str:
         """What an effect is."""
         what = {"regression": "the number", "single_label_classification": "p", "multi_label_classification": "p"}
-        scale = "ln p/(1-p)" if self._scale == "log_odds" else what[self.predictor.problem]
+        scale = "ln p/(1-p)" if self.options.scale == "log_odds" else what[self._head.problem]
         return f"change of {scale}"
 
     def describe(self) -> str:
         """How the effects were computed, for captions."""
-        strands = "mean of both strands" if self._strand == "both" else "one strand"
+        strands = "mean of both strands" if self.options.strand == "both" else "one strand"
         return f"{self.unit} by each substitution, {strands}"
 
     def cost(self, stretch: Stretch) -> int:
         """Tokens that the model reads for one base."""
-        return 3 * len(stretch.bases) * (1 + (self._strand == "both"))
-
-    def check(self, stretch: Stretch) -> None:
-        """UserError if the model cannot read the region at once."""
-        most = self.predictor.tokenizer.window_bases(stretch.bases)
-        size = len(stretch.bases)
-        require(
-            size <= most,
-            f"{stretch.name}:{stretch.start}-{stretch.end}: {size} bases, and the context of {self._model} holds "
-            f"{most}; give shorter regions with --bed",
-        )
+        return 3 * len(stretch.bases) * (1 + (self.options.strand == "both"))
 
     def __call__(self, stretch: Stretch) -> np.ndarray:
         """Output of the changed sequence minus output of the sequence, fp32 [L, 4 K]."""
@@ -162,29 +169,25 @@ class HeadEffects:
 
     def outputs(self, sequences: Sequence[str]) -> np.ndarray:
         """The outputs [N, K] of sequences: numbers; of classes and labels p, or ln p/(1-p)."""
+        import torch
+
         run = [Stretch("", 0, len(bases), "+", bases) for bases in sequences]
-        logits_NK = torch.from_numpy(np.stack(self.predictor.runner.strands(run, self._strand)))
-        if self.predictor.problem == "regression":
+        logits_NK = torch.from_numpy(np.stack(self.predictor.runner.strands(run, self.options.strand)))
+        if self._head.problem == "regression":
             return logits_NK.numpy()
-        if self.predictor.problem == "single_label_classification":
+        if self._head.problem == "single_label_classification":
             log_p_NK = logits_NK.double().log_softmax(-1)
             logits_NK = log_p_NK - torch.log(-torch.expm1(log_p_NK.clamp(max=-1e-12)))
-        return (logits_NK.sigmoid() if self._scale == "probability" else logits_NK).float().numpy()
+        return (logits_NK.sigmoid() if self.options.scale == "probability" else logits_NK).float().numpy()
 
 
 Effects = MaskedEffects | HeadEffects
 
 
-def load_effects(options: MutateOptions) -> Effects:
-    """A language model's, or, if the folder is a fine-tuned model, its head's."""
-    from megadna.downstream.encoder import load_config
-
-    config = load_config(options.model, trust_remote_code=options.trust_remote_code)
-    classes, known = " ".join(config.architectures or []), " ".join(getattr(config, "auto_map", None) or {})
-    if "Classification" in classes or ("Classification" in known and "MaskedLM" not in classes + known):
-        return HeadEffects(options)
-    require(options.scale == "probability", f"--scale {options.scale} is for fine-tuned classifiers")
-    return MaskedEffects(options)
+def effects_of(options: MutateOptions, regions: Sequence[Region]) -> Effects:
+    """A language model's, or, if the folder is a fine-tuned model, its head's; not loaded yet."""
+    config = read_config(options.model)
+    return MaskedEffects(options, config) if is_language_model(config) else HeadEffects(options, config, regions)
 
 
 def _codes(stretch: Stretch) -> np.ndarray:

@@ -8,8 +8,7 @@ are told apart by how the tokenizer splits a probe sequence, not by names.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, dna_of, table
 from megadna.downstream.options import check_model
+from megadna.downstream.stated import one_line
 from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
 from megadna.genome.records import reverse_complement
-from megadna.reading import first_line
 from megadna.tokenizer.base import NucleotideTokenizer, Tokenizer
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
 
@@ -203,21 +202,6 @@ def _checked(folder: str) -> bool:
         copy = snapshot_download(folder, allow_patterns=["*.json", "*.py", "custom_generate/*"])
     check_folder(Path(copy))
     return False  # the Hub's content may change before it is fetched again
-
-
-@contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Turns any error inside, with files that others wrote, into a UserError of one line that begins with `what`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of transformers, torch, safetensors, tokenizers, pickle, or code that was trusted
-        unsafe = "trust_remote_code" in str(error)
-        hint = "; read its Python files, then say --trust_remote_code" if unsafe else ""
-        plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
-        kind = "" if plain else f"{type(error).__name__}: "
-        raise UserError(f"{what} ({kind}{first_line(error)}){hint}") from error
 
 
 CPU_BATCH_TOKENS = 2048

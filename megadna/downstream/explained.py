@@ -21,8 +21,8 @@ from megadna.alphabet import OTHER, base_codes, dna_of
 from megadna.data.batch import IGNORE_INDEX
 from megadna.data.evaluation import HiddenBases
 from megadna.downstream.encoder import SequenceTokenizer, Tokens
-from megadna.downstream.predict import Head
-from megadna.errors import UserError, require
+from megadna.downstream.stated import Head
+from megadna.errors import require
 from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train.evaluation import base_log_p
@@ -56,6 +56,9 @@ class Explained:
         self.model, self.tokenizer, self.target, self.device = model, tokenizer, tuple(target), device
         self.batch_tokens = batch_tokens
 
+    what = "ln p of the true bases"
+    """What the score is, for captions."""
+    unit = "nats"
     hides_target = False
     """Whether the model sees [MASK] at the target."""
 
@@ -120,14 +123,13 @@ class Explained:
 class ExplainedHead(Explained):
     """One class or number of a fine-tuned model."""
 
-    def __init__(self, head: Head, label: str, folder: str, *parts: Any, **more: Any) -> None:
+    def __init__(self, head: Head, label: str, *parts: Any, **more: Any) -> None:
+        """label: one of the head's names, or "", the first."""
         super().__init__(*parts, **more)
-        known = ", ".join(head.names)
-        if not label and len(head.names) > 1:
-            raise UserError(f"{folder}: predicts {known}; say which to explain with --label")
-        require(not label or label in head.names, f"--label {label}: {folder} predicts {known}")
         self._head, self._column = head, head.names.index(label) if label else 0
-        require(head.per_base or not self.target, "--target: this model predicts whole sequences; leave it out")
+        name = head.names[self._column]
+        is_number = head.problem == "regression"
+        self.what, self.unit = (name, name) if is_number else (f"ln p/(1-p) of {name}", "nats")
 
     def scores(self, logits: Tensor, rows: Sequence[Row], shift: int = 0) -> Tensor:
         """Log odds of the class, or the number."""

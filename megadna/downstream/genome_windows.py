@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from megadna.downstream.annotate_options import AnnotateOptions, GenomeWindowOptions, SearchOptions
 from megadna.errors import require
 from megadna.genome.records import Stretch, read_stretches, record_lengths, sliding_stretches
-from megadna.log import get_logger
+from megadna.log import counted, get_logger
 from megadna.progress import Progress
 
 log = get_logger(__name__)
@@ -40,6 +40,9 @@ def survey(options: GenomeWindowOptions, window: int, step: int) -> Survey:
     """Read the whole genome; UserError if it cannot be read, two contigs share a name, or no window remains."""
     with Progress(f"checking {options.genome}"):
         lengths = record_lengths(options.genome)
+        if short := [name for name, length in lengths.items() if length < window]:
+            text = "%s shorter than a window (%d bases), one window each: %s"
+            log.warning(text, counted(len(short), "contig"), window, ", ".join(short[:10]))
         kept = bases = left_out = 0
         for stretch in sliding_stretches(options.genome, window, step, tuple(options.circular)):
             if _is_mostly_n(stretch):
@@ -48,7 +51,8 @@ def survey(options: GenomeWindowOptions, window: int, step: int) -> Survey:
                 kept += 1
                 bases += stretch.end - stretch.start
     if left_out:
-        log.info("%d of %d windows left out: more than half of their bases are N", left_out, left_out + kept)
+        text = "%d of %s left out: more than half of the bases are N"
+        log.info(text, left_out, counted(left_out + kept, "window"))
     require(kept > 0, f"{options.genome}: more than half of every window is N; give a genome with known bases")
     return Survey(lengths, kept, bases)
 
@@ -59,8 +63,8 @@ def check_windows(options: AnnotateOptions) -> Survey:
     least = max(options.clusters, 3)
     require(
         found.windows >= least,
-        f"{options.genome}: {found.windows} windows of {options.window} bases, and --clusters {options.clusters} needs "
-        f"at least {least}; take a smaller --window or --step, or fewer --clusters",
+        f"{options.genome}: {counted(found.windows, 'window')} of {options.window} bases, and --clusters "
+        f"{options.clusters} needs at least {least}; take a smaller --window or --step, or fewer --clusters",
     )
     enough = options.projection != "umap" or found.windows >= _LEAST_FOR_UMAP
     require(
@@ -85,8 +89,8 @@ def queries_of(options: SearchOptions) -> tuple[list[Stretch], int, int]:
             "or give a longer --window",
         )
     if short := sum(2 * len(query.bases) < window for query in queries):
-        text = "%d of %d queries have less than half the bases of a window (%d): compare like with like, by --window"
-        log.warning(text, short, len(queries), window)
+        text = "%d of %s with less than half the bases of a window (%d): compare like with like, by --window"
+        log.warning(text, short, counted(len(queries), "query", "queries"), window)
     return queries, window, step
 
 

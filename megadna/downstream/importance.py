@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from megadna.alphabet import BASES, OTHER, base_codes, dna_of
-from megadna.downstream.encoder import one_line
 from megadna.downstream.explained import Explained
 from megadna.downstream.masked_bases import MaskedBases
+from megadna.downstream.stated import one_line
 from megadna.errors import UserError, require
 
 # Shapes: B sequences, S tokens, N heads, L bases, H hidden, P changed bases, 4 the bases A C G T.

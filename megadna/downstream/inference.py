@@ -24,9 +24,8 @@ from torch import Tensor
 
 from megadna.downstream.attribution_options import AttributeOptions
 from megadna.downstream.encoder import SequenceTokenizer, Tokens, batch_limit, load_tokenizer, pick_device
-from megadna.downstream.inputs import BASE, REGION
 from megadna.downstream.options import EmbedOptions, PredictOptions
-from megadna.downstream.outputs import held_parts, write_output, write_parquet
+from megadna.downstream.outputs import base_columns, held_parts, sequence_columns, write_output, write_parquet
 from megadna.errors import UserError
 from megadna.genome.records import Stretch, divided, read_regions, read_stretches, record_lengths, window_grid
 from megadna.progress import Progress
@@ -291,27 +290,3 @@ class Inference:
         with held as parts, Progress(self.work, bases, "bases") as progress:
             self.runner.report = lambda done: progress.advance(done / passes)
             return write_output(self.blocks, self.table, self.join, parts, progress)
-
-
-def sequence_columns(stretches: list[Stretch]) -> dict[str, Any]:
-    """contig, start, end, name (of a BED region; else ""), strand."""
-    contigs, regions = _names(stretches)
-    starts, ends = ([getattr(stretch, key) for stretch in stretches] for key in ("start", "end"))
-    strands = [stretch.strand for stretch in stretches]
-    return dict(zip(REGION, (contigs, starts, ends, regions, strands), strict=True))
-
-
-def base_columns(stretches: list[Stretch]) -> dict[str, Any]:
-    """contig, position (0-based, on the record), name, strand: a row per base, in the order of the stretch's bases."""
-    sizes = [stretch.end - stretch.start for stretch in stretches]
-    ways = [np.arange(s.start, s.end) if s.strand != "-" else np.arange(s.end - 1, s.start - 1, -1) for s in stretches]
-    repeat = pa.array(np.repeat(np.arange(len(stretches)), sizes))
-    contigs, regions = (names.take(repeat) for names in _names(stretches))
-    strands = pa.array([s.strand for s in stretches]).take(repeat)
-    return dict(zip(BASE, (contigs, np.concatenate(ways), regions, strands), strict=True))
-
-
-def _names(stretches: list[Stretch]) -> tuple[pa.Array, pa.Array]:
-    """Record and region of each stretch; "." is how BED writes that a region has no name."""
-    regions = ["" if stretch.region == "." else stretch.region for stretch in stretches]
-    return pa.array([stretch.name for stretch in stretches], pa.string()), pa.array(regions, pa.string())

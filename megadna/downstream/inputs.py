@@ -13,10 +13,12 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
 
+from megadna.alphabet import BASES
 from megadna.downstream.options import InputOptions, PredictOptions
 from megadna.errors import UserError, require, require_one_line
 from megadna.genome.records import read_regions, read_stretches, record_lengths
@@ -29,6 +31,8 @@ REGION = ("contig", "start", "end", "name", "strand")
 """First columns of every table of records, regions or windows."""
 BASE = ("contig", "position", "name", "strand")
 """First columns of every table of bases."""
+TRACK_OF_STRAND = {"+": "plus", "-": "minus", ".": "plus"}
+"""Which bigWig file has a row of this strand."""
 _INTEGER = re.compile("-?[0-9]+")
 _DIGITS = re.compile("([0-9]+)")
 _NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f%/\\:*?"<>|]')
@@ -82,8 +86,28 @@ def file_names(names: Sequence[str], around: str) -> dict[str, str]:
     return parts
 
 
+def bigwig_files(names: list[str], output: Path) -> dict[tuple[str, str], Path]:
+    """The file of each name and strand (minus, plus)."""
+    signs = sorted(set(TRACK_OF_STRAND.values()))
+    parts = file_names(names, f"{output.stem}.{{}}.minus.bw")
+    return {
+        (name, sign): output.with_name(f"{output.stem}.{parts[name]}.{sign}.bw") for name in names for sign in signs
+    }
+
+
 def _encoded(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode())
+
+
+def count_unknown(sequences: Iterable[tuple[str, str]], missing: str) -> None:
+    """(where, bases) of each: UserError if every base of one is N; the log counts the N, which have no `missing`."""
+    total = unknown = 0
+    for where, bases in sequences:
+        here = len(bases) - sum(map(bases.count, BASES))
+        require(here < len(bases), f"{where}: every base is N; leave it out")
+        total, unknown = total + len(bases), unknown + here
+    if unknown:
+        log.warning("%d of %d bases are N: they have no %s", unknown, total, missing)
 
 
 def check_input(options: InputOptions) -> int | None:

@@ -48,7 +48,7 @@ def read_map(path: Path, regions: list[Region]) -> Map:
     from megadna.downstream.dependencies import sidecar
 
     require(
-        len(regions) == 1, f"--map {path}: is the map of one region, and there are {len(regions)}; give one with --bed"
+        len(regions) == 1, f"--map {path}: the map of one region, and there are {len(regions)}; give one with --bed"
     )
     note = sidecar(path)
     require(note.is_file(), f"{note}: no such file; --map is an .npy file of megadna dependencies, with its .json")
@@ -123,7 +123,11 @@ def map_picture(region: Region, map_LL: np.ndarray, model: str, epsilon: float) 
         label = f"max |\N{GREEK CAPITAL LETTER DELTA} log2 odds|  (\N{GREEK SMALL LETTER EPSILON} = {epsilon:g})"
         figure.colorbar(image, ax=axes, label=label, extend="max", shrink=0.8, pad=0.02, aspect=30)
         axes.set_title(region.title, weight="bold", pad=22)
-        axes.text(0, 1.012, model, transform=axes.transAxes, fontsize=8, color="#444444")
+        highest = float(np.nanmax(map_LL, initial=0.0))
+        text = (
+            f"{model}; largest value {highest:.3g}, darkest colour from {map_limit(map_LL):.3g} on (99.5th percentile)"
+        )
+        axes.text(0, 1.012, text, transform=axes.transAxes, fontsize=8, color="#444444")
         axes.set_xlabel(f"affected base j: position on {region.contig} (0-based)")
         axes.set_ylabel("mutated base i")
         for axis in (axes.xaxis, axes.yaxis):
@@ -151,7 +155,8 @@ def map_parts(region: Region, map_: Map) -> list[str]:
     }
     runs = "" if map_.runs else ' disabled="disabled"'
     return [
-        f'<p class="facts">{html.escape(map_.caption)}. Rows: mutated, columns: affected.</p>',
+        f'<p class="facts">{html.escape(map_.caption)}. Rows: mutated, columns: affected. '
+        f"Largest value: {highest:.4g}.</p>",
         '<p class="facts">Drag a square to look closer; double-click to see all.</p>',
         '<div class="controls"><label>colours up to <span id="shown"></span> log2: '
         f'<input type="range" id="top" min="{highest / 100:.6g}" max="{highest:.6g}" step="any" value="{top:.6g}"/>'

@@ -158,6 +158,12 @@ class MaskedBases:
         return kmer_log_p_of_tokens(logits_MV, labels_BS.to(logits_MV.device), where, self.tokenizer).cpu().numpy()
 
 
+def load_masked_bases(options: Any, precision: str = "fp32") -> MaskedBases:
+    """The model that the options of a verb name."""
+    names = ("max_tokens", "trust_remote_code", "batch_tokens")
+    return MaskedBases(options.model, precision=precision, **{name: getattr(options, name) for name in names})
+
+
 def _digest(model: Any) -> str:
     state = xxhash.xxh3_128()
     for name, parameter in sorted(model.named_parameters()):

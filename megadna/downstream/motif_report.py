@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from megadna.downstream.pictures import draw_logo, information_heights, png, styled
+from megadna.downstream.pictures import draw_logo, information_heights, png, show_positions, styled
 from megadna.files import write_text
+from megadna.log import counted
 
 _STYLE = (
     "body{font:14px/1.5 system-ui,sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
@@ -21,12 +22,15 @@ _STYLE = (
 )
 
 
-def draw_motif(p_W4: np.ndarray) -> bytes:
-    """A logo whose stacks are as high as their information against 0.25 for each base, in bits; from 0 to 2."""
+def draw_motif(name: str, p_W4: np.ndarray, instances: int) -> bytes:
+    """A logo whose stacks are as high as their information against 0.25 for each base, in bits; from 0 to 2. Positions
+    of the window count from 1."""
     with styled():
         figure = Figure(figsize=(0.8 + 0.26 * len(p_W4), 1.7))
         axes = figure.subplots()
-        draw_logo(axes, information_heights(p_W4))
+        draw_logo(axes, information_heights(p_W4), first_position=1)
+        axes.set_title(f"{name}: {counted(instances, 'instance')}", fontsize=9, loc="left")
+        show_positions(axes.xaxis)
         axes.set_ylim(0, 2)
         axes.set_yticks([0, 1, 2])
         axes.set_ylabel("bits")

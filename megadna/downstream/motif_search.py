@@ -26,6 +26,9 @@ import numpy as np
 
 from megadna.alphabet import BASES, OTHER, base_codes, dna_of
 from megadna.errors import require
+from megadna.log import counted, get_logger
+
+log = get_logger(__name__)
 
 # Shapes: L bases of a sequence, M candidates, W bases of a window, 4 the bases A C G T.
 
@@ -90,6 +93,10 @@ def find_motifs(
     found = merged(candidates, min_length)
     for motif in found:
         _cut_windows(motif, sequences, window)
+    num_starts = sum(len(set(motif.starts)) for motif in found)
+    if cut := num_starts - sum(len(motif.windows) for motif in found):
+        text = "%d of %s left out: the window crosses an end of the sequence (a smaller --window keeps more)"
+        log.info(text, cut, counted(num_starts, "instance"))
     found = [motif for motif in found if len(motif.windows) >= min_instances]
     return sorted(found, key=lambda motif: (min(one.q for one in motif.members), -len(motif.windows)))
 

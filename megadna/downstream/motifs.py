@@ -23,7 +23,7 @@ from megadna.errors import UserError, require
 from megadna.files import atomic_folder
 from megadna.genome.meme import Motif, read_meme, write_meme
 from megadna.genome.records import read_records
-from megadna.log import get_logger
+from megadna.log import counted, get_logger
 from megadna.progress import Progress
 
 log = get_logger(__name__)
@@ -49,13 +49,15 @@ def motifs_with(options: MotifOptions) -> pd.DataFrame:
     known = None if options.known is None else read_meme(options.known)
     rows = read_importances(options.input, options.importance)
     sequences, importances = _sequences(rows, options.importance)
+    _check_window(options, sequences)
     negatives = [bases for _, bases in read_records(options.negatives, options.column)]
     with Progress("searching motifs"):
         found = find_motifs(
             sequences, importances, negatives, min_length=options.min_length, window=options.window,
             cutoff=options.cutoff, min_instances=options.min_instances,
         )  # fmt: skip
-    log.info("%d motifs in %d positive and %d negative sequences", len(found), len(sequences), len(negatives))
+    names = counted(len(found), "motif"), counted(len(sequences), "positive sequence")
+    log.info("%s in %s and %s", *names, counted(len(negatives), "negative one"))
     table = _table(found)
     matrices = [_trimmed(name, motif) for name, motif in zip(table["motif"], found, strict=True)]
     if known is not None:
@@ -85,9 +87,22 @@ def read_importances(path: Path, column: str) -> pd.DataFrame:
             wanted += [name for name in HYPOTHETICAL if name in names]
         table = parquet.read_table(path, columns=wanted).to_pandas()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file of megadna attribute ({' '.join(str(error).split())})") from error
+        log.debug("%s: %s", path, error)
+        raise UserError(f"{path}: not a Parquet file; give the .parquet that megadna attribute wrote") from error
     require(len(table) > 0, f"{path}: empty: no base in it")
     return table
+
+
+def _check_window(options: MotifOptions, sequences: list[str]) -> None:
+    """UserError if no sequence holds a window, as an instance is a whole one; the log counts those that do not."""
+    longest, short = max(map(len, sequences)), sum(len(bases) < options.window for bases in sequences)
+    require(
+        longest >= options.window,
+        f"--window {options.window}: the longest sequence of {options.input} has {counted(longest, 'base')}; lower it",
+    )
+    if short:
+        text = "%d of %s shorter than --window %d: no instance can be in them"
+        log.warning(text, short, counted(len(sequences), "sequence"), options.window)
 
 
 def _sequences(rows: pd.DataFrame, column: str) -> tuple[list[str], list[np.ndarray]]:
@@ -133,8 +148,8 @@ def nearest_known(matrices: list[Motif], known: list[Motif]) -> dict[str, list[A
     from memelite import tomtom
 
     if len(known) < ENOUGH_KNOWN:
-        text = "%d known motifs: p-values of the comparison depend on which they are; give a whole database"
-        log.warning(text, len(known))
+        text = "%s: p-values of the comparison depend on which they are; give a whole database"
+        log.warning(text, counted(len(known), "known motif"))
     if not matrices:
         return {"known": [], "known_p": [], "known_e": [], "known_strand": []}
     with warnings.catch_warnings():
@@ -160,7 +175,7 @@ def _write(
     (folder / "logos").mkdir()
     pictures = {}
     for name, motif in zip(table["motif"], found, strict=True):
-        pictures[name] = draw_motif(_p(motif))
+        pictures[name] = draw_motif(name, _p(motif), len(motif.windows))
         (folder / "logos" / f"{name}.png").write_bytes(pictures[name])
     write_page(folder / "index.html", table, pictures)
 

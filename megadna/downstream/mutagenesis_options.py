@@ -104,7 +104,7 @@ class MutateOptions(RegionOptions):
         self.must_exist("gff", "variants", "map")
         for key, endings in (("gff", (".png", ".html")), ("variants", (".png", ".html")), ("map", (".html",))):
             drawn = getattr(self, key) is None or self.written(*endings) is not None
-            require(drawn, f"--{key} is drawn in pictures; name one with --output ({', '.join(endings)})")
+            require(drawn, f"--{key} is drawn in {' and '.join(endings)} only; name such a file with --output too")
 
 
 @dataclass(frozen=True, kw_only=True)

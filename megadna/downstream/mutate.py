@@ -25,19 +25,14 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from megadna.alphabet import BASES
-from megadna.downstream.effects import load_effects
-from megadna.downstream.inference import base_columns
+from megadna.downstream.effects import effects_of
 from megadna.downstream.inputs import BASE, check_input, file_names
 from megadna.downstream.mutagenesis_options import MutateOptions
-from megadna.downstream.outputs import fixed_vectors, held_parts, index_of, write_npy, write_output
-from megadna.downstream.pictures import entropy_bits, probabilities
-from megadna.downstream.region_files import Region, files_of, pieces, region_of, stretches
-from megadna.downstream.region_pages import Pictures
+from megadna.downstream.options import refuse_outputs
+from megadna.downstream.outputs import base_columns, fixed_vectors, held_parts, index_of, write_npy, write_output
+from megadna.downstream.region_files import checked_regions, files_of, pieces, region_of, stretches
 from megadna.genome.records import Stretch, record_lengths
-from megadna.log import get_logger
 from megadna.progress import Progress
-
-log = get_logger(__name__)
 
 # Shapes: L bases of one region, N of all, 4 the bases A C G T, K outputs of a head (a language model has one).
 
@@ -51,23 +46,30 @@ def mutate(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame
     chosen = MutateOptions(model=str(model), input=Path(input), **options)
     check_input(chosen.as_input())
     mutagenesis = Mutagenesis(chosen)
+    mutagenesis.load()
     tables = list(map(mutagenesis.table, mutagenesis.blocks()))
     return mutagenesis.substitutions(pa.concat_tables(tables))
 
 
 class Mutagenesis:
-    """A model, the options and the regions."""
+    """The options, the regions and a model."""
 
     def __init__(self, options: MutateOptions) -> None:
-        self.options, self.effects = options, load_effects(options)
-        self.regions: list[Region] = []
-        for stretch in stretches(options, 0):
-            self.effects.check(stretch)
-            self.regions.append(region_of(stretch))
-        self.pictures = Pictures(options, self.regions) if options.written(".png", ".html") else None
-        unknown = sum(len(region) - sum(map(region.bases.count, BASES)) for region in self.regions)
-        if unknown:
-            log.warning("%d of %d bases are N: they have no effects", unknown, sum(map(len, self.regions)))
+        """UserError for what can be wrong before the model is loaded."""
+        self.options, self.regions = options, checked_regions(options, "effects")
+        self.effects = effects_of(options, self.regions)
+        self.pictures: Any = None
+        if options.written(".png", ".html"):
+            from megadna.downstream.region_pages import Pictures  # which imports matplotlib
+
+            self.pictures = Pictures(options, self.regions)
+        if options.output:
+            refuse_outputs(options.output[0], self.files())
+
+    def load(self) -> None:
+        """Load the model; UserError where its tokenizer shows that something does not fit."""
+        with Progress(f"loading {self.options.model}"):
+            self.effects.load(self.regions)
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in pieces, those of a saved part together."""
@@ -116,6 +118,7 @@ class Mutagenesis:
 
     def write(self, bases: int | None) -> list[Path]:
         """Write all outputs and return their files ([] above rank 0); `bases`: those of the input, if known."""
+        self.load()
         settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
         first = self.options.output[0]
         with held_parts(first, settings, self.files()) as parts, Progress("mutating", bases, "bases") as progress:
@@ -158,6 +161,7 @@ class Mutagenesis:
             self.pictures.write(self.effects, self.arrays(table), path.parent)
 
     def _write_bigwigs(self, table: pa.Table, output: Path) -> None:
+        from megadna.downstream.pictures import entropy_bits, probabilities
         from megadna.genome.bigwig import write_bigwig
 
         effects_NK4, frame = self.arrays(table), table.select(["contig", "position"]).to_pandas()

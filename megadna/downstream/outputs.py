@@ -19,8 +19,10 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
+from megadna.downstream.inputs import BASE, REGION
 from megadna.errors import UserError
 from megadna.files import LOCK, Claim, atomic_file, claimed, publish_files, sync_tree, write_text
+from megadna.genome.records import Stretch
 from megadna.log import get_logger, rank_from_environment
 from megadna.ownership import clear_folder, refuse_occupied, resolved
 from megadna.progress import Progress, tracked
@@ -278,3 +280,27 @@ def fixed_vectors(array: np.ndarray) -> pa.FixedSizeListArray:
     """A column of vectors from fp32 [rows, features]."""
     flat = np.ascontiguousarray(array, np.float32).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1])
+
+
+def sequence_columns(stretches: list[Stretch]) -> dict[str, Any]:
+    """contig, start, end, name (of a BED region; else ""), strand."""
+    contigs, regions = _names(stretches)
+    starts, ends = ([getattr(stretch, key) for stretch in stretches] for key in ("start", "end"))
+    strands = [stretch.strand for stretch in stretches]
+    return dict(zip(REGION, (contigs, starts, ends, regions, strands), strict=True))
+
+
+def base_columns(stretches: list[Stretch]) -> dict[str, Any]:
+    """contig, position (0-based, on the record), name, strand: a row per base, in the order of the stretch's bases."""
+    sizes = [stretch.end - stretch.start for stretch in stretches]
+    ways = [np.arange(s.start, s.end) if s.strand != "-" else np.arange(s.end - 1, s.start - 1, -1) for s in stretches]
+    repeat = pa.array(np.repeat(np.arange(len(stretches)), sizes))
+    contigs, regions = (names.take(repeat) for names in _names(stretches))
+    strands = pa.array([s.strand for s in stretches]).take(repeat)
+    return dict(zip(BASE, (contigs, np.concatenate(ways), regions, strands), strict=True))
+
+
+def _names(stretches: list[Stretch]) -> tuple[pa.Array, pa.Array]:
+    """Record and region of each stretch; "." is how BED writes that a region has no name."""
+    regions = ["" if stretch.region == "." else stretch.region for stretch in stretches]
+    return pa.array([stretch.name for stretch in stretches], pa.string()), pa.array(regions, pa.string())

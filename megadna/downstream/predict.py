@@ -11,7 +11,7 @@ middle.
 import csv
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from torch import Tensor
 
 from megadna.downstream.encoder import load_config, load_model
 from megadna.downstream.inference import Inference
-from megadna.downstream.inputs import check_input, file_names, require_names, value_columns
+from megadna.downstream.inputs import TRACK_OF_STRAND, bigwig_files, check_input, value_columns
 from megadna.downstream.options import PredictOptions
 from megadna.downstream.outputs import write_parquet
-from megadna.errors import UserError, require
+from megadna.downstream.stated import head_of, read_config
+from megadna.errors import require
 from megadna.genome.records import Stretch, record_lengths, sliding_stretches
 
-_STRANDS = {"+": "plus", "-": "minus", ".": "plus"}
 _OPPOSITE = {"+": "-", "-": "+", ".": "-"}
 _ROW_NUMBERS = 15  # position, name, label and so on of a base take 60 bytes while its row is made
 
@@ -42,38 +42,6 @@ def predict(model: Path | str, input: Path | str, **options: Any) -> pd.DataFram
     return Predictor(chosen).frame()
 
 
-@dataclass(frozen=True)
-class Head:
-    """What a fine-tuned model predicts."""
-
-    names: list[str]
-    """Of its classes or numbers."""
-    problem: str
-    """single_label_classification, multi_label_classification or regression."""
-    per_base: bool
-    """For every nucleotide; else for a sequence."""
-
-    @property
-    def auto_class(self) -> str:
-        """The class of transformers that loads it."""
-        return f"AutoModelFor{'Token' if self.per_base else 'Sequence'}Classification"
-
-
-def head_of(config: Any, folder: str) -> Head:
-    """From the folder's configuration; UserError if it is no fine-tuned model of sequences or nucleotides."""
-    architecture = " ".join([*(config.architectures or []), *(getattr(config, "auto_map", None) or {})])
-    per_base = "TokenClassification" in architecture
-    if not per_base and "SequenceClassification" not in architecture:
-        raise UserError(
-            f"{folder}: not a fine-tuned model of sequences or nucleotides (megadna finetune makes one), "
-            f"but {architecture}"
-        )
-    names = [str(config.id2label[number]) for number in range(config.num_labels)]
-    require_names(names, f"{folder}: id2label of its config.json")
-    usual = "regression" if config.num_labels == 1 else "single_label_classification"
-    return Head(names, config.problem_type or usual, per_base)
-
-
 class Predictor(Inference):
     """A fine-tuned model and the options, loaded once."""
 
@@ -83,7 +51,7 @@ class Predictor(Inference):
     def __init__(self, options: PredictOptions) -> None:
         trust: Any = {"trust_remote_code": options.trust_remote_code}
         config = load_config(options.model, **trust)
-        head = head_of(config, options.model)
+        head = head_of(read_config(options.model), options.model)
         self.names, self.problem, per_base = head.names, head.problem, head.per_base
         self.columns = value_columns(self.names, is_regression=self.problem == "regression")
         model = load_model(options.model, head.auto_class, **trust)
@@ -175,7 +143,7 @@ class Predictor(Inference):
             for part in parts:
                 table = self._filled(parquet.read_table(part).to_pandas())
                 table = table.assign(order=table["contig"].map(order)).sort_values(["order", "start"])
-                for sign, rows in table.groupby(table["strand"].map(_STRANDS)):
+                for sign, rows in table.groupby(table["strand"].map(TRACK_OF_STRAND)):
                     rows = _after_each_other(rows, *last.get(sign, (0, 0)))
                     last[sign] = int(rows["order"].iloc[-1]), int(rows["end"].iloc[-1])
                     for name, key in zip(self.names, self.columns, strict=True):
@@ -195,15 +163,6 @@ class Predictor(Inference):
         step = options.step or options.window
         middle = table["start"] + (options.window - step) // 2
         return table.assign(start=middle, end=np.minimum(middle + step, table["end"]))
-
-
-def bigwig_files(names: list[str], output: Path) -> dict[tuple[str, str], Path]:
-    """The file of each name and strand (minus, plus)."""
-    signs = sorted(set(_STRANDS.values()))
-    parts = file_names(names, f"{output.stem}.{{}}.minus.bw")
-    return {
-        (name, sign): output.with_name(f"{output.stem}.{parts[name]}.{sign}.bw") for name in names for sign in signs
-    }
 
 
 def _after_each_other(rows: pd.DataFrame, last_order: int, last_end: int) -> pd.DataFrame:

@@ -19,14 +19,14 @@ from megadna.downstream.pictures import BASE_COLOURS, draw_heat_map, draw_logo, 
 from megadna.downstream.region_files import Region
 from megadna.downstream.region_tracks import Variant
 from megadna.genome.records import reverse_complement
-from megadna.log import get_logger
+from megadna.log import counted, get_logger
 
 log = get_logger(__name__)
 
 # Shapes: L bases of a region, 4 the bases A C G T.
 
 PER_ROW = 100
-"""Bases of a row of a PNG."""
+"""Bases of a row of a PNG, at most; several rows share the bases evenly."""
 BASE_WIDTH = 0.125
 LEFT, RIGHT, TOP, LEAST_WIDTH = 0.95, 0.25, 0.62, 6.0
 _LOGO, _HEAT, _VARIANTS, _LANE, _GAP, _TICKS, _BAR = 1.0, 0.62, 0.8, 0.2, 0.1, 0.42, 0.62
@@ -81,7 +81,8 @@ def lanes_of(features: pd.DataFrame, region: Region) -> list[Lane]:
                 left_out += 1
         found += [("" if number else str(kind), line) for number, line in enumerate(lines)]
     if left_out:
-        log.warning("%s: %d features not drawn: more than %d of a kind overlap", region.title, left_out, _MOST_LANES)
+        text = "%s: %s not drawn: more than %d of a kind overlap"
+        log.warning(text, region.title, counted(left_out, "feature"), _MOST_LANES)
     return found
 
 
@@ -89,9 +90,10 @@ class RegionFigure:
     """Draws a region; afterwards `span` says where its bases are."""
 
     def __init__(self, region: Region, title: str, panels: Sequence[Panel], tracks: Tracks, per_row: int) -> None:
-        self.region, self.panels, self.tracks, self.per_row = region, panels, tracks, min(per_row, len(region))
+        self.region, self.panels, self.tracks = region, panels, tracks
         self.x = first_x(region.start, region.end, region.strand)
-        num_rows = -(-len(region) // self.per_row)
+        num_rows = -(-len(region) // per_row)
+        self.per_row = -(-len(region) // num_rows)
         self.width = max(LEAST_WIDTH, LEFT + self.per_row * BASE_WIDTH + RIGHT)
         lines = [_LOGO, _HEAT] * len(panels)
         lines += [_VARIANTS] * (tracks.variants is not None)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megadna.downstream.inputs import file_names
+from megadna.downstream.inputs import count_unknown, file_names
 from megadna.downstream.mutagenesis_options import RegionOptions
 from megadna.errors import require
 from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths
@@ -19,6 +19,10 @@ LONGEST_PICTURE = 2000
 """Bases; more are no picture that anyone reads."""
 MOST_PICTURES = 500
 """Regions of one command that get files of their own."""
+
+
+WHOLE = 1 << 62
+"""Context: all of a stretch."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,16 @@ def pieces(stretch: Stretch, size: int, context: int) -> Iterator[Stretch]:
         yield stretch.part(first, last, low, high)
 
 
+def checked_regions(options: RegionOptions, missing: str) -> list[Region]:
+    """The regions, without context; UserError where every base is N, or where one is too long for its picture. The log
+    counts the N, which have no `missing`."""
+    found = list(map(region_of, stretches(options, 0)))
+    count_unknown(((region.title, region.bases) for region in found), missing)
+    if drawn := options.written(".png", ".html"):
+        check_sizes(drawn, found)
+    return found
+
+
 def sidecar(path: Path) -> Path:
     """The JSON file that says what an array is."""
     return path.with_name(path.name + ".json")
@@ -90,8 +104,11 @@ def sidecar(path: Path) -> Path:
 def check_sizes(output: Path, regions: list[Region]) -> None:
     """UserError if a region is too long for a picture."""
     for region in regions:
-        size, fits = len(region), len(region) <= LONGEST_PICTURE
-        require(fits, f"{output}: {region.title} has {size:,} bases; a picture shows {LONGEST_PICTURE:,} at most")
+        require(
+            len(region) <= LONGEST_PICTURE,
+            f"{output}: {region.title} has {len(region):,} bases; a picture shows {LONGEST_PICTURE:,} at most: give "
+            "shorter regions with --bed, or write no .png and .html",
+        )
 
 
 def files_of(output: Path, regions: list[Region]) -> list[Path]:

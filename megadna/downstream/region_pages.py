@@ -16,7 +16,7 @@ from megadna.downstream.map_pages import Map, map_parts, read_map
 from megadna.downstream.mutagenesis_options import MutateOptions
 from megadna.downstream.pictures import importance, information_heights, inline_svg, png, probabilities, styled
 from megadna.downstream.region_figures import PER_ROW, Panel, RegionFigure, Tracks, kind_of, lanes_of
-from megadna.downstream.region_files import Region, check_sizes, files_of
+from megadna.downstream.region_files import Region, files_of
 from megadna.downstream.region_tracks import Variant, read_gff, read_variants
 from megadna.genome.records import record_lengths
 from megadna.log import get_logger
@@ -37,9 +37,6 @@ class Pictures:
 
     def __init__(self, options: MutateOptions, regions: list[Region]) -> None:
         self.options, self.regions = options, regions
-        for output in filter(None, [options.written(".png"), options.written(".html")]):
-            check_sizes(output, regions)
-            files_of(output, regions)
         needs_names = options.gff is not None or options.variants is not None
         contigs = record_lengths(options.input, options.column) if needs_names else {}
         self.features = None if options.gff is None else read_gff(options.gff, contigs)

@@ -26,7 +26,7 @@ from megadna.genome.vcf import (
     reference_reason,
     trimmed,
 )
-from megadna.log import get_logger
+from megadna.log import counted, get_logger
 from megadna.progress import tracked
 
 log = get_logger(__name__)
@@ -108,7 +108,8 @@ def _matched(path: Path, names: dict[str, None], header: Header, genome: Genome)
     if text := renamed(found):
         log.info("contig names matched: %s", text)
     if missing := [name for name in names if name not in found]:
-        log.warning("%s: %d contigs are not in %s: %s", path, len(missing), genome.path, ", ".join(missing[:10]))
+        text = "%s: %s not in %s: %s"
+        log.warning(text, path, counted(len(missing), "contig"), genome.path, ", ".join(missing[:10]))
     return found
 
 
@@ -144,8 +145,9 @@ def _counts(path: Path, contigs: dict[str, str], genome: Genome) -> Counter[str]
 
 def _tell(path: Path, found: Survey) -> None:
     scored, indels = found.counts[OK], found.counts["indel"]
-    text = "%s: %d records; of their alleles %d substitutions, %d insertions, deletions and the like"
-    log.info(text, path, found.num_records, scored - indels, indels)
+    text = "%s: %s; of the alleles %s and %s"
+    kinds = counted(indels, "insertion, deletion or the like", "insertions, deletions and the like")
+    log.info(text, path, counted(found.num_records, "record"), counted(scored - indels, "substitution"), kinds)
     for reason, meaning in UNSCORED.items():
         if found.counts[reason]:
-            log.info("%d alleles have no score: %s (%s)", found.counts[reason], meaning, reason)
+            log.info("no score for %s: %s (%s)", counted(found.counts[reason], "allele"), meaning, reason)

@@ -18,7 +18,7 @@ class VariantOptions(RunOptions):
     """`megadna variants`."""
 
     vcf: Path
-    """VCF (plain, gzip, BGZF) or BCF."""
+    """VCF (plain, gzip, BGZF, zstd) or BCF."""
     genome: Path
     """FASTA of the assembly that the VCF was called on (gz, BGZF, zstd and 2bit too)."""
     output: Path | None = None

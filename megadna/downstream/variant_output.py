@@ -97,16 +97,17 @@ def write_table(parts: list[Path], means: Means | None, path: Path) -> None:
                 frame.to_csv(file, sep="\t", index=False, header=number == 0, float_format="%.9g", lineterminator="\n")
 
 
+def check_header(vcf: Path, header: Header) -> None:
+    """UserError if the header has such tags already, or names no columns."""
+    require(header.has_columns, f"{vcf}: no #CHROM line with INFO, so it cannot be written as VCF; write .tsv")
+    if any(line.startswith(f"##INFO=<ID={TAG}".encode()) for line in header.lines):
+        raise UserError(f"{vcf}: has tags {TAG}... already; remove them (bcftools annotate -x INFO/{TAG}LLR,...)")
+
+
 def header_lines(
     options: VariantOptions, header: Header, window: int, digest: str, reasons: Mapping[str, str]
 ) -> list[bytes]:
-    """The header with the tags' declarations and the command; UserError if it has such tags already, or names no
-    columns."""
-    require(header.has_columns, f"{options.vcf}: no #CHROM line with INFO, so it cannot be written as VCF; write .tsv")
-    if any(line.startswith(f"##INFO=<ID={TAG}".encode()) for line in header.lines):
-        raise UserError(
-            f"{options.vcf}: has tags {TAG}... already; remove them (bcftools annotate -x INFO/{TAG}LLR,...)"
-        )
+    """The header with the tags' declarations and the command."""
     end = f" Window of {window} bases, model {digest}"
     added = [
         f'##INFO=<ID={TAG}{name.upper()},Number=A,Type=Float,Description="{_TEXTS[name]}.{end}">'

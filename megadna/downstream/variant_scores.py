@@ -4,8 +4,8 @@ In:  a MaskedBases, a genome in memory, substitutions or insertions and deletion
 Out: fp64 numbers, forward and reverse strand apart.
 
 A change lies in the middle of a window with an odd number of bases, so that it does so on both strands; at a contig's
-end the window has what there is. The reverse strand is the same window, reverse-complemented. Natural logarithms;
-negative: the model finds the ALT allele less likely.
+end the window is moved inwards (records.centred_starts, as in `mutate`). The reverse strand is the same window,
+reverse-complemented. Natural logarithms; negative: the model finds the ALT allele less likely.
      llr        sum over the changed bases, all hidden together, of ln p(ALT) - ln p(REF).
      pll        sum over the window of ln p(base), each hidden alone, with the ALT allele, less the same with REF. The
                 window with ALT begins at the same base and is as long: it ends earlier or later on the contig.
@@ -16,14 +16,16 @@ What needs one pass is computed once: all ALTs of a site share the window with R
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from megadna.alphabet import OTHER, base_codes, code_dna, dna_of
-from megadna.downstream.masked_bases import MaskedBases
-from megadna.genome.records import Genome, reverse_complement
+from megadna.genome.records import Genome, centred_starts, reverse_complement
 from megadna.genome.vcf import Allele
+
+if TYPE_CHECKING:
+    from megadna.downstream.masked_bases import MaskedBases
 
 # Shapes: N changes, 2 strands (forward, reverse), H hidden bases, L bases of a window.
 
@@ -38,7 +40,7 @@ class Change(NamedTuple):
 class VariantScorer:
     """A model, a genome and the size of a window."""
 
-    def __init__(self, model: MaskedBases, genome: Genome, window: int) -> None:
+    def __init__(self, model: "MaskedBases", genome: Genome, window: int) -> None:
         self.model, self.genome, self.window = model, genome, window
 
     def fits(self, allele: Allele) -> bool:
@@ -120,8 +122,9 @@ class VariantScorer:
         return found
 
     def _span(self, contig: str, centre: int) -> tuple[int, int]:
-        half = self.window // 2
-        return max(0, centre - half), min(len(self.genome.bases[contig]), centre + half + 1)
+        length = len(self.genome.bases[contig])
+        start = int(centred_starts(np.array(centre), self.window, length))
+        return start, min(length, start + self.window)
 
     def _text(self, contig: str, start: int, end: int) -> str:
         """Upper case; N for all but A, C, G, T."""

@@ -19,17 +19,25 @@ import pandas as pd
 import pyarrow as pa
 
 from megadna.alphabet import BASES, OTHER, base_codes
-from megadna.downstream.masked_bases import MaskedBases
+from megadna.downstream.options import refuse_outputs
 from megadna.downstream.outputs import held_parts, write_output
+from megadna.downstream.stated import most_bases, read_config, require_window
 from megadna.downstream.variant_input import Survey, described, survey
 from megadna.downstream.variant_options import DEFAULT_WINDOW, VariantOptions
-from megadna.downstream.variant_output import calibrated, header_lines, neutral_means, write_table, write_vcf
+from megadna.downstream.variant_output import (
+    calibrated,
+    check_header,
+    header_lines,
+    neutral_means,
+    write_table,
+    write_vcf,
+)
 from megadna.downstream.variant_scores import Change, VariantScorer
 from megadna.errors import require
 from megadna.genome.bed import locate, read_regions
 from megadna.genome.records import Genome, read_genome
 from megadna.genome.vcf import OK, Allele, Record, read_records
-from megadna.log import get_logger
+from megadna.log import counted, get_logger
 from megadna.progress import Progress
 
 log = get_logger(__name__)
@@ -67,6 +75,7 @@ def variants(model: Path | str, vcf: Path | str, genome: Path | str, **options: 
     chosen.must_exist("vcf", "genome", "neutral")
     bases = read_genome(chosen.genome)
     scorer = Variants(chosen, bases, survey(chosen.vcf, bases))
+    scorer.load()
     return scorer.frame()
 
 
@@ -78,38 +87,52 @@ def _check_scores(options: VariantOptions, found: Survey) -> None:
     """UserError if there are alleles to score and --scores are for none of them; the log says which kind gets none."""
     indels = found.counts["indel"]
     kinds = (
-        (found.counts[OK] - indels, "substitutions", SUBSTITUTION_SCORES),
-        (indels, "insertions, deletions and the like", LENGTH_SCORES),
+        (found.counts[OK] - indels, ("substitution",), SUBSTITUTION_SCORES),
+        (indels, ("insertion, deletion or the like", "insertions, deletions and the like"), LENGTH_SCORES),
     )
     left_out = [kind for kind in kinds if kind[0] and not set(kind[2]) & set(options.chosen)]
-    hints = [f"{count:,} {name} need --scores {' or '.join(scores)}" for count, name, scores in left_out]
+    hints = [f"for {counted(count, *names)} add --scores {' or '.join(scores)}" for count, names, scores in left_out]
     scored = found.counts[OK] - sum(count for count, *_ in left_out)
     require(scored > 0 or not hints, f"{options.vcf}: --scores are for no allele of it: {'; '.join(hints)}")
     for hint in hints:
-        log.warning("%s: %s: they are written without a score", options.vcf, hint)
+        log.warning("%s: written without a score; %s", options.vcf, hint)
 
 
 class Variants:
-    """A model, a genome, a VCF and the options, loaded once."""
+    """A genome, a VCF, the options and a model."""
 
     def __init__(self, options: VariantOptions, genome: Genome, found: Survey) -> None:
-        """UserError if --scores are for no allele, --window exceeds the context, or --neutral is not on the genome."""
+        """UserError for what can be wrong before the model is loaded: --scores are for no allele, --window exceeds the
+        context, --neutral is not on the genome, the header has the tags already."""
         self.options, self.genome, self.survey = options, genome, found
         _check_scores(options, found)
-        self.model = MaskedBases(
-            options.model,
-            max_tokens=options.max_tokens,
-            trust_remote_code=options.trust_remote_code,
-            batch_tokens=options.batch_tokens,
-            precision=options.precision,
-        )
-        most = self.model.max_bases
-        fits = options.window <= most
-        require(fits, f"--window {options.window}: the context of {options.model} holds {most} bases; lower it")
-        self.window = options.window or min(most - 1 + most % 2, DEFAULT_WINDOW)
-        self.scorer = VariantScorer(self.model, genome, self.window)
+        if options.ending == ".vcf.gz":
+            check_header(options.vcf, found.header)
+        most = most_bases(read_config(options.model), options.model, options.max_tokens)
+        require_window(options.window, most, options.model)
         self.neutral = self._neutral_sites()
+        if options.output is not None:
+            refuse_outputs(options.output, self.files())
         self._progress: Progress | None = None
+
+    def load(self) -> None:
+        """Load the model; UserError if the window does not fit its context."""
+        from megadna.downstream.masked_bases import load_masked_bases
+
+        options = self.options
+        with Progress(f"loading {options.model}"):
+            self.model = load_masked_bases(options, options.precision)
+        most = self.model.max_bases
+        require_window(options.window, most, options.model)
+        self.window = options.window or min(most - 1 + most % 2, DEFAULT_WINDOW)
+        self.scorer = VariantScorer(self.model, self.genome, self.window)
+
+    def files(self) -> list[Path]:
+        """All files that may be written."""
+        output = self.options.output
+        assert output is not None
+        index = [output.with_name(f"{output.name}.{kind}") for kind in ("tbi", "csi")]
+        return [output, *index] if self.options.ending == ".vcf.gz" else [output]
 
     def frame(self) -> pd.DataFrame:
         """The rows of the whole file, in memory."""
@@ -122,11 +145,13 @@ class Variants:
         """Write --output and return its files ([] above rank 0)."""
         options, output = self.options, self.options.output
         assert output is not None
+        self.load()
         settings = asdict(replace(options, batch_tokens=1)) | {"part": PART_ALLELES, "weights": self.model.digest}
-        files = [output, *(output.with_name(f"{output.name}.{kind}") for kind in ("tbi", "csi"))]
-        files = files if options.ending == ".vcf.gz" else files[:1]
         total = self.survey.num_records + len(self.neutral)
-        with held_parts(output, settings, files) as parts, Progress("scoring", total, "records") as self._progress:
+        with (
+            held_parts(output, settings, self.files()) as parts,
+            Progress("scoring", total, "records") as self._progress,
+        ):
             return write_output(self.blocks, self.table, self._join, parts, self._progress)
 
     def blocks(self) -> Iterator[list[Record] | list[NeutralSite]]:
@@ -236,7 +261,7 @@ class Variants:
             if len(around) == 5 and (around != OTHER).all():
                 sites.append(NeutralSite(contig, position, position + 1))
         require(bool(sites), f"{path}: none of its bases is between A, C, G and T of {self.genome.path}")
-        log.info("%d neutral sites calibrate llr", len(sites))
+        log.info("llr is calibrated by %s", counted(len(sites), "neutral site"))
         return sites
 
     def _neutral_table(self, sites: Sequence[NeutralSite]) -> pa.Table:

@@ -62,7 +62,10 @@ def read_features(path: Path) -> tuple[pd.DataFrame, bool]:
     if wrong.any():
         row = table[wrong].iloc[0]
         words = " ".join(value for value in row.tolist() if value)[:80]
-        raise UserError(f"{path}: line {row.name}: not 9 tab-separated columns with 1 <= start <= end: {words!r}")
+        raise UserError(
+            f"{path}: line {row.name}: not 9 tab-separated columns with 1 <= start <= end: {words!r}; give GFF3 or GTF"
+            + (", which a BED file is not" if ".bed" in path.name.lower() else "")
+        )
     table = table.drop(columns="beyond").assign(start=starts - 1, end=ends)
     gff3 = _is_gff3(table["attributes"])
     if gff3 and table["feature"].str.startswith("SO:").any():

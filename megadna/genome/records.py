@@ -154,6 +154,12 @@ def window_grid(length: int, size: int, stride: int) -> tuple[np.ndarray, np.nda
     return starts, (starts[:-1] + size + starts[1:]) // 2
 
 
+def centred_starts(positions: np.ndarray, window: int, length: int) -> np.ndarray:
+    """Starts [N] of the windows of `window` bases (odd) with these positions in the middle; at the ends of a contig of
+    `length` bases they are moved inwards, so that every window has as many bases as there are."""
+    return np.clip(positions - window // 2, 0, max(0, length - window))
+
+
 def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
     """(header line without '>', bases); UserError with file and line if it cannot be read, or is empty."""
     for header, bases in _read(path, column):

@@ -261,8 +261,9 @@ def test_windows_of_n_are_left_out_and_counted(model, tmp_path, caplog):
     path = tmp_path / "n.fa"
     path.write_text(f">a\n{''.join(texts)}\n")
     windows = annotate(model, path, window=WINDOW, clusters=2, projection="none")
+    assert "axes" not in windows.attrs
     assert windows["start"].tolist() == [0, 100, 200, 300, 700, 800]
-    assert "3 of 9 windows left out: more than half of their bases are N" in caplog.text
+    assert "3 of 9 windows left out: more than half of the bases are N" in caplog.text
     path.write_text(f">a\n{'N' * 300}\n")
     with pytest.raises(UserError, match="more than half of every window is N"):
         annotate(model, path, window=WINDOW, projection="none")
@@ -283,7 +284,7 @@ def test_mistakes_are_one_line(model, planted, tmp_path, capsys):
             "4",
             "--projection",
             "pca",
-        ): "1 windows of 200 bases, and --clusters 4",
+        ): "1 window of 200 bases, and --clusters 4",
         (str(path), "--clusters", "90", "--window", "1000"): "--clusters 90 needs at least 90",
         (str(path), "--window", "1000"): "UMAP needs 20 windows, not",
         (str(path), "--annotation", str(tmp_path / "other.gff")): "its contigs (chrX) are none of the genome's",

@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from megadna import attribute
 from megadna.cli import main
 from megadna.downstream import inference, outputs
+from megadna.downstream.attribution_logo import _limits, _lines
 from megadna.downstream.tasks import Target
 from megadna.errors import UserError
 from megadna.genome.records import reverse_complement
@@ -324,6 +325,13 @@ def test_regions_of_both_strands_in_genome_coordinates(folders, sequences, fasta
     assert (tmp_path / "y.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_lines_of_a_picture_share_the_bases_and_one_scale():
+    rows = pd.DataFrame({"contig": "c", "position": range(205), "name": "", "strand": "+", "base": ["A"] * 205})
+    assert [(title, len(part)) for title, _, part in _lines(rows)] == [("c:0-205 (+)", 68), ("", 69), ("", 68)]
+    low, high = _limits(np.array([np.nan, -1.0, 3.0]))
+    assert low == pytest.approx(-1.24) and high == pytest.approx(3.24) and _limits(np.array([0.0, 2.0]))[0] == 0
+
+
 def test_a_ring_is_read_across_its_ends(folders, sequences, tmp_path):
     ring, path = sequences[0], tmp_path / "ring.fa"
     path.write_text(f">r circular=true\n{ring}\n")
@@ -394,7 +402,7 @@ def test_mistakes_end_in_one_line(folders, fasta, tmp_path, capsys):
         ),
         ("nucleotide", fasta, ["--steps", "0"], "--steps must be positive"),
         ("nucleotide", "-", [], "is read more than once; give a file"),
-        ("nucleotide", long, [], "long:0-160: 160 bases, and the model reads 126 at once; choose regions with --bed"),
+        ("nucleotide", long, [], "long:0-160: 160 bases, and the context of"),
     ]
     for kind, source, more, message in cases:
         with pytest.raises(SystemExit) as stopped:

@@ -192,7 +192,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     (tmp_path / "x.npy.json").touch()
     cases = [
         ([], ["y.npy"], "chr1:0-90: 90 bases, and the context of"),
-        (["--bed", "in.bed", "--flank", "30"], ["y.npy"], "75 bases with --flank 30, and the context"),
+        (["--bed", "in.bed", "--flank", "30"], ["y.npy"], "chr1:20-45 (+), --flank 30: 75 bases, and the context"),
         (["--bed", "none.bed"], ["y.npy"], "empty: holds no interval"),
         (["--bed", "in.bed"], ["x.npy"], "x.npy.json: is a file that exists"),
         (["--input", "n.fa"], ["y.npy"], "every base is N"),

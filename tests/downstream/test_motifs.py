@@ -279,7 +279,11 @@ def test_mistakes_end_in_one_line(files, tmp_path, capsys):
     cases = [
         ([positives, negatives], "no column 'importance'; choose one of importance_gradient with --importance"),
         ([str(other), negatives], "no column contig, position, name, strand, region, base, importance; give a Parquet"),
-        ([negatives, negatives], "not a Parquet file of megadna attribute"),
+        ([negatives, negatives], "not a Parquet file; give the .parquet that megadna attribute wrote"),
+        (
+            [positives, negatives, *gradient, "--window", "81"],
+            f"--window 81: the longest sequence of {positives} has 80 bases; lower it",
+        ),
         ([positives, str(tmp_path / "no.fa")], "no.fa: no such file or folder (--negatives)"),
         ([positives, negatives, *gradient, "--known", negatives], "no motif in it; give a file in MEME format"),
         ([positives, negatives, "--min_length", "0"], "--min_length must be positive"),

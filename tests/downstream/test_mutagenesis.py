@@ -256,7 +256,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
         (plain, ["x.npy"], ["--input", "-"], "--input - can be read only once"),
         (folders["kmer"], ["x.npy"], ["--window", "1"], "covers 3 bases"),
         (plain, ["x.npy"], ["--scale", "log_odds"], "for fine-tuned classifiers"),
-        (plain, ["x.npy"], ["--gff", "none.bed"], "drawn in pictures"),
+        (plain, ["x.npy"], ["--gff", "none.bed"], "--gff is drawn in .png and .html only; name such a file"),
         (folders["number"], ["x.npy"], ["--window", "41"], "reads the whole region"),
         (folders["number"], ["x.npy"], ["--scale", "log_odds"], "predicts numbers"),
         (folders["number"], ["x.npy"], ["--bed", "long.bed"], "190 bases, and the context"),

@@ -24,7 +24,7 @@ from toy_models import megadna_folder
 from megadna.cli import main
 from megadna.downstream.html_page import CSS, SCRIPT
 from megadna.downstream.pictures import BASE_COLOURS, draw_heat_map, draw_logo, entropy_bits, information_heights
-from megadna.downstream.region_figures import allele, lanes_of
+from megadna.downstream.region_figures import PER_ROW, Panel, RegionFigure, Tracks, allele, lanes_of
 from megadna.downstream.region_files import Region, files_of
 from megadna.downstream.region_tracks import Variant, read_gff, read_variants
 from megadna.errors import UserError
@@ -159,7 +159,7 @@ def test_nothing_is_cut_off_at_the_edges_of_a_picture(home, name):
 )
 def test_a_page_opens_in_a_browser(home, tmp_path, name, element, texts):
     """Chromium runs the page without an error, loads nothing else, draws, and shows numbers under the pointer."""
-    pytest.importorskip("PyQt6.QtWebEngineCore", reason="pip install PyQt6-WebEngine")
+    pytest.importorskip("PyQt6.QtWebEngineCore", reason="needs PyQt6-WebEngine and libEGL", exc_type=ImportError)
     script = f"""(() => {{
       const target = document.getElementById("{element}"), box = target.getBoundingClientRect();
       const at = {{ clientX: box.left + 140, clientY: box.top + 130, bubbles: true }};
@@ -236,7 +236,10 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_computed(home, tmp_p
         ),
         ([*genome, "--map", str(tmp_path / "alone.npy")], "alone.npy.json: no such file"),
         ([*genome, "--map", str(tmp_path / "torn.npy")], "not a map of megadna dependencies"),
-        ([*run, str(tmp_path / "long.fa")], "chr1:0-2,400 has 2,400 bases; a picture shows 2,000 at most"),
+        (
+            [*run, str(tmp_path / "long.fa")],
+            "chr1:0-2,400 has 2,400 bases; a picture shows 2,000 at most: give shorter regions with --bed",
+        ),
     ]
     for arguments, message in cases:
         with pytest.raises(SystemExit) as stopped:
@@ -244,6 +247,15 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is_computed(home, tmp_p
         error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megadna: error: ")]
         assert stopped.value.code == 2 and len(error) == 1 and message in error[0], (message, error)
     assert not list(tmp_path.glob("x*"))
+
+
+def test_rows_of_a_picture_share_the_bases(home):
+    """101 bases are rows of 51 and 50, not of 100 and 1."""
+    for size, per_row in ((99, 99), (101, 51), (250, 84)):
+        effects_L4 = np.zeros((size, 4))
+        panel = Panel("", effects_L4, effects_L4, "effect", "height")
+        drawn = RegionFigure(Region("c", 0, size, "+", "", "A" * size), "", [panel], Tracks(), PER_ROW)
+        assert drawn.per_row == per_row
 
 
 def test_each_of_several_regions_gets_a_file_of_its_name():

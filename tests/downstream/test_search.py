@@ -161,6 +161,7 @@ def test_mistakes_are_one_line(model, small, bases, tmp_path, capsys, caplog):
             main([*start, *arguments])
         text = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.value.code == 2 and message in text, text
-    assert "1 of 2 queries have less than half the bases of a window (150)" in caplog.text
+    assert "1 of 2 queries with less than half the bases of a window (150)" in caplog.text
+    assert "1 contig shorter than a window (150 bases), one window each: two" in caplog.text
     with pytest.raises(UserError, match="--layers 9"):
         search(model, small, queries["good"], layer=9)

@@ -121,7 +121,7 @@ def test_llr_equals_a_loop(kind, folders, genome, tmp_path):
     changes = [(at, "".join(a if a != g else "CGTA"["ACGT".index(a)] for a, g in zip(alt, genome[at:], strict=False)))
                for at, alt in changes]  # fmt: skip
     changes[5] = (300, changes[5][1][:2] + genome[302] + changes[5][1][3:])
-    if kind == "blocked":  # in the windows of the others, 16 bases, one strand's words leave out the base in question
+    if kind == "blocked":  # in the others' windows, of 31 bases, one strand's words leave out the base in question
         changes = changes[1:6]
     path = vcf(tmp_path / "a.vcf", *(("z", at + 1, genome[at : at + len(alt)], alt) for at, alt in changes))
     found = variants(folders[kind], path, FASTA, window=WINDOW, batch_tokens=100)
@@ -129,7 +129,8 @@ def test_llr_equals_a_loop(kind, folders, genome, tmp_path):
     for row, (start, alt) in zip(found.itertuples(), changes, strict=True):
         changed = [start + i for i, (one, other) in enumerate(zip(genome[start:], alt, strict=False)) if one != other]
         centre = (changed[0] + changed[-1]) // 2
-        first, last = max(0, centre - 15), min(30_000, centre + 16)
+        first = min(max(0, centre - 15), 30_000 - WINDOW)  # at an end of the contig the window is moved inwards
+        last = first + WINDOW
         text, inside = genome[first:last], [base - first for base in changed]
         pair = "".join(genome[base] for base in changed), "".join(alt[base - start] for base in changed)
         forward = log_odds_by_loop(folders[kind], text, inside, *pair)
@@ -256,11 +257,11 @@ def test_a_head_that_needs_more_is_not_used():
 def test_scores_that_are_for_no_allele_are_refused_and_others_said(folders, genome, tmp_path, caplog):
     """pll of substitutions alone is nothing; beside an insertion it is said how many go without."""
     row = ("z", 401, genome[400], next(base for base in "ACGT" if base != genome[400]))
-    with pytest.raises(UserError, match="for no allele of it: 1 substitutions need --scores llr or influence"):
+    with pytest.raises(UserError, match="for no allele of it: for 1 substitution add --scores llr or influence"):
         variants(folders["megadna"], vcf(tmp_path / "a.vcf", row), FASTA, window=WINDOW, scores=["pll"])
     insertion = ("z", 420, genome[419], genome[419] + "A")
     variants(folders["megadna"], vcf(tmp_path / "b.vcf", row, insertion), FASTA, window=WINDOW)
-    assert "1 insertions, deletions and the like need --scores pll or distance" in caplog.text
+    assert "written without a score; for 1 insertion, deletion or the like add --scores pll or distance" in caplog.text
 
 
 def test_one_pass_for_all_alts_of_a_site(folders, genome, tmp_path, monkeypatch):
@@ -593,7 +594,7 @@ def test_memory_does_not_grow_with_the_file(folders, genome, tmp_path):
 
 
 def test_one_strand_alone_gives_no_score(folders, genome, tmp_path):
-    """Words of three bases: of a window of 16 bases the last is in none, on the reverse strand the contig's first."""
+    """Words of three bases: of a window of 31 bases the last is in none, on the reverse strand the contig's first."""
     path = vcf(tmp_path / "a.vcf", ("z", 1, genome[0], "A" if genome[0] != "A" else "C"))
     (found,) = variants(folders["blocked"], path, FASTA, window=WINDOW).itertuples()
     assert found.status == "no_prediction" and np.isnan(found.llr) and not np.isnan(found.llr_forward)

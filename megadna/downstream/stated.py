@@ -1,0 +1,125 @@
+"""What the JSON files of a Hugging Face folder state of a model: what it predicts, and how much it reads at once.
+
+In:  config.json and tokenizer_config.json, read in a moment: neither torch nor transformers is imported.
+Out: whether it is a masked language model, the names that a fine-tuned model predicts, bases that fit the context. So
+     that a mistaken option is refused before any library or weight is loaded.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megadna.downstream.inputs import require_names
+from megadna.downstream.options import check_model
+from megadna.errors import UserError, require
+from megadna.reading import first_line, read_json
+
+_FEWEST_WORDS = 4**2 + 5
+"""Tokens of the smallest vocabulary of k-mers: all of two bases, and [PAD], [UNK], [CLS], [SEP], [MASK]."""
+
+
+def read_config(folder: str) -> dict[str, Any]:
+    """config.json; of a name on the hub it is fetched. UserError if there is none, or it is no JSON."""
+    check_model(folder)
+    path = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        with one_line(f"{folder}: no such folder, and not available from the Hugging Face Hub"):
+            path = Path(hf_hub_download(folder, "config.json"))
+    return read_json(path)
+
+
+def is_language_model(config: dict[str, Any]) -> bool:
+    """Whether it is a masked language model and not a fine-tuned one: by the class that saved it; if that is neither
+    (or not stated), by those that its own code offers, among which a masked language model comes first."""
+    for classes in (" ".join(_texts(config.get(key))) for key in ("architectures", "auto_map")):
+        if "MaskedLM" in classes or "Classification" in classes:
+            return "MaskedLM" in classes
+    return True
+
+
+def most_bases(config: dict[str, Any], folder: str, max_tokens: int) -> int | None:
+    """Bases that fit the context, at most, if tokens are single bases; None where the vocabulary has room for k-mers,
+    or nothing states the context: then only the tokenizer tells."""
+    with one_line(f"{folder}: its config.json"):
+        encoder = {**config, **(config.get("encoder") or {})}  # a fine-tuned model states its encoder's config
+        note = Path(folder) / "tokenizer_config.json"
+        stated = read_json(note).get("model_max_length") if note.is_file() else None
+        sizes = [max_tokens] if max_tokens else [encoder.get("max_position_embeddings"), stated]
+        known = [int(size) for size in sizes if size]
+        specials = 2 if is_language_model(config) else 0  # [CLS] and [SEP], which other tokenizers may lack
+        if not known or not 0 < int(encoder.get("vocab_size") or 0) < _FEWEST_WORDS:
+            return None
+        return max(1, min(known) - specials)
+
+
+def require_window(window: int, most: int | None, folder: str) -> None:
+    """UserError if a window does not fit the context of `most` bases (None: not known yet)."""
+    fits = most is None or window <= most
+    require(fits, f"--window {window}: the context of {folder} holds {most} bases; lower it")
+
+
+def require_context(where: str, size: int, most: int | None, folder: str) -> None:
+    """UserError if a region of `size` bases, with what is read around it, does not fit the context of `most` bases
+    (None: not known yet)."""
+    if most is not None and size > most:
+        raise UserError(
+            f"{where}: {size:,} bases, and the context of {folder} holds {most:,}; give shorter regions with --bed"
+        )
+
+
+def _texts(value: Any) -> list[str]:
+    """The words of a list, or the keys of an object; [] of anything else, as strangers write these files."""
+    return list(map(str, value)) if isinstance(value, list | dict) else []
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a fine-tuned model predicts."""
+
+    names: list[str]
+    """Of its classes or numbers."""
+    problem: str
+    """single_label_classification, multi_label_classification or regression."""
+    per_base: bool
+    """For every nucleotide; else for a sequence."""
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads it."""
+        return f"AutoModelFor{'Token' if self.per_base else 'Sequence'}Classification"
+
+
+def head_of(config: dict[str, Any], folder: str) -> Head:
+    """From the folder's configuration; UserError if it is no fine-tuned model of sequences or nucleotides."""
+    architecture = " ".join([*_texts(config.get("architectures")), *_texts(config.get("auto_map"))])
+    per_base = "TokenClassification" in architecture
+    if not per_base and "SequenceClassification" not in architecture:
+        raise UserError(
+            f"{folder}: not a fine-tuned model of sequences or nucleotides (megadna finetune makes one), "
+            f"but {architecture}"
+        )
+    with one_line(f"{folder}: id2label of its config.json"):
+        labels = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # two, as transformers takes it
+        names = [str(name) for _, name in sorted((int(number), name) for number, name in labels.items())]
+    require_names(names, f"{folder}: id2label of its config.json")
+    usual = "regression" if len(names) == 1 else "single_label_classification"
+    return Head(names, config.get("problem_type") or usual, per_base)
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turns any error inside, with files that others wrote, into a UserError of one line that begins with `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of transformers, torch, safetensors, tokenizers, pickle, or code that was trusted
+        unsafe = "trust_remote_code" in str(error)
+        hint = "; read its Python files, then say --trust_remote_code" if unsafe else ""
+        plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+        kind = "" if plain else f"{type(error).__name__}: "
+        raise UserError(f"{what} ({kind}{first_line(error)}){hint}") from error
