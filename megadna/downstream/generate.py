@@ -10,7 +10,7 @@ TRIES times as often as sequences are asked for; what is missing then is said.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,13 @@ class Heads:
             for one in outputs
         ]  # fmt: skip
 
-    def __call__(self, codes: list[np.ndarray]) -> np.ndarray:
+    def __call__(self, codes: Sequence[np.ndarray]) -> np.ndarray:
         """Scores [N, outputs]."""
         texts = [code_dna(codes_L).tobytes().decode() for codes_L in codes]
         columns = [h.outputs(texts)[:, one.number] for h, one in zip(self._heads, self.outputs, strict=True)]
         return np.stack(columns, axis=1) if columns else np.zeros((len(codes), 0))
 
-    def weighted(self, codes: list[np.ndarray]) -> np.ndarray:
+    def weighted(self, codes: Sequence[np.ndarray]) -> np.ndarray:
         """What a search raises [N]: the sum of weight times score."""
         return self(codes).astype(np.float64) @ np.array([one.weight for one in self.outputs])
 
@@ -130,8 +130,8 @@ class Generation:
         tokenizer = load_tokenizer(options.model, load_config(options.model, **trust), **trust)
         if tokenizer.k != 1 or tokenizer.spaced:
             raise UserError(
-                f"{options.model}: its tokens are not single nucleotides: hiding one base would hide its neighbours with "
-                "it; generate needs a model of single nucleotides"
+                f"{options.model}: its tokens are not single nucleotides: hiding a base would hide its neighbours; "
+                "generate needs a model of single nucleotides"
             )
         self.oracles = Heads(options.outputs("oracle"), "oracle", options, max(lengths))
         self.judges = Heads(options.outputs("judge"), "judge", options, max(lengths))
@@ -155,9 +155,7 @@ class Generation:
                 if not jobs:
                     break
                 for batch in self._batches(jobs):
-                    bases = sum(len(state.codes_L) for state in batch)
-                    self.sampler.report = lambda share, bases=bases: progress.advance(share * bases)
-                    self.sampler.run(batch)
+                    self.sampler.run(batch, progress)
                     for state in batch:
                         self._take(state, accepted[state.record])
         self._say(accepted)
@@ -220,7 +218,7 @@ class Generation:
         return pd.DataFrame(rows).assign(**scores)
 
     def _scores(self, codes: list[np.ndarray]) -> dict[str, np.ndarray]:
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for heads in (self.oracles, self.judges):
             found |= dict(zip(heads.names, heads(codes).T, strict=True))
         return found

@@ -16,7 +16,7 @@ A state draws from its own generator, so that what is written does not depend on
 draws that lie within the rounding of fp32 sums in batches of another shape.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -26,6 +26,7 @@ from megadna.downstream.generate_options import GenerateOptions
 from megadna.downstream.generate_rules import HIDDEN, IS_GC, Rules, Template
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.genome.records import window_grid
+from megadna.progress import Progress
 
 # Shapes: L bases of a sequence, U units, C choices of a unit, W bases of a unit, N sequences, K completions, 4 A C G T.
 
@@ -98,26 +99,28 @@ class Sampler:
 
     def __init__(self, model: MaskedBases, options: GenerateOptions, rules: Rules, score: Score | None) -> None:
         self.model, self.options, self.rules, self.score = model, options, rules, score
-        self.report: Callable[[float], None] = lambda share: None
-        """Called with the share of the work done since the last call."""
         self._is_free = not rules.avoid and rules.gc == (0.0, 1.0)
 
-    def run(self, states: list[State]) -> None:
-        """Write every state by the method of the options."""
+    def run(self, states: list[State], progress: Progress) -> None:
+        """Write every state by the method of the options; the progress advances by the bases of the states."""
         options = self.options
+        share = sum(len(state.codes_L) for state in states) / options.num_steps
         if options.method == "unmask":
-            self.unmask(states, options.num_steps, self.score)
+            for _ in self.unmask(states, options.num_steps, self.score):
+                progress.advance(share)
             return
         for state in states:  # what is given is shown, unless a motif's place needs another base there
             chosen_U = state.template.units.chosen(state.template.codes_L)
             state.put_many(np.arange(len(chosen_U)), chosen_U)
-        self.unmask(states, FIRST_ROUNDS, None)
+        for _ in self.unmask(states, FIRST_ROUNDS, None):
+            pass
         for state in states:
             state.begun_L = np.where(state.begun_L == HIDDEN, state.codes_L, state.begun_L)
-        {"gibbs": self.gibbs, "metropolis": self.metropolis}[options.method](states, options.num_steps)
+        for _ in {"gibbs": self.gibbs, "metropolis": self.metropolis}[options.method](states, options.num_steps):
+            progress.advance(share)
 
-    def unmask(self, states: list[State], rounds: int, score: Score | None) -> None:
-        """Write what is hidden in so many rounds; score: of completions, to choose among them."""
+    def unmask(self, states: list[State], rounds: int, score: Score | None) -> Iterator[None]:
+        """Write what is hidden in so many rounds, and yield after each; score: of completions, to choose among them."""
         by_confidence = self.options.order == "confidence"
         hidden = [np.flatnonzero(state.chosen_U < 0) for state in states]
         turns = [s.rng.permutation(rounds)[np.arange(len(h)) % rounds] for s, h in zip(states, hidden, strict=True)]
@@ -144,10 +147,10 @@ class Sampler:
                 if by_confidence:
                     order_u = order_u[: len(order_u) - len(all_u) * (rounds - 1 - number) // rounds]
                 self._show(state, asked_u[order_u], picks_1u[0, order_u], log_p_uC[order_u])
-            self.report(1 / rounds)
+            yield
 
-    def gibbs(self, states: list[State], sweeps: int) -> None:
-        """Draw every unit anew, `sweeps` times, in blocks in random order."""
+    def gibbs(self, states: list[State], sweeps: int) -> Iterator[None]:
+        """Draw every unit anew, `sweeps` times, in blocks in random order; yields after each sweep."""
         size = self.options.block
         for _ in range(sweeps):
             blocks = []
@@ -161,11 +164,11 @@ class Sampler:
                 found = self.log_p([s for s, _ in active], [u for _, u in active])
                 for (state, units), log_p_uC in zip(active, found, strict=True):
                     self._show(state, units, self._draw(state, units, log_p_uC)[0], log_p_uC)
-            self.report(1 / sweeps)
+            yield
 
-    def metropolis(self, states: list[State], steps: int) -> None:
-        """Propose `steps` changes of one unit each and leave each state at the best that it was in: the least broken
-        rules, then the highest score."""
+    def metropolis(self, states: list[State], steps: int) -> Iterator[None]:
+        """Propose `steps` changes of one unit each, yield after each, and leave each state at the best that it was in:
+        the least broken rules, then the highest score."""
         scores = self._scores(states)
         broken = [sum(self.rules.broken(state.codes_L).values()) for state in states]
         best = [(-b, float(s), state.chosen_U.copy()) for b, s, state in zip(broken, scores, states, strict=True)]
@@ -186,7 +189,7 @@ class Sampler:
                     state.put(unit, before[n])
                 if (-broken[n], float(scores[n])) > best[n][:2]:
                     best[n] = (-broken[n], float(scores[n]), state.chosen_U.copy())
-            self.report(1 / steps)
+            yield
         for state, (*_, chosen_U) in zip(states, best, strict=True):
             state.put_many(np.arange(len(chosen_U)), chosen_U)
 
@@ -284,7 +287,7 @@ class Sampler:
         return tilted(low)[0]
 
     def _show(self, state: State, units: np.ndarray, picks_u: np.ndarray, log_p_uC: np.ndarray) -> None:
-        """Write hidden units one after the other; a pick that would break a rule is drawn anew among those that do not."""
+        """Write hidden units one after the other; a pick that would break a rule is drawn anew among the others."""
         if self._is_free:
             state.put_many(units, picks_u)
             return

@@ -129,7 +129,7 @@ def differences(sequences: Codes) -> np.ndarray:
 
 
 def copies(sequences: Codes, training: Genome) -> tuple[np.ndarray, np.ndarray]:
-    """(longest exact match, highest share of equal bases) of each sequence with either strand of the training data, over
+    """(longest exact match, highest share of equal bases) of each sequence with either strand of the training data over
     those ungapped placements that share the most words of SEED bases; (0, NaN) where no word is shared."""
     strands = [*sequences, *(3 - codes_L[::-1] for codes_L in sequences)]
     words = [_words(codes_L, SEED) for codes_L in strands]
@@ -227,9 +227,9 @@ def compare(
     found.series["share of differing bases, pairs"] = {name: differences(one) for name, one in sets.items()}
     if training is not None:
         genome = read_genome(training)
-        pairs = {name: copies(one, genome) for name, one in sets.items()}
-        found.series["longest exact match with training data"] = {n: longest for n, (longest, _) in pairs.items()}
-        found.series["nearest identity to training data"] = {n: share for n, (_, share) in pairs.items()}
+        near = {name: copies(one, genome) for name, one in sets.items()}
+        found.series["longest exact match with training data"] = {n: longest for n, (longest, _) in near.items()}
+        found.series["nearest identity to training data"] = {n: share for n, (_, share) in near.items()}
     for measure, values in found.series.items():
         found.rows.append((f"{measure}: mean (least to most)", [_summary(one) for one in values.values()]))
     for key in scores["written"]:
@@ -256,9 +256,9 @@ def draw(found: Comparison) -> Figure:
     figure = Figure(figsize=(11, 2.9 * -(-(1 + len(panels)) // columns)))
     axes = figure.subplots(-(-(1 + len(panels)) // columns), columns, squeeze=False).ravel()
     for number, name in enumerate(found.sets):
-        values, errors = zip(*(by_set[name] for by_set in found.distances.values()), strict=True)
+        both_W2 = np.array([by_set[name] for by_set in found.distances.values()])
         at = np.arange(len(WORDS)) + 0.27 * (number - 1)
-        axes[0].bar(at, values, 0.25, yerr=errors, label=name, color=_SET_COLOURS[name])
+        axes[0].bar(at, both_W2[:, 0], 0.25, yerr=both_W2[:, 1], label=name, color=_SET_COLOURS[name])
     axes[0].set_xticks(range(len(WORDS)), [f"{k}-mers" for k in WORDS])
     axes[0].set_title("Jensen-Shannon distance")
     axes[0].legend()
@@ -299,8 +299,8 @@ def report_page(found: Comparison, facts: str, table_of_scores: pd.DataFrame) ->
 
 _NOTES = (
     "real: held-out windows of the same lengths; shuffled: these with their dinucleotides shuffled. k-mers are counted "
-    "on the given strand, ± is the standard error over sequences by bootstrap. A copy of training data is looked for on "
-    f"both strands among ungapped placements that share {SEED} bases; 0 and none: no such placement. Scores are what "
-    "models predict; nothing here was measured in a cell, and nothing was screened for hazards: run a screening tool "
-    "before any synthesis."
+    "on the given strand, ± is the standard error over sequences by bootstrap. Copies of training data are looked for "
+    f"on both strands among ungapped placements that share {SEED} bases; 0 and none: no such placement. Scores are "
+    "what models predict; nothing here was measured in a cell, and nothing was screened for hazards: run a screening "
+    "tool before any synthesis."
 )

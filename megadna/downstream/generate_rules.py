@@ -276,8 +276,8 @@ class Rules:
         return np.array(counts[1:]) - counts[0]
 
     def place(self, template: Template, rng: np.random.Generator) -> Units:
-        """The template's units with the choices that put every motif at a place: where the fewest bases change, a random
-        one of several. UserError if there is none."""
+        """The template's units with the choices that put every motif where the fewest bases change, at a random one of
+        several such places. UserError if there is none."""
         units, length = template.units, len(template.codes_L)
         for motif in self.motifs:
             allowed_L4 = _allowed(template, units)

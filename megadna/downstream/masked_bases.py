@@ -75,8 +75,8 @@ class MaskedBases:
         return self._run(windows, [()] * len(windows), self._pooled)
 
     def at(self, codes_BL: np.ndarray, row_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
-        """ln p, fp32 [N, 4], of the bases at these rows and positions, by a model of single nucleotides; codes_BL: codes
-        0..3 of windows of one length, 4 where a base is hidden, whether it is asked for or not."""
+        """ln p, fp32 [N, 4], of the bases at these rows and positions by a model of single nucleotides; codes_BL: codes
+        0..3 of windows of one length, 4: hidden, whether it is asked for or not."""
         tokenizer = self.tokenizer
         assert tokenizer.bases_per_token == 1
         ids_BS = np.append(tokenizer.base_ids, tokenizer.mask_id)[np.pad(codes_BL, ((0, 0), (1, 1)))]
