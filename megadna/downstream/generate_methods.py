@@ -173,6 +173,9 @@ class Sampler:
         broken = [sum(self.rules.broken(state.codes_L).values()) for state in states]
         best = [(-b, float(s), state.chosen_U.copy()) for b, s, state in zip(broken, scores, states, strict=True)]
         for _ in range(steps):
+            if self.score is None and not any(broken):  # nothing is left to mend
+                yield
+                continue
             units = [self._site(state) for state in states]
             before = [int(state.chosen_U[unit]) for state, unit in zip(states, units, strict=True)]
             for state, unit in zip(states, units, strict=True):
