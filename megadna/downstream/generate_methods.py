@@ -23,7 +23,7 @@ from functools import cache
 import numpy as np
 
 from megadna.downstream.generate_options import GenerateOptions
-from megadna.downstream.generate_rules import HIDDEN, IS_GC, Rules, Template
+from megadna.downstream.generate_rules import HIDDEN, Rules, Template
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.genome.records import window_grid
 from megadna.progress import Progress
@@ -53,11 +53,8 @@ class State:
     def __post_init__(self) -> None:
         units = self.template.units
         self.begun_L = self.template.codes_L.copy()
-        self.gc_UC, valid_UC = units.gc_UC, units.valid_UC
-        self.least_U = np.where(valid_UC, self.gc_UC, units.width).min(axis=1)
-        self.most_U = np.where(valid_UC, self.gc_UC, 0).max(axis=1)
-        stay = int(IS_GC[self.template.fixed_L].sum())
-        self.low, self.high = stay + int(self.least_U.sum()), stay + int(self.most_U.sum())
+        self.gc_UC, (self.least_U, self.most_U) = units.gc_UC, units.gc_range_2U
+        self.low, self.high = self.template.gc_range
         """Fewest and most G and C that the sequence can have in the end."""
         self.chosen_U = np.full(len(units), -1)
         """The choice that each unit shows; -1: it is hidden."""
@@ -208,7 +205,7 @@ class Sampler:
         ):
             if wanted_L is not None and (free_U & wanted_L[positions_UW].any(axis=1)).any():
                 free_U = free_U & wanted_L[positions_UW].any(axis=1)
-        return int(state.rng.choice(np.flatnonzero(free_U)))
+        return int(state.rng.choice(np.flatnonzero(free_U))) if free_U.any() else 0
 
     def _propose(self, state: State, unit: int, before: int, log_p_1C: np.ndarray) -> int:
         """Show another choice of the hidden unit, or the one before, if there is none that the edits allow; by how much

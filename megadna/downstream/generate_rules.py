@@ -9,7 +9,7 @@ a protein that a record does not have) is a UserError before any model is loaded
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 
 import numpy as np
@@ -27,7 +27,8 @@ HIDDEN = 4
 _STANDARD = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
 """NCBI's genetic codes 1 and 11: amino acids of the codons TTT, TTC, TTA, TTG, TCT ... GGG; in code 4 TGA is W."""
 IS_GC = np.array([0, 1, 1, 0, 0])
-_MAX_PLACES = 50  # at which one motif is tried before the sequence is given up
+_MAX_PLACES = 50  # at which one motif is tried before the order is given up
+_ORDERS = 20  # in which several motifs are put
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,16 @@ class Units:
         """Bases of a unit."""
         return self.choices_UCW.shape[2]
 
-    @property
+    @cached_property
     def gc_UC(self) -> np.ndarray:
         """G and C in each choice."""
         return IS_GC[self.choices_UCW].sum(axis=2)
+
+    @cached_property
+    def gc_range_2U(self) -> np.ndarray:
+        """Fewest and most G and C that each unit can have."""
+        least_U = np.where(self.valid_UC, self.gc_UC, self.width).min(axis=1)
+        return np.stack([least_U, np.where(self.valid_UC, self.gc_UC, 0).max(axis=1)])
 
     def positions(self, units: np.ndarray) -> np.ndarray:
         """The bases of some units, one after the other."""
@@ -80,6 +87,12 @@ class Template:
         fixed_L = self.codes_L.copy()
         fixed_L[self.units.positions(np.arange(len(self.units)))] = HIDDEN
         return fixed_L
+
+    @property
+    def gc_range(self) -> tuple[int, int]:
+        """Fewest and most G and C that the sequence can have."""
+        low, high = int(IS_GC[self.fixed_L].sum()) + self.units.gc_range_2U.sum(axis=1)
+        return int(low), int(high)
 
 
 def templates(options: GenerateOptions) -> list[Template]:
@@ -277,16 +290,26 @@ class Rules:
 
     def place(self, template: Template, rng: np.random.Generator) -> Units:
         """The template's units with the choices that put every motif where the fewest bases change, at a random one of
-        several such places. UserError if there is none."""
+        several such places. UserError if there is none, though they were put in several orders."""
+        for attempt in range(_ORDERS, 0, -1):
+            try:
+                return self._placed(template, rng)
+            except UserError:
+                if attempt == 1 or len(self.motifs) < 2:
+                    raise
+        raise AssertionError
+
+    def _placed(self, template: Template, rng: np.random.Generator) -> Units:
         units, length = template.units, len(template.codes_L)
-        for motif in self.motifs:
+        for number in rng.permutation(len(self.motifs)):
+            motif = self.motifs[number]
             allowed_L4 = _allowed(template, units)
             fits_SP = np.stack([_places(matrix, allowed_L4) for matrix in motif.strands])
             changes_SP = motif.mismatches(template.codes_L) + rng.random(fits_SP.shape)
             spots = np.argwhere(fits_SP)[np.argsort(changes_SP[fits_SP])]
             for strand, at in spots[:_MAX_PLACES].tolist():
                 narrowed = _narrowed(units, motif.strands[strand], at, length)
-                if narrowed is not None and not self._forces_a_site(replace(template, units=narrowed)):
+                if narrowed is not None and not self.sites(_only_choice(replace(template, units=narrowed))):
                     units = narrowed
                     break
             else:
@@ -295,12 +318,6 @@ class Rules:
                     f"{' without a site to avoid' if self.avoid else ''}; leave more bases to write"
                 )
         return units
-
-    def _forces_a_site(self, template: Template) -> bool:
-        """Whether a site to avoid is in the bases that have no other choice."""
-        if not self.avoid:
-            return False
-        return self.sites(_only_choice(template)) > 0
 
     def check(self, template: Template) -> None:
         """UserError if the template cannot keep the rules whatever is written."""
@@ -312,11 +329,7 @@ class Rules:
                 raise UserError(
                     f"{template.name}: {motif.text} to avoid is there {where}; leave it out, or write there"
                 )
-        gc_UC, valid_UC = template.units.gc_UC, template.units.valid_UC
-        stay = int(IS_GC[template.fixed_L].sum())
-        low = stay + int(np.where(valid_UC, gc_UC, 9).min(axis=1).sum())
-        high = stay + int(np.where(valid_UC, gc_UC, 0).max(axis=1).sum())
-        size = len(fixed_L)
+        (low, high), size = template.gc_range, len(fixed_L)
         if self.gc_excess(low, high, size) > 0 or self.gc_bounds(size)[0] > self.gc_bounds(size)[1]:
             reach = f"{low / size:.3f} to {high / size:.3f}"
             raise UserError(f"{template.name}: --gc {self.gc[0]} {self.gc[1]}: {size} bases can have {reach}; widen it")
