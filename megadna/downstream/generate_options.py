@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from megadna.downstream.attribution_options import require_library
 from megadna.downstream.options import ModelOptions, check_model
 from megadna.errors import UserError, require
 from megadna.ownership import check_folder
@@ -161,6 +162,8 @@ class GenerateOptions(ModelOptions):
         check_model(self.model)
         require(self.output is not None, "--output is missing: the folder to write")
         self.must_exist("template", "start", "bed", "real", "training")
+        if self.real is not None:
+            require_library("scipy")
         self.outputs("oracle")
         self.outputs("judge")
 

@@ -250,7 +250,7 @@ _SET_COLOURS = {"written": COLOURS[0], "real": COLOURS[2], "shuffled": GREY}
 
 
 def draw(found: Comparison) -> Figure:
-    """k-mer distances as bars, and a distribution for each other measure."""
+    """k-mer distances as bars, and the cumulative distribution of each other measure."""
     panels = {measure: values for measure, values in found.series.items() if any(map(len, values.values()))}
     columns = 3
     figure = Figure(figsize=(11, 2.9 * -(-(1 + len(panels)) // columns)))
@@ -264,18 +264,11 @@ def draw(found: Comparison) -> Figure:
     axes[0].legend()
     for axis, (measure, values) in zip(axes[1:], panels.items(), strict=False):
         known = {name: one[np.isfinite(one)] for name, one in values.items()}
-        every = np.concatenate(list(known.values()))
-        if not len(every):
-            every = np.zeros(1)
-        edges = np.linspace(every.min(), every.max() + 1e-9 + 1e-6 * abs(every.max()), 25)
         for name, one in known.items():
             if len(one):
-                axis.hist(
-                    one, edges, weights=np.full(len(one), 1 / len(one)), histtype="step", linewidth=1.6,
-                    color=_SET_COLOURS[name],
-                )  # fmt: skip
+                axis.ecdf(one, label=name, color=_SET_COLOURS[name], linestyle="--" if name == "shuffled" else "-")
         axis.set_title(measure, fontsize=9.5)
-        axis.set_ylabel("share")
+        axis.set_ylabel("share at most this")
     for axis in axes[1 + len(panels) :]:
         axis.set_visible(False)
     return figure
