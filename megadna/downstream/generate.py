@@ -118,7 +118,6 @@ class Generation:
     """The options and everything loaded for them."""
 
     def __init__(self, options: GenerateOptions) -> None:
-        options.check_files() if options.output else replace(options, output=Path("unused")).check_files()
         self.options, self.templates, self.rules = options, templates(options), Rules.of(options)
         lengths = [len(template.codes_L) for template in self.templates]
         self.real = None

@@ -110,8 +110,8 @@ def test_templates_are_completed_whatever_the_batch_and_beyond_the_context(folde
 def test_rules_hold(folders, tmp_path, method):
     start = fasta(tmp_path / "s.fa", r=random_bases(50) + "GAATTC" + random_bases(40) + "GAGACC")
     found = generate(
-        folders["model"], start=start, method=method, steps=300 if method == "metropolis" else 3, motif=["TATAWR", "GGN3CC".replace("N3", "NNN")],
-        avoid=["EcoRI", "BsaI", "CCWGG"], gc=[0.4, 0.45], number=3, min_distance=2,
+        folders["model"], start=start, method=method, steps=300 if method == "metropolis" else 3, number=3,
+        motif=["TATAWR", "GGNNNCC"], avoid=["EcoRI", "BsaI", "CCWGG"], gc=[0.4, 0.45], min_distance=2,
     )  # fmt: skip
     assert len(found) == 3
     for one in found["sequence"]:
