@@ -9,7 +9,7 @@ distances, another, as many as were written, the control `real`; `shuffled` is `
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -50,12 +50,7 @@ class Real:
 
     reference: Codes
     control: Codes
-    shuffled: Codes = field(init=False)
-
-    def shuffle(self, rng: np.random.Generator) -> None:
-        """Fill `shuffled`."""
-        texts = (code_dna(one).tobytes().decode() for one in self.control)
-        self.shuffled = [codes_of(shuffle_dinucleotides(text, rng)) for text in texts]
+    shuffled: Codes
 
 
 def real_windows(path: Path, lengths: Sequence[int], seed: int) -> Real:
@@ -63,7 +58,7 @@ def real_windows(path: Path, lengths: Sequence[int], seed: int) -> Real:
     and the others (200, or as many, at most) as reference; fewer of both, with a warning, where the file is short.
     UserError if it has fewer than two windows of a length."""
     contigs = [base_codes(dna) for dna in read_genome(path).bases.values()]
-    found, rng = Real([], []), np.random.default_rng((seed, 1))
+    found, rng = Real([], [], []), np.random.default_rng((seed, 1))
     for length, count in sorted(Counter(lengths).items()):
         ends = np.cumsum([len(codes) // length for codes in contigs])
         tiles: Codes = []
@@ -83,7 +78,8 @@ def real_windows(path: Path, lengths: Sequence[int], seed: int) -> Real:
             log.warning(text, path, len(tiles), length, controls, count)
         found.control += tiles[:controls]
         found.reference += tiles[controls:]
-    found.shuffle(rng)
+    texts = (code_dna(one).tobytes().decode() for one in found.control)
+    found.shuffled += [codes_of(shuffle_dinucleotides(text, rng)) for text in texts]
     return found
 
 

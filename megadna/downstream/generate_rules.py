@@ -266,15 +266,12 @@ class Rules:
                 inside_L[at : at + len(motif)] = True
         return inside_L if inside_L.any() else None
 
-    def missing(self, codes_L: np.ndarray) -> int:
-        """Bases that motifs lack, each at its best place."""
-        return sum(int(motif.mismatches(codes_L).min(initial=len(motif))) for motif in self.motifs)
-
     def broken(self, codes_L: np.ndarray) -> dict[str, int]:
         """By how much a finished sequence breaks each rule; empty if it keeps all."""
         gc = int(IS_GC[codes_L].sum())
         excess = int(self.gc_excess(gc, gc, len(codes_L)))
-        found = {"avoid": self.sites(codes_L), "motif": self.missing(codes_L), "gc": excess}
+        missing = sum(int(motif.mismatches(codes_L).min(initial=len(motif))) for motif in self.motifs)
+        found = {"avoid": self.sites(codes_L), "motif": missing, "gc": excess}
         return {rule: amount for rule, amount in found.items() if amount}
 
     def sites_with(self, codes_L: np.ndarray, first: int, choices_CW: np.ndarray) -> np.ndarray:

@@ -51,7 +51,12 @@ def both(bases: str) -> str:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = tmp_path_factory.mktemp("models")
     plain = megadna_folder(home / "m")
+    task_folder(plain, home / "rna", Target("regression", ["strength"]))
+    content = json.loads((home / "rna/tokenizer.json").read_text())
+    content["model"]["vocab"]["t"] = content["model"]["vocab"].pop("T")
+    (home / "rna/tokenizer.json").write_text(json.dumps(content))
     return {
+        "rna": str(home / "rna"),
         "model": str(plain),
         "kmer": str(kmer_folder(home / "k")),
         "number": task_folder(plain, home / "n", Target("regression", ["strength"])),
@@ -261,6 +266,7 @@ MISTAKES = {
     "--length 20 --oracle {classes},on,high": "'high' is no weight",
     "--length 20 --oracle {number} --judge {number}": "is an --oracle too; a judge must not take part",
     "--length 40 --judge {short}": "reads at most 30 bases (--judge), and 40 are to be written",
+    "--length 20 --oracle {rna}": "its tokenizer does not know all of A, C, G and T (--oracle)",
     "--length 20 --training {t}": "--training is for the report, which needs --real",
     "--length 20 --real {t}": "fewer than two windows of 20 bases without N (--real)",
     "--start {t2} --bed {far}": "ends at 13",
