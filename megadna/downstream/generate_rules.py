@@ -103,6 +103,9 @@ def templates(options: GenerateOptions) -> list[Template]:
     rules = Rules.of(options)
     for template in found:
         rules.check(template)
+        size = len(template.units) * template.units.width
+        fits = options.number == 1 or options.min_distance <= size
+        require(fits, f"{template.name}: {size} bases to write cannot differ in --min_distance {options.min_distance}")
     return found
 
 
@@ -328,7 +331,7 @@ class Rules:
                 )
         (low, high), size = template.gc_range, len(fixed_L)
         if self.gc_excess(low, high, size) > 0 or self.gc_bounds(size)[0] > self.gc_bounds(size)[1]:
-            reach = f"{low / size:.3f} to {high / size:.3f}"
+            reach = f"{low / size:.3f} to {high / size:.3f} in steps of {1 / size:.3f}"
             raise UserError(f"{template.name}: --gc {self.gc[0]} {self.gc[1]}: {size} bases can have {reach}; widen it")
         self.place(template, np.random.default_rng(0))
 

@@ -267,6 +267,7 @@ MISTAKES = {
     "--length 20 --oracle {number} --judge {number}": "is an --oracle too; a judge must not take part",
     "--length 40 --judge {short}": "reads at most 30 bases (--judge), and 40 are to be written",
     "--length 20 --oracle {rna}": "its tokenizer does not know all of A, C, G and T (--oracle)",
+    "--length 20 --number 2 --min_distance 21": "20 bases to write cannot differ in --min_distance 21",
     "--length 20 --training {t}": "--training is for the report, which needs --real",
     "--length 20 --real {t}": "fewer than two windows of 20 bases without N (--real)",
     "--start {t2} --bed {far}": "ends at 13",
