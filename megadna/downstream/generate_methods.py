@@ -242,11 +242,12 @@ class Sampler:
                 piece_L = state.codes_L[start : start + self.model.max_bases]
                 pieces.setdefault(len(piece_L), []).append((piece_L, number, at, positions[at] - start))
         for alike in pieces.values():
-            row_N = np.repeat(np.arange(len(alike)), [len(at) for _, _, at, _ in alike])
+            sizes = [len(at) for _, _, at, _ in alike]
+            row_N = np.repeat(np.arange(len(alike)), sizes)
             position_N = np.concatenate([inside for *_, inside in alike])
             log_p_N4 = self.model.at(np.stack([piece_L for piece_L, *_ in alike]), row_N, position_N)
-            for row, (_, number, at, _) in enumerate(alike):
-                found[number][at] = log_p_N4[row_N == row]
+            for part_n4, (_, number, at, _) in zip(np.split(log_p_N4, np.cumsum(sizes)[:-1]), alike, strict=True):
+                found[number][at] = part_n4
         return [_of_choices(s, u, p) for s, u, p in zip(states, asked, found, strict=True)]
 
     def _draw(self, state: State, units: np.ndarray, log_p_uC: np.ndarray, count: int = 1) -> np.ndarray:

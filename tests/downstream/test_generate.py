@@ -60,6 +60,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "model": str(plain),
         "kmer": str(kmer_folder(home / "k")),
         "number": task_folder(plain, home / "n", Target("regression", ["strength"])),
+        "judge": task_folder(plain, home / "j", Target("regression", ["strength"])),
         "classes": task_folder(plain, home / "c", Target("classification", ["off", "on", "other"])),
         "short": task_folder(megadna_folder(home / "x", 32), home / "s", Target("regression", ["strength"])),
         "base": task_folder(plain, home / "b", Target("base_classification", ["out", "in"])),
@@ -154,15 +155,16 @@ def test_the_protein_is_kept(folders, tmp_path, method):
 
 
 def test_a_search_raises_its_oracle_within_the_edits(folders, tmp_path):
-    start = fasta(tmp_path / "s.fa", r=random_bases(60))
-    options = {"start": start, "method": "metropolis", "steps": 30, "max_edits": 5, "number": 2}
-    named = {"oracle": [f"{folders['number']},strength,50"], "judge": [f"{folders['classes']},on"]}
+    start = fasta(tmp_path / "s.fa", r="".join(np.random.default_rng(5).choice(list("ACGT"), 60)))
+    options = {"start": start, "method": "metropolis", "steps": 40, "max_edits": 5, "number": 2, "temperature": 5.0}
+    oracles = [f"{folders['number']},strength,50", f"{folders['classes']},off,0.001"]
+    named = {"oracle": oracles, "judge": [f"{folders['judge']},strength"]}
     found = generate(folders["model"], **options, **named)
-    column, judged = "oracle_n_strength", "judge_c_on"
+    column, judged = "oracle_n_strength", "judge_j_strength"
     at_start = predict(folders["number"], start)["value_strength"][0]
     assert (found["edits"] <= 5).all() and (found["edits"] > 0).all() and (found[column] > at_start).all()
     down = generate(folders["model"], **options, oracle=[f"{folders['number']},strength,-50"])
-    assert (down[column] < at_start).all() and judged in found
+    assert (down[column] < at_start).all() and {judged, "oracle_c_off"} <= set(found)
     alone = generate(folders["model"], **options, oracle=named["oracle"])
     assert alone["sequence"].tolist() == found["sequence"].tolist()  # the judge has no part in the search
 
