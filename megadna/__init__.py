@@ -5,7 +5,7 @@ from megadna import upstream
 __version__ = "0.1.0"
 
 _VERBS = ["embed", "predict", "finetune", "benchmark", "splice_sites", "windows"]
-_VERBS += ["variants", "mutate", "dependencies", "attribute", "motifs", "annotate", "search"]
+_VERBS += ["variants", "mutate", "dependencies", "attribute", "motifs", "annotate", "search", "generate"]
 
 
 def __getattr__(name: str) -> object:

@@ -32,6 +32,7 @@ COMMANDS = {
     "dependencies": "which bases of a region depend on which others: maps, and stems and repeats in them",
     "attribute": "importance of every base for a model: attention, gradients or mutagenesis",
     "motifs": "bases of high importance -> motifs enriched against negatives",
+    "generate": "a masked language model writes DNA: new, completed, or changed towards a goal",
     "benchmark": "a suite of tasks over seeds, next to baselines and published figures",
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",

@@ -52,8 +52,8 @@ class MaskedBases:
         self.model, self.tokenizer, context = load_masked_model(
             str(model), max_tokens=max_tokens, trust_remote_code=trust_remote_code
         )
-        self.digest = _digest(self.model)
-        """Of the weights: 32 hexadecimal digits of xxh3_128."""
+        self.digest = digest_of(self.model)
+        """See digest_of."""
         device = pick_device()
         bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
         self.model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
@@ -73,6 +73,23 @@ class MaskedBases:
     def pooled(self, windows: Sequence[str]) -> list[np.ndarray]:
         """Mean of the last hidden states over the tokens of the bases of each window, none hidden: fp32 [E]."""
         return self._run(windows, [()] * len(windows), self._pooled)
+
+    def at(self, codes_BL: np.ndarray, row_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+        """ln p, fp32 [N, 4], of the bases at these rows and positions by a model of single nucleotides; codes_BL: codes
+        0..3 of windows of one length, 4: hidden, whether it is asked for or not."""
+        tokenizer = self.tokenizer
+        assert tokenizer.bases_per_token == 1
+        ids_BS = np.append(tokenizer.base_ids, tokenizer.mask_id)[np.pad(codes_BL, ((0, 0), (1, 1)))]
+        ids_BS[:, 0], ids_BS[:, -1] = tokenizer.cls_id, tokenizer.sep_id
+        log_p_N4 = np.empty((len(row_N), 4), np.float32)
+        count = max(1, self._batch_tokens // ids_BS.shape[1])
+        for first in range(0, len(ids_BS), count):
+            batch_BS = torch.from_numpy(ids_BS[first : first + count])
+            lengths_B = torch.full((len(batch_BS),), batch_BS.shape[1])
+            inside_N = (row_N >= first) & (row_N < first + count)
+            places = torch.from_numpy(row_N[inside_N] - first), torch.from_numpy(position_N[inside_N] + 1)
+            log_p_N4[inside_N] = self._of_bases(self._forward.logits(batch_BS, lengths_B, *places))
+        return log_p_N4
 
     def _run(
         self, windows: Sequence[str], hidden: Sequence[Hidden], score: Callable[[list[str], list[Hidden]], list[Any]]
@@ -164,11 +181,12 @@ def load_masked_bases(options: Any, precision: str = "fp32") -> MaskedBases:
     return MaskedBases(options.model, precision=precision, **{name: getattr(options, name) for name in names})
 
 
-def _digest(model: Any) -> str:
+def digest_of(model: Any) -> str:
+    """Of the weights: 32 hexadecimal digits of xxh3_128."""
     state = xxhash.xxh3_128()
     for name, parameter in sorted(model.named_parameters()):
         state.update(name.encode())
-        state.update(parameter.detach().contiguous().numpy().view(np.uint8).reshape(-1))
+        state.update(parameter.detach().cpu().contiguous().numpy().view(np.uint8).reshape(-1))
     return state.hexdigest()
 
 
