@@ -28,6 +28,7 @@ from megadna.downstream.generate_options import GenerateOptions, OutputOf
 from megadna.downstream.generate_rules import IS_GC, Rules, codes_of, templates
 from megadna.downstream.masked_bases import MaskedBases, digest_of
 from megadna.downstream.mutagenesis_options import MutateOptions
+from megadna.downstream.stated import read_config
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder, write_json
 from megadna.log import get_logger
@@ -84,10 +85,17 @@ class Heads:
                 MutateOptions(
                     model=one.folder, input=Path(one.folder), trust_remote_code=options.trust_remote_code,
                     scale="probability" if one.is_regression else "log_odds", batch_tokens=options.batch_tokens,
-                )
+                ),
+                read_config(one.folder),
+                [],
             )
             for one in outputs
         ]  # fmt: skip
+
+    def load(self) -> None:
+        """Load the weights."""
+        for head in self._heads:
+            head.load([])
 
     def __call__(self, codes: Sequence[np.ndarray]) -> np.ndarray:
         """Scores [N, outputs]."""
@@ -134,6 +142,8 @@ class Generation:
             )
         self.oracles = Heads(options.outputs("oracle"), "oracle", options, max(lengths))
         self.judges = Heads(options.outputs("judge"), "judge", options, max(lengths))
+        for heads in (self.oracles, self.judges):
+            heads.load()
         self.model = MaskedBases(options.model, batch_tokens=options.batch_tokens, **trust)
         score = self.oracles.weighted if options.oracle else None
         self.sampler = Sampler(self.model, options, self.rules, score)
