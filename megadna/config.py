@@ -70,11 +70,8 @@ class MaskingConfig:
         require(0.0 < self.fraction < 1.0, f"data.masking.fraction must lie in (0, 1), got {self.fraction}")
         require_share("data.masking.mask_share", self.mask_share)
         require_share("data.masking.random_share", self.random_share)
-        mask, random = self.mask_share, self.random_share
-        require(
-            mask + random <= 1.0 + 1e-9,
-            f"data.masking.mask_share + random_share must not exceed 1, got {mask} + {random}",
-        )
+        total = self.mask_share + self.random_share
+        require(total <= 1.0 + 1e-9, f"data.masking.mask_share + random_share must not exceed 1, got {total:g}")
         require_positive("data.masking", self, "hidden_bases")
         steps = [change.step for change in self.schedule]
         require(steps == sorted(set(steps)), f"data.masking.schedule: steps must rise, got {steps}")
@@ -270,11 +267,8 @@ class TrainConfig:
         require(not both, "train.warmup_steps and train.warmup_fraction exclude each other; drop one, or set it to 0")
         share = self.warmup_fraction
         require(0.0 <= share < 1.0, f"train.warmup_fraction must lie in [0, 1), got {share}")
-        require(
-            0 <= self.warmup_steps < end,
-            f"train.warmup_steps must lie in 0..steps - 1 (of the decay), got {self.warmup_steps} of {end}; "
-            f"add --train.warmup_steps {end // 10}",
-        )
+        what = f"train.warmup_steps must lie in 0..steps - 1 (of the decay), got {self.warmup_steps} of {end}"
+        require(0 <= self.warmup_steps < end, f"{what}; add --train.warmup_steps {end // 10}")
         require(0 <= self.min_lr <= self.lr, f"train.min_lr must lie in 0..lr, got {self.min_lr}")
         require(self.weight_decay >= 0, f"train.weight_decay must not be negative, got {self.weight_decay}")
         for key in ("clip_grad", "spike_zscore"):
