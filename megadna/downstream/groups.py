@@ -123,7 +123,7 @@ def _tell(parted: pd.DataFrame, held: pd.DataFrame, where: str, split: str, poli
         f"{where}: {len(found)} of {len(held)} rows are of a group (rows that share {K} bases, on either strand) that "
         f"{split} has {len(parted)} rows of, as its row {found.index[0] + 1} and row {first} of {split}"
     )
-    remedy = "leave these out of train with --leakage drop_from_train, or say --leakage report"
+    remedy = f"leave out those of {split} with --leakage drop_from_train, or say --leakage report"
     require(policy != "refuse", f"{text}; {remedy}")
     log.warning("%s%s", text, f"; left out of {split}" if policy == "drop_from_train" else "")
 
