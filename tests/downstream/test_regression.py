@@ -1,4 +1,4 @@
-"""Regression: z-scores of train that are undone exactly, groups of relatives in one part, scores, baselines, mistakes."""
+"""Regression: z-scores of train that are undone exactly, relatives in one part, scores, baselines, mistakes."""
 
 import gzip
 import json
