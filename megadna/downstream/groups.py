@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from megadna.alphabet import dna_of
 from megadna.data.leakage import K, kmer_codes
@@ -30,6 +28,9 @@ _BATCH = 1 << 17  # bases whose codes are computed at a time: the arrays stay in
 def connected(keys: Iterable[Keys], count: int) -> np.ndarray:
     """Group [count] of each row, numbered by first row: those with an equal key are joined, directly or through
     others."""
+    from scipy.sparse import coo_array  # after tables have been read: scipy is slow to import
+    from scipy.sparse.csgraph import connected_components
+
     links = []
     for rows, values in keys:
         order = np.argsort(values, kind="stable")
