@@ -75,11 +75,12 @@ def kmer_logistic(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed:
 
     if target.is_regression:
         return None
-    model = _on_kmers(LogisticRegression(max_iter=500))
+    train_NF, test_NF = _kmer_counts(train, test)
+    model = LogisticRegression(max_iter=500)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it may stop before it has converged to the last digit
-        model.fit(train["sequence"], train["target"])
-    return _all_classes(model.predict_proba(test["sequence"]), model.classes_, target)
+        model.fit(train_NF, train["target"])
+    return _all_classes(model.predict_proba(test_NF), model.classes_, target)
 
 
 def kmer_ridge(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
@@ -92,20 +93,20 @@ def kmer_ridge(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: in
         return None
     groups = train["group"] if train["group"].nunique() > 1 else np.arange(len(train))
     folds = GroupKFold(min(5, len(np.unique(groups))))
-    search = GridSearchCV(_on_kmers(Ridge()), {"ridge__alpha": _PENALTIES}, scoring="r2", cv=folds)
-    numbers_NC = np.vstack(train["target"].to_list())
-    z_NC = (numbers_NC - target.means) / target.scales
-    found = search.fit(train["sequence"], z_NC, groups=groups).predict(test["sequence"])
-    return found.reshape(len(test), -1) * target.scales + target.means
+    train_NF, test_NF = _kmer_counts(train, test)
+    z_NC = (np.vstack(train["target"].to_list()) - target.means) / target.scales
+    search = GridSearchCV(Ridge(), {"alpha": _PENALTIES}, scoring="r2", cv=folds).fit(train_NF, z_NC, groups=groups)
+    return search.predict(test_NF).reshape(len(test), -1) * target.scales + target.means
 
 
-def _on_kmers(model: Any) -> Any:
-    """The model on counts of k-mers of 1 to K bases, each divided by its largest."""
+def _kmer_counts(train: pd.DataFrame, test: pd.DataFrame) -> tuple[Any, Any]:
+    """Sparse counts [N, F] of train's k-mers of 1 to K bases, each divided by its largest in train."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import MaxAbsScaler
 
-    return make_pipeline(CountVectorizer(analyzer="char", ngram_range=(1, K), lowercase=False), MaxAbsScaler(), model)
+    counts = make_pipeline(CountVectorizer(analyzer="char", ngram_range=(1, K), lowercase=False), MaxAbsScaler())
+    return counts.fit_transform(train["sequence"]), counts.transform(test["sequence"])
 
 
 def small_cnn(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
