@@ -1,12 +1,14 @@
 """A suite of tasks over several seeds, next to baselines and published figures.
 
-In:  a model's folder; a folder of tasks (GUE, Nucleotide Transformer, splice sites), each with train and test tables.
+In:  a model's folder; a folder of tasks (GUE, Nucleotide Transformer, splice sites, expression), each with train and
+     test tables.
 Out: OUTPUT/results.csv and results.md: one row per task, method and score (mean and standard deviation over seeds, 95 %
-     bootstrap interval over test sequences, averaged over seeds; of the difference to random weights: over seeds);
-     OUTPUT/runs/ with every fine-tuning run.
+     bootstrap interval over test sequences or their groups, averaged over seeds; of the difference to random weights:
+     over seeds); OUTPUT/runs/ with every fine-tuning run.
 A stopped benchmark is resumed. Published figures are quoted with their source, not measured here.
-Baselines learn from the labelled sequences alone: each gives probabilities [N, C] of the test table's rows, or None if
-it does not apply. torch and scikit-learn are imported inside them, after options and tables have been checked.
+Baselines learn from the labelled sequences alone: each gives probabilities, or numbers, [N, C] of the test table's
+rows, or None if it does not apply. torch and scikit-learn are imported inside them, after options and tables have been
+checked.
 """
 
 import os
@@ -37,9 +39,10 @@ from megadna.reading import read_json
 log = get_logger(__name__)
 
 Baseline = Callable[[pd.DataFrame, pd.DataFrame, Target, int], np.ndarray | None]
-"""(train, test, target, seed) -> probabilities [N, C]."""
+"""(train, test, target, seed) -> probabilities, or numbers, [N, C]."""
 K = 5
 CNN_EPOCHS, CNN_BATCH, CNN_LR = 10, 64, 1e-3
+_PENALTIES = [10.0**exponent for exponent in range(-2, 5)]
 _CODES = np.full(256, 4, np.uint8)
 _CODES[list(b"ACGT")] = range(4)
 
@@ -58,7 +61,7 @@ def two_letters(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: i
 
 def position_weights(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
     """One position-weight matrix per class (one pseudocount), compared by Bayes' rule; for sequences of one length."""
-    if pd.concat([train["sequence"], test["sequence"]]).str.len().nunique() > 1:
+    if target.is_regression or pd.concat([train["sequence"], test["sequence"]]).str.len().nunique() > 1:
         return None
     from sklearn.naive_bayes import CategoricalNB
 
@@ -68,17 +71,42 @@ def position_weights(train: pd.DataFrame, test: pd.DataFrame, target: Target, se
 
 def kmer_logistic(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
     """Logistic regression on counts of all k-mers of 1 to K bases."""
-    from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
+
+    if target.is_regression:
+        return None
+    train_NF, test_NF = _kmer_counts(train, test)
+    model = LogisticRegression(max_iter=500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it may stop before it has converged to the last digit
+        model.fit(train_NF, train["target"])
+    return _all_classes(model.predict_proba(test_NF), model.classes_, target)
+
+
+def kmer_ridge(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
+    """Ridge regression on counts of all k-mers of 1 to K bases, so on GC too; its penalty is the best of _PENALTIES in
+    five folds of train's groups (of its rows, if there is one group)."""
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV, GroupKFold
+
+    if not target.is_regression:
+        return None
+    groups = train["group"] if train["group"].nunique() > 1 else np.arange(len(train))
+    folds = GroupKFold(min(5, len(np.unique(groups))))
+    train_NF, test_NF = _kmer_counts(train, test)
+    z_NC = (np.vstack(train["target"].to_list()) - target.means) / target.scales
+    search = GridSearchCV(Ridge(), {"alpha": _PENALTIES}, scoring="r2", cv=folds).fit(train_NF, z_NC, groups=groups)
+    return search.predict(test_NF).reshape(len(test), -1) * target.scales + target.means
+
+
+def _kmer_counts(train: pd.DataFrame, test: pd.DataFrame) -> tuple[Any, Any]:
+    """Sparse counts [N, F] of train's k-mers of 1 to K bases, each divided by its largest in train."""
+    from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import MaxAbsScaler
 
-    counts = CountVectorizer(analyzer="char", ngram_range=(1, K), lowercase=False)
-    model = make_pipeline(counts, MaxAbsScaler(), LogisticRegression(max_iter=500))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it may stop before it has converged to the last digit
-        model.fit(train["sequence"], train["target"])
-    return _all_classes(model.predict_proba(test["sequence"]), model.classes_, target)
+    counts = make_pipeline(CountVectorizer(analyzer="char", ngram_range=(1, K), lowercase=False), MaxAbsScaler())
+    return counts.fit_transform(train["sequence"]), counts.transform(test["sequence"])
 
 
 def small_cnn(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
@@ -93,24 +121,31 @@ def small_cnn(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int
         nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, len(target.names)),
     ).to(device)  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=CNN_LR)
-    inputs, labels = torch.from_numpy(_one_hot(train["sequence"])), torch.tensor(train["target"].to_numpy())
+    inputs, truth = torch.from_numpy(_one_hot(train["sequence"])), np.stack(train["target"].to_list())
+    if target.is_regression:
+        truth = ((truth - target.means) / target.scales).astype(np.float32)
+    loss_of = nn.functional.mse_loss if target.is_regression else nn.functional.cross_entropy
+    labels = torch.from_numpy(truth)
     for _ in range(CNN_EPOCHS):
         for rows in torch.randperm(len(inputs)).split(CNN_BATCH):
-            loss = nn.functional.cross_entropy(model(inputs[rows].to(device)), labels[rows].to(device))
+            loss = loss_of(model(inputs[rows].to(device)), labels[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     model.eval()
     with torch.inference_mode():
         batches = torch.from_numpy(_one_hot(test["sequence"])).split(256)
-        parts = [model(rows.to(device)).softmax(-1).cpu() for rows in batches]
-    return torch.cat(parts).numpy()
+        outputs_NC = torch.cat([model(rows.to(device)).cpu() for rows in batches])
+    if target.is_regression:
+        return outputs_NC.double().numpy() * target.scales + target.means
+    return outputs_NC.softmax(-1).numpy()
 
 
 BASELINES: dict[str, Baseline] = {
     "two-letter rule": two_letters,
     "position-weight matrix": position_weights,
     f"{K}-mer logistic regression": kmer_logistic,
+    f"GC and {K}-mer ridge": kmer_ridge,
     "small CNN from scratch": small_cnn,
 }
 
@@ -134,7 +169,12 @@ def _one_hot(sequences: pd.Series) -> np.ndarray:
     return np.concatenate([bases, ramp.astype(np.float32)], axis=1)
 
 
-RECIPES = {"gue": "gue.yaml", "nt": "nt_tasks.yaml", "splice": "splice_bionemo.yaml"}
+RECIPES = {
+    "gue": "gue.yaml",
+    "nt": "nt_tasks.yaml",
+    "splice": "splice_bionemo.yaml",
+    "expression": "promoter_expression.yaml",
+}
 MEAN = "mean of tasks"
 MAX_CONTAINMENT = 0.2
 _FILES = ("results.csv", "results.md", "runs")
@@ -142,6 +182,7 @@ _CARD = [
     f"class_vs_negative.{site}.{score}" for site in ("donor", "acceptor", "mean") for score in ("accuracy", "f1", "mcc")
 ]
 SCORES = {"gue": ["mcc"], "nt": ["mcc"], "splice": ["accuracy", "f1_macro", "mcc", *_CARD]}
+"""Of a suite; all of them, if it is not there."""
 _AIDO = "AIDO.DNA paper, table {} (mean MCC; no seeds, no error bars)"
 _BIONEMO = "BioNeMo DNABERT model card (random split, easy negatives: comparison only)"
 _CARD_VALUES = (0.9491, 0.9502, 0.8982, 0.9345, 0.9361, 0.8691, 0.9418, 0.9432, 0.8837)
@@ -196,7 +237,7 @@ def benchmark_with(options: BenchmarkOptions) -> pd.DataFrame:
         means = mcc.groupby("method", sort=False)[["mean", "sd"]].agg(_mean).reset_index()
         table = pd.concat([table, means.assign(task=MEAN, score="mcc", source="measured")])
     columns = ["task", "method", "score", "mean", "source"]
-    table = pd.concat([table, pd.DataFrame(PUBLISHED[options.suite], columns=columns)], ignore_index=True)
+    table = pd.concat([table, pd.DataFrame(PUBLISHED.get(options.suite, []), columns=columns)], ignore_index=True)
     table["remark"] = table["remark"].fillna("")
     with atomic_file(options.output / "results.csv") as temporary:
         table.to_csv(temporary, index=False)
@@ -245,8 +286,8 @@ def _read(
     baselines = [name for name in BASELINES if _wanted(name, options)]
     tables, target = read_data(replace(recipe, data=folder))
     require("test" in tables, f"{folder}: no test table")
-    if baselines and target.task != "classification":
-        raise UserError(f"{folder}: baselines are classifiers; say --baseline none for task {target.task}")
+    if baselines and target.task not in ("classification", "regression"):
+        raise UserError(f"{folder}: baselines give a class or numbers; say --baseline none for task {target.task}")
     return tables, target, baselines
 
 
@@ -264,7 +305,7 @@ def _one_task(name: str, folder: Path, recipe: FinetuneOptions, options: Benchma
             found.append(scores[scores["split"] == "test"].assign(method=method))
     found += [_baseline(method, tables, target, recipe.seeds) for method in baselines]
     scores = pd.concat(found)
-    scores = scores[scores["score"].isin(SCORES[options.suite])]
+    scores = scores[scores["score"].isin(SCORES.get(options.suite, scores["score"]))]
     table = scores.groupby(["method", "score"], sort=False).agg(
         mean=("value", _mean),
         sd=("value", "std"),
@@ -314,8 +355,9 @@ def _baseline(method: str, tables: dict[str, pd.DataFrame], target: Target, seed
         with Progress(method):
             predicted = BASELINES[method](tables["train"], tables["test"], target, seed)
         if predicted is not None:
-            truth = list(tables["test"]["target"].to_numpy()[:, None])
-            found = scored(truth, list(predicted[:, None]), target, seed=seed)
+            truth = np.stack(tables["test"]["target"].to_list())[:, None]
+            groups = tables["test"]["group"].to_numpy() if target.is_regression else None
+            found = scored(list(truth), list(predicted[:, None]), target, seed=seed, groups=groups)
             rows += [{"seed": seed, "method": method, "score": score, **values} for score, values in found.items()]
     return pd.DataFrame(rows)
 

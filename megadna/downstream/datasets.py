@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from megadna import __version__
+from megadna.downstream.groups import connected, either_strand, share_out
 from megadna.downstream.inputs import REGION
 from megadna.downstream.options import SpliceOptions, WindowOptions
 from megadna.errors import require
 from megadna.files import atomic_folder
 from megadna.genome.contigs import nearest
-from megadna.genome.records import PLAIN, Genome, as_text, reverse_complement
+from megadna.genome.records import PLAIN, Genome, as_text
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -55,37 +54,13 @@ def _split(windows: pd.DataFrame, options: SpliceOptions | WindowOptions) -> np.
     found, needed = int(groups.max()) + 1, 1 + sum(fraction > 0 for fraction in fractions)
     text = f"{needed} splits, but only {found} of them with windows; try another --split"
     require(found >= needed, f"--split {by}: {text}")
-    return _share_out(groups, fractions, np.random.default_rng((options.seed, 1)))
-
-
-def _share_out(groups: np.ndarray, fractions: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
-    """Groups in random order to test, then dev, as long as they fit; at least one (the smallest) for a share above
-    0."""
-    sizes = np.bincount(groups)
-    order = rng.permutation(len(sizes))
-    chosen = np.full(len(sizes), "train", dtype="<U5")
-    for split, fraction in (("test", fractions[1]), ("dev", fractions[0])):
-        left = round(fraction * len(groups))
-        free = order[chosen[order] == "train"]
-        for group in free[sizes[free] <= left]:
-            if sizes[group] <= left:
-                chosen[group] = split
-                left -= sizes[group]
-        if fraction and not (chosen == split).any():
-            chosen[free[np.argmin(sizes[free])]] = split
-    return chosen[groups]
+    return share_out(groups, fractions, np.random.default_rng((options.seed, 1)))
 
 
 def _together(windows: pd.DataFrame) -> np.ndarray:
     """Number of each window's group: joined by name, by overlap, by sequence."""
-    links = []
-    for keys in (_clusters(windows).astype(str), windows["name"].to_numpy(str), _either_strand(windows["sequence"])):
-        order = np.argsort(keys, kind="stable")
-        same = (keys[order][1:] == keys[order][:-1]) & (keys[order][1:] != "")
-        links.append((order[:-1][same], order[1:][same]))
-    rows, columns = (np.concatenate(ends) for ends in zip(*links, strict=True))
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(windows), len(windows)))
-    return connected_components(graph, directed=False)[1]
+    by = (_clusters(windows).astype(str), windows["name"].to_numpy(str), either_strand(windows["sequence"]))
+    return connected([(np.flatnonzero(keys != ""), keys[keys != ""]) for keys in by], len(windows))
 
 
 def _clusters(windows: pd.DataFrame) -> np.ndarray:
@@ -107,13 +82,9 @@ def overlap(intervals: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
     return found
 
 
-def _either_strand(sequences: pd.Series) -> np.ndarray:
-    return np.array([min(sequence, reverse_complement(sequence)) for sequence in sequences])
-
-
 def _leakage(windows: pd.DataFrame) -> dict[str, int]:
     """How many dev and test windows (column split) overlap a train window by a base or more, or repeat its sequence."""
-    keys, train = _either_strand(windows["sequence"]), (windows["split"] == "train").to_numpy()
+    keys, train = either_strand(windows["sequence"]), (windows["split"] == "train").to_numpy()
     counts = {}
     for split in SPLITS[1:]:
         here = (windows["split"] == split).to_numpy()

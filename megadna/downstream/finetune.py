@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from megadna.downstream.groups import grouped, require_groups, share_out, without_leakage
 from megadna.downstream.inputs import file_names, require_names
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.tasks import Target, add_targets, make_target, missing_classes, read_task
+from megadna.downstream.tasks import Target, add_targets, make_target, missing_classes, read_task, with_scale
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, atomic_folder, work_folder
 from megadna.log import get_logger, rank_from_environment
@@ -26,6 +27,7 @@ from megadna.progress import Progress
 from megadna.reading import read_json
 
 log = get_logger(__name__)
+_TEST_SEED = 1234  # the same rows are test in every run
 
 
 def finetune(model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:
@@ -67,7 +69,7 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
 
 def read_data(options: FinetuneOptions) -> tuple[dict[str, pd.DataFrame], Target]:
     """The tables by split, those of --test too, with their targets; UserError if options and data do not fit."""
-    tables = read_task(options.data, options.label_columns, options.subset)
+    tables = read_task(options.data, options.label_columns, options.subset, options.groups)
     require("train" in tables, f"{options.data}: no train table (train.csv, .tsv, .parquet, .fna)")
     target = make_target(options.task, tables["train"], options.label_columns, options.label_names, options.data)
     weighted = target.has_classes or target.task == "contact"
@@ -81,12 +83,27 @@ def read_data(options: FinetuneOptions) -> tuple[dict[str, pd.DataFrame], Target
     require_names(list(tables), "--test")
     file_names(list(tables), "predictions-{}.parquet")
     tables = {name: add_targets(table, target, f"{where[name]} ({name})") for name, table in tables.items()}
-    return tables, target
+    if target.task == "regression":
+        tables = _grouped(tables, options)
+    return tables, with_scale(target, tables["train"], options.data)
+
+
+def _grouped(tables: dict[str, pd.DataFrame], options: FinetuneOptions) -> dict[str, pd.DataFrame]:
+    """The tables with their groups, a test part of train if one is wanted, without leakage as far as --leakage says."""
+    found, where = grouped(tables), str(options.data)
+    if share := options.test_fraction:
+        require("test" not in found, f"{where}: has a test table; leave out --test_fraction")
+        train = found["train"]
+        require_groups(train, 2, "--test_fraction", where)
+        parts = share_out(pd.factorize(train["group"])[0], (0.0, share), np.random.default_rng(_TEST_SEED))
+        found = {**found, "train": train[parts != "test"], "test": train[parts == "test"]}
+        require(len(found["train"]) > 0, f"{where}: --test_fraction {share:g} leaves nothing to train on; lower it")
+    return without_leakage(found, options.leakage, where)
 
 
 def _test_table(path: Path, options: FinetuneOptions) -> pd.DataFrame:
     """The test table of a folder, or its only one."""
-    found = read_task(path, options.label_columns, options.subset)
+    found = read_task(path, options.label_columns, options.subset, options.groups)
     known = "test" in found or len(found) == 1
     require(known, f"--test {path}: has {', '.join(found)}, and no test table; name a file")
     return found["test"] if "test" in found else next(iter(found.values()))
@@ -119,6 +136,7 @@ def _one_run(
     folder = options.output / (f"seed-{seed}" + (f"-fold-{fold}" if options.folds else ""))
     if not (folder / "metrics.json").is_file():
         with_dev = _with_dev(tables, options, target, seed, fold)
+        target = with_scale(target, with_dev["train"], options.data)
         from megadna.downstream.task_training import train_and_score  # after the data: torch takes seconds to import
 
         is_main = rank_from_environment() == 0
@@ -135,6 +153,25 @@ def _one_run(
     return pd.DataFrame(rows)[order].astype(dict.fromkeys(order[4:7], float))
 
 
+def _parted_by_group(train: pd.DataFrame, options: FinetuneOptions, seed: int, fold: int) -> dict[str, pd.DataFrame]:
+    """train and dev, no group in both: the fold, or a share drawn by the seed."""
+    from sklearn.model_selection import GroupKFold
+
+    option = f"--folds {options.folds}" if options.folds else "a dev part"
+    require_groups(train, options.folds or 2, option, str(options.data))
+    groups = pd.factorize(train["group"])[0]
+    if options.folds:
+        splitter = GroupKFold(options.folds, shuffle=True, random_state=seed)
+        dev = np.isin(np.arange(len(train)), list(splitter.split(train, groups=groups))[fold][1])
+    else:
+        dev = share_out(groups, (options.dev_fraction, 0.0), np.random.default_rng(seed)) == "dev"
+    some = 0 < dev.sum() < len(train)
+    require(
+        some, f"{options.data}: --dev_fraction {options.dev_fraction:g} of {len(train)} rows leaves train or dev empty"
+    )
+    return {"train": train[~dev], "dev": train[dev]}
+
+
 def _with_dev(
     tables: dict[str, pd.DataFrame], options: FinetuneOptions, target: Target, seed: int, fold: int
 ) -> dict[str, pd.DataFrame]:
@@ -144,6 +181,8 @@ def _with_dev(
     if "dev" in tables and not options.folds:
         return tables
     train = tables["train"]
+    if "group" in train:
+        return {**tables, **_parted_by_group(train, options, seed, fold)}
     labels = train["target"].to_numpy() if target.task == "classification" else None
     try:
         if options.folds:

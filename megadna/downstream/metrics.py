@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, softmax
-from scipy.stats import pearsonr, rankdata, spearmanr
+from scipy.stats import rankdata
 
-from megadna.downstream.tasks import CLASS_SCORES, NUMBER_SCORES, SPLICE_NAMES, Target
+from megadna.downstream.tasks import CLASS_SCORES, NUMBER_SCORES, SPLICE_NAMES, Target, is_constant
 from megadna.progress import tracked
 
 RESAMPLES = 500
@@ -27,14 +27,18 @@ def scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[
     """Of probabilities or numbers [N, C] against class numbers [N] or numbers [N, C].
 
     accuracy, f1_macro, mcc, auroc, auprc (several classes: mean of one against the rest; several labels: mean of
-    labels, accuracy over all label decisions), or pearson, spearman, mse (mean over outputs).
+    labels, accuracy over all label decisions), or pearson, spearman, r2 (1 - mse / variance of the truth), mse: the
+    mean over several numbers, and those of each as NAME.pearson and so on.
     """
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore")  # a class without rows gives NaN, as the table should
         if target.is_regression:
-            pairs = list(zip(truth.T, predicted_NC.T, strict=True)) if len(truth) > 1 else [(np.ones(2), np.ones(2))]
-            found = [np.mean([measure(a, b)[0] for a, b in pairs]) for measure in (pearsonr, spearmanr)]
-            return dict(zip(NUMBER_SCORES, map(float, [*found, np.mean((truth - predicted_NC) ** 2)]), strict=True))
+            found_C4 = [_of_numbers(a, b) for a, b in zip(truth.T, predicted_NC.T, strict=True)]
+            found = dict(zip(NUMBER_SCORES, map(_mean, zip(*found_C4, strict=True)), strict=True))
+            if len(found_C4) > 1:
+                for name, values in zip(target.names, found_C4, strict=True):
+                    found |= {f"{name}.{score}": value for score, value in zip(NUMBER_SCORES, values, strict=True)}
+            return found
         several = target.independent
         hard = predicted_NC > 0.5 if several else predicted_NC.argmax(axis=1)
         truth_NC = truth if several else np.eye(len(target.names))[truth]
@@ -47,6 +51,20 @@ def scores(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> dict[
         areas = [_areas(truth_NC[:, c] > 0, predicted_NC[:, c]) for c in used]
         auroc, auprc = map(_mean, zip(*areas, strict=True)) if areas else (float("nan"), float("nan"))
         return dict(zip(CLASS_SCORES, (accuracy, f1_macro, mcc, auroc, auprc), strict=True))
+
+
+def _of_numbers(truth_N: np.ndarray, predicted_N: np.ndarray) -> tuple[float, float, float, float]:
+    """NUMBER_SCORES of one number; NaN where the truth, or for correlations the prediction, is constant."""
+    truth_N, predicted_N = truth_N.astype(np.float64), predicted_N.astype(np.float64)
+    mse = np.mean((truth_N - predicted_N) ** 2)
+    if is_constant(truth_N):
+        return float("nan"), float("nan"), float("nan"), float(mse)
+    r2 = float(1 - mse / truth_N.var())
+    if is_constant(predicted_N):
+        return float("nan"), float("nan"), r2, float(mse)
+    pearson = np.corrcoef(truth_N, predicted_N)[0, 1]
+    spearman = np.corrcoef(rankdata(truth_N), rankdata(predicted_N))[0, 1]
+    return float(pearson), float(spearman), r2, float(mse)
 
 
 # scikit-learn's functions check their input at each call: 8.4 ms for the five scores of 100 rows, hundreds of times in
@@ -127,9 +145,12 @@ def remark(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) -> str:
 
 def _odd_numbers(truth_NC: np.ndarray, predicted_NC: np.ndarray, target: Target) -> Iterator[str]:
     for column, name in enumerate(target.names):
-        for numbers, what in ((truth_NC[:, column], "is"), (predicted_NC[:, column], "is predicted")):
-            if np.ptp(numbers) <= 1e-6 * np.abs(numbers).max():  # equal up to the order in which fp32 adds
-                yield f"{name} {what} {numbers[0]:.4g} in every {target.unit}: pearson and spearman are undefined"
+        for numbers, what, lost in (
+            (truth_NC[:, column], "is", "pearson, spearman and r2"),
+            (predicted_NC[:, column], "is predicted", "pearson and spearman"),
+        ):
+            if is_constant(numbers):
+                yield f"{name} {what} {numbers[0]:.4g} in every {target.unit}: {lost} are undefined"
 
 
 def _odd_labels(truth_NC: np.ndarray, predicted_NC: np.ndarray, target: Target) -> Iterator[str]:
@@ -156,11 +177,21 @@ def _odd_classes(truth: np.ndarray, predicted_NC: np.ndarray, target: Target) ->
 
 
 def scored(
-    truth: list[np.ndarray], predicted: list[np.ndarray], target: Target, *, seed: int
+    truth: list[np.ndarray],
+    predicted: list[np.ndarray],
+    target: Target,
+    *,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """value, low, high and remark by score; one array per sequence."""
-    found = with_intervals(all_scores, truth, predicted, target, seed=seed)
+    """value, low, high and remark by score; one array per sequence. `groups` [N]: the bootstrap draws whole groups."""
     text = remark(np.concatenate(truth), np.concatenate(predicted), target)
+    if groups is not None:
+        rows = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        truth, predicted = ([np.concatenate([all_[i] for i in own]) for own in rows] for all_ in (truth, predicted))
+        one = "" if len(rows) > 1 else f"one group of {target.unit}s only: its intervals are empty"
+        text = "; ".join(filter(None, [text, one]))
+    found = with_intervals(all_scores, truth, predicted, target, seed=seed)
     return {name: {**values, "remark": text} for name, values in found.items()}
 
 
@@ -172,7 +203,8 @@ def with_intervals(
     *,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """value, low and high (95 %, percentiles of a bootstrap over sequences) by score; one array per sequence."""
+    """value, low and high (95 %, percentiles of a bootstrap over arrays) by score; one array per sequence, or
+    per group of sequences."""
     rng = np.random.default_rng((seed, 9))
     draws = [rng.integers(0, len(truth), len(truth)) for _ in range(RESAMPLES)]
 

@@ -28,7 +28,9 @@ EncoderConfig: Any = None
 class DnaTaskConfig(PretrainedConfig):
     """encoder: config.json of the encoder; k, stride, prefix, suffix: bases a token covers, bases from token to token,
     special tokens before and behind; head_sizes: hidden layers of the head, with `head_activation` between;
-    pool_special_tokens: whether mean and maximum take special tokens in, as they did in folders without this field."""
+    pool_special_tokens: whether mean and maximum take special tokens in, as they did in folders without this field;
+    label_means, label_scales: of the numbers of the training data; the head learns z-scores, the model gives numbers in
+    the units of the labels (None: the head's outputs as they are)."""
 
     model_type = "dna-task"
 
@@ -45,12 +47,15 @@ class DnaTaskConfig(PretrainedConfig):
         suffix: int = 1,
         class_weights: list[float] | None = None,
         pool_special_tokens: bool = True,
+        label_means: list[float] | None = None,
+        label_scales: list[float] | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder, self.pooling, self.class_weights = encoder, pooling, class_weights
         self.head_sizes, self.head_activation, self.head_dropout = list(head_sizes), head_activation, head_dropout
         self.k, self.stride, self.prefix, self.suffix = k, stride, prefix, suffix
         self.pool_special_tokens = pool_special_tokens
+        self.label_means, self.label_scales = label_means, label_scales
         super().__init__(**kwargs)
 
 
@@ -94,15 +99,29 @@ class DnaTaskModel(PreTrainedModel):
         mask_BS = torch.ones_like(input_ids_BS) if attention_mask_BS is None else attention_mask_BS
         return self.encoder(input_ids=input_ids_BS, attention_mask=mask_BS)[0], mask_BS
 
+    def scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [C] that turn numbers into z-scores; 0 and 1 if there are none."""
+        means, scales = self.config.label_means or [0.0], self.config.label_scales or [1.0]
+        return torch.tensor(means, device=device), torch.tensor(scales, device=device)
+
+    def in_units(self, logits: Tensor) -> Tensor:
+        """Numbers [..., C] in the units of the labels, fp32; logits of classes as they are."""
+        if self.config.label_means is None:
+            return logits
+        mean_C, scale_C = self.scale(logits.device)
+        return logits.float() * scale_C + mean_C
+
     def loss(self, logits_NC: Tensor, labels: Tensor) -> Tensor:
-        """By config.problem_type; labels are class numbers [N] (-100: none) or numbers [N, C] (NaN: none)."""
+        """By config.problem_type; labels are class numbers [N] (-100: none) or numbers [N, C] (NaN: none), and logits
+        of numbers z-scores."""
         weights = self.config.class_weights
         weight_C = None if weights is None else torch.tensor(weights, device=logits_NC.device)
         if self.config.problem_type == "single_label_classification":
             return F.cross_entropy(logits_NC.float(), labels.long(), weight=weight_C)
         known = ~labels.isnan()
         if self.config.problem_type == "regression":
-            return F.mse_loss(logits_NC.float()[known], labels[known].float())
+            mean_C, scale_C = self.scale(labels.device)
+            return F.mse_loss(logits_NC.float()[known], ((labels.float() - mean_C) / scale_C)[known])
         positive = None if weight_C is None else weight_C[1] / weight_C[0]
         return F.binary_cross_entropy_with_logits(logits_NC.float()[known], labels[known].float(), pos_weight=positive)
 
@@ -131,7 +150,8 @@ class DnaForSequenceTask(DnaTaskModel):
         hidden_BSH, mask_BS = self.hidden(input_ids, attention_mask)
         special = (0, 0) if self.config.pool_special_tokens else (self.config.prefix, self.config.suffix)
         logits_BC = self.head(pool(hidden_BSH, mask_BS, self.config.pooling, special))
-        return SequenceClassifierOutput(loss=None if labels is None else self.loss(logits_BC, labels), logits=logits_BC)
+        loss = None if labels is None else self.loss(logits_BC, labels)
+        return SequenceClassifierOutput(loss=loss, logits=self.in_units(logits_BC))
 
 
 class DnaForBaseTask(DnaTaskModel):
@@ -144,9 +164,10 @@ class DnaForBaseTask(DnaTaskModel):
         hidden_BSH, mask_BS = self.hidden(input_ids, attention_mask)
         logits_BSC = self.head(hidden_BSH)
         if labels is None:
-            return TokenClassifierOutput(logits=logits_BSC)
+            return TokenClassifierOutput(logits=self.in_units(logits_BSC))
         logits_BLC = self.per_base(logits_BSC, mask_BS)[:, : labels.shape[1]]
-        return TokenClassifierOutput(loss=self.loss(logits_BLC.flatten(0, 1), labels.flatten(0, 1)), logits=logits_BLC)
+        loss = self.loss(logits_BLC.flatten(0, 1), labels.flatten(0, 1))
+        return TokenClassifierOutput(loss=loss, logits=self.in_units(logits_BLC))
 
 
 class DnaForPairTask(DnaTaskModel):

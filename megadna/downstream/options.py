@@ -178,8 +178,14 @@ class FinetuneOptions(RunOptions):
     """Which task of a table with several (column task)."""
     dev_fraction: float = 0.1
     """Share of train to use as dev, drawn by the seed, if there is no dev table."""
+    test_fraction: float = 0.0
+    """Regression: share of train to use as test, the same for every seed, if there is no test table."""
     folds: int = 0
     """Cross-validation: this many runs, each with another part of train as dev; 0: none."""
+    groups: str = ""
+    """Regression: column of names (a locus, a family) whose rows stay together, as rows that share 31 bases do."""
+    leakage: Literal["refuse", "drop_from_train", "report"] = "refuse"
+    """Regression: what to do if train has rows of a group that dev or test has too."""
     seeds: list[int] = field(default_factory=list)
     """One run for each (default: 1)."""
     adapt: Literal["full", "lora", "frozen"] = "full"
@@ -227,11 +233,14 @@ class FinetuneOptions(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("dev_fraction", "warmup_fraction", "dropout"):
+        for key in ("dev_fraction", "test_fraction", "warmup_fraction", "dropout"):
             require_share(f"--{key}", getattr(self, key))
         for key in ("epochs", "batch_size", "learning_rate", "lora_rank"):
             require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
         require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
+        for key, usual in (("test_fraction", 0.0), ("groups", ""), ("leakage", "refuse")):
+            fits = self.task == "regression" or getattr(self, key) == usual
+            require(fits, f"--{key} is for --task regression; leave it out for {self.task}")
 
     def check_files(self) -> None:
         """UserError where an option is missing, or the file or folder it names."""
@@ -249,7 +258,7 @@ class FinetuneOptions(RunOptions):
 class BenchmarkOptions(ModelOptions):
     """`megadna benchmark`."""
 
-    suite: Literal["gue", "nt", "splice"]
+    suite: Literal["gue", "nt", "splice", "expression"]
     """Which recipe, scores and published figures."""
     data: Path
     """Folder of the tasks' folders, or of one task."""
@@ -260,7 +269,8 @@ class BenchmarkOptions(ModelOptions):
     seeds: list[int] = field(default_factory=list)
     """Seeds (default: 1 2 3)."""
     baseline: list[str] = field(default_factory=list)
-    """Words in the names of the baselines to run (default: all): two-letter, weight, logistic, CNN, random; or none."""
+    """Words in the names of the baselines to run (default: all): two-letter, weight, logistic, ridge, CNN, random; or
+    none."""
     max_steps: int = 0
     """Fine-tuning steps, instead of the recipe's epochs."""
     pretraining_data: Path | None = None

@@ -85,7 +85,9 @@ def train_and_score(
     found, stems = {}, file_names(list(predictions), "predictions-{}.parquet")
     for split, output in predictions.items():
         truth, predicted = _rows(output.label_ids, output.predictions, target)
-        found[split] = scored(truth, predicted, target, seed=seed)
+        groups = tables[split]["group"].to_numpy() if "group" in tables[split] else None
+        found[split] = scored(truth, predicted, target, seed=seed, groups=groups)
+        _add_remark(found[split], _shared_with_train(tables, split))
         table = _predictions_table(tables[split], truth, predicted, target)
         table.to_parquet(work / f"predictions-{stems[split]}.parquet")
         if split != "dev" or len(predictions) == 1:
@@ -102,7 +104,19 @@ def _remark_on_training(dev: dict[str, dict[str, Any]], best: str, history: list
         remark = f"{best} was undefined at every evaluation ({len(values)}), so the last model is kept"
     elif len(values) > 1 and len(set(values)) == 1:
         remark = f"{best} was {values[0]:.4f} at every evaluation ({len(values)}), so the first model is kept"
-    for score in dev.values():
+    _add_remark(dev, remark)
+
+
+def _shared_with_train(tables: dict[str, pd.DataFrame], split: str) -> str:
+    """How many rows train has relatives of (--leakage report); "" for none."""
+    if "group" not in tables[split]:
+        return ""
+    shared = tables[split]["group"].isin(tables["train"]["group"]).sum()
+    return f"{shared} of {len(tables[split])} rows are of a group that train has too" if shared else ""
+
+
+def _add_remark(scores: dict[str, dict[str, Any]], remark: str) -> None:
+    for score in scores.values():
         score["remark"] = "; ".join(filter(None, [score["remark"], remark]))
 
 
@@ -179,8 +193,8 @@ def _flat(truth: list[np.ndarray], predicted: list[np.ndarray]) -> tuple[np.ndar
 def _predictions_table(
     table: pd.DataFrame, truth: list[np.ndarray], predicted: list[np.ndarray], target: Target
 ) -> pd.DataFrame:
-    """sequence, truth, label (of classes: the most probable), and a column of probabilities (or numbers) for each name;
-    classes by their names. A cell of a task per nucleotide or pair is a list."""
+    """sequence, truth, label (of classes: the most probable), a column of probabilities (or numbers) for each name, and
+    the group; classes by their names. A cell of a task per nucleotide or pair is a list."""
     names = np.array(target.names, object)
     shown = table[["sequence"]].copy()
     if target.has_classes:
@@ -193,6 +207,8 @@ def _predictions_table(
     for number, column in enumerate(value_columns(target.names, is_regression=target.is_regression)):
         values = [rows[:, number].astype(np.float32) for rows in predicted]
         shown[column] = values if target.ragged else np.concatenate(values)
+    if "group" in table:
+        shown["group"] = table["group"]
     return shown.reset_index(drop=True)
 
 
@@ -273,6 +289,8 @@ def build_model(
         prefix=tokenizer.prefix,
         suffix=tokenizer.suffix,
         class_weights=class_weights,
+        label_means=target.means or None,
+        label_scales=target.scales or None,
         problem_type=problem,
         id2label=dict(enumerate(target.names)),
         label2id={name: number for number, name in enumerate(target.names)},

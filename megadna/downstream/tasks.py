@@ -11,7 +11,7 @@ Every cell is read as text: a label is a name, even if it is 9606, 01, NA or Non
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from megadna.genome.records import read_records
 from megadna.genome.tables import join_kmers, open_bounded
 from megadna.reading import first_line
 
-NUMBER_SCORES = ("pearson", "spearman", "mse")
+NUMBER_SCORES = ("pearson", "spearman", "r2", "mse")
 SPLICE_NAMES = ("donor", "acceptor", "negative")
 CLASS_SCORES = ("accuracy", "f1_macro", "mcc", "auroc", "auprc")
 
@@ -45,10 +45,10 @@ def find_tasks(data: Path) -> dict[str, Path]:
     return tasks
 
 
-def read_task(data: Path, labels: Sequence[str] = (), subset: str = "") -> dict[str, pd.DataFrame]:
-    """Tables by split: train, dev and test if they exist; columns sequence, and label_0, label_1 ..."""
+def read_task(data: Path, labels: Sequence[str] = (), subset: str = "", groups: str = "") -> dict[str, pd.DataFrame]:
+    """Tables by split: train, dev and test if they exist; columns sequence, and label_0, label_1 ... (read_table)."""
     if data.is_file():
-        table = read_table(data, labels, subset)
+        table = read_table(data, labels, subset, groups)
         if "split" not in table:
             return {"train": table}
         names = table["split"].str.strip().str.lower().map(_SPLITS)
@@ -65,14 +65,14 @@ def read_task(data: Path, labels: Sequence[str] = (), subset: str = "") -> dict[
             if found := _FILE.match(path.name):
                 first = files.setdefault(_SPLITS[found[1]], path)
                 require(first == path, f"{data}: {first.name} and {path.name} are both its {_SPLITS[found[1]]} table")
-        tables = {split: read_table(path, labels, subset) for split, path in files.items()}
+        tables = {split: read_table(path, labels, subset, groups) for split, path in files.items()}
     require(bool(tables), f"{data}: no train, dev or test table (train.csv, .tsv, .parquet, .fna)")
     return tables
 
 
-def read_table(path: Path, labels: Sequence[str] = (), subset: str = "") -> pd.DataFrame:
-    """One table, its index the rows of the file from 0 on; UserError with the file and the row or column that does not
-    fit."""
+def read_table(path: Path, labels: Sequence[str] = (), subset: str = "", groups: str = "") -> pd.DataFrame:
+    """One table, its index the rows of the file from 0 on, its column `family` the column `groups` of the file;
+    UserError with the file and the row or column that does not fit."""
     require(path.is_file(), f"{path}: no such file")
     table = _read(path)
     require(len(table) > 0, f"{path}: has no rows")
@@ -83,9 +83,10 @@ def read_table(path: Path, labels: Sequence[str] = (), subset: str = "") -> pd.D
         known = sorted(table["task"].unique()) if "task" in table else []
         require(subset in known, f"{path}: say which task with --subset: {', '.join(known) or 'it has none'}")
         table = table[table["task"] == subset]
-    sequence = "seq" if "seq" in table and "sequence" not in table else "sequence"
+    usual = ("sequence", "seq", *(name for name in table if str(name).lower() in ("sequence", "seq")))
+    sequence = next((name for name in usual if name in table), "sequence")
     labels = labels or _usual_labels(table)
-    for name in (sequence, *labels):
+    for name in (sequence, *labels, *([groups] if groups else [])):
         require(name in table, f"{path}: no column {name!r}; it has {', '.join(map(str, table.columns))}")
         _require_filled(table, name, path)
     text = table[sequence].map(str).str.strip()
@@ -96,6 +97,8 @@ def read_table(path: Path, labels: Sequence[str] = (), subset: str = "") -> pd.D
     for row, bases in text.items():
         require(_NUCLEOTIDES.fullmatch(bases) is not None, f"{path}: row {row + 1}: not a nucleotide sequence")
     kept = {name: table[name] for name in ("split", "strand") if name in table}
+    if groups:
+        kept["family"] = table[groups].map(str).str.strip()
     found = {f"label_{number}": table[name] for number, name in enumerate(labels)}
     return pd.DataFrame({"sequence": text.str.replace("U", "T"), **found, **kept})
 
@@ -183,6 +186,10 @@ class Target:
     """Of the classes, of the columns of several labels, or of the numbers."""
     labels: list[str] = field(default_factory=list)
     """How the tables write the classes, if not by their names."""
+    means: list[float] = field(default_factory=list)
+    """Of the numbers of the train table: with `scales` the z-scores that a model learns (with_scale)."""
+    scales: list[float] = field(default_factory=list)
+    """Standard deviations."""
 
     @property
     def ragged(self) -> bool:
@@ -279,8 +286,9 @@ def add_targets(table: pd.DataFrame, target: Target, where: str) -> pd.DataFrame
         require(fits, f"{where}: {len(columns)} labels per row, and the train table has {len(target.names)}")
         texts = table[columns].replace({"True": "1", "False": "0"})
         numbers = texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
-        wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
-        require(not len(wrong), f"{where}: row {rows[wrong[0]] if len(wrong) else 0}: a label is not a number")
+        for row, column in np.argwhere(~np.isfinite(numbers))[:1]:
+            text = f"{texts.iloc[row, column]!r} of {target.names[column]}"
+            raise UserError(f"{where}: row {rows[row]}: {text} is not a number; leave out rows without one")
         binary = target.task != "multilabel" or np.isin(numbers, (0, 1)).all()
         require(bool(binary), f"{where}: labels of --task multilabel are 0 or 1; for numbers say --task regression")
         return table.assign(target=list(numbers))
@@ -299,6 +307,26 @@ def add_targets(table: pd.DataFrame, target: Target, where: str) -> pd.DataFrame
         require(len(values) == len(bases), f"{where}: row {row}: {len(values)} labels, {len(bases)} bases")
         found.append(values)
     return table.assign(target=found)
+
+
+def is_constant(numbers: np.ndarray) -> bool:
+    """Whether they are equal, up to the order in which fp32 adds."""
+    return bool(np.ptp(numbers) <= 1e-6 * np.abs(numbers).max())
+
+
+def with_scale(target: Target, train: pd.DataFrame, where: object) -> Target:
+    """The target with the mean and the standard deviation of each number in this table (NaN left out); any other target
+    as it is. UserError for a number that is the same everywhere."""
+    if not target.is_regression:
+        return target
+    numbers_NC = np.vstack(train["target"].to_list()).astype(np.float64)
+    columns = [column[~np.isnan(column)] for column in numbers_NC.T]
+    for name, column in zip(target.names, columns, strict=True):
+        same = not len(column) or is_constant(column)
+        what = f"{column[0]:.6g}" if len(column) else "missing"
+        require(not same, f"{where}: {name} is {what} in every {target.unit} of train; there is nothing to learn")
+    means, scales = ([float(of(column)) for column in columns] for of in (np.mean, np.std))
+    return replace(target, means=means, scales=scales)
 
 
 def missing_classes(table: pd.DataFrame, target: Target) -> list[str]:

@@ -47,6 +47,9 @@ def test_baselines_find_what_is_planted():
     accuracy = {}
     for name, baseline in BASELINES.items():
         predicted = baseline(train, test, TARGET, 1)
+        if name == "GC and 5-mer ridge":  # for numbers: test_regression.py
+            assert predicted is None
+            continue
         assert predicted.shape == (300, 3) and np.allclose(predicted.sum(axis=1), 1, atol=1e-5)
         accuracy[name] = (predicted.argmax(axis=1) == test.target).mean()
     assert accuracy["two-letter rule"] > 0.9 and accuracy["position-weight matrix"] > 0.85, accuracy

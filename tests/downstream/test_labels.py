@@ -253,7 +253,7 @@ def test_odd_scores_are_explained():
     truth, predicted = np.array([[1.0, 2], [2, 2]]), np.array([[3.0, 1], [3, 2]])
     assert remark(truth, predicted, numbers) == (
         "gc is predicted 3 in every row: pearson and spearman are undefined; "
-        "tm is 2 in every row: pearson and spearman are undefined"
+        "tm is 2 in every row: pearson, spearman and r2 are undefined"
     )
     for rows in (2, 1):  # one row: no traceback
         found = scores(truth[:rows], predicted[:rows], numbers)
