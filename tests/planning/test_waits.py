@@ -13,6 +13,7 @@ import pytest
 import torch
 from communications import RECORDING
 from ranks import run_ranks
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy import toy_config
@@ -20,6 +21,22 @@ from toy import toy_config
 from megadna.config import Config
 
 SIZED_BY_DATA = ("nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount")
+
+
+class Literals(TorchFunctionMode):
+    """Counts torch.tensor(numbers, device=...): made on the host and copied, which torch dispatches nowhere."""
+
+    def __init__(self, found: Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.found["copy to the device"] += func is _tensor and result.is_meta
+        return result
+
+
+_tensor = torch.tensor  # the engine replaces it by one that redirects to another device
 
 
 class Waits(TorchDispatchMode):
@@ -31,6 +48,15 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.literals = Literals(self.found)
+
+    def __enter__(self) -> "Waits":
+        self.literals.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.literals.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -83,7 +109,7 @@ def count(configs: dict[str, tuple[int, Config]]) -> dict[str, dict[str, int]]:
             for _ in range(2):
                 with Waits() as waits:
                     train_step(state, rows, config, world, sequence_length=128, stop=lambda: True)
-            found[name] = dict(waits.found)
+            found[name] = dict(+waits.found)
     return found
 
 
@@ -122,6 +148,7 @@ def test_the_host_waits_once_a_step(name: str, waits: dict[str, dict[str, int]])
         ("copy to the host", lambda x: x.cpu()),
         ("copy to the device", lambda x: torch.ones(3).to(x.device)),
         ("copy to the device", lambda x: x.copy_(torch.ones(3))),
+        ("copy to the device", lambda x: torch.tensor([1.0], device=x.device)),
         ("nonzero", lambda x: x.nonzero()),
         ("masked_select", lambda x: x.masked_select(x > 0)),
         ("index", lambda x: x[x > 0]),
@@ -134,7 +161,7 @@ def test_each_kind_of_wait_is_counted(wait: str, operation: Any) -> None:
             operation(torch.ones(3, device="meta"))
         except (RuntimeError, NotImplementedError):
             pass  # sizes that depend on data are unknown without data
-    assert waits.found == {wait: 1}
+    assert +waits.found == {wait: 1}
 
 
 @pytest.mark.parametrize(
@@ -151,4 +178,4 @@ def test_each_kind_of_wait_is_counted(wait: str, operation: Any) -> None:
 def test_what_the_device_does_by_itself_is_not(operation: Any) -> None:
     with Waits() as waits:
         operation(torch.ones(3, device="meta"))
-    assert waits.found == {}
+    assert +waits.found == {}
