@@ -38,12 +38,18 @@ RECORDING = "recording"
 """Name of the backend."""
 METHODS = {
     "all_reduce": ["allreduce", "allreduce_coalesced"],
-    "all_gather": ["all_gather_single", "all_gather_single_coalesced", "allgather"],
-    "reduce_scatter": ["reduce_scatter_single", "reduce_scatter_single_coalesced"],
+    "all_gather": [
+        *("all_gather_single", "all_gather_single_coalesced", "allgather"),
+        *("_allgather_base", "allgather_into_tensor_coalesced"),
+    ],
+    "reduce_scatter": [
+        *("reduce_scatter_single", "reduce_scatter_single_coalesced"),
+        *("_reduce_scatter_base", "reduce_scatter_tensor_coalesced"),
+    ],
     "broadcast": ["broadcast"],
     "barrier": ["barrier"],
 }
-"""Collectives, and the methods of a process group that torch 2.13 calls for them."""
+"""Collectives, and the methods of a process group that torch 2.13 and, in the second rows, 2.11 call for them."""
 Shapes = tuple[tuple[int, ...], ...]
 
 
