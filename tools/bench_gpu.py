@@ -1,4 +1,4 @@
-"""How fast one GPU trains: tokens/s, TFLOP/s and MFU of the presets, per attention kernel, and where a step's time goes.
+"""How fast one GPU trains: tokens/s, TFLOP/s and MFU of the presets, per attention kernel, and where the time goes.
 
     python tools/bench_gpu.py [--output bench_gpu.json] [--seconds 150] [--dry_run]
 
@@ -73,7 +73,7 @@ CASES: dict[str, tuple[int, int | None]] = {
 
 KINDS = {
     "attention": ("flash", "fmha", "sdpa", "scaled_dot_product", "attention"),
-    "matrices": ("gemm", "nvjet", "cutlass", "cublas", "mm"),
+    "matrices": ("gemm", "nvjet", "cutlass", "cublas", "xmma", "::mm", "::addmm", "::bmm"),
     "optimizer": ("adam", "multi_tensor"),
 }
 """Kinds of kernels by parts of their names, the first that fits."""
@@ -182,7 +182,7 @@ def shares(step: Callable[[], None], on_gpu: bool) -> dict[str, float]:
         torch.cuda.synchronize()
         total = 1e6 * (time.perf_counter() - start)
     device = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    spent: Counter[str] = Counter({kind: 0.0 for kind in (*KINDS, "other")})
+    spent: Counter[str] = Counter(dict.fromkeys((*KINDS, "other"), 0.0))
     for event in recorded.events():
         if event.device_type == device and not (on_gpu and event.is_user_annotation):  # those span the kernels
             time_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
@@ -217,8 +217,9 @@ def line_of(row: dict[str, Any]) -> str:
     planned = "" if row["planned_step_ms"] is None else f" (planned {row['planned_step_ms']:.0f})"
     spent = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in row["shares"].items())
     return (
-        f"{name}: {row['tokens_per_second']:,.0f} tokens/s, {row['tflops']:.1f} TFLOP/s{mfu}, {row['step_ms']:.0f} ms a "
-        f"step{planned}, {row['memory_gb']:.1f} GB (planned {row['planned_memory_gb']:.1f}); {spent}"
+        f"{name}: {row['tokens_per_second']:,.0f} tokens/s, {row['tflops']:.1f} TFLOP/s{mfu}, "
+        f"{row['step_ms']:.0f} ms a step{planned}, {row['memory_gb']:.1f} GB (planned "
+        f"{row['planned_memory_gb']:.1f}); {spent}"
     )
 
 

@@ -7,7 +7,8 @@
 All three train one encoder (pre-LN, rotary, SwiGLU, tied head) on the same batches in one process, a step of each
 in turn; the figure is tokens per CPU-second (time.process_time; on a GPU tokens per second, all its work done), the
 ratio the median over the rounds. `--config` takes shape, length and rows of a preset, without local context, which the
-others lack. `--dnabert` times DNABERT-6mer at 512 tokens beside transformers' BERT, in sequences per CPU-second. Prints Markdown.
+others lack. `--dnabert` times DNABERT-6mer at 512 tokens beside transformers' BERT, in sequences per CPU-second. Prints
+Markdown.
 """
 
 import argparse

@@ -140,7 +140,7 @@ def sdpa(
 def _varlen(
     kernel: Callable[..., Tensor], query_TND: Tensor, key_TGD: Tensor, value_TGD: Tensor, bounds: tuple
 ) -> Tensor:
-    """Context [T, N, D]. torch 2.13's kernel must be told of grouped queries; 2.11's has no such option and takes them."""
+    """Context [T, N, D]. torch 2.13's kernel must be told of grouped queries; 2.11's has no such option."""
     told = "enable_gqa" in inspect.signature(kernel).parameters
     options = {"enable_gqa": True} if told and query_TND.shape[1] != key_TGD.shape[1] else {}
     return kernel(query_TND, key_TGD, value_TGD, *bounds, **options)
