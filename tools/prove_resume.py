@@ -5,8 +5,8 @@
 
 Killed as soon as a checkpoint is whole and REPEATED later steps are logged; then --resume. --first and --again: keys of
 one start alone (another layout), in one word. Steps logged by both must have the same loss (within --tolerance,
-relative). Writes FOLDER/proof.json; FOLDER/run is the run. Exit status 1 where losses differ, or the run ended before it
-could be killed.
+relative). Writes FOLDER/proof.json; FOLDER/run is the run. Exit status 1 where losses differ, or where the run ended
+before it could be killed.
 """
 
 import argparse
