@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("tests", "steps", "bare", "pretrain", "downstream", "ranks")
 
 
 def prove(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -19,29 +19,49 @@ def prove(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
-def test_a_dry_run_goes_through_all_stages_and_is_not_repeated(tmp_path: Path) -> None:
-    result = prove("--dry_run", tmp_path / "proof")
+@pytest.fixture(scope="module")
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of results, which each test adds to."""
+    return tmp_path_factory.mktemp("proof")
+
+
+def rehearse(proof: Path, *stages: str) -> dict[str, Any]:
+    """What the dry run of these stages wrote, a JSON and a line each."""
+    result = prove("--dry_run", proof, *stages)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
-    found = {name: json.loads((tmp_path / "proof" / f"{name}.json").read_text()) for name in STAGES}
+    assert [line.partition(":")[0] for line in result.stdout.splitlines()[1:]] == list(stages)
+    return {name: json.loads((proof / f"{name}.json").read_text()) for name in stages}
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_steps_and_does_not_repeat_them(proof: Path) -> None:
+    found = rehearse(proof, "tests", "steps", "bare")
     assert "collected only, not run" in found["tests"]["line"] and found["tests"]["collected"] > 50
-    ran = {(row["preset"], row["kernel"]) for row in found["steps"]["rows"] if "left_out" not in row}
-    assert {("megadna-86m", "sdpa"), ("aido-dna-7b, 4 layers", "sdpa"), ("megadna-7b-hd128, 4 layers", "sdpa")} <= ran
-    for row in found["steps"]["rows"]:
-        if "left_out" not in row:
-            assert sum(row["shares"].values()) == pytest.approx(1, abs=0.05)
-            assert row["forward_ms"] + row["backward_ms"] + row["optimizer_ms"] == pytest.approx(row["step_ms"])
-            assert row["planned_memory_gb"] > 0
+    ran = [row for row in found["steps"]["rows"] if "left_out" not in row]
+    presets = {"megadna-86m", "aido-dna-7b, 4 layers", "megadna-7b-hd128, 4 layers"}
+    assert presets <= {row["preset"] for row in ran if row["kernel"] == "sdpa"}
+    for row in ran:
+        assert sum(row["shares"].values()) == pytest.approx(1, abs=0.05)
+        assert row["forward_ms"] + row["backward_ms"] + row["optimizer_ms"] == pytest.approx(row["step_ms"])
+        assert row["planned_memory_gb"] > 0
     assert found["bare"]["ratios"]["bare"] > 0
-    for name in ("pretrain", "ranks"):
-        assert found[name]["killed_at"] < found[name]["last_step"] == 60
+    again = prove("--dry_run", proof, "steps", "bare")
+    assert (again.returncode, again.stdout.splitlines()[1:]) == (0, ["steps: done before", "bare: done before"])
+
+
+@pytest.mark.slow
+def test_a_dry_run_trains_through_a_kill_and_uses_the_model(proof: Path) -> None:
+    found = rehearse(proof, "pretrain", "downstream")
+    assert found["pretrain"]["killed_at"] < found["pretrain"]["last_step"] == 60
     assert found["pretrain"]["largest_difference"] == 0
-    assert found["ranks"]["largest_difference"] < 1e-2  # tensor parallelism adds up in another order
     assert found["downstream"]["embed"]["largest_difference"] < 1e-5
-    lines = result.stdout.splitlines()
-    assert [line.partition(":")[0] for line in lines[1:]] == list(STAGES)
-    again = prove("--dry_run", tmp_path / "proof")
-    assert (again.returncode, again.stdout.splitlines()[1:]) == (0, [f"{name}: done before" for name in STAGES])
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_on_with_two_ranks(proof: Path) -> None:
+    found = rehearse(proof, "ranks")["ranks"]
+    assert found["killed_at"] < found["last_step"] == 60
+    assert found["largest_difference"] < 1e-2  # tensor parallelism adds up in another order
 
 
 def test_a_stage_that_fails_says_so_and_leaves_no_result(tmp_path: Path) -> None:

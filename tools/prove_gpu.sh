@@ -71,7 +71,8 @@ stage_steps() {
 stage_bare() {
     local sizes=(--device cuda --config configs/megadna-86m.yaml --rounds 10)
     if [ "$DRY" = 1 ]; then sizes=(--layers 2 --hidden 64 --heads 2 --ffn 128 --length 64 --batch 2 --rounds 2); fi
-    "$PYTHON" tools/bench_train.py "${sizes[@]}" --precision bf16 --output "$1"
+    # Trainer would spread its batches over all cards
+    CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0} "$PYTHON" tools/bench_train.py "${sizes[@]}" --precision bf16 --output "$1"
 }
 
 TOY=(--model.num_layers 2 --model.hidden_size 32 --model.ffn_hidden_size 64 --data.sequence_length 64
