@@ -1,15 +1,19 @@
-"""How fast the CPU trains: megadna's step beside a bare PyTorch loop and Hugging Face's Trainer, on one architecture.
+"""How fast megadna trains beside a bare PyTorch loop and Hugging Face's Trainer, on one architecture.
 
     python tools/bench_train.py [--precision bf16] [--rounds 15] [--threads 1]
+    python tools/bench_train.py --device cuda --config configs/megadna-86m.yaml --precision bf16 [--output FILE.json]
     python tools/bench_train.py --dnabert [--rounds 5]
 
 All three train one encoder (pre-LN, rotary, SwiGLU, tied head) on the same batches in one process, a step of each
-in turn; the figure is tokens per CPU-second (time.process_time), the ratio the median over the rounds. `--dnabert`
-times DNABERT-6mer at 512 tokens beside transformers' BERT, in sequences per CPU-second. Prints Markdown.
+in turn; the figure is tokens per CPU-second (time.process_time; on a GPU tokens per second, all its work done), the
+ratio the median over the rounds. `--config` takes shape, length and rows of a preset, without local context, which the
+others lack. `--dnabert` times DNABERT-6mer at 512 tokens beside transformers' BERT, in sequences per CPU-second. Prints
+Markdown.
 """
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +27,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention, silu
 
 from megadna.arguments import load_config
-from megadna.config import Config, EngineConfig, ModelConfig, TokenizerConfig, TrainConfig
+from megadna.config import Config, EngineConfig, ModelConfig, ParallelConfig, TokenizerConfig, TrainConfig
 from megadna.data.batch import IGNORE_INDEX, Batch
 from megadna.engine.distributed import parallel_world
+from megadna.files import write_json
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.step import build_state, train_step
 
@@ -69,17 +74,27 @@ class BareEncoder(torch.nn.Module):
         self.layers = torch.nn.ModuleList(BareLayer(model) for _ in range(model.num_layers))
         self.norm, self.dense, self.head_norm = torch.nn.LayerNorm(h), torch.nn.Linear(h, h), torch.nn.LayerNorm(h)
         self.bias = torch.nn.Parameter(torch.zeros(vocab_size))
-        self.inverse = 1.0 / model.rotary_base ** (torch.arange(0, d, 2) / d)
+        inverse = 1.0 / model.rotary_base ** (torch.arange(0, d, 2) / d)
+        self.register_buffer("inverse", inverse)
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """Logits [B, S, V]."""
-        angles_SD = torch.outer(torch.arange(tokens_BS.shape[1]), self.inverse).repeat(1, 2)
+        positions_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
+        angles_SD = torch.outer(positions_S, self.inverse).repeat(1, 2)
         cos_SD, sin_SD = angles_SD.cos(), angles_SD.sin()
         hidden_BSH = self.embedding(tokens_BS)
         for layer in self.layers:
             hidden_BSH = layer(hidden_BSH, cos_SD, sin_SD)
         hidden_BSH = self.head_norm(gelu(self.dense(self.norm(hidden_BSH))))
         return torch.nn.functional.linear(hidden_BSH, self.embedding.weight, self.bias)
+
+
+def clock(device: str) -> float:
+    """Seconds: CPU time of this process, or on a GPU of the wall once it has done all its work."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def synthetic_batches(config: Config, vocab_size: int) -> list[Batch]:
@@ -97,15 +112,17 @@ def synthetic_batches(config: Config, vocab_size: int) -> list[Batch]:
 
 def bare_step(config: Config, vocab_size: int, batches: Iterator[Batch]) -> Callable[[], None]:
     """One training step of the bare loop."""
-    model = BareEncoder(config.model, vocab_size)
+    device = config.engine.device
+    model = BareEncoder(config.model, vocab_size).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY, fused=True)
     low = config.engine.precision == "bf16"
 
     def step() -> None:
         batch = next(batches)
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            logits_BSV = model(batch.tokens_BS)
-        loss = cross_entropy(logits_BSV.flatten(0, 1).float(), batch.labels_BS.flatten(), ignore_index=IGNORE_INDEX)
+        tokens_BS, labels_BS = (x_BS.to(device) for x_BS in (batch.tokens_BS, batch.labels_BS))
+        with torch.autocast(device, torch.bfloat16, enabled=low):
+            logits_BSV = model(tokens_BS)
+        loss = cross_entropy(logits_BSV.flatten(0, 1).float(), labels_BS.flatten(), ignore_index=IGNORE_INDEX)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
@@ -124,24 +141,25 @@ def megadna_step(config: Config, vocab_size: int, batches: Iterator[Batch], worl
 def run_trainer(
     config: Config, vocab_size: int, batches: list[Batch], rounds: int, others: dict[str, Callable[[], None]]
 ) -> dict[str, list[float]]:
-    """CPU seconds of each step of Trainer, and of the others' steps, which run between two of its own."""
+    """Seconds of each step of Trainer, and of the others' steps, which run between two of its own."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from megadna.hf.configuration_megadna import MegaDnaConfig
     from megadna.hf.modeling_megadna import MegaDnaForMaskedLM
 
     seconds: dict[str, list[float]] = {"trainer": [], **{name: [] for name in others}}
+    device = config.engine.device
 
     class Interleave(TrainerCallback):
         start = 0.0
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds["trainer"].append(time.process_time() - self.start)
+            seconds["trainer"].append(clock(device) - self.start)
             for name, step in others.items():
-                start = time.process_time()
+                start = clock(device)
                 step()
-                seconds[name].append(time.process_time() - start)
-            self.start = time.process_time()
+                seconds[name].append(clock(device) - start)
+            self.start = clock(device)
 
     model, train = config.model, config.train
     hf = MegaDnaForMaskedLM(
@@ -167,7 +185,7 @@ def run_trainer(
             weight_decay=DECAY,
             max_grad_norm=CLIP,
             bf16=config.engine.precision == "bf16",
-            use_cpu=True,
+            use_cpu=device == "cpu",
             report_to=[],
             save_strategy="no",
             logging_strategy="no",
@@ -178,8 +196,8 @@ def run_trainer(
     return {name: times[2:] for name, times in seconds.items()}  # the first steps allocate
 
 
-def compare(config: Config, rounds: int) -> str:
-    """Markdown table of tokens per CPU-second and ratios."""
+def compare(config: Config, rounds: int) -> tuple[str, dict[str, Any]]:
+    """Markdown table of tokens per second and ratios; the same as numbers, with a line that names them."""
     vocab_size = build_tokenizer(config.tokenizer).vocab_size
     batches = synthetic_batches(config, vocab_size)
     tokens = batches[0].tokens_BS.numel()
@@ -190,18 +208,23 @@ def compare(config: Config, rounds: int) -> str:
         }
         seconds = run_trainer(config, vocab_size, batches, rounds, others)
     ours, model = seconds["megadna"], config.model
+    unit = "tokens per CPU-second" if config.engine.device == "cpu" else "tokens per second"
+    rates, ratios = {}, {}
     lines = [
         f"{model.num_layers} x {model.hidden_size}, {config.data.sequence_length} tokens, batch "
         f"{config.train.micro_batch_size}, {config.engine.precision}, {torch.get_num_threads()} thread(s), "
         f"{rounds} rounds",
         "",
-        "| | tokens per CPU-second | megadna / this |",
+        f"| | {unit} | megadna / this |",
         "|---|---|---|",
     ]
     for name, title in (("megadna", "megadna"), ("bare", "bare PyTorch loop"), ("trainer", "transformers Trainer")):
-        ratio = statistics.median(theirs / mine for theirs, mine in zip(seconds[name], ours, strict=True))
-        lines.append(f"| {title} | {tokens / statistics.median(seconds[name]):,.0f} | {ratio:.2f} |")
-    return "\n".join(lines)
+        ratios[name] = statistics.median(theirs / mine for theirs, mine in zip(seconds[name], ours, strict=True))
+        rates[name] = tokens / statistics.median(seconds[name])
+        lines.append(f"| {title} | {rates[name]:,.0f} | {ratios[name]:.2f} |")
+    beside = f"{ratios['bare']:.2f} of the bare loop's, {ratios['trainer']:.2f} of Trainer's"
+    line = f"{lines[0]}: megadna {rates['megadna']:,.0f} {unit}, {beside}"
+    return "\n".join(lines), {"line": line, "unit": unit, "rates": rates, "ratios": ratios}
 
 
 def bert_step(config: Config, vocab_size: int, batches: Iterator[Batch]) -> Callable[[], None]:
@@ -271,26 +294,42 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dnabert", action="store_true")
+    parser.add_argument("--config", type=Path, help="a preset, in place of the sizes below")
+    parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     for name, value in (("layers", 6), ("hidden", 256), ("heads", 4), ("ffn", 704), ("length", 512), ("batch", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch sees no GPU here")
     torch.set_num_threads(options.threads)
     if options.dnabert:
         print(dnabert(options.rounds, options.precision))
         return
-    config = Config(
-        tokenizer=TokenizerConfig(),
-        model=ModelConfig(
-            num_layers=options.layers,
-            hidden_size=options.hidden,
-            num_attention_heads=options.heads,
-            ffn_hidden_size=options.ffn,
-        ),
-        engine=EngineConfig(device="cpu", precision=options.precision),
-        train=TrainConfig(micro_batch_size=options.batch, global_batch_size=options.batch, lr=LR, clip_grad=CLIP),
+    table, numbers = compare(asked(options), options.rounds)
+    print(table)
+    if options.output:
+        write_json(options.output, numbers)
+
+
+def asked(options: argparse.Namespace) -> Config:
+    """The model, batch and device of the command line."""
+    if options.config:
+        config = load_config(options.config)
+        model, length, rows = config.model, config.data.sequence_length, config.train.micro_batch_size
+    else:
+        sizes = {"num_attention_heads": options.heads, "ffn_hidden_size": options.ffn}
+        model = ModelConfig(num_layers=options.layers, hidden_size=options.hidden, **sizes)
+        config, length, rows = Config(tokenizer=TokenizerConfig(), model=model), options.length, options.batch
+    return replace(
+        config,
+        data=replace(config.data, sequence_length=length),
+        model=replace(model, local_context="none"),
+        parallel=ParallelConfig(),
+        engine=EngineConfig(device=options.device, precision=options.precision),
+        train=TrainConfig(micro_batch_size=rows, global_batch_size=rows, lr=LR, clip_grad=CLIP),
     )
-    print(compare(replace(config, data=replace(config.data, sequence_length=options.length)), options.rounds))
 
 
 if __name__ == "__main__":

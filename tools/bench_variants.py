@@ -1,12 +1,12 @@
-"""megadna variants against a plain transformers loop, side by side at equal scores, by CPU seconds.
+"""megadna variants against a plain transformers loop, side by side at equal scores: CPU seconds, on a GPU the wall's.
 
-    OMP_NUM_THREADS=1 python tools/bench_variants.py [--sites 256] [--window 251] [--model FOLDER]
+    OMP_NUM_THREADS=1 python tools/bench_variants.py [--sites 256] [--window 251] [--model FOLDER] [--output FILE.json]
 
 The loop is what one writes with transformers alone: each variant and strand is a window with the site masked, windows
 go through the tokenizer and the model in padded batches of 32, and log p(alt) - log p(ref) is read off the logits. Two
 inputs: single-base substitutions of 1000 Genomes (one ALT a site but for a few), and saturation mutagenesis (three ALTs
-a site). Without --model: random weights in the shape of configs/demo.yaml. Rounds are interleaved; the lowest CPU time
-of each counts. Prints the ratio, and what of it comes from sharing passes between ALTs.
+a site). Without --model: random weights in the shape of configs/demo.yaml. Rounds are interleaved; the lowest time of
+each counts. Prints the ratio, and what of it comes from sharing passes between ALTs.
 """
 
 import argparse
@@ -22,8 +22,10 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import megadna.hf
+from megadna.downstream.encoder import pick_device
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.variant_scores import Change, VariantScorer
+from megadna.files import write_json
 from megadna.genome.records import Genome, read_genome, reverse_complement
 from megadna.genome.vcf import Allele, alt_reason, read_records, reference_reason, trimmed
 from megadna.hf.configuration_megadna import MegaDnaConfig
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=256)
     parser.add_argument("--window", type=int, default=251)
     parser.add_argument("--model", default="")
+    parser.add_argument("--output", type=Path, help="JSON file for the lines")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     genome = read_genome(DATA / "human_GRCh37_chr20_1000G.fa.gz")
@@ -50,12 +53,24 @@ def main() -> None:
         scorer = VariantScorer(MaskedBases(folder), genome, options.window)
         loop = PlainLoop(folder, genome, options.window)
         half = VariantScorer(MaskedBases(folder, precision="bf16"), genome, options.window)
+        lines = []
         for text, changes in (
             ("1000 Genomes", known_changes(genome, options.sites)),
             ("three ALTs a site", every_change(genome, options.sites)),
         ):
-            compare(text, scorer, loop, changes)
-        compare_bf16(scorer, half, changes)
+            lines.append(compare(text, scorer, loop, changes))
+        lines.append(compare_bf16(scorer, half, changes))
+    print("\n".join(lines))
+    if options.output:
+        write_json(options.output, {"line": "; ".join(lines), "lines": lines})
+
+
+def clock() -> float:
+    """Seconds: CPU time, or on a GPU of the wall once it has done all its work."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def demo_model(folder: Path, context: int) -> Path:
@@ -82,7 +97,8 @@ class PlainLoop:
 
     def __init__(self, folder: Path, genome: Genome, window: int) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-        self.model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval()
+        self.device = pick_device()
+        self.model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).eval().to(self.device)
         self.genome, self.half = genome, window // 2
 
     @torch.inference_mode()
@@ -100,7 +116,7 @@ class PlainLoop:
         found = []
         for first in range(0, len(jobs), BATCH):
             batch = jobs[first : first + BATCH]
-            encoded = self.tokenizer([text for text, *_ in batch], return_tensors="pt", padding=True)
+            encoded = self.tokenizer([text for text, *_ in batch], return_tensors="pt", padding=True).to(self.device)
             ids_BS = encoded["input_ids"]
             for row, (_, at, *_) in enumerate(batch):
                 ids_BS[row, at + 1] = self.tokenizer.mask_token_id
@@ -133,33 +149,33 @@ def every_change(genome: Genome, count: int) -> list[Change]:
     return found
 
 
-def compare(text: str, scorer: VariantScorer, loop: PlainLoop, changes: list[Change]) -> None:
-    """Print scores' largest difference and CPU seconds of both."""
+def compare(text: str, scorer: VariantScorer, loop: PlainLoop, changes: list[Change]) -> str:
+    """Scores' largest difference and seconds of both."""
     seconds: dict[str, list[float]] = {"megadna": [], "loop": []}
     found: dict[str, np.ndarray] = {}
     for _ in range(ROUNDS):
         for name, run in (("megadna", scorer.llr), ("loop", loop)):
-            start = time.process_time()
+            start = clock()
             found[name] = run(changes)
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(clock() - start)
     difference = np.abs(found["megadna"] - found["loop"]).max()
     ours, theirs = (min(seconds[name]) for name in ("megadna", "loop"))
     sites = len({(contig, allele.start) for contig, allele in changes})
-    print(
-        f"{text}: {len(changes)} variants at {sites} sites, {ours:.2f} against {theirs:.2f} CPU s, "
+    return (
+        f"{text}: {len(changes)} variants at {sites} sites, {ours:.2f} against {theirs:.2f} s, "
         f"{theirs / ours:.2f} times as fast ({len(changes) / sites:.2f} by sharing passes); "
         f"largest difference of a score {difference:.1e}"
     )
 
 
-def compare_bf16(scorer: VariantScorer, half: VariantScorer, changes: list[Change]) -> None:
-    """Print the time of bf16 as a share of that of fp32, and the rank correlation of the scores."""
+def compare_bf16(scorer: VariantScorer, half: VariantScorer, changes: list[Change]) -> str:
+    """The time of bf16 as a share of that of fp32, and the rank correlation of the scores."""
     seconds, found = [], []
     for one in (scorer, half):
-        start = time.process_time()
+        start = clock()
         found.append(one.llr(changes).mean(axis=1))
-        seconds.append(time.process_time() - start)
-    print(f"bf16: {seconds[1] / seconds[0]:.2f} of fp32's time; Spearman's rho {spearmanr(*found).statistic:.5f}")
+        seconds.append(clock() - start)
+    return f"bf16: {seconds[1] / seconds[0]:.2f} of fp32's time; Spearman's rho {spearmanr(*found).statistic:.5f}"
 
 
 if __name__ == "__main__":

@@ -148,15 +148,24 @@ def _set_states(part: DistributedOptimizer, original: Callable, parameter: Any, 
     original(parameter, {**current, **tensors, **{key: current[key] for key in ("step",) if key in current}})
 
 
-def gradient_norm(optimizer: MegatronOptimizer) -> tuple[bool, float]:
-    """Whether fp16 gradients overflowed, and the global gradient norm before clipping; the same on every rank."""
-    overflow = bool(optimizer.prepare_grads())
-    return overflow, 0.0 if overflow else float(optimizer.get_grad_norm())
+@torch.no_grad()
+def squared_norm(optimizer: MegatronOptimizer, device: torch.device) -> torch.Tensor:
+    """Square of the global gradient norm before clipping, fp32 [1] on the device, the same on every rank.
+
+    `prepare_grads` must have been called. megatron 0.16 reads the norm of each tensor from the GPU, one after the
+    other, where neither Transformer Engine nor apex is installed; here the host waits for nothing.
+    """
+    gradients = [gradient for part in _parts(optimizer) for gradient in part.get_main_grads_for_grad_norm()]
+    total = torch.zeros(1, device=device)  # of a rank that owns no gradient
+    if gradients:
+        total += torch.nn.utils.get_total_norm(gradients) ** 2.0
+    torch.distributed.all_reduce(total, group=optimizer.get_grad_stats_parallel_group())
+    return total
 
 
 @torch.no_grad()
 def apply_gradients(optimizer: MegatronOptimizer, grad_norm: float) -> None:
-    """Clip to OptimizerConfig.clip_grad and update; `gradient_norm` must have been called on the same gradients."""
+    """Clip to OptimizerConfig.clip_grad and update; `grad_norm` is the global norm of the same gradients."""
     for part in _parts(optimizer):
         if part.config.clip_grad > 0:
             clip_grad_by_total_norm_fp32(part.get_parameters(), part.config.clip_grad, grad_norm)

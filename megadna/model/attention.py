@@ -18,6 +18,7 @@ The packages are used if they are installed and never required.
 
 import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -127,14 +128,22 @@ def sdpa(
     bounds = segment_bounds(segments)
     varlen_attn = load_varlen_attn() if query_TND.is_cuda and query_TND.dtype in HALF and not dropout else None
     if varlen_attn is not None:
-        grouped = query_TND.shape[1] != key_TGD.shape[1]
-        context_TND = varlen_attn(query_TND, key_TGD, value_TGD, *bounds, enable_gqa=grouped)
+        context_TND = _varlen(varlen_attn, query_TND, key_TGD, value_TGD, bounds)
     else:
         queries, keys = (bound.diff().tolist() for bound in bounds[:2])
         parts = zip(query_TND.split(queries), key_TGD.split(keys), value_TGD.split(keys), strict=True)
         single = ((x_TND.transpose(0, 1)[None] for x_TND in part) for part in parts)
         context_TND = torch.cat([_dense(row, dropout)[0].transpose(0, 1) for row in single])
     return back_to_rows(context_TND, query_SBND)
+
+
+def _varlen(
+    kernel: Callable[..., Tensor], query_TND: Tensor, key_TGD: Tensor, value_TGD: Tensor, bounds: tuple
+) -> Tensor:
+    """Context [T, N, D]. torch 2.13's kernel must be told of grouped queries; 2.11's has no such option."""
+    told = "enable_gqa" in inspect.signature(kernel).parameters
+    options = {"enable_gqa": True} if told and query_TND.shape[1] != key_TGD.shape[1] else {}
+    return kernel(query_TND, key_TGD, value_TGD, *bounds, **options)
 
 
 def _dense(inputs: Iterable[Tensor], dropout: float) -> Tensor:

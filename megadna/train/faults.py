@@ -39,11 +39,10 @@ log = get_logger(__name__)
 
 
 class StopRequest:
-    """Context manager that catches signals; `agreed()` says on all ranks whether any of them received one."""
+    """Context manager that catches signals; the ranks agree on a stop within the step (train/step.py)."""
 
-    def __init__(self, world: World, minutes: float) -> None:
+    def __init__(self, minutes: float) -> None:
         """minutes: also stop after this time; 0: never."""
-        self.world = world
         self.deadline = time.monotonic() + 60.0 * minutes if minutes else None
         self.reason = ""
 
@@ -57,16 +56,11 @@ class StopRequest:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def agreed(self) -> bool:
-        """True on every rank as soon as one has a reason; a collective, called after each step."""
+    def requested(self) -> bool:
+        """Whether this rank has a reason to stop."""
         if self.deadline is not None and time.monotonic() > self.deadline:
             self.reason = self.reason or "train.exit_after_minutes has passed"
-        flag = torch.tensor([float(bool(self.reason))], device=self.world.device)
-        torch.distributed.all_reduce(flag)
-        if not flag.item():
-            return False
-        log.info("stopping after this step: %s", self.reason or "another rank received a signal")
-        return True
+        return bool(self.reason)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = f"received {signal.Signals(number).name}"

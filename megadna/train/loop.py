@@ -184,11 +184,11 @@ class TrainingRun:
         try:
             if self.state.step == 0 and (source or self.config.validation.extra):
                 self._validate()  # the scores of the old weights
-            with self.heartbeat, StopRequest(self.world, self.config.train.exit_after_minutes) as stop:
+            with self.heartbeat, StopRequest(self.config.train.exit_after_minutes) as stop:
                 while self.state.step < self.config.train.steps:
                     self.heartbeat.step = self.state.step
-                    self._step()
-                    if stop.agreed() and self.state.step < self.config.train.steps:
+                    if self._step(stop.requested) and self.state.step < self.config.train.steps:
+                        log.info("stopping after this step: %s", stop.reason or "another rank received a signal")
                         self.writer.save(self.state, self.last_validation, wait=True)
                         done = (self.state.step, self.config.train.steps)
                         log.info("stopped at step %d of %d, saved; continue with the same command and --resume", *done)
@@ -241,7 +241,8 @@ class TrainingRun:
             skipped=self.state.skipped,
         )
 
-    def _step(self) -> None:
+    def _step(self, stop: Callable[[], bool]) -> bool:
+        """One step with what follows it; whether any rank asks to stop."""
         self.last_validation = {}  # a checkpoint has the validation of its own weights only
         with self.clock.stall():
             self.writer.poll()
@@ -253,6 +254,7 @@ class TrainingRun:
             self.world,
             sequence_length=self.sequence_length,
             problem=self.guard.problem,
+            stop=stop,
         )
         self._log(result, perf_counter() - start, self.state.consumed_samples - first_sample)
         if self.profiler:
@@ -261,7 +263,7 @@ class TrainingRun:
             self.guard.skipped(self.state.step, (first_sample, self.state.consumed_samples), result.problem)
             if self.guard.must_roll_back():
                 self._roll_back()
-                return
+                return result.stop
         else:
             self.guard.applied()
         step, last = self.state.step, self.config.train.steps
@@ -270,6 +272,7 @@ class TrainingRun:
         if not result.problem and (step == last or step % self.config.checkpoint.interval == 0):
             with self.clock.stall():
                 self.writer.save(self.state, self.last_validation, wait=step == last)
+        return result.stop
 
     def _log(self, result: StepResult, seconds: float, samples: int) -> None:
         data, step = self.batches.metrics(self.state.consumed_samples), self.state.step

@@ -11,6 +11,9 @@ its hidden states. Rows are offsets in the S x B tokens laid end to end (sequenc
 sequence parallelism each tensor-parallel rank holds one part of the sequence, and all parts name the same number of
 rows, because the logits of all parts are gathered; a part is filled up with its first row at weight 0.
 
+The host waits for the device once a step: for loss, gradient norm and stop request, in one transfer, before it decides
+whether to apply the update (fp16: a second time, for megatron's overflow flag). Everything else is sent ahead.
+
 Sequences in rows: the B x S tokens of a batch laid end to end; a segment is a run of them that sees only itself, given
 as megatron's cumulative lengths. Padding after a row is a segment of its own.
 
@@ -49,7 +52,7 @@ from megadna.engine.optimizer import (
     build_scheduler,
     follow_schedule,
     gather_weights,
-    gradient_norm,
+    squared_norm,
     wrap_model,
 )
 from megadna.model.encoder import build_encoder
@@ -118,14 +121,18 @@ def own_targets(batch: Batch, world: World, num_parts: int) -> Targets:
     labels_SB, weights_SB = (own_part(x_BS, world).transpose(0, 1) for x_BS in (batch.labels_BS, batch.weights_BS))
     labels_PT, weights_PT = (x_SB.reshape(num_parts, -1) for x_SB in (labels_SB, weights_SB))
     rows_PM, counted_PM = chosen_rows(weights_PT)
-    targets = [
-        rows_PM[world.tensor_rank if num_parts > 1 else 0],
-        labels_PT.gather(1, rows_PM).clamp_min(0).view(-1, 1),
-        (weights_PT.gather(1, rows_PM) * counted_PM).view(-1, 1),
-    ]
-    if world.device.type == "cuda":  # a copy from pageable memory would block
-        targets = [x.pin_memory() for x in targets]
-    return Targets(*(x.to(world.device, non_blocking=True) for x in targets))
+    return Targets(
+        to_device(rows_PM[world.tensor_rank if num_parts > 1 else 0], world.device),
+        to_device(labels_PT.gather(1, rows_PM).clamp_min(0).view(-1, 1), world.device),
+        to_device((weights_PT.gather(1, rows_PM) * counted_PM).view(-1, 1), world.device),
+    )
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A copy for which the host does not wait: to a GPU through page-locked memory, or it would."""
+    if device.type == "cuda":
+        x = x.contiguous().pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def chosen_rows(weights_PT: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +147,7 @@ def chosen_rows(weights_PT: Tensor) -> tuple[Tensor, Tensor]:
 
 def packed_segments(cumulative_lengths: Tensor, device: torch.device) -> PackedSeqParams:
     """Segments that begin at the given positions: `cumulative_lengths`, int32 on the host, the last entry B x S."""
-    bounds = cumulative_lengths.to(device, non_blocking=True)
+    bounds = to_device(cumulative_lengths, device)
     longest = int(cumulative_lengths.diff().max())
     # "thd" would make megatron squeeze the batch dimension away; here rows stay, and only core attention reads this.
     return PackedSeqParams(
@@ -180,6 +187,8 @@ class StepResult:
     """Learning rate that was applied."""
     problem: str = ""
     """Why the update was not applied; empty for an overflow of fp16 gradients, which only halves the loss scale."""
+    stop: bool = False
+    """Whether any rank asked to stop."""
 
 
 def train_step(
@@ -190,16 +199,17 @@ def train_step(
     *,
     sequence_length: int,
     problem: Callable[[float, float], str] = lambda loss, grad_norm: "",
+    stop: Callable[[], bool] = lambda: False,
 ) -> StepResult:
     """Forward and backward over the micro-batches of one global batch, then the update of `state` in place.
 
     problem(loss, gradient norm), called with the same numbers on all ranks, returns why the update must not be applied,
-    or "".
+    or "". stop(): whether this rank asks to stop; what it says once the step is done counts in the next.
     """
     train = config.train
     if config.model.dropout:
         seed_dropout(config.seed, state.step, world)
-    totals = torch.zeros(2, dtype=torch.float64, device=world.device)  # weighted loss, weight
+    totals = torch.zeros(3, dtype=torch.float64, device=world.device)  # weighted loss, weight, requests to stop
     for part in state.model_parts:
         part.zero_grad_buffer()
     state.optimizer.zero_grad()
@@ -207,7 +217,7 @@ def train_step(
     # Gradients summed over all tokens would leave fp16's range; scaling by a power of two changes no other number.
     unit = 2.0 ** math.ceil(math.log2(train.global_batch_size * sequence_length))
     transformer_config.grad_scale_func = lambda loss: state.optimizer.scale_loss(loss) / unit
-    transformer_config.finalize_model_grads_func = partial(_finalize, totals=totals, unit=unit)
+    transformer_config.finalize_model_grads_func = partial(_finalize, totals=totals, unit=unit, stop=stop)
     if config.parallel.overlap_grad_reduce:
         functions = [part.no_sync for part in state.model_parts]
         transformer_config.no_sync_func = functions if len(functions) > 1 else functions[0]
@@ -222,16 +232,17 @@ def train_step(
         forward_only=False,
     )
     lr = max(group["lr"] for group in state.optimizer.param_groups)
-    weighted_loss, weight = totals.tolist()
-    loss = weighted_loss / max(weight, 1e-12)
-    overflow, grad_norm = gradient_norm(state.optimizer)
+    overflow = bool(state.optimizer.prepare_grads())
+    square = torch.zeros(1, device=world.device) if overflow else squared_norm(state.optimizer, world.device)
+    weighted_loss, weight, stops, square_norm = torch.cat([totals, square]).tolist()  # here the host waits
+    loss, grad_norm = weighted_loss / max(weight, 1e-12), square_norm**0.5
     reason = "" if overflow else problem(loss, grad_norm)
     if not (overflow or reason):
         apply_gradients(state.optimizer, grad_norm)
     state.step += 1
     state.consumed_samples += train.global_batch_size
     follow_schedule(state.scheduler, state.consumed_samples)
-    return StepResult(loss=loss, grad_norm=grad_norm, lr=lr, problem=reason)
+    return StepResult(loss=loss, grad_norm=grad_norm, lr=lr, problem=reason, stop=stops > 0)
 
 
 @torch.no_grad()
@@ -308,10 +319,10 @@ def _evaluation_step(
 
 
 def _forward(model: torch.nn.Module, batch: Batch, world: World, rows_M: Tensor | None = None) -> Tensor:
-    tokens_BS = own_part(batch.tokens_BS, world).to(world.device, non_blocking=True)
+    tokens_BS = to_device(own_part(batch.tokens_BS, world), world.device)
     positions_BS = batch.positions_BS
     if positions_BS is not None:
-        positions_BS = own_part(positions_BS, world).to(world.device, non_blocking=True)
+        positions_BS = to_device(own_part(positions_BS, world), world.device)
     return model(tokens_BS, _segments(batch, world), positions_BS, rows_M)
 
 
@@ -334,15 +345,22 @@ def _sum_loss(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     loss = (vocab_parallel_cross_entropy(logits_M1V, targets.labels_M1) * targets.weights_M1).sum()
     if world.tensor_rank == 0:  # the other tensor-parallel ranks hold the same sums
-        totals += torch.stack([loss.detach().double(), targets.weights_M1.sum().double()])
-    return loss, NO_TOKENS.to(loss.device), {}
+        totals[:2] += torch.stack([loss.detach().double(), targets.weights_M1.sum().double()])
+    return loss, NO_TOKENS, {}
 
 
 def _finalize(
-    model: list[DistributedDataParallel], _num_tokens: Tensor, *, totals: Tensor, unit: float, **kwargs: Any
+    model: list[DistributedDataParallel],
+    _num_tokens: Tensor,
+    *,
+    totals: Tensor,
+    unit: float,
+    stop: Callable[[], bool],
+    **kwargs: Any,
 ) -> None:
     """Sum gradients over ranks as megatron does, then divide by the global weight / unit; `totals` become global."""
     finalize_model_grads(model, None, **kwargs)
+    totals[2] = float(stop())
     torch.distributed.all_reduce(totals)
     for part in model:
-        part.scale_gradients(float(unit / totals[1].clamp_min(1e-12)))
+        part.scale_gradients(unit / totals[1].clamp_min(1e-12))

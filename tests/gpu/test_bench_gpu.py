@@ -13,22 +13,16 @@ TOOLS = Path(__file__).parents[2] / "tools"
 MEASURE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from dataclasses import replace
 import bench_gpu
-from megadna.config import EngineConfig, ModelConfig
 for preset, (rows, layers) in bench_gpu.CASES.items():
-    config = bench_gpu.case_config(preset, rows, layers, "sdpa")
+    config = bench_gpu.case_config(preset, rows, layers)
     assert config.train.global_batch_size == rows and (layers is None or config.model.num_layers == layers)
-config = bench_gpu.case_config("megadna-86m", 2, 2, "sdpa")
-config = replace(
-    config,
-    data=replace(config.data, sequence_length=64),
-    model=ModelConfig(num_layers=2, hidden_size=64, num_attention_heads=4, ffn_hidden_size=128),
-    engine=EngineConfig(device="cpu"),
-)
-found = bench_gpu.measure(config, steps=2)
-table = bench_gpu.markdown([{"preset": "toy", "attention": "sdpa", "mfu_percent": None, **found}], "a CPU")
-print(json.dumps({"found": found, "table": table}))
+config = bench_gpu.case_config("megadna-86m", 16, None, dry_run=True)
+rows = []
+for kernel, found in bench_gpu.measure(config, bench_gpu.KERNELS, steps=2):
+    found |= bench_gpu.predicted(config, "NVIDIA H100 80GB HBM3")
+    rows.append({"preset": "toy", "kernel": kernel, "mfu_percent": None, **found})
+print(json.dumps({"rows": rows, "lines": [bench_gpu.line_of(row) for row in rows]}))
 """
 
 
@@ -42,9 +36,30 @@ def test_a_measurement_adds_up() -> None:
     result = subprocess.run([sys.executable, "-c", MEASURE, str(TOOLS)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout.splitlines()[-1])
-    found = measured["found"]
-    parts = found["forward_ms"] + found["backward_ms"] + found["optimizer_ms"]
-    assert parts == pytest.approx(found["step_ms"])
-    assert found["tokens_per_second"] == pytest.approx(2 * 64 / (found["step_ms"] / 1e3))
-    assert 0 < found["tflops"] < 1
-    assert "| toy | sdpa |" in measured["table"]
+    found = {row["kernel"]: row for row in measured["rows"]}
+    row = found["sdpa"]
+    assert row["forward_ms"] + row["backward_ms"] + row["optimizer_ms"] == pytest.approx(row["step_ms"])
+    assert row["tokens_per_second"] == pytest.approx(2 * 64 / (row["step_ms"] / 1e3))
+    assert 0 < row["tflops"] < 1 and row["planned_step_ms"] > 0
+    assert sum(row["shares"].values()) == pytest.approx(1, abs=0.05)
+    assert measured["lines"][0].startswith("toy, sdpa: ")
+    assert "it needs a GPU" in found["flash_attn"]["left_out"]
+
+
+NAMES = {
+    "void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128>>": "attention",
+    "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_7": "attention",
+    "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN": "matrices",
+    "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64": "matrices",
+    "void at::native::multi_tensor_apply_kernel<FusedOptimizerTensorListMetadata<4>>": "optimizer",
+    "void at::native::(anonymous namespace)::GammaBetaBackwardCUDAKernelTemplate<c10::BFloat16, float>": "other",
+    "triton_poi_fused_add_mul_silu_0": "other",
+    "Memcpy HtoD (Pinned -> Device)": "other",
+}
+
+
+def test_kernels_are_told_apart_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import bench_gpu
+
+    assert {name: bench_gpu.kind_of(name) for name in NAMES} == NAMES

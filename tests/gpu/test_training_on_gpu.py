@@ -1,6 +1,7 @@
 """Training on a GPU equals training on the CPU; a checkpoint goes from one to the other. Needs one GPU."""
 
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,37 @@ def test_half_precision_with_the_distributed_optimizer(
 ) -> None:
     run = train(config_on(toy_dataset, "cuda", precision=precision), tmp_path / "run")
     assert losses(run) == pytest.approx(losses(runs["cpu"]), rel=2e-2)
+
+
+def waits(config: Config) -> list[str]:
+    """What torch warns of in the third step: operations for which the host waited."""
+    from itertools import cycle
+
+    from megadna.data.loader import train_batches
+    from megadna.engine.distributed import parallel_world
+    from megadna.tokenizer.build import build_tokenizer
+    from megadna.train.step import build_state, train_step
+
+    tokenizer = build_tokenizer(config.tokenizer)
+    with parallel_world(config.engine, config.parallel) as world:
+        batches = train_batches(config, tokenizer, sequence_length=128, rank=0, size=1, consumed_samples=0)
+        rows = cycle([next(batches) for _ in range(4)])
+        state = build_state(config, tokenizer.vocab_size, world)
+        for _ in range(2):
+            train_step(state, rows, config, world, sequence_length=128)
+        torch.cuda.synchronize()
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            train_step(state, rows, config, world, sequence_length=128)
+            torch.cuda.set_sync_debug_mode("default")
+        return [f"{warning.filename}:{warning.lineno} {warning.message}" for warning in found]
+
+
+def test_the_host_waits_once_a_step(toy_dataset: Path) -> None:
+    """As tests/planning/test_waits.py counts it without a GPU."""
+    found = run_ranks(waits, 1, config_on(toy_dataset, "cuda", precision="bf16"))[0]
+    assert len([line for line in found if "synchroniz" in line]) <= 1, found
 
 
 def saved_tensors(run: Path) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from toy import toy_config
 
 from megadna.config import ModelConfig, TokenizerConfig
 from megadna.errors import UserError
-from megadna.model.attention import choose_backend, eager, sdpa
+from megadna.model.attention import _varlen, choose_backend, eager, sdpa
 from megadna.train.step import packed_segments, padded_segments
 
 CPU = torch.device("cpu")
@@ -76,6 +76,24 @@ def test_a_backend_that_cannot_run_is_refused_in_one_line(backend: str) -> None:
         choose_backend(backend, torch.device("cuda"), torch.float32, 64)
     with pytest.raises(UserError, match="not 264"):
         choose_backend(backend, torch.device("cuda"), torch.bfloat16, 264)
+
+
+def kernel_of_torch_2_11(query: Any, key: Any, value: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int) -> str:
+    return f"{query.shape[1]} heads, {key.shape[1]} groups"
+
+
+def kernel_of_torch_2_13(*inputs: Any, enable_gqa: bool = False) -> str:
+    assert enable_gqa == (inputs[0].shape[1] != inputs[1].shape[1])  # else it refuses
+    return kernel_of_torch_2_11(*inputs)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("kernel", [kernel_of_torch_2_11, kernel_of_torch_2_13])
+def test_the_variable_length_kernels_of_two_versions_of_torch_take_grouped_queries(kernel: Any, groups: int) -> None:
+    """They run on a GPU only; their signatures do not."""
+    query, key = torch.zeros(6, 4, 8), torch.zeros(6, groups, 8)
+    bounds = torch.tensor([0, 6], dtype=torch.int32)
+    assert _varlen(kernel, query, key, key, (bounds, bounds, 6, 6)) == f"4 heads, {groups} groups"
 
 
 def test_auto_takes_torch_on_the_cpu() -> None:

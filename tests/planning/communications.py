@@ -38,12 +38,18 @@ RECORDING = "recording"
 """Name of the backend."""
 METHODS = {
     "all_reduce": ["allreduce", "allreduce_coalesced"],
-    "all_gather": ["all_gather_single", "all_gather_single_coalesced", "allgather"],
-    "reduce_scatter": ["reduce_scatter_single", "reduce_scatter_single_coalesced"],
+    "all_gather": [
+        *("all_gather_single", "all_gather_single_coalesced", "allgather"),
+        *("_allgather_base", "allgather_into_tensor_coalesced"),
+    ],
+    "reduce_scatter": [
+        *("reduce_scatter_single", "reduce_scatter_single_coalesced"),
+        *("_reduce_scatter_base", "reduce_scatter_tensor_coalesced"),
+    ],
     "broadcast": ["broadcast"],
     "barrier": ["barrier"],
 }
-"""Collectives, and the methods of a process group that torch 2.13 calls for them."""
+"""Collectives, and the methods of a process group that torch 2.13 and, in the second rows, 2.11 call for them."""
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -161,11 +167,10 @@ torch.distributed.Backend.register_backend(RECORDING, _RecordingGroup, extended_
 def record_step(config: Config) -> list[Event]:
     """The communications of one optimizer step of the rank of engine.dry_run; data.sequence_length is a number.
 
-    All micro-batches, the update, and the sum over ranks that the loop makes after it; rows are full. Where gradients
-    are summed during the backward pass it is the second step: in the first megatron learns in which order they come.
+    All micro-batches and the update; rows are full. Where gradients are summed during the backward pass it is the
+    second step: in the first megatron learns in which order they come.
     """
     from megadna.engine.distributed import imagined_world
-    from megadna.train.faults import StopRequest
     from megadna.train.step import build_state, train_step
 
     rank, size = parse_rank(config.engine.dry_run)
@@ -178,12 +183,10 @@ def record_step(config: Config) -> list[Event]:
         for group in state.optimizer.param_groups:
             group["params"] = []  # Adam's arithmetic sends nothing, and torch's fused kernel refuses this device
         one_each = config.parallel.pipeline * config.train.micro_batch_size * world.data_size
-        stop = StopRequest(world, minutes=0.0)
         for batch_size in [one_each] * config.parallel.overlap_grad_reduce + [config.train.global_batch_size]:
             train = replace(config.train, global_batch_size=batch_size)
             with recorded() as events:
                 train_step(state, batches, replace(config, train=train), world, sequence_length=length)
-                stop.agreed()
     return events
 
 

@@ -136,7 +136,8 @@ def drop_send(programs: Programs) -> None:
 
 
 def end_early(programs: Programs) -> None:
-    without(programs[2], programs[2].index(calls(programs[2])[-1]))
+    last = [call for call in calls(programs[2]) if len(call.ranks) > 1][-1]
+    without(programs[2], programs[2].index(last))
 
 
 def reshape_message(programs: Programs) -> None:

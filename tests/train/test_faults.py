@@ -85,6 +85,27 @@ def test_a_signal_saves_and_exits_for_requeue(
     assert losses(run) == losses(whole_run)
 
 
+def stops(config: Config) -> list[bool]:
+    """What three steps say of stopping; rank 1 asks for it in the second."""
+    from megadna.data.loader import train_batches
+    from megadna.engine.distributed import parallel_world
+    from megadna.tokenizer.build import build_tokenizer
+    from megadna.train.step import build_state, train_step
+
+    tokenizer = build_tokenizer(config.tokenizer)
+    with parallel_world(config.engine, config.parallel) as world:
+        place = {"rank": world.data_rank, "size": world.data_size}
+        batches = train_batches(config, tokenizer, sequence_length=128, consumed_samples=0, **place)
+        state = build_state(config, tokenizer.vocab_size, world)
+        asks = [world.rank == 1 and step == 1 for step in range(3)]
+        return [train_step(state, batches, config, world, sequence_length=128, stop=[ask].pop).stop for ask in asks]
+
+
+@pytest.mark.parametrize("layout", [{}, {"tensor": 2}, {"pipeline": 2}])
+def test_all_ranks_stop_after_the_step_in_which_one_asks(layout: dict[str, int], toy_dataset: Path) -> None:
+    assert run_ranks(stops, 2, toy_config(toy_dataset, **layout)) == [[False, True, False]] * 2
+
+
 @pytest.mark.slow
 def test_a_signal_to_the_whole_process_group_saves_too(toy_dataset: Path, tmp_path: Path) -> None:
     """As a terminal, `timeout` and torchrun send it: loader workers and writers of checkpoints get it as well."""
