@@ -33,10 +33,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["megadna", "megadna.*"]),
-    package_data={"megadna": ["py.typed", "hf/phage_lambda.txt"]},
-    data_files=[
-        ("share/megadna/launch", ["launch/slurm.sbatch", "launch/torchrun.sh", "launch/kubernetes.yaml"]),
-    ],
+    # megadna/configs and megadna/launch are links to the folders beside megadna/
+    package_data={"megadna": ["py.typed", "hf/phage_lambda.txt", "configs/*.yaml", "configs/*/*.yaml", "launch/*"]},
     install_requires=[
         "torch>=2.6",
         "megatron-core==0.16.*",

@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 from megadna.config import Config, RateChange
 from megadna.errors import UserError
 from megadna.log import get_logger
+from megadna.packaged import find_config
 from megadna.reading import read_text
 
 log = get_logger(__name__)
@@ -69,6 +70,7 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
 
     is_trained: the config is that of a checkpoint; an option it was trained with and that is gone is only a warning.
     """
+    arguments = spelled(parser, arguments)
     sections = _sections(parser)
     for key, value in _options(arguments):
         if key.removeprefix("--") in sections and not value.startswith("{"):
@@ -89,6 +91,31 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
             raise
         message = "a section has a list or a value where keys belong" if "mapping" in str(error) else str(error)
         raise UserError(f"{parser.prog}: {message}{_in_config(arguments)}") from error
+
+
+def spelled(parser: ArgumentParser, arguments: list[str]) -> list[str]:
+    """The arguments with each option as the parser knows it (`--dry-run` is `--dry_run`), and with the path of each
+    packaged config in place of its name (`--config demo`)."""
+    known = {option for action in parser._actions for option in action.option_strings}
+    has_config = any(isinstance(action, ActionConfigFile) for action in parser._actions)
+    words: list[str] = []
+    for word in arguments:
+        if word.startswith("--"):
+            key, assigned, value = word.partition("=")
+            key = key if key in known else f"--{key[2:].replace('-', '_')}"
+            value = _config_named(value) if has_config and key == "--config" and assigned else value
+            words.append(f"{key}{assigned}{value}")
+        else:
+            words.append(_config_named(word) if has_config and words[-1:] == ["--config"] else word)
+    return words
+
+
+def _config_named(text: str) -> str:
+    path = find_config(Path(text))
+    if path == Path(text):
+        return text
+    log.info("%s is no file here: taking %s", text, path)
+    return str(path)
 
 
 def _drop_removed(namespace: Namespace, *, where: str, is_trained: bool) -> None:
@@ -277,9 +304,7 @@ def config_from(namespace: Namespace) -> Config:
 
 
 def load_config(path: Path, *, is_trained: bool = False) -> Config:
-    """Config of a YAML file (`is_trained`: of a checkpoint); UserError that names the wrong key."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file")
+    """Config of a YAML file (`is_trained`: of a checkpoint) or a packaged one; UserError that names the wrong key."""
     return config_from(parse(config_parser("train", ""), ["--config", str(path)], is_trained=is_trained))
 
 

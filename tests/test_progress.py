@@ -105,7 +105,8 @@ import logging, sys
 from pathlib import Path
 for name in ("torch", "transformers", "pandas", "megatron"):
     sys.modules[name] = None  # whoever imports it ends here
-from megadna.cli import main
+from megadna.cli import NEEDS, main
+NEEDS.clear()  # it would name pandas before anything else
 folder = sys.argv[1]
 verbs = {
     "embed": "--model {0} --input {0}/a.fa --output {0}/x.npy",
