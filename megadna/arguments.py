@@ -1,8 +1,7 @@
 """Dataclasses <-> command line and YAML (jsonargparse); every mistake is one UserError that names the key."""
 
-import difflib
 import re
-from argparse import SUPPRESS, ArgumentError
+from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields
@@ -19,6 +18,7 @@ from megadna.errors import UserError
 from megadna.log import get_logger
 from megadna.packaged import find_config
 from megadna.reading import read_text
+from megadna.wording import Help, explain
 
 log = get_logger(__name__)
 
@@ -62,7 +62,8 @@ REMOVED: dict[str, Any] = {
 
 def new_parser(command: str, description: str) -> ArgumentParser:
     """Parser of one verb; parse with `parse` below, never with its own parse_args."""
-    return ArgumentParser(prog=f"megadna {command}", description=description, exit_on_error=False, allow_abbrev=False)
+    settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "formatter_class": Help}
+    return ArgumentParser(prog=f"megadna {command}", description=description, **settings)
 
 
 def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = False) -> Namespace:
@@ -85,7 +86,7 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
         _drop_removed(namespace, where=_in_config(arguments), is_trained=is_trained)
         return parser.instantiate(namespace)
     except ArgumentError as error:
-        raise UserError(_explain(parser, str(error)) + _in_config(arguments)) from error
+        raise UserError(explain(parser, str(error)) + _in_config(arguments)) from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -94,20 +95,27 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
 
 
 def spelled(parser: ArgumentParser, arguments: list[str]) -> list[str]:
-    """The arguments with each option as the parser knows it (`--dry-run` is `--dry_run`), and with the path of each
-    packaged config in place of its name (`--config demo`)."""
-    known = {option for action in parser._actions for option in action.option_strings}
-    has_config = any(isinstance(action, ActionConfigFile) for action in parser._actions)
+    """The arguments with each option by its first name: `--dry-run` is `--dry_run`, an alias what it stands for, and
+    `--data PATH` the key data.path; packaged configs (`--config demo`) by their path."""
+    names = {option: _name(action) for action in parser._actions for option in action.option_strings}
+    is_file = any(isinstance(action, ActionConfigFile) for action in parser._actions)
     words: list[str] = []
-    for word in arguments:
-        if word.startswith("--"):
-            key, assigned, value = word.partition("=")
-            key = key if key in known else f"--{key[2:].replace('-', '_')}"
-            value = _config_named(value) if has_config and key == "--config" and assigned else value
-            words.append(f"{key}{assigned}{value}")
-        else:
-            words.append(_config_named(word) if has_config and words[-1:] == ["--config"] else word)
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        if not word.startswith("--"):
+            words.append(_config_named(word) if is_file and words[-1:] == ["--config"] else word)
+            continue
+        key, assigned, value = word.partition("=")
+        key = key if key in names else f"--{key[2:].replace('-', '_')}"
+        key = names.get(key, key)
+        if key == "--data" and "--data.path" in names and not (value or following).startswith("{"):
+            key = "--data.path"
+        value = _config_named(value) if is_file and key == "--config" and assigned else value
+        words.append(f"{key}{assigned}{value}")
     return words
+
+
+def _name(action: Action) -> str:
+    return next(option for option in action.option_strings if option.startswith("--"))
 
 
 def _config_named(text: str) -> str:
@@ -293,6 +301,9 @@ def config_parser(command: str, description: str) -> ArgumentParser:
     parser.usage = "%(prog)s --config YAML [--section.key value ...] [options]"  # all keys would take 110 lines
     parser.add_argument("--config", action="config", help="YAML file of one experiment; of several, the later win")
     parser.add_class_arguments(Config)
+    for action in parser._actions:
+        if action.dest in Config.__dataclass_fields__ and action.metavar == "CONFIG":
+            action.help = SUPPRESS  # a section as a file: `parse` refuses it
     for key, default in REMOVED.items():
         parser.add_argument(f"--{key}", type=object, default=default, help=SUPPRESS)
     return parser
@@ -321,20 +332,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _explain(parser: ArgumentParser, message: str) -> str:
-    """jsonargparse's message in one line; for an unknown key, the nearest known one."""
-    message = " ".join(message.split())
-    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.]+)", message) or re.search(
-        r"[Oo]ption '([\w.]+)'", message
-    )
-    if unknown is None:
-        return f"{parser.prog}: {message}"
-    group = re.search(r"Group '([\w.]+)'", message)
-    key = f"{group.group(1)}.{unknown.group(1)}" if group else unknown.group(1)
-    shown = (action for action in parser._actions if action.help is not SUPPRESS)
-    known = [option.lstrip("-") for action in shown for option in action.option_strings]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else f"; see {parser.prog} --help"
-    return f"{parser.prog}: unknown key {key}{hint}"

@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -232,7 +233,35 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"megadna {command}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"megadna {command}" in text
+    assert not re.search(r"<class|Literal|Union|NoneType|type:|default: (\)|\[\]|null|None|False)", text)
+
+
+IN_WORDS = [
+    ("embed --model x", "--input is missing; see megadna embed --help"),
+    ("inspect", "PATH is missing"),
+    ("embed --model x --input y --layers a", "--layers must be a whole number, got a"),
+    ("finetune --folds x", "--folds must be a whole number, got x"),
+    ("train --tokenizer.kind bpe", "tokenizer.kind must be one of nucleotide, kmer, sentencepiece, got bpe; did you "
+     "mean sentencepiece?"),
+    ("train --data.sequence_length foo", "data.sequence_length must be a whole number or auto, got foo"),
+    ("train --train.betas 3", "train.betas must be a list of 2 values, as [..., ...], got 3"),
+    ("train --data.packing maybe", "data.packing must be true or false, got maybe"),
+    ("train --parallel.pipeline_layers a", "parallel.pipeline_layers must be a list [whole number, ...], got a"),
+    ("train --data.blend.weights 3", "data.blend.weights must be a section {name: a number}, got 3"),
+    ("evaluate --model x --protocol baes", "one of as_trained, base, block6, got baes; did you mean base?"),
+    ("export --checkpoint x --output y --dtype fp8", "--dtype must be one of fp32, bf16, got fp8"),
+    ("export --checkpoint x --model y --output z", "--model is given twice (x, then y)"),
+    ("train --data x --data.path y", "--data.path is given twice (x, then y)"),
+    ("train-tokenizer --data x --output y", "x: no such dataset folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "said"), IN_WORDS)
+def test_mistakes_are_said_in_words(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = mistake(capsys, *arguments.split())
+    assert said in line and "typing" not in line and "<class" not in line
 
 
 SLOW_TO_IMPORT = """

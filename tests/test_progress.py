@@ -88,7 +88,8 @@ def test_work_that_logs_itself_and_other_ranks_add_no_line(at_once, monkeypatch)
 
 def test_a_terminal_gets_a_bar(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(module, "console", Console(file=screen, force_terminal=True, width=120))
+    screen.isatty = lambda: True
+    monkeypatch.setattr(module, "console", Console(file=screen, width=120))
     with Progress("embedding", 4, "bases") as work:
         work.advance(2)
         waiting = threading.Event()
@@ -98,6 +99,17 @@ def test_a_terminal_gets_a_bar(monkeypatch):
             waiting.wait(0.1)
     assert "embedding" in screen.getvalue() and "50 %, 2 of 4 bases" in screen.getvalue()
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def test_a_notebook_gets_one_line_that_changes(monkeypatch, capsys):
+    monkeypatch.setattr(module, "console", Console(file=io.StringIO(), force_jupyter=True))
+    with Progress("embedding", 4, "bases") as work:
+        work.advance(2)
+        threading.Event().wait(1.2)
+    lines = capsys.readouterr().err.split("\r")
+    assert lines[0] == lines[-1] == "" and not lines[-2].strip()  # the line is gone at the end
+    assert lines[-3].startswith("embedding: 50 %, 2 of 4 bases, ") and "left" in lines[-3]
+    assert {len(line) for line in lines[1:-1]} == {module.CELL_WIDTH}
 
 
 FIRST_LINES = """

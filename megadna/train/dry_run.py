@@ -42,8 +42,8 @@ def describe_job(config: Config, num_ranks: int) -> str:
     ]
     lines += [
         f"model: {num_parameters(config.model, rows):,} parameters, rows of {length:,} tokens",
-        f"layout: {num_ranks} ranks: tensor {parallel.tensor}, pipeline {parallel.pipeline}, context {parallel.context}, "
-        f"data {size}",
+        f"layout: {num_ranks} ranks: tensor {parallel.tensor}, pipeline {parallel.pipeline}, context "
+        f"{parallel.context}, data {size}",
         f"run: {train.steps:,} steps of {train.global_batch_size * length:,} tokens; of each, a replica reads "
         f"{micro_batches:,} times {train.micro_batch_size} samples",
         "nothing was written; memory and time: megadna plan",
