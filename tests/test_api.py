@@ -76,7 +76,7 @@ def test_from_genome_to_model(toy_dataset: Path, tmp_path: Path) -> None:
     assert table.bits_per_base[str(run)] == found["model"]["bits_per_base"] and table.kind["markov"] == "baseline"
     assert table.accuracy["uniform"] == found["baselines"]["uniform"]["accuracy"]
     assert json.loads((export(run, tmp_path / "model") / "config.json").read_text())["num_hidden_layers"] == 1
-    assert report([run, again], tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert report([run, again], tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.slow

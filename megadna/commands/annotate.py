@@ -4,6 +4,7 @@ import sys
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.annotate_options import AnnotateOptions
+from megadna.downstream.options import wrote
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -30,4 +31,4 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.annotate import Annotator
 
     for path in Annotator(options, features).write(found.bases):
-        sys.stdout.write(f"wrote {path}\n")
+        sys.stdout.write(wrote(path))

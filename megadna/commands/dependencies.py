@@ -4,6 +4,7 @@ import sys
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.mutagenesis_options import DependencyOptions
+from megadna.downstream.options import wrote
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -29,4 +30,4 @@ def main(arguments: list[str]) -> None:
         text = work.found.to_string(index=False, float_format="%.3g") if len(work.found) else "no stem or repeat found"
         sys.stdout.write(text + "\n")
     for file in files:
-        sys.stdout.write(f"wrote {file}\n")
+        sys.stdout.write(wrote(file))

@@ -3,7 +3,7 @@
 import sys
 
 from megadna.arguments import add_options, new_parser, options_from, parse
-from megadna.downstream.options import EmbedOptions
+from megadna.downstream.options import EmbedOptions, wrote
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -24,4 +24,4 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.embed import Embedder
 
     Embedder(options).write(bases)
-    sys.stdout.write(f"wrote {options.output}\n")
+    sys.stdout.write(wrote(options.output))

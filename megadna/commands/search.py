@@ -4,6 +4,7 @@ import sys
 
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.downstream.annotate_options import SearchOptions
+from megadna.downstream.options import wrote
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -26,4 +27,4 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.search import Searcher
 
     for path in Searcher(options, queries, window, step).write(found.bases):
-        sys.stdout.write(f"wrote {path}\n")
+        sys.stdout.write(wrote(path))

@@ -3,6 +3,7 @@
 import sys
 
 from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.downstream.options import wrote
 from megadna.downstream.variant_options import VariantOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
@@ -26,4 +27,4 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.variants import Variants
 
     Variants(options, genome, found).write()
-    sys.stdout.write(f"wrote {options.output}\n")
+    sys.stdout.write(wrote(options.output, "pos from 1, as in the VCF"))
