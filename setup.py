@@ -55,6 +55,13 @@ setup(
         "sentencepiece",
         "matplotlib",
     ],
-    extras_require={"gpu": GPU, "wandb": WANDB, "workflow": WORKFLOW, "downstream": DOWNSTREAM, "test": TEST, "dev": DEV + TEST},
+    extras_require={
+        "gpu": GPU,
+        "wandb": WANDB,
+        "workflow": WORKFLOW,
+        "downstream": DOWNSTREAM,
+        "test": TEST,
+        "dev": DEV + TEST,
+    },
     entry_points={"console_scripts": ["megadna = megadna.cli:main"]},
 )

@@ -82,7 +82,8 @@ def test_train_refuses_before_anything_starts(
     assert "2 ranks" in mistake(capsys, *base, "--parallel.tensor", "2", "--engine.num_processes", "3").replace(
         "3", "2"
     )
-    assert "global_batch_size (30)" in mistake(capsys, *base, "--train.global_batch_size", "30")
+    line = mistake(capsys, *base, "--train.global_batch_size", "30")
+    assert "global_batch_size (30)" in line and line.endswith("or --train.global_batch_size 48")
     assert "sees no GPU" in mistake(capsys, *base, "--engine.device", "cuda")
     assert "no such run" in mistake(capsys, *base, "--resume")
     assert not run.exists()

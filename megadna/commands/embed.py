@@ -24,4 +24,5 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.embed import Embedder
 
     Embedder(options).write(bases)
+    assert options.output is not None  # check_files has asked for it
     sys.stdout.write(wrote(options.output))

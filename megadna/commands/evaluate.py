@@ -54,7 +54,7 @@ def evaluation(options: Namespace) -> tuple[dict[str, Any], Path]:
     measure, tokenizer, length, config, facts = (_hugging_face if is_export else _checkpoint)(options)
     path = options["data.path"] or config.data.path
     is_here = bool(path) and all(Path(one).exists() for one in ([path] if isinstance(path, str) else path))
-    gone = f"{options.model}: the dataset it was trained on ({path}) is not here; name one with --data"
+    gone = f"{options.model}: the dataset it was trained on ({path}) is not here; name one with --data.path"
     require(is_here or bool(options["data.path"]), gone)
     samples = EvaluationSamples(
         open_chunks(path, options.split),

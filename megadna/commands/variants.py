@@ -27,4 +27,5 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.variants import Variants
 
     Variants(options, genome, found).write()
+    assert options.output is not None  # check_files has asked for it
     sys.stdout.write(wrote(options.output, "pos from 1, as in the VCF"))
