@@ -85,8 +85,9 @@ def evaluate(model: PathLike, *, data: PathLike | Sequence[PathLike] = "", **opt
 
     from megadna.commands import evaluate as verb
 
+    flag = ["--trust_remote_code"] * bool(options.pop("trust_remote_code", False))
     given = {"model": model, **({"data": data} if data else {}), **options}
-    found, _ = verb.evaluation(verb.parsed(_words(given)))
+    found, _ = verb.evaluation(verb.parsed([*_words(given), *flag]))
     scores = {"model": {str(model): found["model"]}, "group": found["groups"], "baseline": found["baselines"]}
     columns = ["bits_per_base", "standard_error", "perplexity", "accuracy"]
     rows = [(kind, name, *map(score.get, columns)) for kind, found in scores.items() for name, score in found.items()]
@@ -127,14 +128,11 @@ def report(runs: PathLike | Sequence[PathLike], output: PathLike) -> Path:
 
 
 def _words(options: Mapping[str, Any]) -> list[str]:
-    """The options as words of a command line."""
+    """The options as words of a command line, each value as YAML would have it."""
     words = []
     for key, value in options.items():
         if not isinstance(key, str) or not key.replace("_", "").replace(".", "").isalnum():
             raise UserError(f"{key!r} is no key of a config; write it as train.steps")
-        if value is True or value is False:
-            words += [f"--{key}={json.dumps(value)}"]
-        elif value is not None:
-            text = value if isinstance(value, (str, Path)) else json.dumps(value, default=str)
-            words.append(f"--{key}={text}")
+        text = value if isinstance(value, (str, Path)) else json.dumps(value, default=str)
+        words.append(f"--{key}={text}")
     return words

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 GENOME = ROOT / "tests" / "data" / "mgenitalium_G37.fa.gz"
 SMALL = {"train.steps": 2, "train.warmup_steps": 1, "engine.num_processes": 1, "data.num_workers": 0}
 SMALL |= {"model.num_layers": 1, "model.local_context": "none", "data.sequence_length": 128, "validation.samples": 8}
+SMALL |= {"train.decay_steps": None, "log.tensorboard": False, "train.betas": (0.9, 0.95)}
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -75,7 +76,10 @@ def test_from_genome_to_model(toy_dataset: Path, tmp_path: Path) -> None:
     found = json.loads((run / "evaluation-test.json").read_text())
     assert table.bits_per_base[str(run)] == found["model"]["bits_per_base"] and table.kind["markov"] == "baseline"
     assert table.accuracy["uniform"] == found["baselines"]["uniform"]["accuracy"]
-    assert json.loads((export(run, tmp_path / "model") / "config.json").read_text())["num_hidden_layers"] == 1
+    model = export(run, tmp_path / "model")
+    assert json.loads((model / "config.json").read_text())["num_hidden_layers"] == 1
+    exported = evaluate(model, data=toy_dataset, samples=16, trust_remote_code=True, seed=None).bits_per_base
+    assert exported[0] == pytest.approx(table.bits_per_base[str(run)], abs=2e-3)
     assert report([run, again], tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
 
 
