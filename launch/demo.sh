@@ -23,7 +23,7 @@ megadna evaluate --model "$OUT/run" --split valid --samples 512
 megadna evaluate --model "$OUT/run" --split test
 
 # 4. Checkpoint -> Hugging Face folder. The export compares its logits with the training model's and refuses to differ.
-megadna export --checkpoint "$OUT/run" --output "$OUT/model" --overwrite
+megadna export --model "$OUT/run" --output "$OUT/model" --overwrite
 
 # 5. Fill the masked bases of a real sequence, with transformers alone; then the curves and the report.
 python tools/fill_mask.py "$OUT/model" --input tests/data/ecoli_K12_MG1655.fna.gz --length 240

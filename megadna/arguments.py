@@ -1,8 +1,7 @@
 """Dataclasses <-> command line and YAML (jsonargparse); every mistake is one UserError that names the key."""
 
-import difflib
 import re
-from argparse import SUPPRESS, ArgumentError
+from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields
@@ -17,7 +16,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsin
 from megadna.config import Config, RateChange
 from megadna.errors import UserError
 from megadna.log import get_logger
+from megadna.packaged import find_config
 from megadna.reading import read_text
+from megadna.wording import Help, explain
 
 log = get_logger(__name__)
 
@@ -61,7 +62,8 @@ REMOVED: dict[str, Any] = {
 
 def new_parser(command: str, description: str) -> ArgumentParser:
     """Parser of one verb; parse with `parse` below, never with its own parse_args."""
-    return ArgumentParser(prog=f"megadna {command}", description=description, exit_on_error=False, allow_abbrev=False)
+    settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "formatter_class": Help}
+    return ArgumentParser(prog=f"megadna {command}", description=description, **settings)
 
 
 def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = False) -> Namespace:
@@ -69,6 +71,7 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
 
     is_trained: the config is that of a checkpoint; an option it was trained with and that is gone is only a warning.
     """
+    arguments = spelled(parser, arguments)
     sections = _sections(parser)
     for key, value in _options(arguments):
         if key.removeprefix("--") in sections and not value.startswith("{"):
@@ -83,12 +86,44 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
         _drop_removed(namespace, where=_in_config(arguments), is_trained=is_trained)
         return parser.instantiate(namespace)
     except ArgumentError as error:
-        raise UserError(_explain(parser, str(error)) + _in_config(arguments)) from error
+        raise UserError(explain(parser, str(error)) + _in_config(arguments)) from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         message = "a section has a list or a value where keys belong" if "mapping" in str(error) else str(error)
         raise UserError(f"{parser.prog}: {message}{_in_config(arguments)}") from error
+
+
+def spelled(parser: ArgumentParser, arguments: list[str]) -> list[str]:
+    """The arguments with each option by its first name: `--dry-run` is `--dry_run`, an alias what it stands for, and
+    `--data PATH` the key data.path; packaged configs (`--config demo`) by their path."""
+    names = {option: _name(action) for action in parser._actions for option in action.option_strings}
+    is_file = any(isinstance(action, ActionConfigFile) for action in parser._actions)
+    words: list[str] = []
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        if not word.startswith("--"):
+            words.append(_config_named(word) if is_file and words[-1:] == ["--config"] else word)
+            continue
+        key, assigned, value = word.partition("=")
+        key = key if key in names else f"--{key[2:].replace('-', '_')}"
+        key = names.get(key, key)
+        if key == "--data" and "--data.path" in names and not (value or following).startswith("{"):
+            key = "--data.path"
+        value = _config_named(value) if is_file and key == "--config" and assigned else value
+        words.append(f"{key}{assigned}{value}")
+    return words
+
+
+def _name(action: Action) -> str:
+    return next(option for option in action.option_strings if option.startswith("--"))
+
+
+def _config_named(text: str) -> str:
+    path = find_config(Path(text))
+    if path == Path(text):
+        return text
+    log.info("%s is no file here: taking %s", text, path)
+    return str(path)
 
 
 def _drop_removed(namespace: Namespace, *, where: str, is_trained: bool) -> None:
@@ -275,6 +310,9 @@ def config_parser(command: str, description: str) -> ArgumentParser:
     parser.usage = "%(prog)s --config YAML [--section.key value ...] [options]"  # all keys would take 110 lines
     parser.add_argument("--config", action="config", help="YAML file of one experiment; of several, the later win")
     parser.add_class_arguments(Config)
+    for action in parser._actions:
+        if action.dest in Config.__dataclass_fields__ and action.metavar == "CONFIG":
+            action.help = SUPPRESS  # a section as a file: `parse` refuses it
     for key, default in REMOVED.items():
         parser.add_argument(f"--{key}", type=object, default=default, help=SUPPRESS)
     return parser
@@ -286,9 +324,7 @@ def config_from(namespace: Namespace) -> Config:
 
 
 def load_config(path: Path, *, is_trained: bool = False) -> Config:
-    """Config of a YAML file (`is_trained`: of a checkpoint); UserError that names the wrong key."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file")
+    """Config of a YAML file (`is_trained`: of a checkpoint) or a packaged one; UserError that names the wrong key."""
     return config_from(parse(config_parser("train", ""), ["--config", str(path)], is_trained=is_trained))
 
 
@@ -305,20 +341,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _explain(parser: ArgumentParser, message: str) -> str:
-    """jsonargparse's message in one line; for an unknown key, the nearest known one."""
-    message = " ".join(message.split())
-    unknown = re.search(r"unrecognized arguments: (?:--)?([\w.]+)", message) or re.search(
-        r"[Oo]ption '([\w.]+)'", message
-    )
-    if unknown is None:
-        return f"{parser.prog}: {message}"
-    group = re.search(r"Group '([\w.]+)'", message)
-    key = f"{group.group(1)}.{unknown.group(1)}" if group else unknown.group(1)
-    shown = (action for action in parser._actions if action.help is not SUPPRESS)
-    known = [option.lstrip("-") for action in shown for option in action.option_strings]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else f"; see {parser.prog} --help"
-    return f"{parser.prog}: unknown key {key}{hint}"

@@ -3,9 +3,11 @@
 Each verb is a module of commands/ with `main(arguments)`; only the requested one is imported, so `--help` is quick.
 """
 
+import difflib
 import importlib
 import os
 import sys
+from importlib.util import find_spec
 
 from megadna import __version__
 from megadna.errors import RunEnded, UserError
@@ -37,10 +39,30 @@ COMMANDS = {
     "splice-sites": "genome and annotation -> splice sites and negatives as labelled windows",
     "windows": "peaks, start sites or bigWig values -> labelled windows and matched negatives",
     "doctor": "is this machine ready to train",
+    "configs": "the experiments and launch scripts that come with megadna",
     "launch": "submit a training run to Slurm, or print its script",
     "plan": "does a job fit, how long does it take, which layout is best",
     "report": "plots and one HTML page of runs",
 }
+
+NEEDS = {
+    "annotate": ("pandas", "scipy", "sklearn"),
+    "attribute": ("pandas",),
+    "benchmark": ("accelerate", "pandas", "peft", "scipy", "sklearn"),
+    "dependencies": ("pandas",),
+    "embed": ("pandas",),
+    "finetune": ("accelerate", "pandas", "peft", "scipy", "sklearn"),
+    "generate": ("pandas",),
+    "motifs": ("pandas",),
+    "mutate": ("pandas", "pyBigWig"),
+    "predict": ("pandas",),
+    "search": ("pandas",),
+    "splice-sites": ("pandas", "scipy"),
+    "variants": ("pandas",),
+    "windows": ("pandas", "pyBigWig", "scipy"),
+}
+"""Libraries of the extra `downstream` that a verb always needs; those that an option needs are checked with it."""
+REMEDY = "pip install 'megadna[downstream]' (in a clone: pip install -c constraints.txt -e '.[downstream]')"
 
 
 def _usage() -> str:
@@ -61,11 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
     end_with_launcher()
     setup_logging()
     try:
-        if arguments[0] not in COMMANDS:
-            raise UserError(f"unknown command {arguments[0]!r}; one of: {', '.join(COMMANDS)}")
-        module = "import_" if arguments[0] == "import" else arguments[0].replace("-", "_")  # a keyword of Python
-        command = importlib.import_module(f"megadna.commands.{module}")
-        command.main(arguments[1:])
+        verb = _verb(arguments[0])
+        if not {"-h", "--help"} & set(arguments):
+            _require_libraries(verb)
+        module = "import_" if verb == "import" else verb.replace("-", "_")  # a keyword of Python
+        importlib.import_module(f"megadna.commands.{module}").main(arguments[1:])
     except UserError as error:
         _fail(str(error), 2)
     except RunEnded as error:
@@ -75,12 +97,28 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "megadna").startswith("megadna"):
             raise
-        remedy = "in a clone of megadna: pip install -c constraints.txt -e '.[downstream]'"
-        _fail(f"{error.name} is not installed; get it {remedy}", 2)
+        _fail(f"{error.name} is not installed; {REMEDY}", 2)
     except BrokenPipeError:  # `megadna inspect ... | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _verb(word: str) -> str:
+    """The verb, with `_` or `-`; UserError with the nearest one where there is none."""
+    verb = word.replace("_", "-")
+    if verb not in COMMANDS:
+        near = difflib.get_close_matches(verb, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {word!r}; {hint}")
+    return verb
+
+
+def _require_libraries(verb: str) -> None:
+    """UserError that names the libraries of the verb that are not installed, before any work."""
+    absent = [name for name in NEEDS.get(verb, ()) if find_spec(name) is None]
+    if absent:
+        raise UserError(f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed; {REMEDY}")
 
 
 def _fail(message: str, status: int) -> None:

@@ -130,7 +130,8 @@ class ParallelConfig:
         require(
             not rest,
             f"train.global_batch_size ({global_batch}) must be divisible by train.micro_batch_size ({micro_batch}) x "
-            f"{size} data-parallel ranks",
+            f"{size} data-parallel ranks: take fewer ranks, or --train.global_batch_size "
+            f"{(micro_batches + 1) * size * micro_batch}",
         )
         require(
             self.virtual_pipeline == 1 or micro_batches % self.pipeline == 0,

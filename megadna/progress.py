@@ -1,9 +1,11 @@
-"""Progress of long work: share done, rate and time left, as a bar on a terminal or a log line every 30 s elsewhere.
+"""Progress of long work: share done, rate and time left: a bar on a terminal, a line that changes under the cell of a
+notebook, a log line every 30 s elsewhere.
 
 Nested work (an evaluation within a fine-tuning run) is a second bar of the same display, or a second clause of the
 line. Ranks above 0 show nothing.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,8 @@ log = get_logger(__name__)
 
 EVERY_SECONDS = 30.0
 """Between two lines where standard error is no terminal."""
+CELL_WIDTH = 100
+"""Characters of the line in a notebook."""
 
 Item = TypeVar("Item")
 
@@ -113,7 +117,8 @@ class _Display:
             self._active.append(progress)
             if len(self._active) == 1:
                 self._stop = threading.Event()
-                run = self._bars if console.is_terminal else self._lines
+                is_terminal = console.file.isatty()  # rich's own answer is yes wherever FORCE_COLOR is set
+                run = self._bars if is_terminal else self._cell if console.is_jupyter else self._lines
                 self._thread = threading.Thread(target=run, args=(self._stop,), daemon=True, name="progress")
                 self._thread.start()
 
@@ -136,6 +141,16 @@ class _Display:
         while not stop.wait(EVERY_SECONDS):
             if texts := [f"{each.what}: {each.numbers()}" for each in self._now() if not each.own_lines]:
                 log.info("%s", "; ".join(texts))
+
+    def _cell(self, stop: threading.Event) -> None:
+        """A notebook shows what follows a carriage return in place of the line before it."""
+        while True:
+            texts = [f"{each.what}: {each.numbers()}" for each in self._now()]
+            sys.stderr.write("\r" + "; ".join(texts)[:CELL_WIDTH].ljust(CELL_WIDTH))
+            sys.stderr.flush()
+            if stop.wait(1.0):
+                sys.stderr.write("\r" + " " * CELL_WIDTH + "\r")
+                return
 
     def _bars(self, stop: threading.Event) -> None:
         columns = (

@@ -1,17 +1,21 @@
 """A user's mistake: one line on standard error that names it and the remedy, exit status 2, nothing left behind."""
 
+import ast
 import gzip
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from megadna.cli import COMMANDS, main
+from megadna.cli import COMMANDS, NEEDS, main
+from megadna.data.manifest import load_manifest
 
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests" / "data"
 GENOME = DATA / "lambda.fa.gz"
-CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+CONFIG = ROOT / "configs" / "demo.yaml"
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -78,10 +82,94 @@ def test_train_refuses_before_anything_starts(
     assert "2 ranks" in mistake(capsys, *base, "--parallel.tensor", "2", "--engine.num_processes", "3").replace(
         "3", "2"
     )
-    assert "global_batch_size (30)" in mistake(capsys, *base, "--train.global_batch_size", "30")
+    line = mistake(capsys, *base, "--train.global_batch_size", "30")
+    assert "global_batch_size (30)" in line and line.endswith("or --train.global_batch_size 48")
     assert "sees no GPU" in mistake(capsys, *base, "--engine.device", "cuda")
     assert "no such run" in mistake(capsys, *base, "--resume")
     assert not run.exists()
+
+
+def test_a_packaged_config_is_found_by_name(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where no file has that path; a folder is no file."""
+    monkeypatch.chdir(tmp_path)
+    base = ["--data.path", str(toy_dataset), "--data.sequence_length", "128", "--dry_run"]
+    (tmp_path / "demo").mkdir()
+    for name in ("demo", "demo.yaml", "configs/demo.yaml"):
+        main(["train", f"--config={name}", *base])
+        found = capsys.readouterr()
+        assert "3,823,248 parameters" in found.out and f"{name} is no file here: taking" in found.err
+    (tmp_path / "configs").mkdir()
+    write(tmp_path / "configs" / "demo.yaml", b"model: {num_layer: 1}\n")
+    assert "model.num_layer" in mistake(capsys, "train", "--config", "configs/demo.yaml", *base)
+    assert "did you mean demo?" in mistake(capsys, "train", "--config", "dmo", *base)
+    assert "no such config file" in mistake(capsys, "train", "--config", tmp_path / "demo.yaml", *base)
+    assert "no such config or script" in mistake(capsys, "configs", "quux")
+    assert "did you mean finetune/gue?" in mistake(capsys, "finetune", "--config", "finetune/gua")
+
+
+def test_dry_run_finds_mistakes_and_writes_nothing(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers of the run as the builder and the config state them."""
+    base = ["train", "--config", str(CONFIG), "--data.path", str(toy_dataset), "--dry_run"]
+    main([*base, "--output", str(tmp_path / "run"), "--train.steps", "50", "--train.warmup_steps", "5"])
+    text = capsys.readouterr().out
+    manifest = load_manifest(toy_dataset)
+    assert f"train: {manifest.chunks['train']:,} chunks of up to 512 bases" in text
+    assert f"valid: {manifest.chunks['valid']:,} chunks" in text and f"{manifest.bases['train']:,} bases" in text
+    assert "layout: 2 ranks: tensor 1, pipeline 1, context 1, data 2" in text and "run: 50 steps of 6,048" in text
+    assert "global_batch_size (30)" in mistake(capsys, *base, "--train.global_batch_size", "30")
+    assert "no such run folder" in mistake(capsys, *base, "--output", tmp_path / "run", "--resume")
+    assert "not empty" in mistake(capsys, *base, "--output", DATA)
+    assert "no run that megadna wrote" in mistake(capsys, *base, "--output", DATA, "--overwrite")
+    blend = ["--data.blend.by", "source", "--data.blend.weights", "{nobody: 1.0}"]
+    assert "nobody" in mistake(capsys, *base, *blend)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_libraries_are_named_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megadna.cli.find_spec", lambda name: None)
+    line = mistake(capsys, "finetune", "--model", tmp_path)
+    assert "accelerate, pandas, peft, scipy, sklearn are not installed; pip install 'megadna[downstream]'" in line
+
+
+def test_every_library_that_a_verb_imports_at_once_is_stated() -> None:
+    """What the modules of a verb import when they are imported, beyond what megadna always needs."""
+    downstream = {"pandas", "sklearn", "scipy", "pyBigWig", "peft", "anndata", "h5py", "pysam", "umap", "captum"}
+    for verb in COMMANDS:
+        todo, seen = [ROOT / "megadna" / "commands" / f"{verb.replace('-', '_')}.py"], set()
+        if verb == "import":
+            todo = [ROOT / "megadna" / "commands" / "import_.py"]
+        found: set[str] = set()
+        while todo:
+            path = todo.pop()
+            seen.add(path)
+            is_verb = path.parent.name == "commands"  # which imports within functions what every call needs
+            for name in imports(path, everywhere=is_verb):
+                found |= {name.partition(".")[0]} & downstream
+                inner = ROOT / (name.replace(".", "/") + ".py")
+                todo += [inner] if name.startswith("megadna.") and inner.is_file() and inner not in seen else []
+        assert found <= set(NEEDS.get(verb, ())), verb
+
+
+def imports(path: Path, *, everywhere: bool) -> set[str]:
+    """Modules that a file imports, within functions too if `everywhere`, but not for type checkers alone."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        nodes += [] if isinstance(node, ast.FunctionDef) and not everywhere else list(ast.iter_child_nodes(node))
+    return found
 
 
 def test_train_never_writes_over_what_is_there(
@@ -135,7 +223,8 @@ def test_export_and_evaluate_name_what_is_no_checkpoint(tmp_path: Path, capsys: 
 
 
 def test_unknown_command_and_key_suggest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "train" in mistake(capsys, "trian")
+    assert mistake(capsys, "trian").endswith("did you mean train?")
+    assert "one of: start" in mistake(capsys, "quux")
     write(tmp_path / "a.yaml", b"train: {step: 5}\n")
     assert "train.steps" in mistake(capsys, "train", "--config", tmp_path / "a.yaml", "--output", tmp_path / "r")
 
@@ -145,7 +234,35 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"megadna {command}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"megadna {command}" in text
+    assert not re.search(r"<class|Literal|Union|NoneType|type:|default: (\)|\[\]|null|None|False)", text)
+
+
+IN_WORDS = [
+    ("embed --model x", "--input is missing; see megadna embed --help"),
+    ("inspect", "PATH is missing"),
+    ("embed --model x --input y --layers a", "--layers must be a whole number, got a"),
+    ("finetune --folds x", "--folds must be a whole number, got x"),
+    ("train --tokenizer.kind bpe", "tokenizer.kind must be one of nucleotide, kmer, sentencepiece, got bpe; did you "
+     "mean sentencepiece?"),
+    ("train --data.sequence_length foo", "data.sequence_length must be a whole number or auto, got foo"),
+    ("train --train.betas 3", "train.betas must be a list of 2 values, as [..., ...], got 3"),
+    ("train --data.packing maybe", "data.packing must be true or false, got maybe"),
+    ("train --parallel.pipeline_layers a", "parallel.pipeline_layers must be a list [whole number, ...], got a"),
+    ("train --data.blend.weights 3", "data.blend.weights must be a section {name: a number}, got 3"),
+    ("evaluate --model x --protocol baes", "one of as_trained, base, block6, got baes; did you mean base?"),
+    ("export --checkpoint x --output y --dtype fp8", "--dtype must be one of fp32, bf16, got fp8"),
+    ("export --checkpoint x --model y --output z", "--model is given twice (x, then y)"),
+    ("train --data x --data.path y", "--data.path is given twice (x, then y)"),
+    ("train-tokenizer --data x --output y", "x: no such dataset folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "said"), IN_WORDS)
+def test_mistakes_are_said_in_words(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = mistake(capsys, *arguments.split())
+    assert said in line and "typing" not in line and "<class" not in line
 
 
 SLOW_TO_IMPORT = """
@@ -173,6 +290,16 @@ def test_module_and_command_are_the_same(tmp_path: Path) -> None:
     assert "bad.fa.gz" in result.stderr and "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])  # which needs no argument
+def test_words_with_hyphens_and_underscores_are_one(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Verbs and options alike; a value is left as it is."""
+    assert "data.path" in mistake(capsys, "train_tokenizer", "--output", tmp_path / "t")
+    base = ["train", "--config", CONFIG, "--data.path", toy_dataset, "--data.sequence-length", "128", "--dry-run"]
+    assert "global_batch_size (30)" in mistake(capsys, *base, "--train.global-batch-size=30")
+    assert "a-b: no such dataset" in mistake(capsys, *base[:3], "--data.path", "a-b", "--dry-run")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("configs", "doctor")])
 def test_a_command_alone_says_what_is_missing(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert mistake(capsys, command)

@@ -88,7 +88,8 @@ def test_work_that_logs_itself_and_other_ranks_add_no_line(at_once, monkeypatch)
 
 def test_a_terminal_gets_a_bar(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(module, "console", Console(file=screen, force_terminal=True, width=120))
+    screen.isatty = lambda: True
+    monkeypatch.setattr(module, "console", Console(file=screen, width=120))
     with Progress("embedding", 4, "bases") as work:
         work.advance(2)
         waiting = threading.Event()
@@ -100,12 +101,24 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 
+def test_a_notebook_gets_one_line_that_changes(monkeypatch, capsys):
+    monkeypatch.setattr(module, "console", Console(file=io.StringIO(), force_jupyter=True))
+    with Progress("embedding", 4, "bases") as work:
+        work.advance(2)
+        threading.Event().wait(1.2)
+    lines = capsys.readouterr().err.split("\r")
+    assert lines[0] == lines[-1] == "" and not lines[-2].strip()  # the line is gone at the end
+    assert lines[-3].startswith("embedding: 50 %, 2 of 4 bases, ") and "left" in lines[-3]
+    assert {len(line) for line in lines[1:-1]} == {module.CELL_WIDTH}
+
+
 FIRST_LINES = """
 import logging, sys
 from pathlib import Path
 for name in ("torch", "transformers", "pandas", "megatron"):
     sys.modules[name] = None  # whoever imports it ends here
-from megadna.cli import main
+from megadna.cli import NEEDS, main
+NEEDS.clear()  # it would name pandas before anything else
 folder = sys.argv[1]
 verbs = {
     "embed": "--model {0} --input {0}/a.fa --output {0}/x.npy",

@@ -61,7 +61,7 @@ if [ ! -d "$OUT/model" ]; then
     megadna train --config "$OUT/pretrain.yaml" --data.path "$OUT/dataset" --output "$OUT/run" --resume auto ||
         status=$?
     [ "$status" = 0 ] || [ "$status${PRETRAIN_MINUTES:+ in time}" = "75 in time" ] || exit "$status"
-    megadna export --checkpoint "$OUT/run" --output "$OUT/model"
+    megadna export --model "$OUT/run" --output "$OUT/model"
 fi
 
 # 4. Fine-tune over seeds, compared with random weights and baselines; the same settings for both.

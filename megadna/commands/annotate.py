@@ -4,6 +4,7 @@ import sys
 
 from megadna.arguments import checked_options
 from megadna.downstream.annotate_options import AnnotateOptions
+from megadna.downstream.options import wrote
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -28,4 +29,4 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.annotate import Annotator
 
     for path in Annotator(options, features).write(found.bases):
-        sys.stdout.write(f"wrote {path}\n")
+        sys.stdout.write(wrote(path))

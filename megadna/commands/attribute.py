@@ -4,6 +4,7 @@ import sys
 
 from megadna.arguments import checked_options
 from megadna.downstream.attribution_options import AttributeOptions
+from megadna.downstream.options import wrote
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -22,4 +23,4 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.attribute import Attributor
 
     for path in Attributor(options).write(bases):
-        sys.stdout.write(f"wrote {path}\n")
+        sys.stdout.write(wrote(path))

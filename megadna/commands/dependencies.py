@@ -4,6 +4,7 @@ import sys
 
 from megadna.arguments import checked_options
 from megadna.downstream.mutagenesis_options import DependencyOptions
+from megadna.downstream.options import wrote
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -24,4 +25,4 @@ def main(arguments: list[str]) -> None:
         text = work.found.to_string(index=False, float_format="%.3g") if len(work.found) else "no stem or repeat found"
         sys.stdout.write(text + "\n")
     for file in files:
-        sys.stdout.write(f"wrote {file}\n")
+        sys.stdout.write(wrote(file))

@@ -3,7 +3,7 @@
 import sys
 
 from megadna.arguments import checked_options
-from megadna.downstream.options import EmbedOptions
+from megadna.downstream.options import EmbedOptions, wrote
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -22,4 +22,5 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.embed import Embedder
 
     Embedder(options).write(bases)
-    sys.stdout.write(f"wrote {options.output}\n")
+    assert options.output is not None  # check_files has asked for it
+    sys.stdout.write(wrote(options.output))

@@ -32,7 +32,15 @@ MICRO_BATCH_SIZE = 8
 
 def main(arguments: list[str]) -> None:
     """Print a table and write evaluation-SPLIT.json into the model's folder (or --output)."""
-    options = _options(arguments)
+    result, output = evaluation(parsed(arguments))
+    _print(result)
+    if not result["baselines"]:
+        sys.stdout.write(f"no baselines: they score single bases, not protocol {result['protocol']}\n")
+    sys.stdout.write(f"written to {output}\n")
+
+
+def evaluation(options: Namespace) -> tuple[dict[str, Any], Path]:
+    """What `megadna evaluate` finds, and the JSON file that has it now."""
     protocol = "" if options.protocol == "as_trained" else options.protocol
     output = options.output or options.model / f"evaluation-{options.split}{protocol and f'-{protocol}'}.json"
     require(output.parent.is_dir(), f"{output.parent}: no such folder; --output names the JSON file to write")
@@ -76,19 +84,17 @@ def main(arguments: list[str]) -> None:
         "baselines": scores,
         "leakage": leakage,
     }
-    _print(result)
     write_json(output, result)
-    if not scores:
-        sys.stdout.write(f"no baselines: they score single bases, not protocol {score.protocol}\n")
-    sys.stdout.write(f"written to {output}\n")
+    return result, output
 
 
-def _options(arguments: list[str]) -> Namespace:
+def parsed(arguments: list[str]) -> Namespace:
     """The parsed options; UserError if the model is not there."""
     parser = new_parser("evaluate", "Masked bits per base (every chosen base hidden) next to baselines.")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="run, step folder, or Hugging Face folder")
-    add("--data.path", type=list[str] | str, default="", help="dataset; default: the one the run was trained on")
+    what = "dataset (or --data); default: the one the run was trained on"
+    add("--data.path", type=list[str] | str, default="", help=what)
     add("--split", type=str, default="test", help="train, valid or test")
     what = "what is hidden: as in the run's validation, or the same bases or blocks of six for every tokenizer"
     add("--protocol", type=Literal["as_trained", "base", "block6"], default="as_trained", help=what)

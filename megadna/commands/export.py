@@ -13,9 +13,8 @@ log = get_logger(__name__)
 def main(arguments: list[str]) -> None:
     """Write the folder, unless it does not compute the same as megatron's model; upload it where asked."""
     parser = new_parser("export", "Checkpoint -> Hugging Face folder that AutoModelForMaskedLM and AutoTokenizer load.")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="run folder (its newest checkpoint) or step folder"
-    )
+    what = "run folder (its newest checkpoint) or step folder"
+    parser.add_argument("--model", "--checkpoint", type=Path, required=True, help=what)
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face folder to write")
     parser.add_argument(
         "--format", type=str, default="auto", help="auto, aido, bert, multimolecule, megatron_bert or megadna"
@@ -27,8 +26,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--push_to_hub", type=str, default="", help="upload to this repository (OWNER/NAME)")
     parser.add_argument("--public", action="store_true", help="push_to_hub: visible to everybody; default: private")
     options = parse(parser, arguments)
-    require(options.checkpoint.is_dir(), f"{options.checkpoint}: no such run or checkpoint folder")
-    log.info("exporting %s", options.checkpoint)
+    require(options.model.is_dir(), f"{options.model}: no such run or checkpoint folder")
+    log.info("exporting %s", options.model)
     with Progress("loading the engine"):
         from megadna.hf.checkpoints import keep_freed_memory
         from megadna.hf.export import check_upload, export, upload
@@ -37,7 +36,7 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     check_upload(options.push_to_hub, options.license, public=options.public)
     found = export(
-        find_checkpoint(options.checkpoint),
+        find_checkpoint(options.model),
         options.output,
         wanted=options.format,
         dtype=options.dtype,

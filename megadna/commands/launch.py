@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megadna.arguments import config_from, config_parser, parse
+from megadna.arguments import config_from, config_parser, parse, spelled
 from megadna.errors import UserError, require
+from megadna.packaged import LAUNCH
 
-FOLDERS = (Path(__file__).parents[2] / "launch", Path(sys.prefix) / "share" / "megadna" / "launch")
-"""Folders of slurm.sbatch: that of the source tree, and that of an installed wheel."""
 OWN = ("config", "output", "sbatch", "nodes", "ranks_per_node", "dry_run")
 
 
@@ -26,6 +25,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the job")
     parser.add_argument("--ranks_per_node", type=int, default=8, help="GPUs of a node (engine.device cpu: ranks)")
     parser.add_argument("--dry_run", action="store_true", help="print the script, submit nothing")
+    arguments = spelled(parser, arguments)
     options = parse(parser, arguments)
     config, ranks = config_from(options), options.nodes * options.ranks_per_node
     require(bool(options.config and options.output), "give the YAML with --config and the run folder with --output")
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
 
 def fill(directives: dict[str, str], values: dict[str, str]) -> str:
     """launch/slurm.sbatch with these #SBATCH lines (an empty value drops the line) and these shell variables."""
-    script = next(path for folder in FOLDERS if (path := folder / "slurm.sbatch").is_file()).read_text(encoding="utf-8")
+    script = (LAUNCH / "slurm.sbatch").read_text(encoding="utf-8")
     for key, value in directives.items():
         line = f"#SBATCH --{key}={value}\n" if value else ""
         script, found = re.subn(rf"#SBATCH --{key}=.*\n", lambda _, line=line: line, script)  # type: ignore[misc]

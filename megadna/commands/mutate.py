@@ -4,6 +4,7 @@ import sys
 
 from megadna.arguments import checked_options
 from megadna.downstream.mutagenesis_options import MutateOptions
+from megadna.downstream.options import wrote
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -19,4 +20,4 @@ def main(arguments: list[str]) -> None:
 
     bases = check_input(options.as_input())
     for file in Mutagenesis(options).write(bases):
-        sys.stdout.write(f"wrote {file}\n")
+        sys.stdout.write(wrote(file))

@@ -13,7 +13,7 @@ from megadna.config import Config
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, write_json
 from megadna.ownership import refuse_foreign, refuse_occupied
-from megadna.planning.layouts import Layout, checkpoint_cost, evaluate_layout, rank_layouts, why_worse
+from megadna.planning.layouts import Layout, checkpoint_cost, digits, evaluate_layout, rank_layouts, why_worse
 from megadna.planning.step_time import GPUS, Gpu
 from megadna.progress import Progress
 
@@ -79,8 +79,8 @@ def _own_line(config: Config, rows: int, sequence_length: int, num_gpus: int, gp
         return f"as configured: impossible: {error}\n"
     fit = "fits" if own.fits else "does not fit"
     return (
-        f"as configured ({own.name}): {fit} with {own.memory.total / 1e9:.1f} of {gpu.memory_gb:.0f} GB, "
-        f"{own.time.seconds:.2f} s a step, MFU {own.mfu:.0%}\n"
+        f"as configured ({own.name}): {fit} with {digits(own.memory.total / 1e9, 1)} of {gpu.memory_gb:.0f} GB, "
+        f"{digits(own.time.seconds, 2)} s a step, MFU {digits(100 * own.mfu, 0)}%\n"
     )
 
 
@@ -90,11 +90,11 @@ def _print_table(layouts: list[Layout], gpu: Gpu, steps: int) -> None:
         table.add_column(heading, justify="left" if heading in ("layout", "compared with the first") else "right")
     for layout in layouts[:SHOWN]:
         numbers = (
-            f"{layout.memory.total / 1e9:.1f}",
-            f"{layout.time.seconds:.2f}",
+            digits(layout.memory.total / 1e9, 1),
+            digits(layout.time.seconds, 2),
             f"{layout.tokens_per_second:,.0f}",
-            f"{layout.mfu:.0%}",
-            f"{layout.time.seconds * steps / 86400:.1f}",
+            f"{digits(100 * layout.mfu, 0)}%",
+            digits(layout.time.seconds * steps / 86400, 1),
         )
         table.add_row(layout.name, *numbers, "" if layout is layouts[0] else why_worse(layout, layouts[0], gpu))
     Console(width=max(110, Console().width)).print(table)
@@ -102,14 +102,16 @@ def _print_table(layouts: list[Layout], gpu: Gpu, steps: int) -> None:
 
 def _best_lines(best: Layout, cost: dict[str, float], options: Any) -> list[str]:
     hours = best.time.seconds * best.config.train.steps / 3600 * options.gpus
-    parts = [f"{name} {value / 1e9:.1f}" for name, value in vars(best.memory).items() if value]
-    sent = [f"{name} {value / 1e9:.1f}" for name, value in best.time.traffic.items() if value]
+    parts = [f"{name} {digits(value / 1e9, 1)}" for name, value in vars(best.memory).items() if value]
+    sent = [f"{name} {digits(value / 1e9, 1)}" for name, value in best.time.traffic.items() if value]
     keys = " ".join(f"--{key} {str(value).lower()}" for key, value in best.keys.items())
     return [
         f"the first, memory in GB: {', '.join(parts)}",
         f"  sent by a rank a step, in GB: {', '.join(sent) or 'nothing'}",
-        f"  the run: {hours:,.0f} GPU-hours" + (f", costing {hours * options.price:,.0f}" if options.price else ""),
-        f"  a save: {cost['host_bytes'] / 1e9:.1f} GB of host memory, stall {cost['stall_seconds']:.1f} s",
+        f"  the run: {digits(hours, 0)} GPU-hours"
+        + (f", costing {digits(hours * options.price, 0)}" if options.price else ""),
+        f"  a save: {digits(cost['host_bytes'] / 1e9, 1)} GB of host memory, "
+        f"stall {digits(cost['stall_seconds'], 1)} s",
         f"  keys: {keys}",
     ]
 

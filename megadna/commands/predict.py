@@ -3,7 +3,7 @@
 import sys
 
 from megadna.arguments import checked_options
-from megadna.downstream.options import PredictOptions
+from megadna.downstream.options import PredictOptions, wrote
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -22,4 +22,4 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.predict import Predictor
 
     for path in Predictor(options).write(bases):
-        sys.stdout.write(f"wrote {path}\n")
+        sys.stdout.write(wrote(path))

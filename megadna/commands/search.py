@@ -4,6 +4,7 @@ import sys
 
 from megadna.arguments import checked_options
 from megadna.downstream.annotate_options import SearchOptions
+from megadna.downstream.options import wrote
 from megadna.log import counted, get_logger
 from megadna.progress import Progress
 
@@ -25,4 +26,4 @@ def main(arguments: list[str]) -> None:
         from megadna.downstream.search import Searcher
 
     for path in Searcher(options, queries, window, step).write(found.bases):
-        sys.stdout.write(f"wrote {path}\n")
+        sys.stdout.write(wrote(path))

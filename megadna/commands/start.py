@@ -117,7 +117,7 @@ def _commands(folder: str, genomes: Genomes, start: Start, gpus: int) -> list[st
         f"megadna inspect {folder}/dataset",
         f"megadna {train} --config {folder}/config.yaml --data.path {folder}/dataset --output {folder}/run",
         f"megadna evaluate --model {folder}/run --split test",
-        f"megadna export --checkpoint {folder}/run --output {folder}/model",
+        f"megadna export --model {folder}/run --output {folder}/model",
         f"megadna report {folder}/run",
     ]
 

@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> None:
         help="continue from the newest checkpoint of the run folder; `--resume auto`: start if there is none yet",
     )
     parser.add_argument("--overwrite", action="store_true", help="delete the run in the run folder first")
+    what = "check config, data, layout and run folder, say what would be trained, and write nothing"
+    parser.add_argument("--dry_run", action="store_true", help=what)
     options = parse(parser, arguments)
     config = config_from(options)
     if config.engine.dry_run:
@@ -38,7 +40,7 @@ def main(arguments: list[str]) -> None:
 
         sys.stdout.write(describe_rank(config))
         return
-    if not options.output:
+    if not options.output and not options.dry_run:
         raise UserError("--output is missing: name the run folder")
     run = Path(options.output)
     if not launched_here():
@@ -50,10 +52,17 @@ def main(arguments: list[str]) -> None:
     starts = not launched_outside() or (rank_from_environment() == 0 and not launched_here())
     if options.resume == "always" and not run.exists():
         raise UserError(f"{run}: no such run folder; leave out --resume to start there")
+    configs = [str(path) for path in options.config or []]
+    if options.dry_run:
+        if options.output:
+            _check_folder(run, config, resume=options.resume, overwrite=options.overwrite, configs=configs)
+        from megadna.train.dry_run import describe_job
+
+        sys.stdout.write(describe_job(config, num_ranks))
+        return
     holding: AbstractContextManager[list[int]] = running(run) if starts else nullcontext([])
     with holding as lock:
         if starts:
-            configs = [str(path) for path in options.config or []]
             _prepare(run, config, resume=options.resume, overwrite=options.overwrite, configs=configs)
         with log_file(run / "log.txt"):
             if not launched_outside() and num_ranks > 1:
@@ -105,6 +114,14 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool, configs
 
     configs: the YAML files of `config`, which every rank reads again.
     """
+    if _check_folder(run, config, resume=resume, overwrite=overwrite, configs=configs):
+        mark(run, "run")  # first: a half-deleted run is still a run
+        clear_folder(run, keep=[MARKER, NAME])
+    mark(run, "run")
+
+
+def _check_folder(run: Path, config: Config, *, resume: str, overwrite: bool, configs: Iterable[Path | str]) -> bool:
+    """Whether a run in the folder has to be deleted; UserError if it must not be, or cannot be continued."""
     from megadna.train.checkpoint import check_weights, find_checkpoint, has_checkpoints
     from megadna.train.run_folder import RUN, is_run
 
@@ -119,10 +136,10 @@ def _prepare(run: Path, config: Config, *, resume: str, overwrite: bool, configs
         find_checkpoint(run, warn=False)  # the run itself logs which one it takes, in log.txt too
     elif source is not None:
         check_weights(find_checkpoint(source, warn=False), config)
-    if overwrite and not is_unused(run, MARKER, NAME):
+    if is_unused(run, MARKER, NAME):
+        return False
+    if overwrite:
         check_replaceable(run, RUN)
-        mark(run, "run")  # first: a half-deleted run is still a run
-        clear_folder(run, keep=[MARKER, NAME])
-    elif not is_unused(run, MARKER, NAME) and (resume == "never" or (resume == "auto" and not is_run(run))):
+    elif resume == "never" or (resume == "auto" and not is_run(run)):
         refuse_occupied(run, ", or add --resume to continue the run in it, or --overwrite to delete it")
-    mark(run, "run")
+    return overwrite

@@ -17,7 +17,8 @@ log = get_logger(__name__)
 def main(arguments: list[str]) -> None:
     """Train on chunks spread evenly over the training split and print a summary."""
     parser = new_parser("train-tokenizer", "A sample of a dataset -> a sentencepiece (BPE) tokenizer folder.")
-    parser.add_argument("--data.path", type=list[str] | str, required=True, help="dataset folder, or a list of them")
+    what = "dataset folder (or --data), or a list of them"
+    parser.add_argument("--data.path", type=list[str] | str, required=True, help=what)
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must be empty or absent")
     parser.add_argument("--vocab_size", type=int, default=4096, help="tokens, 6 special ones included")
     parser.add_argument("--sample_bases", type=int, default=20_000_000, help="bases to train on, about")

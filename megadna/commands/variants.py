@@ -3,6 +3,7 @@
 import sys
 
 from megadna.arguments import checked_options
+from megadna.downstream.options import wrote
 from megadna.downstream.variant_options import VariantOptions
 from megadna.log import get_logger
 
@@ -21,4 +22,5 @@ def main(arguments: list[str]) -> None:
     genome = read_genome(options.genome)
     found = survey(options.vcf, genome)
     Variants(options, genome, found).write()
-    sys.stdout.write(f"wrote {options.output}\n")
+    assert options.output is not None  # check_files has asked for it
+    sys.stdout.write(wrote(options.output, "pos from 1, as in the VCF"))

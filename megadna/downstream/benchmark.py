@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import megadna
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.leakage import sequence_overlap
 from megadna.downstream.finetune import finetune_with, read_data
@@ -33,6 +32,7 @@ from megadna.errors import UserError, require
 from megadna.files import atomic_file, mark, write_text
 from megadna.log import get_logger
 from megadna.ownership import MARKER, is_unused, read_mark, refuse_occupied, resolved
+from megadna.packaged import CONFIGS
 from megadna.progress import Progress, tracked
 from megadna.reading import read_json
 
@@ -259,8 +259,7 @@ def _begin(options: BenchmarkOptions) -> None:
 
 
 def _recipe(options: BenchmarkOptions) -> FinetuneOptions:
-    path = options.recipe or Path(megadna.__file__).parents[1] / "configs" / "finetune" / RECIPES[options.suite]
-    require(path.is_file(), f"{path}: no such recipe; give one with --recipe")
+    path = options.recipe or CONFIGS / "finetune" / RECIPES[options.suite]
     parser = new_parser("finetune", "")
     parser.add_argument("--config", action="config")
     add_options(parser, FinetuneOptions)

@@ -33,6 +33,11 @@ def refuse_outputs(output: Path, files: list[Path]) -> None:
             refuse_occupied(file, " or remove it", is_file=True)
 
 
+def wrote(path: Path, counted: str = "positions from 0, end not included") -> str:
+    """The line that names a written file, and how the positions in a table count (those of BED and VCF are fixed)."""
+    return f"wrote {path}{f' ({counted})' * (path.suffix in ('.parquet', '.tsv', '.csv', '.h5ad'))}\n"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Callers from Python may give paths as text; a value that is not one of the choices is an error there too."""

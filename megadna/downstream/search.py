@@ -31,8 +31,8 @@ _MAX_WAITING = 1 << 20  # rows of parts before they are reduced to the best
 
 
 def search(model: Path | str, genome: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
-    """The nearest windows of `genome` to each sequence of `input`: the columns above. Keyword arguments are the fields
-    of SearchOptions."""
+    """The nearest windows of `genome` to each sequence of `input`: query, rank (from 1), contig, start, end, strand,
+    similarity. Keyword arguments are the fields of SearchOptions."""
     chosen = SearchOptions(model=str(model), genome=Path(genome), input=Path(input), **options)
     queries, window, step = queries_of(chosen)
     survey(chosen, window, step)

@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from megadna.downstream import modeling_dna_task
 from megadna.downstream.encoder import SequenceTokenizer, load_config, load_model, load_tokenizer
@@ -35,6 +43,7 @@ from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
 NO_LABEL = -100
+_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")  # among Trainer's metrics
 _IMPORT_HERE = "# A saved copy imports the encoder's class and configuration here.\n"
 _QUERY_VALUE = {"query", "value", "q_proj", "v_proj", "Wqkv", "query_key_value"}  # what LoRA adapts, as its paper does
 _PROBLEMS = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
@@ -67,7 +76,7 @@ def train_and_score(
         train_dataset=examples["train"],
         eval_dataset=examples["dev"],
         data_collator=Collator(tokenizer.pad_id, target),
-        compute_metrics=lambda found: _logged(found.label_ids, found.predictions, target),
+        compute_metrics=lambda found: scores(*_flat(*_rows(found.label_ids, found.predictions, target)), target),
         callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
     )
     trainer.remove_callback(PrinterCallback)
@@ -78,6 +87,7 @@ def train_and_score(
     for split in (name for name in tables if name != "train"):
         with reporter.during(f"predicting {split}", "batches"):
             predictions[split] = trainer.predict(examples[split])
+        _log_scores(split, trainer.state, predictions[split].metrics)
     if not trainer.is_world_process_zero():
         return
     shutil.rmtree(work / "trainer", ignore_errors=True)
@@ -127,10 +137,11 @@ def _without_nan(found: Any) -> Any:
     return None if isinstance(found, float) and math.isnan(found) else found
 
 
-def _logged(labels: np.ndarray, logits: np.ndarray, target: Target) -> dict[str, float]:
-    found = scores(*_flat(*_rows(labels, logits, target)), target)
-    log.info("%s", " | ".join(f"{name} {value:.4f}" for name, value in found.items()))
-    return found
+def _log_scores(split: str, state: TrainerState, metrics: dict[str, float]) -> None:
+    """One line: the split, where in the training, and the Trainer's metrics of the model less its timings."""
+    found = {name.partition("_")[2]: value for name, value in metrics.items() if name.startswith(("eval_", "test_"))}
+    shown = [f"{name} {value:.4f}" for name, value in found.items() if name not in _TIMINGS]
+    log.info("%s | epoch %.3g, step %d | %s", split, state.epoch or 0, state.global_step, " | ".join(shown))
 
 
 def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed: int, work: Path) -> Any:
@@ -380,6 +391,7 @@ class Reporter(TrainerCallback):
         else:
             self._progress.note = f"evaluating, batch {self._batches} of {total}"
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **unused: Any) -> None:
         """The end of an evaluation during training."""
         self._batches, self._progress.note = 0, ""
+        _log_scores("dev", state, metrics)

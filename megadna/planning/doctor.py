@@ -19,6 +19,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 import torch
+from packaging.requirements import Requirement
 
 from megadna.config import Config, DataConfig, EngineConfig, ModelConfig, ParallelConfig, TrainConfig
 from megadna.model.attention import choose_backend
@@ -138,6 +139,8 @@ def examine(folders: list[Path]) -> Iterator[Finding]:
     for name, module in (("transformer-engine", "transformer_engine"), ("flash-attn", "flash_attn")):
         yield _package(name, module, "not needed")
     yield _apex()
+    if _version("megadna") is not None:  # it is imported from a folder where pip has not installed it
+        yield _extra("downstream")
     yield from _choices()
     yield from _limits()
     for folder in folders:
@@ -161,6 +164,21 @@ def _package(name: str, module: str, absent: str) -> Finding:
         cause = str(error).partition("\n")[0]
         return Finding(name, f"{version} cannot be imported: {cause}", f"reinstall {name} for this torch, or remove it")
     return Finding(name, version)
+
+
+def _extra(name: str) -> Finding:
+    """Whether the libraries of an extra are installed; training needs none of them."""
+    stated = importlib.metadata.requires("megadna") or []
+    wanted = [
+        entry for text in stated if (entry := Requirement(text)).marker and entry.marker.evaluate({"extra": name})
+    ]
+    absent = [
+        entry.name
+        for entry in wanted
+        if (version := _version(entry.name)) is None or not entry.specifier.contains(version, prereleases=True)
+    ]
+    remedy = f"absent or too old: {', '.join(absent)}; pip install 'megadna[{name}]' before you use a finished model"
+    return Finding(f"extra {name}", remedy if absent else f"complete, {len(wanted)} libraries")
 
 
 def _gpus() -> Iterator[Finding]:

@@ -102,6 +102,11 @@ def rank_layouts(config: Config, vocab_rows: int, sequence_length: int, num_gpus
     return sorted(found.values(), key=_order)
 
 
+def digits(value: float, decimals: int) -> str:
+    """With so many decimals, or with two significant digits where these would show less."""
+    return f"{value:,.{decimals}f}" if not value or abs(value) >= 10**-decimals * 10 else f"{value:.2g}"
+
+
 def why_worse(layout: Layout, best: Layout, gpu: Gpu) -> str:
     """One phrase: why `layout` is slower than `best`."""
     if not layout.fits:
@@ -111,7 +116,7 @@ def why_worse(layout: Layout, best: Layout, gpu: Gpu) -> str:
     own, other = vars(layout.time), vars(best.time)
     more = {name: own[name] - other[name] for name in own if isinstance(own[name], float)}
     cause = max(more, key=lambda name: more[name])
-    return f"{layout.time.seconds / best.time.seconds - 1:+.0%}, most by {cause} ({more[cause]:+.2f} s)"
+    return f"{layout.time.seconds / best.time.seconds - 1:+.0%}, most by {cause} (+{digits(more[cause], 2)} s)"
 
 
 def checkpoint_cost(layout: Layout, vocab_rows: int, num_gpus: int, gpu: Gpu) -> dict[str, float]:
@@ -130,7 +135,7 @@ def checkpoint_cost(layout: Layout, vocab_rows: int, num_gpus: int, gpu: Gpu) ->
 def _candidates(config: Config, sequence_length: int) -> Iterator[Config]:
     sizes = (1, 2, 4, 8, 16)
     contexts = (1, 2, 4, 8) if sequence_length >= LONG_CONTEXT else (1,)
-    micro_batches = [2**power for power in range(8)]
+    micro_batches = sorted({*(2**power for power in range(8)), config.train.micro_batch_size})
     recomputes: tuple[Literal["none", "full"], ...] = ("none", "full")
     for tensor, pipeline, parts, context, micro, again in product(
         [size for size in sizes if size <= GPUS_PER_NODE], sizes, (1, 2, 4), contexts, micro_batches, recomputes

@@ -1,12 +1,18 @@
-"""One rank of a large job, built in one CPU process without allocating its weights.
+"""What would be trained, without training: a job from the outside, or one rank of a large one from the inside.
 
-In:  a config with engine.dry_run = RANK/RANKS.
-Out: text: position of that rank, its parameters, memory that does not depend on the batch, and every shard it holds.
-The model, megatron's gradient buffers, its distributed optimizer and its schedules are the real ones, on torch's `meta`
-device.
+`train --dry_run`: the whole job. Its data are opened and its first batch and validation samples are drawn.
+engine.dry_run = RANK/RANKS: position of that rank, its parameters, memory that does not depend on the batch, and every
+shard it holds, in one CPU process that allocates no weights. The model, megatron's gradient buffers, its distributed
+optimizer and its schedules are the real ones, on torch's `meta` device.
 """
 
+import numpy as np
+
 from megadna.config import Config
+from megadna.data.dataset import open_chunks
+from megadna.data.evaluation import EvaluationSamples
+from megadna.data.loader import resolve_sequence_length
+from megadna.data.samples import Samples, resolve_schedule
 from megadna.engine.distributed import World, imagined_world
 from megadna.errors import require
 from megadna.model.initial_weights import shards
@@ -15,6 +21,34 @@ from megadna.tokenizer.build import build_tokenizer
 from megadna.train.step import TrainState, build_state
 
 GB = 1e9
+
+
+def describe_job(config: Config, num_ranks: int) -> str:
+    """Data, model, layout and length of the run; UserError if its samples cannot be drawn."""
+    tokenizer, train = build_tokenizer(config.tokenizer), config.train
+    pools = {split: open_chunks(config.data.path, split) for split in ("train", "valid")}
+    length = resolve_sequence_length(config, pools["train"].chunk_length, tokenizer)
+    samples = Samples(resolve_schedule(config), tokenizer, pools["train"], sequence_length=length)
+    samples.rows(np.arange(train.micro_batch_size))
+    EvaluationSamples(pools["valid"], tokenizer, length, samples=1, seed=config.seed)[0]
+    rows, size = padded_vocab_size(config.tokenizer, tokenizer.vocab_size), config.data_parallel_size(num_ranks)
+    total, parallel = train.samples_after(train.steps), config.parallel
+    micro_batches = train.global_batch_size // (size * train.micro_batch_size)
+    lines = [f"{split}: {len(pool):,} chunks of up to {pool.chunk_length:,} bases" for split, pool in pools.items()]
+    lines += [
+        f"  {part.group.name}: {part.group.bases:,} bases, {len(part):,} samples an epoch, "
+        f"{total * part.group.share / len(part):.3g} passes"
+        for part in samples.groups
+    ]
+    lines += [
+        f"model: {num_parameters(config.model, rows):,} parameters, rows of {length:,} tokens",
+        f"layout: {num_ranks} ranks: tensor {parallel.tensor}, pipeline {parallel.pipeline}, context "
+        f"{parallel.context}, data {size}",
+        f"run: {train.steps:,} steps of {train.global_batch_size * length:,} tokens; of each, a replica reads "
+        f"{micro_batches:,} times {train.micro_batch_size} samples",
+        "nothing was written; memory and time: megadna plan",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def parse_rank(text: str) -> tuple[int, int]:

@@ -430,3 +430,19 @@ def test_two_ranks_train_one_model(folders, tmp_path):
     assert (
         set(found) == {"dev", "test"} and len(pd.read_parquet(tmp_path / "run/seed-1/predictions-test.parquet")) == 100
     )
+
+
+def test_scores_are_logged_with_split_epoch_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import TrainerState
+
+    from megadna.downstream import task_training
+
+    lines: list[str] = []
+    monkeypatch.setattr(task_training.log, "info", lambda text, *values: lines.append(text % values))
+    metrics = {"eval_loss": 0.5, "eval_accuracy": 0.75, "eval_runtime": 3.0, "epoch": 1.5}
+    task_training.Reporter().on_evaluate(None, TrainerState(epoch=1.5, global_step=30), None, metrics=metrics)
+    task_training._log_scores("test", TrainerState(epoch=2.0, global_step=40), {"test_mcc": -0.25})
+    assert lines == [
+        "dev | epoch 1.5, step 30 | loss 0.5000 | accuracy 0.7500",
+        "test | epoch 2, step 40 | mcc -0.2500",
+    ]

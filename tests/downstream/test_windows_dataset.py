@@ -367,5 +367,5 @@ def test_a_missing_library_names_the_extra(tmp_path: Path) -> None:
     (bed := tmp_path / "peaks.bed").write_text("9\t100\t200\n")
     result = run("--genome", str(HUMAN), "--positives", str(bed), "--output", str(tmp_path / "out"))
     assert result.returncode == 2
-    remedy = "get it in a clone of megadna: pip install -c constraints.txt -e '.[downstream]'"
-    assert result.stderr.splitlines()[1:] == [f"megadna: error: pyBigWig is not installed; {remedy}"]
+    remedy = "pip install 'megadna[downstream]' (in a clone: pip install -c constraints.txt -e '.[downstream]')"
+    assert result.stderr.splitlines() == [f"megadna: error: pyBigWig is not installed; {remedy}"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from megadna.commands import doctor
+from megadna.planning import doctor as planning
 from megadna.planning.doctor import Finding, examine
 
 
@@ -30,6 +31,20 @@ def test_an_unrelated_apex_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "apex-0.9.10.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: apex\nVersion: 0.9.10\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert by_name([])["apex"].remedy == "pip uninstall apex"
+
+
+def test_missing_libraries_of_the_downstream_extra_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absent ones and those that are too old, by the requirements that pip knows; training needs none."""
+    versions = {"pandas": "1.5.3", "peft": None, "h5py": "3.1", "torch": None}
+    stated = ["torch>=2.6", 'pandas>=2; extra == "downstream"', 'peft>=0.14; extra == "downstream"']
+    stated += ['h5py; extra == "downstream"', 'ruff; extra == "dev"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: stated)
+    monkeypatch.setattr(planning, "_version", lambda name: versions[name])
+    found = planning._extra("downstream")
+    assert found.text.startswith("absent or too old: pandas, peft; pip install 'megadna[downstream]'")
+    assert not found.remedy
+    versions |= {"pandas": "3.0", "peft": "0.14"}
+    assert planning._extra("downstream").text == "complete, 3 libraries"
 
 
 @pytest.mark.slow

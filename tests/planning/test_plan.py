@@ -10,7 +10,7 @@ import pytest
 from megadna.arguments import load_config
 from megadna.commands import plan
 from megadna.errors import UserError
-from megadna.planning.layouts import evaluate_layout, rank_layouts, why_worse
+from megadna.planning.layouts import digits, evaluate_layout, rank_layouts, why_worse
 from megadna.planning.step_time import GPUS
 
 ROOT = Path(__file__).parents[2]
@@ -73,3 +73,12 @@ def test_the_command_writes_json_and_a_picture(tmp_path: Path, capsys: pytest.Ca
 def test_mistakes(options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan.main(["--config", str(SEVEN), *options])
+
+
+def test_numbers_of_small_models_keep_their_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    """And no layout of the table is slower than the config's own, whose micro-batch of 12 is no power of two."""
+    plan.main(["--config", str(ROOT / "configs" / "demo.yaml"), "--gpus", "2"])
+    text = capsys.readouterr().out
+    assert "0.00 s a step" not in text and "MFU 1.3%" in text and "TP1 PP1 mb12" in text.partition("layout")[2]
+    shown = [digits(value, 2) for value in (0.0, 0.001234, 0.5, 12.34, 1234.5)]
+    assert shown == ["0.00", "0.0012", "0.50", "12.34", "1,234.50"]
