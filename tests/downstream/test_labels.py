@@ -192,8 +192,14 @@ def test_columns_and_files_never_meet():
 
 
 BEFORE_TORCH = """
+import builtins
+real = builtins.__import__
+def guarded(name, *rest, **more):
+    if name.partition(".")[0] in ("torch", "transformers", "scipy", "sklearn"):
+        raise ImportError(f"imports {{name}}")
+    return real(name, *rest, **more)
+builtins.__import__ = guarded
 import sys
-sys.modules["torch"] = sys.modules["transformers"] = sys.modules["scipy"] = sys.modules["sklearn"] = None
 from megadna.cli import main
 for arguments, message in {cases!r}:
     try:
