@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     for title, files in (("for --config", configs()), ("to print and edit", scripts())):
         sys.stdout.write(f"{title}:\n")
         for known, path in files.items():
-            sys.stdout.write(f"  {known:<26}{_about(path)}\n")
+            sys.stdout.write(f"  {known:<28} {_about(path)}\n")
     sys.stdout.write("megadna configs NAME prints a file; --config NAME takes it where no file has that path\n")
 
 

@@ -140,9 +140,7 @@ def test_five_kills_of_a_whole_run(toy_dataset: Path, whole_run: Path, tmp_path:
         resumable = (run / "checkpoints" / "latest").exists()
         process = start(long_config(toy_dataset), run, "--resume" if resumable else "--overwrite")
         wait_for_step(run, 4 + 5 * kill)
-        for pid in (*children(process.pid), process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
+        kill_all(process)
     process = start(long_config(toy_dataset), run, "--resume")
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
@@ -153,6 +151,19 @@ def children(pid: int) -> list[int]:
     import psutil
 
     return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """kill -9, and wait until every process is gone, and with it its lock: on a busy machine that takes a while."""
+    import psutil
+
+    killed = [psutil.Process(pid) for pid in children(process.pid)]
+    for one in killed:
+        one.kill()
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(killed, timeout=60)
+    assert not alive
 
 
 @pytest.mark.parametrize(
