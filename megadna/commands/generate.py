@@ -2,7 +2,7 @@
 
 import sys
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import checked_options
 from megadna.downstream.generate_options import GenerateOptions
 from megadna.downstream.generate_rules import templates
 from megadna.log import get_logger
@@ -13,12 +13,8 @@ log = get_logger(__name__)
 
 def main(arguments: list[str]) -> None:
     """Write the folder and say what is in it."""
-    parser = new_parser(
-        "generate", "DNA written by a masked language model: new, completed, or changed towards a goal."
-    )
-    add_options(parser, GenerateOptions)
-    options = options_from(parse(parser, arguments), GenerateOptions)
-    options.check_files()
+    description = "DNA written by a masked language model: new, completed, or changed towards a goal."
+    options = checked_options("generate", description, GenerateOptions, arguments)
     templates(options)
     with Progress("loading the libraries"):
         from megadna.downstream.generate import generate_with

@@ -37,9 +37,9 @@ KINDS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 
 def orthogonal(matrix_RC: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix with the same singular vectors whose singular values are 0.7 to 1.2, times sqrt(max(1, R / C)), fp32.
+    """A matrix with the same singular vectors and singular values near 1 (torch: 0.5 to 1.5), times sqrt(max(1, R / C)).
 
-    The arithmetic of torch.optim.Muon, in `dtype` (torch: bf16)."""
+    The arithmetic of torch.optim.Muon, in `dtype` (torch: bf16); fp32 comes out."""
     tall = matrix_RC.size(0) > matrix_RC.size(1)
     a, b, c = NEWTON_SCHULZ
     x = (matrix_RC.T if tall else matrix_RC).to(dtype)
