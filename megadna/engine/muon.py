@@ -37,7 +37,7 @@ KINDS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 
 def orthogonal(matrix_RC: Tensor, dtype: torch.dtype) -> Tensor:
-    """A matrix with the same singular vectors and singular values near 1 (torch: 0.5 to 1.5), times sqrt(max(1, R / C)).
+    """A matrix of the same singular vectors, singular values near 1 (torch: 0.5 to 1.5), times sqrt(max(1, R / C)).
 
     The arithmetic of torch.optim.Muon, in `dtype` (torch: bf16); fp32 comes out."""
     tall = matrix_RC.size(0) > matrix_RC.size(1)
