@@ -42,7 +42,7 @@ COMMANDS = {
     "configs": "the experiments and launch scripts that come with megadna",
     "launch": "submit a training run to Slurm, or print its script",
     "plan": "does a job fit, how long does it take, which layout is best",
-    "report": "plots and one HTML page of runs",
+    "report": "one interactive HTML page of runs, side by side",
 }
 
 NEEDS = {
@@ -56,12 +56,13 @@ NEEDS = {
     "motifs": ("pandas",),
     "mutate": ("pandas", "pyBigWig"),
     "predict": ("pandas",),
+    "report": ("bokeh",),
     "search": ("pandas",),
     "splice-sites": ("pandas", "scipy"),
     "variants": ("pandas",),
     "windows": ("pandas", "pyBigWig", "scipy"),
 }
-"""Libraries of the extra `downstream` that a verb always needs; those that an option needs are checked with it."""
+"""Libraries that a verb always needs (all but bokeh are of `downstream`); those of an option are checked with it."""
 REMEDY = "pip install 'megadna[downstream]' (in a clone: pip install -c constraints.txt -e '.[downstream]')"
 
 
