@@ -8,7 +8,7 @@ Out: report.html: what a reader needs first, tables of measures by runs, figures
 import html
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,8 @@ def _evaluations(groups: dict[str, list[Evaluated]], elements: dict[str, str]) -
         parts += [f"<h3>{html.escape(title)}</h3>", _evaluation_table(group)]
         verdicts = ((run.name, verdict(result["model"], result["baselines"])) for run, result in group)
         parts += _paragraphs(f"{name}: {text}" for name, text in verdicts if text)
-        caption = (
-            "Bars: runs, with one standard error over chunks; black and grey marks: baselines, which see the same "
-        )
-        caption += "bases as the model. The numbers are bits per base."
+        caption = "Bars: runs, with one standard error over chunks; black and grey marks: baselines on the same bases. "
+        caption += "The numbers are bits per base."
         count = max(len(species_in(result)) for _, result in group)
         if count > MOST_SPECIES:
             caption += f" Of {count:,} species, {MOST_SPECIES // 2} with the lowest bits and as many with the highest."
@@ -170,9 +168,8 @@ def _evaluation_table(group: list[Evaluated]) -> str:
         ]
         rows.append((words, cells))
         if key == "bits_per_base" and "markov" in baselines:
-            gains = [
-                f"{baselines['markov']['bits_per_base'] - result['model']['bits_per_base']:.4f}" for _, result in group
-            ]
+            markov = baselines["markov"]["bits_per_base"]
+            gains = [f"{markov - result['model']['bits_per_base']:.4f}" for _, result in group]
             rows.append(("fewer than Markov by", [_cell(text) for text in ["-"] * len(baselines) + gains]))
     return _table(headers, rows)
 
@@ -208,30 +205,24 @@ def _validation_table(runs: Sequence[Run]) -> str:
 
 def _training_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The last training line in words, and what is typical of all."""
-    rows: list[tuple[str, list[str]]] = []
-    for words, key, typical, shown in (
-        (
-            "training loss, running median at the end (nats)",
-            "loss",
-            lambda values: plots.smoothed(values)[-1],
-            "{:.4f}",
-        ),
-        ("tokens per second, median", "tokens_per_second", np.nanmedian, "{:,.0f}"),
-    ):
-        curves = [run.curves.get(key) for run in runs]
-        points = [curve.points()[1] if curve else np.empty(0) for curve in curves]
-        values = [_number(float(typical(one))) if np.isfinite(one).any() else None for one in points]
-        if any(value is not None for value in values):
-            rows.append((words, [_cell("-" if value is None else shown.format(value)) for value in values]))
-    for words, key, shown in (
-        ("bases read", "consumed_bases", "{:,.0f}"),
-        ("passes over the data", "epoch", "{:.2f}"),
-        ("memory of a rank (MiB)", "memory_mib", "{:,.0f}"),
-    ):
-        values = [_number(run.training.get(key)) for run in runs]
-        if any(value is not None for value in values):
-            rows.append((words, [_cell("-" if value is None else shown.format(value)) for value in values]))
-    return rows
+    loss, speed = "training loss, running median at the end (nats)", "tokens per second, median"
+    measures: list[tuple[str, str, list[Any]]] = [
+        (loss, "{:.4f}", [_typical(run, "loss", lambda values: plots.smoothed(values)[-1]) for run in runs]),
+        (speed, "{:,.0f}", [_typical(run, "tokens_per_second", np.nanmedian) for run in runs]),
+        ("bases read", "{:,.0f}", [run.training.get("consumed_bases") for run in runs]),
+        ("passes over the data", "{:.2f}", [run.training.get("epoch") for run in runs]),
+        ("memory of a rank (MiB)", "{:,.0f}", [run.training.get("memory_mib") for run in runs]),
+    ]
+    return [
+        (words, [_cell("-" if _number(value) is None else shown.format(value)) for value in values])
+        for words, shown, values in measures
+        if any(_number(value) is not None for value in values)
+    ]
+
+
+def _typical(run: Run, key: str, summarise: Callable[[Any], Any]) -> float | None:
+    values = run.curves[key].points()[1] if key in run.curves else np.empty(0)
+    return float(summarise(values)) if np.isfinite(values).any() else None
 
 
 def _checkpoint_cell(run: Run) -> str:
@@ -257,10 +248,10 @@ def _validation_cell(run: Run, key: str, *, best: bool) -> str:
 
 def _datasets(runs: Sequence[Run]) -> dict[str, Manifest]:
     """The manifests of the runs' datasets that are there, by folder."""
-    paths = [run.config.get("data.path") or [] for run in runs]
-    folders = dict.fromkeys(one for path in paths for one in ([path] if isinstance(path, str) else path))
+    paths = [run.config.get("data.path") for run in runs]
+    folders = [one for path in paths for one in (path if isinstance(path, list) else [path])]
     found = {}
-    for folder in folders:
+    for folder in (one for one in folders if isinstance(one, str)):
         with suppress(UserError):  # a dataset that is gone or damaged does not prevent a report
             found[folder] = load_manifest(folder)
     return found
