@@ -46,7 +46,7 @@ THEME = {
         "click_policy": "hide",
         "label_text_font": FONT,
         "location": "top_left",
-        "spacing": 14,
+        "spacing": 6,
     },
     "Plot": {"outline_line_color": None},
     "Text": {"text_font": {"value": FONT}, "text_font_size": "11px"},
@@ -180,6 +180,7 @@ def bars(title: str, rows: Rows) -> Any:
         hovered.append(figure.segment("gain", "top", "gain", "bottom", source=source, line_width=2.5, **_mark(name)))
         items.append((_plain(name), hovered[-1:]))
     _hover(figure, hovered, "$name, @what: @text bits per base (2 - @gain{0.0000})")
+    figure.height = 80 + len(rows) * max(28, 20 * len(runs))
     _legend(figure, items, width=34)
     figure.yaxis.ticker = FixedTicker(ticks=list(range(len(rows))))
     figure.yaxis.major_label_overrides = {row: _plain(what) for row, what in enumerate(rows)}
@@ -189,7 +190,6 @@ def bars(title: str, rows: Rows) -> Any:
     room = high - low or 0.01
     figure.x_range.start, figure.x_range.end = low - 0.05 * room * (low < 0), high + 0.4 * room  # for the numbers
     figure.ygrid.visible, figure.xaxis.ticker.desired_num_ticks = False, 4
-    figure.height = 130 + len(rows) * max(28, 20 * len(runs))
     return figure
 
 
