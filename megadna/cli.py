@@ -6,6 +6,7 @@ Each verb is a module of commands/ with `main(arguments)`; only the requested on
 import difflib
 import importlib
 import os
+import re
 import sys
 from importlib.util import find_spec
 
@@ -13,6 +14,7 @@ from megadna import __version__
 from megadna.errors import RunEnded, UserError
 from megadna.log import rank_from_environment, setup_logging
 from megadna.processes import end_with_launcher
+from megadna.reading import first_line
 
 COMMANDS = {
     "start": "a folder of genomes -> sample sheet, config and next commands",
@@ -63,6 +65,7 @@ NEEDS = {
     "windows": ("pandas", "pyBigWig", "scipy"),
 }
 """Libraries that a verb always needs (all but bokeh are of `downstream`); those of an option are checked with it."""
+_NO_MEMORY = re.compile("out of memory|(can't allocate|not enough) memory")  # of a GPU, or of torch's CPU allocator
 REMEDY = "pip install 'megadna[downstream]' (in a clone: pip install -c constraints.txt -e '.[downstream]')"
 
 
@@ -95,6 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), error.status)
     except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         _fail(f"{error}; check the path and its permissions", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+        _fail(f"not enough memory ({first_line(error)}); give it less at once, or take a smaller model", 2)
     except ModuleNotFoundError as error:
         if (error.name or "megadna").startswith("megadna"):
             raise

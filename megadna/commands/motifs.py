@@ -14,6 +14,7 @@ def main(arguments: list[str]) -> None:
     """Write the folder of motifs and print their table."""
     description = "Motifs in the bases of high importance, enriched against negative sequences."
     options = checked_options("motifs", description, MotifOptions, arguments)
+    log.info("reading %s and %s", options.input, options.negatives)
     with Progress("loading the libraries"):
         from megadna.downstream.motifs import motifs_with
 

@@ -240,8 +240,13 @@ class FinetuneOptions(RunOptions):
         super().__post_init__()
         for key in ("dev_fraction", "test_fraction", "warmup_fraction", "dropout"):
             require_share(f"--{key}", getattr(self, key))
-        for key in ("epochs", "batch_size", "learning_rate", "lora_rank"):
+        for key in ("epochs", "batch_size", "learning_rate", "lora_rank", "lora_alpha"):
             require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
+        for key in ("max_steps", "patience", "eval_steps", "weight_decay"):
+            require(getattr(self, key) >= 0, f"--{key} must not be negative, got {getattr(self, key)}")
+        require(min(self.head_sizes, default=1) > 0, f"--head_sizes must be positive, got {self.head_sizes}")
+        if len({seed for seed in self.seeds if 0 <= seed < 1 << 32}) < len(self.seeds):
+            raise UserError(f"--seeds {self.seeds}: numbers from 0 to {(1 << 32) - 1}, each once")
         require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
         for key, usual in (("test_fraction", 0.0), ("groups", ""), ("leakage", "refuse")):
             fits = self.task == "regression" or getattr(self, key) == usual
@@ -324,8 +329,7 @@ class DatasetOptions(Options):
     def check_files(self) -> None:
         """UserError where --output is not given or a file to read is missing."""
         require(self.output is not None, "--output is missing: the folder to write")
-        inputs = (key for key in ("annotation", "positives", "bigwig") if hasattr(self, key))
-        self.must_exist("genome", "aliases", *inputs)
+        self.must_exist("genome", "aliases", *(k for k in ("annotation", "positives", "bigwig") if hasattr(self, k)))
 
 
 @dataclass(frozen=True, kw_only=True)
