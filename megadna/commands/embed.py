@@ -24,3 +24,5 @@ def main(arguments: list[str]) -> None:
     Embedder(options).write(bases)
     assert options.output is not None  # check_files has asked for it
     sys.stdout.write(wrote(options.output))
+    if options.plot is not None and options.plot.exists():
+        sys.stdout.write(f"wrote {options.plot}\n")
