@@ -38,7 +38,7 @@ from megadna.downstream.projection import (
 )
 from megadna.errors import require
 from megadna.log import counted, get_logger
-from megadna.progress import Progress, tracked
+from megadna.progress import Progress
 
 # Shapes: N windows (n of a sample), H hidden channels, K clusters.
 log = get_logger(__name__)
@@ -114,10 +114,12 @@ def clustered(tables: Tables, num_windows: int, options: AnnotateOptions) -> pd.
     with Progress("clustering"):
         clustering = fit(vectors_of(rows_at(tables, fitted)), options.clusters, options.seed)
     labels, positions = [], []
-    for table in tracked(tables(), "assigning windows", unit="parts"):
-        labels.append(clustering(vectors_of(table)))
-        contigs = table["contig"].dictionary_encode()  # a name for millions of windows is in memory once
-        positions.append(pa.table({"contig": contigs, "start": table["start"], "end": table["end"]}))
+    with Progress("assigning windows", num_windows, "windows") as progress:
+        for table in tables():
+            labels.append(clustering(vectors_of(table)))
+            contigs = table["contig"].dictionary_encode()  # a name for millions of windows is in memory once
+            positions.append(pa.table({"contig": contigs, "start": table["start"], "end": table["end"]}))
+            progress.advance(len(table))
     labels_N = np.concatenate(labels)
     sizes_K = np.bincount(labels_N, minlength=clustering.kmeans.n_clusters)
     rank_K = np.argsort(np.argsort(-sizes_K, kind="stable"), kind="stable")
