@@ -21,8 +21,5 @@ def main(arguments: list[str]) -> None:
     with Progress("loading the libraries"):
         from megadna.downstream.embed import Embedder
 
-    Embedder(options).write(bases)
-    assert options.output is not None  # check_files has asked for it
-    sys.stdout.write(wrote(options.output))
-    if options.plot is not None and options.plot.exists():
-        sys.stdout.write(f"wrote {options.plot}\n")
+    for path in Embedder(options).write(bases):
+        sys.stdout.write(wrote(path))

@@ -89,7 +89,7 @@ class InputOptions(RunOptions):
     input: Path
     """FASTA (also gz), or CSV, TSV or Parquet with a column of sequences."""
     output: Path | None = None
-    """File to write; its extension sets the format."""
+    """File to write; its extension sets the format. Positions count from 0, end not included."""
     bed: Path | None = None
     """BED file of regions of --input; minus-strand regions are reverse-complemented."""
     column: str = ""
@@ -202,7 +202,7 @@ class FinetuneOptions(RunOptions):
     """Further test sets, as name=path."""
     task: Task = "classification"
     """What a label is: a class, 0/1 in several columns, a number, (base_...) one for every nucleotide, or (contact)
-    pairs of nucleotides, as 3-17 9-40."""
+    pairs of nucleotides, counted from 0, as 3-17 9-40."""
     label_columns: list[str] = field(default_factory=list)
     """Columns of the labels (default: label)."""
     label_names: list[str] = field(default_factory=list)
