@@ -247,7 +247,9 @@ class Metrics:
         if step == self.steps or step % every == 0 or now - self.shown >= EVERY_SECONDS:
             self.shown = now
             left = duration((self.steps - step) * (now - self.started) / max(1, step - self.first_step))
-            lr = f"{numbers['lr']:.1e}".replace("e-0", "e-")  # with its time, the line fits 80 columns
+            lr = f"{numbers['lr']:.1e}".replace("e-0", "e-").replace(
+                "0.0e+00", "0"
+            )  # with its time, the line fits 80 columns
             numbered = (step, self.steps, loss, lr, speed, left)
             (log.debug if self.progress else log.info)("step %d/%d, %s, lr %s, %s, %s left", *numbered)
 
