@@ -224,4 +224,4 @@ class Picture:
         layers = f", layers {' '.join(map(str, options.layers))}" if options.layers else ""
         folder = Path(options.model)
         model = folder.resolve().name if folder.is_dir() else options.model
-        return f"{counted(num_rows, what)}{shown}{lost}; model {model}, pooling {options.pooling}{layers}"
+        return f"{counted(num_rows, what)}{shown}{lost}; embedded by {model}, pooling {options.pooling}{layers}"

@@ -82,7 +82,7 @@ def test_the_command_draws_classes_of_the_table(model, table, tmp_path):
     main([*run, "--plot", str(tmp_path / "e.svg"), "--colour", "kind"])
     found = texts_of(tmp_path / "e.svg")
     assert {"Embeddings of t.csv", "kind", "a (12)", "b (15)", "no value (3)"} <= set(found)
-    assert any(text.startswith("30 sequences; model ") for text in found)
+    assert any(text.startswith("30 sequences; embedded by ") for text in found)
     vectors = np.load(tmp_path / "e.npy")
     panel = project((vectors - vectors.mean(0)) / vectors.std(0), "pca", 1)
     assert set(panel.axes) <= set(found)
