@@ -1,7 +1,7 @@
 """`megadna splice-sites`: genome and annotation -> a splice-site dataset."""
 
 from megadna.arguments import add_options, new_parser, options_from, parse
-from megadna.downstream.options import SpliceOptions
+from megadna.downstream.dataset_options import SpliceOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
 

@@ -1,7 +1,7 @@
 """`megadna windows`: peaks, start sites or bigWig values -> a dataset of labelled windows."""
 
 from megadna.arguments import add_options, new_parser, options_from, parse
-from megadna.downstream.options import WindowOptions
+from megadna.downstream.dataset_options import WindowOptions
 from megadna.log import get_logger
 from megadna.progress import Progress
 

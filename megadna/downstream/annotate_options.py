@@ -18,7 +18,7 @@ class GenomeWindowOptions(RunOptions):
     genome: Path
     """FASTA of the genome (also gz, 2bit)."""
     output: Path | None = None
-    """File to write."""
+    """File to write. Positions count from 0, end not included."""
     step: int = 0
     """Bases from one window to the next (default: annotate: --window, search: a quarter of it)."""
     layer: int = -1

@@ -21,7 +21,7 @@ class RegionOptions(ModelOptions):
     input: Path
     """FASTA (also gz), or CSV, TSV or Parquet with a column of sequences."""
     output: list[Path] = field(default_factory=list)
-    """Files to write, all in one folder; the extension of each sets its format."""
+    """Files to write, all in one folder; the extension of each sets its format. Positions count from 0."""
     bed: Path | None = None
     """BED file of regions of --input; minus-strand regions are reverse-complemented."""
     column: str = ""

@@ -1,5 +1,5 @@
-"""The options of the verbs that use a finished model (embed, predict, finetune, benchmark) or prepare data for one
-(windows, splice-sites): one dataclass per verb, whose field docstrings are its --help.
+"""The options of the verbs that use a finished model (embed, predict, finetune, benchmark): one dataclass per verb,
+whose field docstrings are its --help.
 
 Nothing here is slow to import: `--help` and a mistaken option need neither torch nor pandas.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from megadna.errors import UserError, require, require_share
-from megadna.ownership import check_folder, refuse_occupied
+from megadna.ownership import refuse_occupied
 
 Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
 
@@ -89,7 +89,7 @@ class InputOptions(RunOptions):
     input: Path
     """FASTA (also gz), or CSV, TSV or Parquet with a column of sequences."""
     output: Path | None = None
-    """File to write; its extension sets the format."""
+    """File to write; its extension sets the format. Positions count from 0, end not included."""
     bed: Path | None = None
     """BED file of regions of --input; minus-strand regions are reverse-complemented."""
     column: str = ""
@@ -132,12 +132,40 @@ class EmbedOptions(InputOptions):
     """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give one column each."""
     strand: Literal["forward", "reverse", "both"] = "forward"
     """both: mean of the two strands; per nucleotide, the reverse strand's outputs are reversed first."""
+    plot: Path | None = None
+    """Picture of the embeddings to write as well (.png, .svg), in the folder of --output."""
+    projection: Literal["pca", "umap", "both"] = "pca"
+    """What --plot shows: the first two principal components, UMAP, or both side by side."""
+    colour: str = ""
+    """What colours the points of --plot: a column of the table in --input, of classes or of numbers; or contig, name or
+    strand of the output (default: with --bed, name)."""
 
     ENDINGS = (".parquet", ".npy", ".h5ad")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(set(self.layers)) == len(self.layers), f"--layers {self.layers}: name each layer once")
+        of_plot = self.plot is not None or (self.projection, self.colour) == ("pca", "")
+        require(of_plot, "--projection and --colour are for a picture; say where to write it with --plot")
+        is_picture = self.plot is None or self.plot.suffix in (".png", ".svg")
+        require(is_picture, f"{self.plot}: the ending of --plot must be .png or .svg")
+
+    @property
+    def reads_table(self) -> bool:
+        """Whether --input is a table by its name."""
+        return self.input.name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt", ".parquet"))
+
+    def check_files(self) -> None:
+        """As for other verbs, and for --plot."""
+        super().check_files()
+        if self.plot is None or self.output is None:
+            return
+        beside = self.plot.parent.resolve() == self.output.parent.resolve()
+        require(beside, f"--plot {self.plot}: must be in the folder of --output ({self.output.parent})")
+        refuse_outputs(self.output, [self.plot])
+        for name in ("sklearn", *(["umap"] if self.projection != "pca" else [])):
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(name=name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +202,7 @@ class FinetuneOptions(RunOptions):
     """Further test sets, as name=path."""
     task: Task = "classification"
     """What a label is: a class, 0/1 in several columns, a number, (base_...) one for every nucleotide, or (contact)
-    pairs of nucleotides, as 3-17 9-40."""
+    pairs of nucleotides, counted from 0, as 3-17 9-40."""
     label_columns: list[str] = field(default_factory=list)
     """Columns of the labels (default: label)."""
     label_names: list[str] = field(default_factory=list)
@@ -292,109 +320,3 @@ class BenchmarkOptions(ModelOptions):
         require(self.recipe is None or self.recipe.is_file(), f"{self.recipe}: no such recipe; give one with --recipe")
         check_model(self.model)
         self.must_exist("pretraining_data")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetOptions(Options):
-    """What every dataset of windows needs."""
-
-    genome: Path
-    """FASTA file of the genome (gz, BGZF, zstd and 2bit too)."""
-    output: Path | None = None
-    """Folder to write; must not contain anything yet."""
-    aliases: Path | None = None
-    """NCBI's assembly_report.txt, if the files name the contigs differently."""
-    length: int = 512
-    """Bases per window; even."""
-    dev_fraction: float = 0.1
-    """Share of the windows for dev."""
-    test_fraction: float = 0.1
-    """Share of the windows for test."""
-    dev_contigs: list[str] = field(default_factory=list)
-    """Split chromosome: the contigs of dev, instead of a share."""
-    test_contigs: list[str] = field(default_factory=list)
-    """Split chromosome: the contigs of test, instead of a share."""
-    seed: int = 1234
-    """Of every random choice: the same seed gives the same dataset."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.length > 0 and self.length % 2 == 0, f"--length must be even and positive, got {self.length}")
-        shares = (self.dev_fraction, self.test_fraction)
-        fits = min(shares) >= 0 and sum(shares) < 1
-        require(fits, f"--dev_fraction + --test_fraction must lie in [0, 1), got {shares}")
-        if self.output is not None:
-            check_folder(self.output, None)
-
-    def check_files(self) -> None:
-        """UserError where --output is not given or a file to read is missing."""
-        require(self.output is not None, "--output is missing: the folder to write")
-        self.must_exist("genome", "aliases", *(k for k in ("annotation", "positives", "bigwig") if hasattr(self, k)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowOptions(DatasetOptions):
-    """`megadna windows`."""
-
-    positives: Path | None = None
-    """Peaks: BED or narrowPeak (gz too)."""
-    annotation: Path | None = None
-    """GFF3 or GTF whose transcription start sites are the positives, instead of peaks."""
-    bigwig: Path | None = None
-    """bigWig whose mean over a window is its label; alone, or with peaks or start sites."""
-    uncovered: Literal["auto", "zero", "missing"] = "auto"
-    """Bases without a value in the bigWig: `zero` counts them as 0 (coverage), `missing` ignores them (methylation);
-    `auto`: zero if it stores only values above 0, on less than half of the bases."""
-    biotypes: str = "protein_coding"
-    """Gene biotypes whose start sites to take, comma-separated, or `all`."""
-    upstream: int | None = None
-    """Bases of a window before the summit, middle or start site; half the length by default."""
-    count: int = 0
-    """Windows to draw at random from all peaks, start sites or tiles of the genome; 0 takes all."""
-    negatives: Literal["matched", "shuffled", "none"] = "matched"
-    """`matched`: elsewhere on the chromosome, nearest in GC and repeat share; `shuffled`: the positive with its
-    dinucleotides shuffled."""
-    split: Literal["chromosome", "region", "random"] = "chromosome"
-    """`chromosome`, `region`: no window overlaps one of another split; `random`: each window independently."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        sources = [self.positives, self.annotation]
-        require(None in sources, "--positives and --annotation exclude each other; make two datasets")
-        require(any([*sources, self.bigwig]), "give the windows' source: --positives, --annotation or --bigwig")
-        applies = self.bigwig is not None or self.uncovered == "auto"
-        require(applies, f"--uncovered {self.uncovered} applies to a --bigwig only")
-        require(self.before < self.length, f"--upstream ({self.before}) must be less than --length ({self.length})")
-        require(self.count >= 0 and self.before >= 0, "--count and --upstream must not be negative")
-
-    @property
-    def before(self) -> int:
-        """Bases of a window before its anchor."""
-        return self.length // 2 if self.upstream is None else self.upstream
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpliceOptions(DatasetOptions):
-    """`megadna splice-sites`."""
-
-    annotation: Path
-    """GFF3 or GTF of the genome (gz too)."""
-    biotypes: str = "protein_coding"
-    """Biotypes of genes to take, comma-separated, or `all`."""
-    min_intron: int = 20
-    """Shortest intron in bases; shorter gaps are frameshifts and artefacts."""
-    min_gt_ag: float = 0.8
-    """Error if 50 introns or more have a smaller share of GT-AG; 0 accepts any share."""
-    negatives: Literal["hard", "random", "midpoint"] = "hard"
-    """`hard`: GT and AG of the same genes that are a site of no isoform; `random`: anywhere in gene bodies; `midpoint`:
-    middles of introns."""
-    per_class: int = 10000
-    """Windows per class; fewer if the smallest class has fewer."""
-    split: Literal["gene", "chromosome", "random"] = "gene"
-    """`gene`, `chromosome`: no window overlaps one of another split; `random`: as the DNABERT card, with leakage."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.per_class > 0, f"--per_class must be positive, got {self.per_class}")
-        require(self.min_intron > 0, f"--min_intron must be positive, got {self.min_intron}")
-        require_share("--min_gt_ag", self.min_gt_ag)

@@ -22,7 +22,8 @@ class VariantOptions(RunOptions):
     genome: Path
     """FASTA of the assembly that the VCF was called on (gz, BGZF, zstd and 2bit too)."""
     output: Path | None = None
-    """File to write: .vcf.gz (the input with INFO tags, indexed), .tsv or .parquet (one row per ALT)."""
+    """File to write: .vcf.gz (the input with INFO tags, indexed), .tsv or .parquet (one row per ALT;
+    pos counts from 1, as in the VCF)."""
     scores: list[Score] = field(default_factory=list)
     """llr (default): log-odds of ALT against REF at the hidden bases, of substitutions; pll: difference of
     pseudo-log-likelihoods, of insertions and deletions (a pass per base of the window); influence: change of the
