@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+import torch
 
 from megadna import __version__
 from megadna.alphabet import code_dna
@@ -135,15 +136,15 @@ class Generation:
             self.real = real_windows(options.real, lengths * options.number, options.seed)
         trust: Any = {"trust_remote_code": options.trust_remote_code}
         tokenizer = load_tokenizer(options.model, load_config(options.model, **trust), **trust)
-        if tokenizer.k != 1 or tokenizer.spaced:
-            raise UserError(
-                f"{options.model}: its tokens are not single nucleotides: hiding a base would hide its neighbours; "
-                "generate needs a model of single nucleotides"
-            )
+        tokenizer.require_single_bases(options.model)
+        condition, self.remark = options.condition()
+        if self.remark:
+            log.warning("%s", self.remark)
         self.oracles = Heads(options.outputs("oracle"), "oracle", options, max(lengths))
         self.judges = Heads(options.outputs("judge"), "judge", options, max(lengths))
         for heads in (self.oracles, self.judges):
             heads.load()
+        trust["condition"] = None if condition is None else torch.tensor(condition)
         self.model = MaskedBases(options.model, batch_tokens=options.batch_tokens, **trust)
         score = self.oracles.weighted if options.oracle else None
         self.sampler = Sampler(self.model, options, self.rules, score)
@@ -266,6 +267,7 @@ class Generation:
             "judges": self.judges.facts(),
             "sequences": count,
             "refused": dict(self.refused),
+            "remark": self.remark,
         }
 
 

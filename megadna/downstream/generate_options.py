@@ -3,12 +3,14 @@
 Nothing here is slow to import: `--help` and a mistaken option need neither torch nor pandas.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from megadna.downstream.attribution_options import require_library
 from megadna.downstream.options import ModelOptions, check_model
+from megadna.downstream.stated import read_config
 from megadna.errors import UserError, require
 from megadna.ownership import check_folder
 from megadna.reading import read_json
@@ -55,6 +57,10 @@ class GenerateOptions(ModelOptions):
     """FASTA to change: all of its bases, or those in --bed."""
     bed: Path | None = None
     """Regions of --start whose bases are written anew; all others stay."""
+    label: str = ""
+    """Class for which to write, by a model of finetune --task generation; without it such a model writes for none."""
+    value: float | None = None
+    """Number for which to write, if the model learnt numbers."""
     number: int = 1
     """Sequences to write; of a FASTA: for each record."""
     seed: int = 1234
@@ -103,6 +109,7 @@ class GenerateOptions(ModelOptions):
         super().__post_init__()
         sources = [f"--{key}" for key in ("length", "template", "start") if getattr(self, key)]
         require(len(sources) == 1, f"give one of --length, --template and --start; got {', '.join(sources) or 'none'}")
+        require(not self.label or self.value is None, "--label and --value exclude each other; a model takes one")
         for key in ("number", "candidates", "block", "temperature", "batch_tokens"):
             require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
         for key in ("length", "steps", "max_edits", "min_distance", "seed"):
@@ -164,8 +171,30 @@ class GenerateOptions(ModelOptions):
         self.must_exist("template", "start", "bed", "real", "training")
         if self.real is not None:
             require_library("scipy")
+        self.condition()
         self.outputs("oracle")
         self.outputs("judge")
+
+    def condition(self) -> tuple[Any, str]:
+        """([number of the class of --label], [[--value]] or None; a remark on a value that no training row was near);
+        UserError if the model, by its config.json, does not take it."""
+        if not self.label and self.value is None:
+            return None, ""
+        config = read_config(self.model)
+        if "DnaForGenerationTask" not in str(config.get("architectures")):
+            raise UserError(f"{self.model}: learnt no --label or --value; finetune --task generation teaches them")
+        classes, numbers = config.get("label2id") or {}, config.get("label_range")
+        if not numbers:
+            given = f"--label {self.label}" if self.label else f"--value {self.value:g}"
+            known = self.label in classes
+            require(known, f"{self.model}: does not take {given}; it learnt --label: {', '.join(classes)}")
+            return [int(classes[self.label])], ""
+        span = f"{numbers[0]:g} to {numbers[1]:g}"
+        require(not self.label, f"{self.model}: does not take --label {self.label}; it learnt --value, from {span}")
+        value = float(str(self.value))
+        require(math.isfinite(value), f"--value must be a number, got {value}")
+        far = not numbers[0] <= value <= numbers[1]
+        return [[value]], f"--value {value:g}: the sequences it learnt from have {span}" if far else ""
 
 
 def pattern_of(text: str) -> str:

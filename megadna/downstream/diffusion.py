@@ -1,0 +1,163 @@
+"""`finetune --task generation`: a masked language model learns to write sequences of a label, or of a number.
+
+In:  options, tables by split with their targets, a seed.
+Out: model/ (what `megadna generate --label` or `--value` reads), metrics.json, and predictions-SPLIT.parquet: the bits
+     per base of each sequence, by its own condition and without one.
+Absorbing diffusion (Sahoo et al. 2024, "Simple and effective masked diffusion language models", arXiv:2406.07524; also
+Shi et al. 2024, arXiv:2406.04329): time t is uniform on (0, 1], each base is hidden with p = t (the linear schedule),
+and the loss is the sum of -ln p(base) over the hidden ones, weighted by 1/t: its mean is an upper bound of
+-ln p(sequence). The integral over t is taken beforehand: as that of C(L, n) t^(n-1) (1 - t)^(L-n) is 1/n, the number n
+of hidden bases of L is uniform on 1..L, and the bound per base is the mean over the hidden ones: the same expectation
+with less noise (Hoogeboom et al. 2022, arXiv:2110.02037). The n of a batch are spread evenly. N and its like are never
+hidden. The condition is left out of the share --dropout of rows, so that one model gives the bound without it too: the
+difference is what the condition is worth.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import set_seed
+
+from megadna.downstream.encoder import SequenceTokenizer, load_masked_model
+from megadna.downstream.examples import NO_LABEL, tokenized
+from megadna.downstream.inputs import file_names
+from megadna.downstream.metrics import with_intervals
+from megadna.downstream.modeling_dna_task import DnaForGenerationTask
+from megadna.downstream.options import FinetuneOptions
+from megadna.downstream.task_training import save_model, shared_with_train, task_config, trained
+from megadna.downstream.tasks import Target
+from megadna.log import rank_from_environment
+from megadna.progress import Progress
+
+# Shapes: N sequences, D draws of what is hidden, B rows of a batch, S tokens.
+
+DRAWS = 4
+"""Of what is hidden, for the bound of each sequence; during training half as many."""
+
+
+def train_generator(
+    options: FinetuneOptions, tables: dict[str, pd.DataFrame], target: Target, seed: int, work: Path
+) -> None:
+    """Write `work`: model/, metrics.json, and predictions of every split but train."""
+    set_seed(seed)
+    tokenizer, examples = tokenized(options, tables)
+    tokenizer.require_single_bases(options.model)
+    with Progress(f"loading {options.model}"):
+        model = build_generator(options, target, tokenizer, tables["train"])
+    noise = Noise(tokenizer, model.config.base_ids, target, options.dropout, seed)
+    trainer, reporter = trained(
+        model, options, "loss", seed, work,
+        train_dataset=examples["train"],
+        eval_dataset=noise.drawn(examples["dev"], DRAWS // 2, without=False),
+        data_collator=noise,
+    )  # fmt: skip
+    nats = {}
+    for split in (name for name in tables if name != "train"):
+        with reporter.during(f"predicting {split}", "batches"):
+            nats[split] = trainer.predict(noise.drawn(examples[split], DRAWS, without=True)).predictions
+    if not trainer.is_world_process_zero():
+        return
+    shutil.rmtree(work / "trainer", ignore_errors=True)
+    save_model(trainer.model, model, tokenizer, work / "model")
+    found, stems = {}, file_names(list(nats), "predictions-{}.parquet")
+    for split, nats_M in nats.items():
+        bits_N2 = nats_M.reshape(-1, DRAWS, 2).mean(axis=1) / np.log(2)
+        sizes_N = np.array([len(noise.bases(example["ids"])) for example in examples[split]])
+        scores = bound_scores(bits_N2, sizes_N, target, tables[split].get("group"), seed)
+        remark = shared_with_train(tables, split)
+        found[split] = {name: {**values, "remark": remark} for name, values in scores.items()}
+        truth = [target.names[one] if target.has_classes else float(one[0]) for one in tables[split]["target"]]
+        columns = {"truth": truth, "bits_per_base": bits_N2[:, 0], "bits_per_base_without": bits_N2[:, 1]}
+        table = tables[split][["sequence"]].assign(**columns).reset_index(drop=True)
+        table.to_parquet(work / f"predictions-{stems[split]}.parquet")
+    (work / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def build_generator(
+    options: FinetuneOptions, target: Target, tokenizer: SequenceTokenizer, train: pd.DataFrame
+) -> DnaForGenerationTask:
+    """The language model (with its weights, or random ones) and a new head, which adds zeros."""
+    model = load_masked_model(
+        options.model, max_tokens=options.max_tokens, trust_remote_code=options.trust_remote_code
+    )[0]
+    if options.random_weights:
+        model = type(model)(model.config)
+    config = task_config(options, target, tokenizer, model)
+    config.base_ids = [int(number) for number in tokenizer(["ACGT"])[0].ids[tokenizer.prefix :][:4]]
+    config.tie_word_embeddings = model.config.tie_word_embeddings
+    if target.is_regression:
+        numbers_N = np.concatenate(train["target"].to_list())
+        config.label_range = [float(numbers_N.min()), float(numbers_N.max())]
+    return DnaForGenerationTask(config, model)
+
+
+class Noise:
+    """Tokenized examples -> a padded batch in which part of the bases is hidden, anew each time."""
+
+    def __init__(
+        self, tokenizer: SequenceTokenizer, base_ids: Sequence[int], target: Target, dropout: float, seed: int
+    ) -> None:
+        self._pad_id, self._mask_id = tokenizer.pad_id, tokenizer.tokenizer.mask_token_id
+        self._code = np.full(len(tokenizer.tokenizer), -1)
+        self._code[list(base_ids)] = range(4)
+        self._nothing: Any = -1 if target.has_classes else np.array([np.nan], np.float32)
+        self._dropout, self._seed = dropout, seed
+        self._rng = np.random.default_rng((seed, rank_from_environment()))
+
+    def bases(self, ids: list[int]) -> np.ndarray:
+        """Tokens that are A, C, G or T."""
+        return np.flatnonzero(self._code[ids] >= 0)
+
+    def drawn(self, examples: list[dict[str, Any]], draws: int, *, without: bool) -> list[dict[str, Any]]:
+        """Each example `draws` times with what is hidden of it, the same for each call; `without`: each of these twice,
+        by its condition and without it."""
+        rng, found = np.random.default_rng((self._seed, 1)), []
+        for example in examples:
+            for share in (np.arange(draws) + rng.random()) / draws:
+                one = {**example, "hidden": self._hidden(example["ids"], share, rng)}
+                found += [one, {**one, "target": self._nothing}] if without else [one]
+        return found
+
+    def _hidden(self, ids: list[int], share: float, rng: np.random.Generator) -> np.ndarray:
+        """Some of the bases: more than this share of them, in [0, 1)."""
+        bases = self.bases(ids)
+        return rng.choice(bases, int(share * len(bases)) + 1, replace=False)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """input_ids, attention_mask and labels [B, S]; condition [B] or [B, 1]."""
+        rng, size = self._rng, (len(examples), max(len(example["ids"]) for example in examples))
+        ids_BS, mask_BS, labels_BS = np.full(size, self._pad_id), np.zeros(size, int), np.full(size, NO_LABEL)
+        shares_B = (rng.permutation(len(examples)) + rng.random()) / len(examples)
+        conditions = []
+        for row, (example, share) in enumerate(zip(examples, shares_B, strict=True)):
+            ids, is_drawn = np.array(example["ids"]), "hidden" in example
+            hidden = example["hidden"] if is_drawn else self._hidden(example["ids"], share, rng)
+            labels_BS[row, hidden] = self._code[ids[hidden]]
+            ids[hidden] = self._mask_id
+            ids_BS[row, : len(ids)], mask_BS[row, : len(ids)] = ids, 1
+            left_out = not is_drawn and rng.random() < self._dropout
+            conditions.append(self._nothing if left_out else example["target"])
+        arrays = {"input_ids": ids_BS, "attention_mask": mask_BS, "labels": labels_BS}
+        found = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {**found, "condition": torch.from_numpy(np.array(conditions))}
+
+
+def bound_scores(
+    bits_N2: np.ndarray, sizes_N: np.ndarray, target: Target, groups: pd.Series | None, seed: int
+) -> dict[str, dict[str, float]]:
+    """value, low and high of bits_per_base (by the condition), bits_per_base_without and their difference, over bases;
+    the bootstrap draws whole groups."""
+    group_N = np.arange(len(sizes_N)) if groups is None else groups.to_numpy()
+    rows = [np.flatnonzero(group_N == group) for group in np.unique(group_N)]
+
+    def score(sizes: np.ndarray, bits: np.ndarray, _: Target) -> dict[str, float]:
+        by, without = (float(np.average(column, weights=sizes)) for column in bits.T)
+        return {"bits_per_base": by, "bits_per_base_without": without, "gain": without - by}
+
+    return with_intervals(score, [sizes_N[own] for own in rows], [bits_N2[own] for own in rows], target, seed=seed)
