@@ -69,7 +69,7 @@ def train_generator(
     for split, nats_M in nats.items():
         bits_N2 = nats_M.reshape(-1, DRAWS, 2).mean(axis=1) / np.log(2)
         sizes_N = np.array([len(noise.bases(example["ids"])) for example in examples[split]])
-        scores = bound_scores(bits_N2, sizes_N, target, tables[split].get("group"), seed)
+        scores = bound_scores(bits_N2, sizes_N, target, tables[split]["group"].to_numpy(), seed)
         remark = shared_with_train(tables, split)
         found[split] = {name: {**values, "remark": remark} for name, values in scores.items()}
         truth = [target.names[one] if target.has_classes else float(one[0]) for one in tables[split]["target"]]
@@ -83,9 +83,8 @@ def build_generator(
     options: FinetuneOptions, target: Target, tokenizer: SequenceTokenizer, train: pd.DataFrame
 ) -> DnaForGenerationTask:
     """The language model (with its weights, or random ones) and a new head, which adds zeros."""
-    model = load_masked_model(
-        options.model, max_tokens=options.max_tokens, trust_remote_code=options.trust_remote_code
-    )[0]
+    settings: Any = {key: getattr(options, key) for key in ("max_tokens", "trust_remote_code")}
+    model = load_masked_model(options.model, **settings)[0]
     if options.random_weights:
         model = type(model)(model.config)
     config = task_config(options, target, tokenizer, model)
@@ -149,15 +148,14 @@ class Noise:
 
 
 def bound_scores(
-    bits_N2: np.ndarray, sizes_N: np.ndarray, target: Target, groups: pd.Series | None, seed: int
+    bits_N2: np.ndarray, sizes_N: np.ndarray, target: Target, group_N: np.ndarray, seed: int
 ) -> dict[str, dict[str, float]]:
     """value, low and high of bits_per_base (by the condition), bits_per_base_without and their difference, over bases;
     the bootstrap draws whole groups."""
-    group_N = np.arange(len(sizes_N)) if groups is None else groups.to_numpy()
-    rows = [np.flatnonzero(group_N == group) for group in np.unique(group_N)]
 
     def score(sizes: np.ndarray, bits: np.ndarray, _: Target) -> dict[str, float]:
         by, without = (float(np.average(column, weights=sizes)) for column in bits.T)
         return {"bits_per_base": by, "bits_per_base_without": without, "gain": without - by}
 
-    return with_intervals(score, [sizes_N[own] for own in rows], [bits_N2[own] for own in rows], target, seed=seed)
+    sizes, bits = ([all_[group_N == group] for group in np.unique(group_N)] for all_ in (sizes_N, bits_N2))
+    return with_intervals(score, sizes, bits, target, seed=seed)

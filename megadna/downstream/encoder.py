@@ -88,10 +88,10 @@ class SequenceTokenizer:
     def require_single_bases(self, folder: str) -> None:
         """UserError unless a token is one base."""
         if self.k != 1 or self.spaced:
-            raise UserError(
-                f"{folder}: its tokens are not single nucleotides: hiding a base would hide its neighbours; "
-                "a model that writes must have single nucleotides"
+            text = (
+                "its tokens are not single nucleotides: hiding a base would hide its neighbours; give a model of those"
             )
+            raise UserError(f"{folder}: {text}")
 
     def max_bases(self, bases: str = "") -> int:
         """Bases that fit the context; if tokens vary in length, all of `bases` or as many as its mean token allows."""
@@ -175,11 +175,10 @@ def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tok
 def load_model(folder: str, auto_class: str = "AutoModel", *, trust_remote_code: bool) -> Any:
     """The model in fp32, eval mode; UserError if the folder lacks weights of the encoder."""
     config = load_config(folder, trust_remote_code=trust_remote_code)
-    if auto_class in ("AutoModel", "AutoModelForMaskedLM") and config.model_type == "dna-task":
-        writes = "AutoModelForMaskedLM" in config.auto_map
-        if not writes or auto_class == "AutoModel":
-            verb = "generate" if writes else "predict"
-            raise UserError(f"{folder}: is a fine-tuned model, for megadna {verb}; give the encoder it was made from")
+    writes = auto_class == "AutoModelForMaskedLM" and auto_class in str(getattr(config, "auto_map", ""))
+    if auto_class in ("AutoModel", "AutoModelForMaskedLM") and config.model_type == "dna-task" and not writes:
+        verbs = "megadna predict or generate"
+        raise UserError(f"{folder}: is a fine-tuned model, for {verbs}; give the encoder it was made from")
     model, report = _load(getattr(transformers, auto_class), folder, trust_remote_code, output_loading_info=True)
     missing = [name for name in report["missing_keys"] if "pooler" not in name]
     if missing:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from megadna.downstream.groups import grouped, require_groups, share_out, without_leakage
-from megadna.downstream.inputs import file_names, require_names
+from megadna.downstream.inputs import count_unknown, file_names, require_names
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.tasks import Target, add_targets, make_target, missing_classes, read_task, with_scale
 from megadna.errors import UserError, require
@@ -90,6 +90,9 @@ def read_data(options: FinetuneOptions) -> tuple[dict[str, pd.DataFrame], Target
     require_names(list(tables), "--test")
     file_names(list(tables), "predictions-{}.parquet")
     tables = {name: add_targets(table, target, f"{where[name]} ({name})") for name, table in tables.items()}
+    for name in tables if writes else ():
+        rows = tables[name]["sequence"].items()
+        count_unknown(((f"{where[name]} ({name}): row {row + 1}", text) for row, text in rows), "bound")
     if writes or target.task == "regression":
         tables = _grouped(tables, options)
     return tables, with_scale(target, tables["train"], options.data)

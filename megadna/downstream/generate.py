@@ -9,6 +9,7 @@ A sequence that breaks a rule, or is nearer to an earlier one than --min_distanc
 TRIES times as often as sequences are asked for; what is missing then is said.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
@@ -40,17 +41,7 @@ log = get_logger(__name__)
 TRIES = 20
 BATCH_BASES = 1 << 17
 """Bases of the sequences that are written at once."""
-_NOT_IN_HEADERS = {
-    "model",
-    "output",
-    "seed",
-    "number",
-    "batch_tokens",
-    "trust_remote_code",
-    "real",
-    "training",
-    "judge",
-}
+_NOT_IN_HEADERS = re.compile("model|output|seed|number|batch_tokens|trust_remote_code|real|training|judge")
 
 
 def generate(model: Path | str, **options: Any) -> pd.DataFrame:
@@ -210,22 +201,19 @@ class Generation:
             log.info("refused and written anew: %s", why)
 
     def _frame(self, states: list[State]) -> pd.DataFrame:
-        counts: Counter[int] = Counter()
-        rows = []
-        for state in states:
-            counts[state.record] += 1
-            row = {
-                "name": f"{state.template.name}_{counts[state.record]}",
-                "sequence": code_dna(state.codes_L).tobytes().decode(),
-                "template": state.template.name,
-                "index": state.index,
-                "gc": float(IS_GC[state.codes_L].mean()),
-            }
-            if self.options.start is not None or self.options.method == "metropolis":
-                row["edits"] = state.edits()
-            rows.append(row)
-        scores = self._scores([state.codes_L for state in states])
-        return pd.DataFrame(rows).assign(**scores)
+        codes, templates = [state.codes_L for state in states], [state.template.name for state in states]
+        records = pd.Series([state.record for state in states])
+        numbers = records.groupby(records).cumcount() + 1
+        found: dict[str, Any] = {
+            "name": [f"{name}_{number}" for name, number in zip(templates, numbers, strict=True)],
+            "sequence": [code_dna(codes_L).tobytes().decode() for codes_L in codes],
+            "template": templates,
+            "index": [state.index for state in states],
+            "gc": [float(IS_GC[codes_L].mean()) for codes_L in codes],
+        }
+        if self.options.start is not None or self.options.method == "metropolis":
+            found["edits"] = [state.edits() for state in states]
+        return pd.DataFrame(found | self._scores(codes))
 
     def _scores(self, codes: list[np.ndarray]) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
@@ -247,11 +235,9 @@ class Generation:
         if self.real is not None:
             from megadna.downstream.generate_report import compare, report_page
 
-            options = self.options
-            written = [codes_of(text) for text in table["sequence"]]
-            found = compare(
-                written, self.real, options.training, self._scores, [*options.motif, *options.avoid], options.seed
-            )
+            options, written = self.options, [codes_of(text) for text in table["sequence"]]
+            motifs = [*options.motif, *options.avoid]
+            found = compare(written, self.real, options.training, self._scores, motifs, options.seed)
             facts = f"Model {options.model} (weights {self.model.digest}), seed {options.seed}, {said}"
             (folder / "report.html").write_text(report_page(found, facts, table), encoding="utf-8")
 
@@ -277,6 +263,6 @@ def header_options(options: GenerateOptions) -> str:
     for entry in fields(options):
         value, default = getattr(options, entry.name), entry.default
         values = value if isinstance(value, list) else [value]
-        if entry.name not in _NOT_IN_HEADERS and value != default and value != []:
+        if not _NOT_IN_HEADERS.fullmatch(entry.name) and value != default and value != []:
             words.append(f"{entry.name}={quote(','.join(map(str, values)), safe='/,.:+-_')}")
     return " ".join(words)

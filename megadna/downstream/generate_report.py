@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.spatial.distance import jensenshannon
+from scipy.spatial.distance import jensenshannon, pdist
 
 from megadna.alphabet import base_codes, code_dna
 from megadna.downstream.generate_rules import IS_GC, Motif, codes_of
@@ -117,11 +117,7 @@ def differences(sequences: Codes) -> np.ndarray:
     by_length: dict[int, Codes] = {}
     for codes_L in sequences[:_MOST_PAIRS]:
         by_length.setdefault(len(codes_L), []).append(codes_L)
-    found = [np.zeros(0)]
-    for alike in by_length.values():
-        all_NL = np.stack(alike)
-        found += [(all_NL[n + 1 :] != all_NL[n]).mean(axis=1) for n in range(len(all_NL) - 1)]
-    return np.concatenate(found)
+    return np.concatenate([pdist(np.stack(alike), "hamming") for alike in by_length.values()])
 
 
 def copies(sequences: Codes, training: Genome) -> tuple[np.ndarray, np.ndarray]:
@@ -160,19 +156,13 @@ def _compare(
     """Raise `longest` and `identity` of each strand to what its hits in a chunk give."""
     if not len(owner_H):
         return
-    diagonal_H = place_H - offset_H
-    order_H = np.lexsort([offset_H, diagonal_H, owner_H])
-    owner_H, diagonal_H, offset_H = owner_H[order_H], diagonal_H[order_H], offset_H[order_H]
-    is_new_line = (np.diff(owner_H) != 0) | (np.diff(diagonal_H) != 0)
-    runs = np.flatnonzero(np.append(True, is_new_line | (np.diff(offset_H) != 1)))
-    np.maximum.at(longest, owner_H[runs], np.diff(np.append(runs, len(owner_H))) + SEED - 1)
-    lines = np.flatnonzero(np.append(True, is_new_line))
-    sizes = np.diff(np.append(lines, len(owner_H)))
-    by_owner = np.lexsort([-sizes, owner_H[lines]])
-    owners = owner_H[lines][by_owner]
-    rank = np.arange(len(owners)) - np.searchsorted(owners, owners)
-    for line in lines[by_owner][rank < _DIAGONALS]:
-        owner, diagonal = int(owner_H[line]), int(diagonal_H[line])
+    hits = pd.DataFrame({"owner": owner_H, "line": place_H - offset_H, "offset": offset_H})
+    hits = hits.sort_values(["owner", "line", "offset"], ignore_index=True)
+    run = (hits.diff() != (0, 0, 1)).any(axis=1).cumsum()  # words that follow each other on a diagonal
+    matches = hits.groupby(["owner", run]).size().groupby("owner").max() + SEED - 1
+    longest[matches.index] = np.maximum(longest[matches.index], matches)
+    lines = hits.groupby(["owner", "line"]).size().sort_values(ascending=False, kind="stable")
+    for owner, diagonal in lines.groupby("owner").head(_DIAGONALS).index:
         codes_L = strands[owner]
         low, high = max(0, -diagonal), min(len(codes_L), len(chunk) - diagonal)
         same = (codes_L[low:high] == chunk[diagonal + low : diagonal + high]).sum() / len(codes_L)

@@ -8,6 +8,7 @@ a protein that a record does not have) is a UserError before any model is loaded
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
@@ -17,7 +18,7 @@ import numpy as np
 from megadna.alphabet import BASES, base_codes, dna_of
 from megadna.downstream.generate_options import IUPAC, GenerateOptions, pattern_of
 from megadna.errors import UserError, require
-from megadna.genome.bed import locate, past_the_end, read_bed
+from megadna.genome.bed import locate, read_regions
 from megadna.genome.records import read_genome, reverse_complement
 
 # Shapes: L bases of a sequence, U units, C choices of a unit, W bases of a unit, M bases of a motif, P places.
@@ -191,15 +192,13 @@ def _codons(codes_L: np.ndarray, change_L: np.ndarray, code: int, where: str) ->
 def _written(options: GenerateOptions, lengths: dict[str, int]) -> dict[str, np.ndarray]:
     """Which bases of each contig the BED file's regions have, bool [L]."""
     assert options.bed is not None
-    lines = list(read_bed(options.bed))
-    first_lines = {one.contig: one.line for one in reversed(lines)}
-    names = locate(options.bed, first_lines, lengths, str(options.start))
+    regions = read_regions(options.bed)
     found: dict[str, np.ndarray] = {}
-    for one in lines:
-        contig = names[one.contig]
-        if one.end > lengths[contig]:
-            raise past_the_end(options.bed, one.line, contig, one.end, lengths[contig])
-        found.setdefault(contig, np.zeros(lengths[contig], bool))[one.start : one.end] = True
+    for theirs, ours in locate(options.bed, regions.first_lines, lengths, str(options.start)).items():
+        regions.check_ends(theirs, lengths[ours])
+        written_L = found.setdefault(ours, np.zeros(lengths[ours], bool))
+        for start, end in regions.merged[theirs]:
+            written_L[start:end] = True
     return found
 
 
@@ -218,12 +217,8 @@ class Motif:
     def mismatches(self, codes_L: np.ndarray) -> np.ndarray:
         """[strands, P] bases that do not match, at each place; none if the sequence is shorter."""
         places = max(0, len(codes_L) - len(self) + 1)
-        return np.stack(
-            [
-                sum((~m_5[codes_L[i : i + places]] for i, m_5 in enumerate(s)), np.zeros(places, int))
-                for s in self.strands
-            ]
-        )
+        none_P = np.zeros(places, int)
+        return np.stack([sum((~m[codes_L[i : i + places]] for i, m in enumerate(s)), none_P) for s in self.strands])
 
     def count(self, codes_L: np.ndarray) -> int:
         """Places where it is, on either strand."""
@@ -261,13 +256,13 @@ class Rules:
         """Sites to avoid that are there."""
         return sum(motif.count(codes_L) for motif in self.avoid)
 
-    def in_sites(self, codes_L: np.ndarray) -> np.ndarray | None:
-        """Bases that are in a site to avoid, bool [L]; None if none is there."""
+    def in_sites(self, codes_L: np.ndarray) -> np.ndarray:
+        """Bases that are in a site to avoid, bool [L]."""
         inside_L = np.zeros(len(codes_L), bool)
         for motif in self.avoid:
             for at in np.flatnonzero((motif.mismatches(codes_L) == 0).any(axis=0)).tolist():
                 inside_L[at : at + len(motif)] = True
-        return inside_L if inside_L.any() else None
+        return inside_L
 
     def broken(self, codes_L: np.ndarray) -> dict[str, int]:
         """By how much a finished sequence breaks each rule; empty if it keeps all."""
@@ -291,13 +286,10 @@ class Rules:
     def place(self, template: Template, rng: np.random.Generator) -> Units:
         """The template's units with the choices that put every motif where the fewest bases change, at a random one of
         several such places. UserError if there is none, though they were put in several orders."""
-        for attempt in range(_ORDERS, 0, -1):
-            try:
+        for _ in range(_ORDERS - 1 if len(self.motifs) > 1 else 0):
+            with suppress(UserError):
                 return self._placed(template, rng)
-            except UserError:
-                if attempt == 1 or len(self.motifs) < 2:
-                    raise
-        raise AssertionError
+        return self._placed(template, rng)
 
     def _placed(self, template: Template, rng: np.random.Generator) -> Units:
         units, length = template.units, len(template.codes_L)

@@ -176,7 +176,7 @@ def test_a_new_head_changes_nothing_and_rows_without_a_label_are_as_many_as_aske
 
 def test_bits_are_averaged_over_bases():
     bits, sizes = np.array([[1.0, 2.0], [1.6, 1.9], [2.0, 2.0]]), np.array([10, 20, 70])
-    found = bound_scores(bits, sizes, LABELS, pd.Series([0, 0, 1]), seed=1)
+    found = bound_scores(bits, sizes, LABELS, np.array([0, 0, 1]), seed=1)
     assert found["bits_per_base"]["value"] == pytest.approx(1.82)
     assert found["gain"]["value"] == pytest.approx(0.16)
     assert found["gain"]["low"] == pytest.approx(0) and found["gain"]["high"] == pytest.approx(16 / 30)
@@ -190,11 +190,12 @@ MISTAKES = {
     "generate --model {numbers} --length 20 --value nan": "--value must be a number",
     "generate --model {bert} --length 20 --label on": "learnt no --label or --value",
     "generate --model {labels} --length 20 --label on --oracle {rna}": "does not know all of A, C, G and T (--oracle)",
-    "generate --model {labels} --length 20 --label on --judge {numbers}": "not a fine-tuned model of sequences (-",
+    "generate --model {labels} --length 20 --label on --judge {numbers}": "not a fine-tuned model of sequences",
     "predict --model {labels} --input {table}": "not a fine-tuned model of sequences or nucleotides",
-    "embed --model {labels} --input {table}": "is a fine-tuned model, for megadna generate; give the encoder",
+    "embed --model {labels} --input {table}": "is a fine-tuned model, for megadna predict or generate; give the",
     "finetune --task generation --data {table} --model {kmer}": "its tokens are not single nucleotides",
     "finetune --task generation --data {table} --model {bert} --condition number": "'on' of value is not a number",
+    "finetune --task generation --data {n} --model {bert}": "row 2: every base is N; leave it out",
     "finetune --task generation --data {gc} --model {bert}": "labels in 400 rows; if they are numbers say --condition",
     "finetune --task generation --data {table} --model {bert} --pooling max": "--pooling does not apply to --task",
     "finetune --task classification --data {table} --model {bert} --condition number": "--condition does not apply to",
@@ -206,6 +207,8 @@ MISTAKES = {
 def test_mistakes_are_one_line(home, tmp_path, capsys, words):
     names = {name: home / name for name in ("labels", "numbers", "bert")} | {"table": home / "labels.csv"}
     names["gc"] = home / "numbers.csv"
+    names["n"] = tmp_path / "n.csv"
+    names["n"].write_text("sequence,label\nACGT,a\nNN,b\nACGTA,a\nACC,b\n")
     if "{two}" in words:
         names["two"] = tmp_path / "two.csv"
         names["two"].write_text("sequence,label_1,label_2\nACGT,1,2\nAAAA,3,4\n")
