@@ -70,19 +70,13 @@ class Heads:
         self.names = [f"{kind}_{Path(one.folder).name}_{one.name}" for one in outputs]
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         require(not twice, f"--{kind}: two folders are called {', '.join(twice)}; rename one")
+        self._heads = []
+        shared: Any = {"trust_remote_code": options.trust_remote_code, "batch_tokens": options.batch_tokens}
         for one in outputs:
             _check_tokenizer(one.folder, kind, options.trust_remote_code, longest)
-        self._heads = [
-            HeadEffects(
-                MutateOptions(
-                    model=one.folder, input=Path(one.folder), trust_remote_code=options.trust_remote_code,
-                    scale="probability" if one.is_regression else "log_odds", batch_tokens=options.batch_tokens,
-                ),
-                read_config(one.folder),
-                [],
-            )
-            for one in outputs
-        ]  # fmt: skip
+            shared["scale"] = "probability" if one.is_regression else "log_odds"
+            own = MutateOptions(model=one.folder, input=Path(one.folder), **shared)
+            self._heads.append(HeadEffects(own, read_config(one.folder), []))
 
     def load(self) -> None:
         """Load the weights."""
@@ -224,11 +218,9 @@ class Generation:
     def write(self, folder: Path, table: pd.DataFrame) -> None:
         """Write the files of the folder."""
         said = header_options(self.options)
-        lines = []
-        for row in table.itertuples():
-            end = f"index={row.index} {said}".strip()
-            head = f"{row.name} model={self.model.digest} seed={self.options.seed} {end}"
-            lines.append(f">{head}\n{row.sequence}\n")
+        how = f"model={self.model.digest} seed={self.options.seed}"
+        heads = table["name"] + f" {how} index=" + table["index"].astype(str) + f" {said}"
+        lines = [f">{head.strip()}\n{bases}\n" for head, bases in zip(heads, table["sequence"], strict=True)]
         (folder / "sequences.fa").write_text("".join(lines), encoding="utf-8")
         table.to_csv(folder / "scores.tsv", sep="\t", index=False, float_format="%.7g")
         write_json(folder / "generation.json", self._facts(len(table)))
@@ -243,18 +235,10 @@ class Generation:
 
     def _facts(self, count: int) -> dict[str, Any]:
         options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self.options).items()}
-        return {
-            "program": "megadna generate",
-            "version": __version__,
-            "options": options,
-            "steps": self.options.num_steps,
-            "weights_xxh3_128": self.model.digest,
-            "oracles": self.oracles.facts(),
-            "judges": self.judges.facts(),
-            "sequences": count,
-            "refused": dict(self.refused),
-            "remark": self.remark,
-        }
+        facts: dict[str, Any] = {"program": "megadna generate", "version": __version__, "options": options}
+        facts |= {"steps": self.options.num_steps, "weights_xxh3_128": self.model.digest, "remark": self.remark}
+        facts |= {"oracles": self.oracles.facts(), "judges": self.judges.facts()}
+        return {**facts, "sequences": count, "refused": dict(self.refused)}
 
 
 def header_options(options: GenerateOptions) -> str:

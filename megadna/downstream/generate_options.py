@@ -180,8 +180,8 @@ class GenerateOptions(ModelOptions):
         if not self.label and self.value is None:
             return None, ""
         config = read_config(self.model)
-        if "DnaForGenerationTask" not in str(config.get("architectures")):
-            raise UserError(f"{self.model}: learnt no --label or --value; finetune --task generation teaches them")
+        learnt = "DnaForGenerationTask" in str(config.get("architectures"))
+        require(learnt, f"{self.model}: learnt no --label or --value; finetune --task generation teaches them")
         classes, numbers = config.get("label2id") or {}, config.get("label_range")
         if not numbers:
             given = f"--label {self.label}" if self.label else f"--value {self.value:g}"

@@ -220,10 +220,8 @@ def compare(
         found.rows.append((f"{measure}: mean (least to most)", [_summary(one) for one in values.values()]))
     for key in scores["written"]:
         limit = np.percentile(scores["real"][key], 95)
-        found.rows.append(
-            (f"{key}: share above the 95th percentile of real ({limit:.4g})",
-             [f"{(one[key] > limit).mean():.3f}" for one in scores.values()])
-        )  # fmt: skip
+        above = [f"{(one[key] > limit).mean():.3f}" for one in scores.values()]
+        found.rows.append((f"{key}: share above the 95th percentile of real ({limit:.4g})", above))
     return found
 
 
@@ -238,9 +236,9 @@ _SET_COLOURS = {"written": COLOURS[0], "real": COLOURS[2], "shuffled": GREY}
 def draw(found: Comparison) -> Figure:
     """k-mer distances as bars, and the cumulative distribution of each other measure."""
     panels = {measure: values for measure, values in found.series.items() if any(map(len, values.values()))}
-    columns = 3
-    figure = Figure(figsize=(11, 2.9 * -(-(1 + len(panels)) // columns)))
-    axes = figure.subplots(-(-(1 + len(panels)) // columns), columns, squeeze=False).ravel()
+    lines = len(panels) // 3 + 1
+    figure = Figure(figsize=(11, 2.9 * lines))
+    axes = figure.subplots(lines, 3, squeeze=False).ravel()
     for number, name in enumerate(found.sets):
         both_W2 = np.array([by_set[name] for by_set in found.distances.values()])
         at = np.arange(len(WORDS)) + 0.27 * (number - 1)
@@ -248,15 +246,14 @@ def draw(found: Comparison) -> Figure:
     axes[0].set_xticks(range(len(WORDS)), [f"{k}-mers" for k in WORDS])
     axes[0].set_title("Jensen-Shannon distance")
     axes[0].legend()
-    for axis, (measure, values) in zip(axes[1:], panels.items(), strict=False):
-        known = {name: one[np.isfinite(one)] for name, one in values.items()}
-        for name, one in known.items():
-            if len(one):
-                axis.ecdf(one, label=name, color=_SET_COLOURS[name], linestyle="--" if name == "shuffled" else "-")
+    unused = 3 * lines - 1 - len(panels)
+    for axis, (measure, values) in zip(axes[1:], [*panels.items(), *[("", {})] * unused], strict=True):
+        axis.set_visible(bool(measure))
+        for name, one in values.items():
+            if len(known := one[np.isfinite(one)]):
+                axis.ecdf(known, label=name, color=_SET_COLOURS[name], linestyle="--" if name == "shuffled" else "-")
         axis.set_title(measure, fontsize=9.5)
         axis.set_ylabel("share at most this")
-    for axis in axes[1 + len(panels) :]:
-        axis.set_visible(False)
     return figure
 
 

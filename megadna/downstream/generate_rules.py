@@ -111,24 +111,17 @@ def templates(options: GenerateOptions) -> list[Template]:
 
 
 def _templates(options: GenerateOptions) -> Iterator[Template]:
-    if options.length:
-        yield Template(
-            "generated", np.full(options.length, HIDDEN, np.uint8), _bases(np.ones((options.length, 4), bool))
-        )
-        return
     path = options.template or options.start
-    assert path is not None
-    genome = read_genome(path)
-    written = None if options.bed is None else _written(options, genome.lengths)
-    for name, dna_L in genome.bases.items():
+    bases = read_genome(path).bases if path else {"generated": np.full(options.length, ord("N"), np.uint8)}
+    written = None if options.bed is None else _written(options, {name: len(dna_L) for name, dna_L in bases.items()})
+    for name, dna_L in bases.items():
         if written is not None and name not in written:
             continue
         require(len(dna_L) > 0, f"{path}: record {name} has no bases; remove it")
         codes_L, allowed_L4 = base_codes(dna_L), _ALLOWED[dna_L]
-        if options.template is not None:
-            require(
-                bool((codes_L == HIDDEN).any()), f"{path}: record {name} has no N to write; use --start to change it"
-            )
+        if options.start is None:
+            has = bool((codes_L == HIDDEN).any())
+            require(has, f"{path}: record {name} has no N to write; use --start to change it")
             yield Template(name, codes_L, _bases(allowed_L4))
             continue
         change_L = np.ones(len(codes_L), bool) if written is None else written[name]
