@@ -113,7 +113,7 @@ class Sampler:
 
     def unmask(self, states: list[State], rounds: int, score: Score | None) -> Iterator[None]:
         """Write what is hidden in so many rounds, and yield after each; score: of completions, to choose among them."""
-        by_confidence = self.options.order == "confidence"
+        by_confidence, count = self.options.order == "confidence", self.options.candidates if score else 1
         hidden = [np.flatnonzero(state.chosen_U < 0) for state in states]
         turns = [s.rng.permutation(rounds)[np.arange(len(h)) % rounds] for s, h in zip(states, hidden, strict=True)]
         for number in range(rounds):
@@ -124,10 +124,7 @@ class Sampler:
                 asked.append(all_u[left_u if score else now_u])
                 shown.append(all_u[now_u])
             found = self.log_p(states, asked)
-            picks = [
-                self._draw(s, u, p, self.options.candidates if score else 1)
-                for s, u, p in zip(states, asked, found, strict=True)
-            ]
+            picks = [self._draw(*each, count) for each in zip(states, asked, found, strict=True)]
             if score:
                 picks = self._chosen(states, asked, picks, score)
             for state, all_u, asked_u, shown_u, picks_1u, log_p_uC in zip(

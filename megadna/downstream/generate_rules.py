@@ -310,10 +310,8 @@ class Rules:
         for motif in self.avoid:
             at = np.argwhere(motif.mismatches(fixed_L) == 0)
             if len(at):
-                where = f"at position {at[0][1]}, within bases that stay"
-                raise UserError(
-                    f"{template.name}: {motif.text} to avoid is there {where}; leave it out, or write there"
-                )
+                where = f"there at position {at[0][1]}, within bases that stay"
+                raise UserError(f"{template.name}: {motif.text} to avoid is {where}; leave it out, or write there")
         (low, high), size = template.gc_range, len(fixed_L)
         if self.gc_excess(low, high, size) > 0 or self.gc_bounds(size)[0] > self.gc_bounds(size)[1]:
             reach = f"{low / size:.3f} to {high / size:.3f} in steps of {1 / size:.3f}"

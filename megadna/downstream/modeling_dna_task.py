@@ -217,6 +217,10 @@ class DnaForGenerationTask(DnaTaskModel):
         nn.init.zeros_(last.bias)
         return nn.Sequential(nn.Linear(self.config.num_labels, hidden), nn.Tanh(), last)
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Those of the language model: transformers 4 ties what this names to the input embeddings."""
+        return self.encoder.get_output_embeddings()
+
     def added(self, condition: Tensor) -> Tensor:
         """What is added to the token embeddings [B, 1, H] for classes [B] or numbers [B, 1]; zeros for -1 and NaN."""
         if condition.is_floating_point():

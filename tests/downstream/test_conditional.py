@@ -111,6 +111,7 @@ def test_templates_and_seeds_are_those_of_every_model(home, tmp_path):
 
 def test_the_folder_runs_alone_and_without_a_condition_it_is_the_language_model(home, tmp_path):
     model = AutoModelForMaskedLM.from_pretrained(home / "labels", trust_remote_code=True).eval()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # as transformers 4 ties them
     ids = torch.tensor([[2, 5, 4, 4, 7, 8, 3]])
     with torch.inference_mode():
         plain, none, on = (
