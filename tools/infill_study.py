@@ -1,6 +1,7 @@
 """Does a model write what was there? Gaps in held-out stretches, by a language model and by Markov models.
 
     python tools/infill_study.py --model FOLDER --data DATASET [--spans 10 30 100] [--window 250] [--number 50]
+        [--written 150]
 
 Windows of the test split, evenly spread; in each the middle `span` bases are a gap, all others are given. All numbers
 are of the bases of the gap, in bits a base, of its probability as a whole (chain rule), given both flanks:
@@ -14,9 +15,9 @@ are of the bases of the gap, in bits a base, of its probability as a whole (chai
     both sides               the table of `megadna evaluate` (at most five bases on a side, counted in the train split,
                              what is not written unknown; k and smoothing chosen on valid), in the same random order
 
-95 % intervals: bootstrap over windows, of differences over the same windows. Then, of what is written (model: 32
-rounds; chain: drawn exactly given both flanks): Jensen-Shannon distance of k-mers to the test split without these
-windows, with its standard error over windows, beside the bases that were there.
+95 % intervals: bootstrap over windows, of differences over the same windows. Then, of what is written (model: in 32
+rounds, or a base a round; chain: drawn exactly given both flanks): Jensen-Shannon distance of k-mers to the test split
+without these windows, with its standard error over windows, beside the bases that were there.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from megadna.alphabet import base_codes, code_dna
+from megadna.alphabet import base_codes, code_dna, dna_of
 from megadna.data.dataset import ChunkDataset
 from megadna.downstream.generate import generate
 from megadna.downstream.generate_report import distance_error, word_counts, word_distance
@@ -144,18 +145,70 @@ def interval(bits_N: np.ndarray, rng: np.random.Generator) -> tuple[float, float
     return float(bits_N.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
 
 
-def written(model: str, windows_NL: np.ndarray, first: int, last: int) -> list[np.ndarray]:
+def likelihoods(
+    model: MaskedBases, chain: Chain, table: MarkovTable, windows_NL: np.ndarray, valid: list[np.ndarray], gap: int
+) -> pd.DataFrame:
+    """Bits a base of the gaps, and the model's less those of each."""
+    rng = np.random.default_rng((1, gap))
+    first = (windows_NL.shape[1] - gap) // 2
+    last = first + gap
+    forward_NG = np.tile(np.arange(gap), (len(windows_NL), 1))
+    random_NG = rng.permuted(forward_NG, axis=1)
+    k, smoothing = chosen(table, valid, gap)
+    hidden_NL = windows_NL.copy()
+    hidden_NL[:, first:last] = 4
+    at = np.repeat(np.arange(len(windows_NL)), gap), np.tile(np.arange(first, last), len(windows_NL))
+    once_NG = -model.at(hidden_NL, *at)[np.arange(len(at[0])), windows_NL[at]].reshape(-1, gap) / np.log(2)
+    chain_p = [chain.gap_p(codes_L, first, last) for codes_L in windows_NL]
+    true_NG = np.take_along_axis(np.array(chain_p), windows_NL[:, first:last, None].astype(int), axis=2)
+    bits = {
+        "model, random order": model_bits(model, windows_NL, first, random_NG),
+        "model, left to right": model_bits(model, windows_NL, first, forward_NG),
+        "model, all at once": once_NG.sum(axis=1),
+        "Markov chain": -np.log2(true_NG).sum(axis=(1, 2)),
+        f"both sides, k = {k}": table_bits(table, k, smoothing, windows_NL, first, random_NG),
+    }
+    rows = []
+    for name, bits_N in bits.items():
+        less_N = (bits["model, random order"] - bits_N) / gap
+        less = "{:+.4f} ({:+.4f} to {:+.4f})".format(*interval(less_N, rng))
+        value = "{:.4f} ({:.4f} to {:.4f})".format(*interval(bits_N / gap, rng))
+        rows.append({"gap": gap, "": name, "bits a base": value, "model less this": less})
+    return pd.DataFrame(rows)
+
+
+def distances(model: str, chain: Chain, windows_NL: np.ndarray, others: list[np.ndarray], gap: int) -> pd.DataFrame:
+    """k-mer distances of what is written to other windows."""
+    rng = np.random.default_rng((2, gap))
+    first = (windows_NL.shape[1] - gap) // 2
+    last = first + gap
+    filled = {
+        "model, 32 rounds": written(model, windows_NL, first, last, 32),
+        "model, a base a round": written(model, windows_NL, first, last, gap),
+        "Markov chain": [chain.draw(codes_L, first, last, rng) for codes_L in windows_NL],
+        "the bases that were there": list(windows_NL[:, first:last]),
+    }
+    rows = []
+    for name, gaps in filled.items():
+        row = {"gap": gap, "": name}
+        for word in WORDS:
+            counts, reference = word_counts(gaps, word), word_counts(others, word)
+            distance, error = word_distance(counts, reference), distance_error(counts, reference, rng)
+            row[f"{word}-mers"] = f"{distance:.4f} ± {error:.4f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def written(model: str, windows_NL: np.ndarray, first: int, last: int, rounds: int) -> list[np.ndarray]:
     """The gaps as `megadna generate` fills them."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "gaps.fa"
-        gapped = windows_NL.copy()
-        gapped[:, first:last] = 4
-        texts = (code_dna(codes_L).tobytes().decode() for codes_L in gapped)
+        gapped_NL = windows_NL.copy()
+        gapped_NL[:, first:last] = 4
+        texts = (code_dna(codes_L).tobytes().decode() for codes_L in gapped_NL)
         path.write_text("".join(f">{number}\n{text}\n" for number, text in enumerate(texts)))
-        return [
-            base_codes(np.frombuffer(text.encode(), np.uint8))[first:last]
-            for text in generate(model, template=path).sequence
-        ]
+        found = generate(model, template=path, steps=rounds)["sequence"]
+    return [base_codes(dna_of(text))[first:last] for text in found]
 
 
 def main() -> None:
@@ -165,57 +218,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--spans", type=int, nargs="+", default=[10, 30, 100])
     parser.add_argument("--window", type=int, default=250)
-    parser.add_argument("--number", type=int, default=50)
+    parser.add_argument("--number", type=int, default=50, help="windows of likelihoods (0: none)")
+    parser.add_argument("--written", type=int, default=150, help="windows of k-mer distances")
     options = parser.parse_args()
-    rng = np.random.default_rng(1)
     train, valid, test = (ChunkDataset(options.data, split) for split in ("train", "valid", "test"))
-    windows, others = tiles(test, options.window, options.number)
-    windows_NL, valid_windows = np.stack(windows), tiles(valid, options.window, 400)[0]
     chain = Chain([base_codes(train[index]) for index in range(len(train))])
-    table = fit((train[index] for index in range(len(train))), both_strands=True)
-    model = MaskedBases(options.model)
-    rows, distances = [], []
+    if options.number:
+        table = fit((train[index] for index in range(len(train))), both_strands=True)
+        windows_NL = np.stack(tiles(test, options.window, options.number)[0])
+        model, near = MaskedBases(options.model), tiles(valid, options.window, 400)[0]
+        for gap in options.spans:
+            print(likelihoods(model, chain, table, windows_NL, near, gap).to_string(index=False), flush=True)
+    windows, others = tiles(test, options.window, options.written)
     for gap in options.spans:
-        first = (options.window - gap) // 2
-        last = first + gap
-        forward_NG = np.tile(np.arange(gap), (len(windows), 1))
-        random_NG = rng.permuted(forward_NG, axis=1)
-        k, smoothing = chosen(table, valid_windows, gap)
-        hidden_NL = windows_NL.copy()
-        hidden_NL[:, first:last] = 4
-        at = np.repeat(np.arange(len(windows)), gap), np.tile(np.arange(first, last), len(windows))
-        at_once = -model.at(hidden_NL, *at)[np.arange(len(at[0])), windows_NL[at]].reshape(-1, gap).sum(axis=1)
-        true = [
-            [p_4[base] for p_4, base in zip(chain.gap_p(one, first, last), one[first:last], strict=True)]
-            for one in windows
-        ]
-        bits = {
-            "model, random order": model_bits(model, windows_NL, first, random_NG),
-            "model, left to right": model_bits(model, windows_NL, first, forward_NG),
-            "model, all at once": at_once / np.log(2),
-            "Markov chain": -np.log2(true).sum(axis=1),
-            f"both sides, k = {k}": table_bits(table, k, smoothing, windows_NL, first, random_NG),
-        }
-        own = bits["model, random order"]
-        for name, bits_N in bits.items():
-            less = "{:+.4f} ({:+.4f} to {:+.4f})".format(*interval((own - bits_N) / gap, rng))
-            value = "{:.4f} ({:.4f} to {:.4f})".format(*interval(bits_N / gap, rng))
-            rows.append({"gap": gap, "": name, "bits a base": value, "model less this": less})
-        filled = {
-            "model": written(options.model, windows_NL, first, last),
-            "Markov chain": [chain.draw(one, first, last, rng) for one in windows],
-            "the bases that were there": [one[first:last] for one in windows],
-        }
-        for name, gaps in filled.items():
-            row = {"gap": gap, "": name}
-            for word in WORDS:
-                counts, reference = word_counts(gaps, word), word_counts(others, word)
-                distance, error = word_distance(counts, reference), distance_error(counts, reference, rng)
-                row[f"{word}-mers"] = f"{distance:.4f} ± {error:.4f}"
-            distances.append(row)
-    print(f"{len(windows)} windows of {options.window} bases, model {model.digest}")
-    print(pd.DataFrame(rows).to_string(index=False))
-    print(pd.DataFrame(distances).to_string(index=False))
+        print(distances(options.model, chain, np.stack(windows), others, gap).to_string(index=False), flush=True)
 
 
 if __name__ == "__main__":

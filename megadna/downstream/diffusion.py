@@ -2,15 +2,18 @@
 
 In:  options, tables by split with their targets, a seed.
 Out: model/ (what `megadna generate --label` or `--value` reads), metrics.json, and predictions-SPLIT.parquet: the bits
-     per base of each sequence, by its own condition and without one.
+     per base of each sequence, by its own condition and without knowing it.
 Absorbing diffusion (Sahoo et al. 2024, "Simple and effective masked diffusion language models", arXiv:2406.07524; also
 Shi et al. 2024, arXiv:2406.04329): time t is uniform on (0, 1], each base is hidden with p = t (the linear schedule),
 and the loss is the sum of -ln p(base) over the hidden ones, weighted by 1/t: its mean is an upper bound of
 -ln p(sequence). The integral over t is taken beforehand: as that of C(L, n) t^(n-1) (1 - t)^(L-n) is 1/n, the number n
 of hidden bases of L is uniform on 1..L, and the bound per base is the mean over the hidden ones: the same expectation
 with less noise (Hoogeboom et al. 2022, arXiv:2110.02037). The n of a batch are spread evenly. N and its like are never
-hidden. The condition is left out of the share --dropout of rows, so that one model gives the bound without it too: the
-difference is what the condition is worth.
+hidden.
+What the condition is worth: the bound of each sequence by its own condition is set against that by the mean probability
+under it and conditions drawn from train: a lower bound of the information that sequence and condition share, whatever
+the model (InfoNCE, van den Oord et al. 2018, arXiv:1807.03748), at most log2(CONDITIONS) bits a sequence. A model that
+was told nothing would be no control: it has seen that in the share --dropout of rows only, and is worse for it.
 """
 
 import json
@@ -35,10 +38,10 @@ from megadna.downstream.tasks import Target
 from megadna.log import rank_from_environment
 from megadna.progress import Progress
 
-# Shapes: N sequences, D draws of what is hidden, B rows of a batch, S tokens.
+# Shapes: N sequences, D draws of what is hidden, K conditions of a sequence, B rows of a batch, S tokens.
 
-DRAWS = 4
-"""Of what is hidden, for the bound of each sequence; during training half as many."""
+DRAWS, CONDITIONS = 2, 8
+"""What is hidden for the bound of each sequence, so often; its own condition and others."""
 
 
 def train_generator(
@@ -50,25 +53,25 @@ def train_generator(
     tokenizer.require_single_bases(options.model)
     with Progress(f"loading {options.model}"):
         model = build_generator(options, target, tokenizer, tables["train"])
-    noise = Noise(tokenizer, model.config.base_ids, target, options.dropout, seed)
+    noise = Noise(tokenizer, model.config.base_ids, tables["train"]["target"].to_list(), options.dropout, seed)
     trainer, reporter = trained(
         model, options, "loss", seed, work,
         train_dataset=examples["train"],
-        eval_dataset=noise.drawn(examples["dev"], DRAWS // 2, without=False),
+        eval_dataset=noise.drawn(examples["dev"], 1),
         data_collator=noise,
     )  # fmt: skip
     nats = {}
     for split in (name for name in tables if name != "train"):
         with reporter.during(f"predicting {split}", "batches"):
-            nats[split] = trainer.predict(noise.drawn(examples[split], DRAWS, without=True)).predictions
+            nats[split] = trainer.predict(noise.drawn(examples[split], CONDITIONS)).predictions
     if not trainer.is_world_process_zero():
         return
     shutil.rmtree(work / "trainer", ignore_errors=True)
     save_model(trainer.model, model, tokenizer, work / "model")
     found, stems = {}, file_names(list(nats), "predictions-{}.parquet")
     for split, nats_M in nats.items():
-        bits_N2 = nats_M.reshape(-1, DRAWS, 2).mean(axis=1) / np.log(2)
         sizes_N = np.array([len(noise.bases(example["ids"])) for example in examples[split]])
+        bits_N2 = bits_of(nats_M, sizes_N)
         scores = bound_scores(bits_N2, sizes_N, target, tables[split]["group"].to_numpy(), seed)
         remark = shared_with_train(tables, split)
         found[split] = {name: {**values, "remark": remark} for name, values in scores.items()}
@@ -83,8 +86,8 @@ def build_generator(
     options: FinetuneOptions, target: Target, tokenizer: SequenceTokenizer, train: pd.DataFrame
 ) -> DnaForGenerationTask:
     """The language model (with its weights, or random ones) and a new head, which adds zeros."""
-    settings: Any = {key: getattr(options, key) for key in ("max_tokens", "trust_remote_code")}
-    model = load_masked_model(options.model, **settings)[0]
+    limits: Any = {"max_tokens": options.max_tokens, "trust_remote_code": options.trust_remote_code}
+    model = load_masked_model(options.model, **limits)[0]
     if options.random_weights:
         model = type(model)(model.config)
     config = task_config(options, target, tokenizer, model)
@@ -100,27 +103,29 @@ class Noise:
     """Tokenized examples -> a padded batch in which part of the bases is hidden, anew each time."""
 
     def __init__(
-        self, tokenizer: SequenceTokenizer, base_ids: Sequence[int], target: Target, dropout: float, seed: int
+        self, tokenizer: SequenceTokenizer, base_ids: Sequence[int], conditions: list[Any], dropout: float, seed: int
     ) -> None:
+        """conditions: those of train, a class or an array of one number each."""
         self._pad_id, self._mask_id = tokenizer.pad_id, tokenizer.tokenizer.mask_token_id
         self._code = np.full(len(tokenizer.tokenizer), -1)
         self._code[list(base_ids)] = range(4)
-        self._nothing: Any = -1 if target.has_classes else np.array([np.nan], np.float32)
-        self._dropout, self._seed = dropout, seed
+        self._nothing: Any = np.array([np.nan], np.float32) if np.ndim(conditions[0]) else -1
+        self._conditions, self._dropout, self._seed = conditions, dropout, seed
         self._rng = np.random.default_rng((seed, rank_from_environment()))
 
     def bases(self, ids: list[int]) -> np.ndarray:
         """Tokens that are A, C, G or T."""
         return np.flatnonzero(self._code[ids] >= 0)
 
-    def drawn(self, examples: list[dict[str, Any]], draws: int, *, without: bool) -> list[dict[str, Any]]:
-        """Each example `draws` times with what is hidden of it, the same for each call; `without`: each of these twice,
-        by its condition and without it."""
+    def drawn(self, examples: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+        """Each example DRAWS times with what is hidden of it, each of these with `count` conditions, its own the first:
+        the same for each call."""
         rng, found = np.random.default_rng((self._seed, 1)), []
         for example in examples:
-            for share in (np.arange(draws) + rng.random()) / draws:
+            others = [self._conditions[at] for at in rng.integers(len(self._conditions), size=count - 1)]
+            for share in (np.arange(DRAWS) + rng.random()) / DRAWS:
                 one = {**example, "hidden": self._hidden(example["ids"], share, rng)}
-                found += [one, {**one, "target": self._nothing}] if without else [one]
+                found += [{**one, "target": condition} for condition in (example["target"], *others)]
         return found
 
     def _hidden(self, ids: list[int], share: float, rng: np.random.Generator) -> np.ndarray:
@@ -147,11 +152,19 @@ class Noise:
         return {**found, "condition": torch.from_numpy(np.array(conditions))}
 
 
+def bits_of(nats_M: np.ndarray, sizes_N: np.ndarray) -> np.ndarray:
+    """Bits per base [N, 2] by the own condition, and by the mean probability under all, from the mean of -ln p over the
+    hidden bases of each row of `drawn`."""
+    nats_NK = nats_M.reshape(len(sizes_N), DRAWS, -1).mean(axis=1).astype(np.float64) * sizes_N[:, None]
+    mean_N = np.log(nats_NK.shape[1]) - np.logaddexp.reduce(-nats_NK, axis=1)
+    return np.stack([nats_NK[:, 0], mean_N], axis=1) / (sizes_N[:, None] * np.log(2))
+
+
 def bound_scores(
     bits_N2: np.ndarray, sizes_N: np.ndarray, target: Target, group_N: np.ndarray, seed: int
 ) -> dict[str, dict[str, float]]:
-    """value, low and high of bits_per_base (by the condition), bits_per_base_without and their difference, over bases;
-    the bootstrap draws whole groups."""
+    """value, low and high of bits_per_base, bits_per_base_without and the gain, over bases; the bootstrap draws whole
+    groups."""
 
     def score(sizes: np.ndarray, bits: np.ndarray, _: Target) -> dict[str, float]:
         by, without = (float(np.average(column, weights=sizes)) for column in bits.T)

@@ -40,6 +40,7 @@ _DIAGONALS = 8  # with the most shared words, compared base by base for each que
 _CHUNK = 1 << 22
 _MOST_PAIRS = 500  # sequences of which all pairs are compared
 _RESAMPLES = 50
+_SET_COLOURS = {"written": COLOURS[0], "real": COLOURS[2], "shuffled": GREY}
 
 Codes = list[np.ndarray]
 
@@ -227,9 +228,6 @@ def compare(
 def _summary(values: np.ndarray) -> str:
     known = values[np.isfinite(values)]
     return f"{known.mean():.4g} ({known.min():.4g} to {known.max():.4g})" if len(known) else "none"
-
-
-_SET_COLOURS = {"written": COLOURS[0], "real": COLOURS[2], "shuffled": GREY}
 
 
 def draw(found: Comparison) -> Figure:

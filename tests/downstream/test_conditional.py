@@ -19,7 +19,7 @@ from toy_models import kmer_folder, megadna_folder
 from megadna import finetune, generate
 from megadna.cli import main
 from megadna.downstream import metrics
-from megadna.downstream.diffusion import Noise, bound_scores, build_generator
+from megadna.downstream.diffusion import CONDITIONS, Noise, bits_of, bound_scores, build_generator
 from megadna.downstream.examples import tokenized
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.options import FinetuneOptions
@@ -82,8 +82,7 @@ def test_a_class_has_its_motif_and_the_bound_says_what_the_label_is_worth(home):
     assert shares["on"] > 0.7 and shares["off"] < 0.05 and 0.1 < shares[""] < 0.7
     scores = pd.read_csv(home / "run-labels/metrics.csv").set_index(["split", "score"])
     gain = scores.loc["test", "gain"]
-    at_most = 12 * 0.5 / 30 + 1 / 30  # bits a base: six bases that one half of the rows has, and which half a row is of
-    assert 0.03 < gain.value < at_most and gain.low <= gain.value <= gain.high
+    assert 0.5 / 30 < gain.value < 1.1 / 30 and gain.low <= gain.value <= gain.high  # one of two classes: 1 bit
     rows = pd.read_parquet(home / "run-labels/seed-1/predictions-test.parquet")
     assert (rows.bits_per_base_without - rows.bits_per_base).mean() == pytest.approx(gain.value, abs=1e-6)
     assert rows.bits_per_base[rows.truth == "on"].mean() < rows.bits_per_base[rows.truth == "off"].mean() - 0.1
@@ -138,7 +137,7 @@ def test_the_bound_is_the_mean_over_numbers_of_hidden_bases(make, tmp_path):
     model = build_generator(options, LABELS, tokenizer, table).eval()
     with torch.no_grad():
         model.head[2].weight.normal_()
-    noise = Noise(tokenizer, model.config.base_ids, LABELS, 0.0, seed=3)
+    noise = Noise(tokenizer, model.config.base_ids, [0, 1], 0.0, seed=3)
     reader = MaskedBases(folder)
     codes = {0: 0, 1: 1, 3: 3}
     for without, condition in ((True, -1), (False, 1)):
@@ -153,8 +152,10 @@ def test_the_bound_is_the_mean_over_numbers_of_hidden_bases(make, tmp_path):
                 found = model(**batch)
             assert found.loss == found.logits[0]
             assert (found.loss.item() == pytest.approx(nats, abs=1e-5)) == without
-    counts = [len(one["hidden"]) for one in noise.drawn(examples["train"] * 300, 4, without=False)]
+    rows = noise.drawn(examples["train"] * 600, CONDITIONS)
+    counts = [len(one["hidden"]) for one in rows[::CONDITIONS]]
     assert np.bincount(counts, minlength=4)[1:] / 1200 == pytest.approx([1 / 3] * 3, abs=0.05)
+    assert all(one["target"] == 1 for one in rows[::CONDITIONS]) and {one["target"] for one in rows} == {0, 1}
 
 
 def test_a_new_head_changes_nothing_and_rows_without_a_label_are_as_many_as_asked_for(tmp_path):
@@ -163,7 +164,7 @@ def test_a_new_head_changes_nothing_and_rows_without_a_label_are_as_many_as_aske
     options = options_of(folder, tmp_path)
     tokenizer, examples = tokenized(options, {"train": table})
     model = build_generator(options, LABELS, tokenizer, table).eval()
-    noise = Noise(tokenizer, model.config.base_ids, LABELS, 0.25, seed=1)
+    noise = Noise(tokenizer, model.config.base_ids, [0, 1], 0.25, seed=1)
     batch = noise(examples["train"])
     assert (batch["condition"] == -1).float().mean() == pytest.approx(0.25, abs=0.07)
     hidden = (batch["labels"] >= 0).sum(1).numpy()
@@ -173,6 +174,14 @@ def test_a_new_head_changes_nothing_and_rows_without_a_label_are_as_many_as_aske
         small = {name: tensor[:4] for name, tensor in batch.items()}
         by, without = (model(**{**small, "condition": torch.full((4,), one)}).logits for one in (1, -1))
     assert torch.equal(by, without)
+
+
+def test_the_bound_without_a_condition_is_that_of_the_mean_probability():
+    nats = np.log(2) * np.array([[1.0, 2.0, 2.0, 3.0], [1.5, 1.5, 1.5, 1.5]])  # two draws, two conditions each
+    found = bits_of(nats.reshape(-1), np.array([2, 4]))
+    own, other = 2 ** -(2 * 1.5), 2 ** -(2 * 2.5)
+    assert found[0] == pytest.approx([1.5, -np.log2((own + other) / 2) / 2])
+    assert found[1] == pytest.approx([1.5, 1.5])  # a model that does not care gains nothing
 
 
 def test_bits_are_averaged_over_bases():
