@@ -60,10 +60,11 @@ def train_generator(
         eval_dataset=noise.drawn(examples["dev"], 1),
         data_collator=noise,
     )  # fmt: skip
-    nats = {}
+    rows, nats = {}, {}
     for split in (name for name in tables if name != "train"):
         with reporter.during(f"predicting {split}", "batches"):
-            nats[split] = trainer.predict(noise.drawn(examples[split], CONDITIONS)).predictions
+            rows[split] = noise.drawn(examples[split], CONDITIONS)
+            nats[split] = trainer.predict(rows[split]).predictions
     if not trainer.is_world_process_zero():
         return
     shutil.rmtree(work / "trainer", ignore_errors=True)
@@ -71,7 +72,7 @@ def train_generator(
     found, stems = {}, file_names(list(nats), "predictions-{}.parquet")
     for split, nats_M in nats.items():
         sizes_N = np.array([len(noise.bases(example["ids"])) for example in examples[split]])
-        bits_N2 = bits_of(nats_M, sizes_N)
+        bits_N2 = bits_of(nats_M, np.array([len(row["hidden"]) for row in rows[split]]), sizes_N)
         scores = bound_scores(bits_N2, sizes_N, target, tables[split]["group"].to_numpy(), seed)
         remark = shared_with_train(tables, split)
         found[split] = {name: {**values, "remark": remark} for name, values in scores.items()}
@@ -152,12 +153,15 @@ class Noise:
         return {**found, "condition": torch.from_numpy(np.array(conditions))}
 
 
-def bits_of(nats_M: np.ndarray, sizes_N: np.ndarray) -> np.ndarray:
-    """Bits per base [N, 2] by the own condition, and by the mean probability under all, from the mean of -ln p over the
-    hidden bases of each row of `drawn`."""
-    nats_NK = nats_M.reshape(len(sizes_N), DRAWS, -1).mean(axis=1).astype(np.float64) * sizes_N[:, None]
-    mean_N = np.log(nats_NK.shape[1]) - np.logaddexp.reduce(-nats_NK, axis=1)
-    return np.stack([nats_NK[:, 0], mean_N], axis=1) / (sizes_N[:, None] * np.log(2))
+def bits_of(nats_M: np.ndarray, hidden_M: np.ndarray, sizes_N: np.ndarray) -> np.ndarray:
+    """Bits per base [N, 2], the bound by the own condition and without knowing it, from the mean of -ln p over the
+    hidden bases of each row of `drawn` and their number. The gain is that of all hidden bases of a sequence together:
+    a mean over few of them, taken for the whole sequence, is mostly noise, which costs more than it gains."""
+    nats_NDK, hidden_NDK = (values_M.reshape(len(sizes_N), DRAWS, -1) for values_M in (nats_M, hidden_M))
+    own_N = nats_NDK[:, :, 0].mean(axis=1)
+    log_p_NK = -(nats_NDK * hidden_NDK).sum(axis=1) / hidden_NDK.sum(axis=1) * sizes_N[:, None]
+    gain_N = log_p_NK[:, 0] - np.logaddexp.reduce(log_p_NK, axis=1) + np.log(log_p_NK.shape[1])
+    return np.stack([own_N, own_N + gain_N / sizes_N], axis=1) / np.log(2)
 
 
 def bound_scores(

@@ -176,11 +176,11 @@ def test_a_new_head_changes_nothing_and_rows_without_a_label_are_as_many_as_aske
     assert torch.equal(by, without)
 
 
-def test_the_bound_without_a_condition_is_that_of_the_mean_probability():
+def test_the_gain_is_the_own_probability_over_the_mean():
     nats = np.log(2) * np.array([[1.0, 2.0, 2.0, 3.0], [1.5, 1.5, 1.5, 1.5]])  # two draws, two conditions each
-    found = bits_of(nats.reshape(-1), np.array([2, 4]))
-    own, other = 2 ** -(2 * 1.5), 2 ** -(2 * 2.5)
-    assert found[0] == pytest.approx([1.5, -np.log2((own + other) / 2) / 2])
+    found = bits_of(nats.reshape(-1), np.array([1, 1, 3, 3, 2, 2, 2, 2]), np.array([4, 4]))
+    own, other = 2 ** -(1.0 + 3 * 2.0), 2 ** -(2.0 + 3 * 3.0)
+    assert found[0] == pytest.approx([1.5, 1.5 + np.log2(own / ((own + other) / 2)) / 4])
     assert found[1] == pytest.approx([1.5, 1.5])  # a model that does not care gains nothing
 
 
