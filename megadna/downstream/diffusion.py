@@ -10,10 +10,9 @@ and the loss is the sum of -ln p(base) over the hidden ones, weighted by 1/t: it
 of hidden bases of L is uniform on 1..L, and the bound per base is the mean over the hidden ones: the same expectation
 with less noise (Hoogeboom et al. 2022, arXiv:2110.02037). The n of a batch are spread evenly. N and its like are never
 hidden.
-What the condition is worth: the bound of each sequence by its own condition is set against that by the mean probability
-under it and conditions drawn from train: a lower bound of the information that sequence and condition share, whatever
-the model (InfoNCE, van den Oord et al. 2018, arXiv:1807.03748), at most log2(CONDITIONS) bits a sequence. A model that
-was told nothing would be no control: it has seen that in the share --dropout of rows only, and is worse for it.
+The gain of a condition: p by the own condition over its mean under that and others drawn from train, a lower bound of
+the information that sequence and condition share (InfoNCE, van den Oord et al. 2018, arXiv:1807.03748), at most
+log2(CONDITIONS) bits a sequence. (The model told nothing is no control: it learns that from the few --dropout rows.)
 """
 
 import json
@@ -74,11 +73,10 @@ def train_generator(
         sizes_N = np.array([len(noise.bases(example["ids"])) for example in examples[split]])
         bits_N2 = bits_of(nats_M, np.array([len(row["hidden"]) for row in rows[split]]), sizes_N)
         scores = bound_scores(bits_N2, sizes_N, target, tables[split]["group"].to_numpy(), seed)
-        remark = shared_with_train(tables, split)
-        found[split] = {name: {**values, "remark": remark} for name, values in scores.items()}
+        found[split] = {key: {**values, "remark": shared_with_train(tables, split)} for key, values in scores.items()}
         truth = [target.names[one] if target.has_classes else float(one[0]) for one in tables[split]["target"]]
-        columns = {"truth": truth, "bits_per_base": bits_N2[:, 0], "bits_per_base_without": bits_N2[:, 1]}
-        table = tables[split][["sequence"]].assign(**columns).reset_index(drop=True)
+        table = pd.DataFrame({"sequence": tables[split]["sequence"].to_numpy(), "truth": truth})
+        table[["bits_per_base", "bits_per_base_without"]] = bits_N2
         table.to_parquet(work / f"predictions-{stems[split]}.parquet")
     (work / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
 
@@ -148,15 +146,18 @@ class Noise:
             ids_BS[row, : len(ids)], mask_BS[row, : len(ids)] = ids, 1
             left_out = not is_drawn and rng.random() < self._dropout
             conditions.append(self._nothing if left_out else example["target"])
-        arrays = {"input_ids": ids_BS, "attention_mask": mask_BS, "labels": labels_BS}
-        found = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {**found, "condition": torch.from_numpy(np.array(conditions))}
+        arrays = {
+            "input_ids": ids_BS,
+            "attention_mask": mask_BS,
+            "labels": labels_BS,
+            "condition": np.array(conditions),
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def bits_of(nats_M: np.ndarray, hidden_M: np.ndarray, sizes_N: np.ndarray) -> np.ndarray:
     """Bits per base [N, 2], the bound by the own condition and without knowing it, from the mean of -ln p over the
-    hidden bases of each row of `drawn` and their number. The gain is that of all hidden bases of a sequence together:
-    a mean over few of them, taken for the whole sequence, is mostly noise, which costs more than it gains."""
+    hidden bases of each row of `drawn` and their number. The gain is that of all of them together: less noise."""
     nats_NDK, hidden_NDK = (values_M.reshape(len(sizes_N), DRAWS, -1) for values_M in (nats_M, hidden_M))
     own_N = nats_NDK[:, :, 0].mean(axis=1)
     log_p_NK = -(nats_NDK * hidden_NDK).sum(axis=1) / hidden_NDK.sum(axis=1) * sizes_N[:, None]
@@ -167,8 +168,7 @@ def bits_of(nats_M: np.ndarray, hidden_M: np.ndarray, sizes_N: np.ndarray) -> np
 def bound_scores(
     bits_N2: np.ndarray, sizes_N: np.ndarray, target: Target, group_N: np.ndarray, seed: int
 ) -> dict[str, dict[str, float]]:
-    """value, low and high of bits_per_base, bits_per_base_without and the gain, over bases; the bootstrap draws whole
-    groups."""
+    """value, low and high of both and of the gain, over bases; the bootstrap draws whole groups."""
 
     def score(sizes: np.ndarray, bits: np.ndarray, _: Target) -> dict[str, float]:
         by, without = (float(np.average(column, weights=sizes)) for column in bits.T)

@@ -177,8 +177,7 @@ def load_model(folder: str, auto_class: str = "AutoModel", *, trust_remote_code:
     config = load_config(folder, trust_remote_code=trust_remote_code)
     writes = auto_class == "AutoModelForMaskedLM" and auto_class in str(getattr(config, "auto_map", ""))
     if auto_class in ("AutoModel", "AutoModelForMaskedLM") and config.model_type == "dna-task" and not writes:
-        verbs = "megadna predict or generate"
-        raise UserError(f"{folder}: is a fine-tuned model, for {verbs}; give the encoder it was made from")
+        raise UserError(f"{folder}: is a fine-tuned model, for megadna predict or generate; give its encoder instead")
     model, report = _load(getattr(transformers, auto_class), folder, trust_remote_code, output_loading_info=True)
     missing = [name for name in report["missing_keys"] if "pooler" not in name]
     if missing:

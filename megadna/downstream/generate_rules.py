@@ -337,11 +337,8 @@ def _allowed(template: Template, units: Units) -> np.ndarray:
 
 def _places(matrix_M5: np.ndarray, allowed_L4: np.ndarray) -> np.ndarray:
     """Whether each place has an allowed base at every base of the motif, bool [P]."""
-    places = max(0, len(allowed_L4) - len(matrix_M5) + 1)
-    fits = np.ones(places, bool)
-    for offset, row_5 in enumerate(matrix_M5):
-        fits &= (allowed_L4[offset : offset + places] & row_5[:4]).any(axis=1)
-    return fits
+    at_P = np.arange(max(0, len(allowed_L4) - len(matrix_M5) + 1))
+    return np.logical_and.reduce([(allowed_L4[at_P + i] & row_5[:4]).any(axis=1) for i, row_5 in enumerate(matrix_M5)])
 
 
 def _narrowed(units: Units, matrix_M5: np.ndarray, at: int, length: int) -> Units | None:

@@ -233,8 +233,7 @@ class DnaForGenerationTask(DnaTaskModel):
         return (self.head(features_BC) * known_B1)[:, None]
 
     def fixed(self, condition: Tensor | None) -> nn.Module:
-        """The language model, with what is added for this one class [1] or number [1, 1] from now on (None: nothing);
-        the head becomes a part of it."""
+        """The language model, head included, with what this class [1] or number [1, 1] adds from now on."""
         if condition is not None:
             self.encoder.condition = self.head
             added_11H = self.added(condition).detach()

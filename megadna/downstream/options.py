@@ -14,7 +14,6 @@ from megadna.ownership import check_folder, refuse_occupied
 
 Labels = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
 Task = Literal[Labels, "generation"]
-
 _LIBRARIES = {".h5ad": "anndata", ".bw": "pyBigWig"}
 
 
@@ -280,8 +279,7 @@ class BenchmarkOptions(ModelOptions):
     seeds: list[int] = field(default_factory=list)
     """Seeds (default: 1 2 3)."""
     baseline: list[str] = field(default_factory=list)
-    """Words in the names of the baselines to run (default: all): two-letter, weight, logistic, ridge, CNN, random; or
-    none."""
+    """Words in names of baselines to run (default: all): two-letter, weight, logistic, ridge, CNN, random; or none."""
     max_steps: int = 0
     """Fine-tuning steps, instead of the recipe's epochs."""
     pretraining_data: Path | None = None

@@ -34,13 +34,7 @@ from megadna.downstream.encoder import SequenceTokenizer, load_model
 from megadna.downstream.examples import NO_LABEL, Collator, tokenized
 from megadna.downstream.inputs import file_names, value_columns
 from megadna.downstream.metrics import probabilities, scored, scores, write_plots
-from megadna.downstream.modeling_dna_task import (
-    DnaForBaseTask,
-    DnaForGenerationTask,
-    DnaForPairTask,
-    DnaForSequenceTask,
-    DnaTaskConfig,
-)
+from megadna.downstream.modeling_dna_task import DnaForBaseTask, DnaForPairTask, DnaForSequenceTask, DnaTaskConfig
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.tasks import Target
 from megadna.errors import require
@@ -54,10 +48,10 @@ _QUERY_VALUE = {"query", "value", "q_proj", "v_proj", "Wqkv", "query_key_value"}
 _PROBLEMS = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
 _PROBLEMS["contact"] = _PROBLEMS["multilabel"]
 _AUTO_CLASSES = {
-    DnaForSequenceTask: "AutoModelForSequenceClassification",
-    DnaForBaseTask: "AutoModelForTokenClassification",
-    DnaForPairTask: "AutoModel",
-    DnaForGenerationTask: "AutoModelForMaskedLM",
+    "DnaForSequenceTask": "AutoModelForSequenceClassification",
+    "DnaForBaseTask": "AutoModelForTokenClassification",
+    "DnaForPairTask": "AutoModel",
+    "DnaForGenerationTask": "AutoModelForMaskedLM",
 }
 
 
@@ -304,7 +298,7 @@ def save_model(trained: Any, model: Any, tokenizer: SequenceTokenizer, folder: P
     own = "modeling_dna_task"
     model.config.auto_map = {
         "AutoConfig": f"{own}.DnaTaskConfig",
-        _AUTO_CLASSES[type(model)]: f"{own}.{type(model).__name__}",
+        _AUTO_CLASSES[type(model).__name__]: f"{own}.{type(model).__name__}",
     }
     model.save_pretrained(folder)
     tokenizer.tokenizer.save_pretrained(folder)

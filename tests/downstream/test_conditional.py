@@ -202,7 +202,7 @@ MISTAKES = {
     "generate --model {labels} --length 20 --label on --oracle {rna}": "does not know all of A, C, G and T (--oracle)",
     "generate --model {labels} --length 20 --label on --judge {numbers}": "not a fine-tuned model of sequences",
     "predict --model {labels} --input {table}": "not a fine-tuned model of sequences or nucleotides",
-    "embed --model {labels} --input {table}": "is a fine-tuned model, for megadna predict or generate; give the",
+    "embed --model {labels} --input {table}": "is a fine-tuned model, for megadna predict or generate",
     "finetune --task generation --data {table} --model {kmer}": "its tokens are not single nucleotides",
     "finetune --task generation --data {table} --model {bert} --condition number": "'on' of value is not a number",
     "finetune --task generation --data {n} --model {bert}": "row 2: every base is N; leave it out",
