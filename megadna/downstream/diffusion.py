@@ -17,7 +17,6 @@ log2(CONDITIONS) bits a sequence. (The model told nothing is no control: it lear
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def build_generator(
     options: FinetuneOptions, target: Target, tokenizer: SequenceTokenizer, train: pd.DataFrame
 ) -> DnaForGenerationTask:
     """The language model (with its weights, or random ones) and a new head, which adds zeros."""
-    limits: Any = {"max_tokens": options.max_tokens, "trust_remote_code": options.trust_remote_code}
+    limits: Any = {key: getattr(options, key) for key in ("max_tokens", "trust_remote_code")}
     model = load_masked_model(options.model, **limits)[0]
     if options.random_weights:
         model = type(model)(model.config)
@@ -102,7 +101,7 @@ class Noise:
     """Tokenized examples -> a padded batch in which part of the bases is hidden, anew each time."""
 
     def __init__(
-        self, tokenizer: SequenceTokenizer, base_ids: Sequence[int], conditions: list[Any], dropout: float, seed: int
+        self, tokenizer: SequenceTokenizer, base_ids: list[int], conditions: list[Any], dropout: float, seed: int
     ) -> None:
         """conditions: those of train, a class or an array of one number each."""
         self._pad_id, self._mask_id = tokenizer.pad_id, tokenizer.tokenizer.mask_token_id
@@ -146,12 +145,8 @@ class Noise:
             ids_BS[row, : len(ids)], mask_BS[row, : len(ids)] = ids, 1
             left_out = not is_drawn and rng.random() < self._dropout
             conditions.append(self._nothing if left_out else example["target"])
-        arrays = {
-            "input_ids": ids_BS,
-            "attention_mask": mask_BS,
-            "labels": labels_BS,
-            "condition": np.array(conditions),
-        }
+        arrays = {"input_ids": ids_BS, "attention_mask": mask_BS, "labels": labels_BS}
+        arrays["condition"] = np.array(conditions)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

@@ -70,8 +70,7 @@ def real_windows(path: Path, lengths: Sequence[int], seed: int) -> Real:
             tiles += [tile] * bool((tile < 4).all())
             if len(tiles) == count + max(count, 200):
                 break
-        few = f"{path}: fewer than two windows of {length} bases without N (--real); give longer ones"
-        require(len(tiles) > 1, few)
+        require(len(tiles) > 1, f"{path}: fewer than two windows of {length} bases without N (--real); give more")
         controls = min(count, len(tiles) // 2)
         if controls < count:
             text = "%s: only %d windows of %d bases: %d of them are compared with %d sequences"
