@@ -85,6 +85,14 @@ class SequenceTokenizer:
         table[codes] = ids
         return table if (table[codes] == ids).all() else None
 
+    def require_single_bases(self, folder: str) -> None:
+        """UserError unless a token is one base."""
+        if self.k != 1 or self.spaced:
+            text = (
+                "its tokens are not single nucleotides: hiding a base would hide its neighbours; give a model of those"
+            )
+            raise UserError(f"{folder}: {text}")
+
     def max_bases(self, bases: str = "") -> int:
         """Bases that fit the context; if tokens vary in length, all of `bases` or as many as its mean token allows."""
         tokens = self.max_tokens - self.prefix - self.suffix
@@ -166,11 +174,10 @@ def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tok
 
 def load_model(folder: str, auto_class: str = "AutoModel", *, trust_remote_code: bool) -> Any:
     """The model in fp32, eval mode; UserError if the folder lacks weights of the encoder, or has NaN in them."""
-    if (
-        auto_class in ("AutoModel", "AutoModelForMaskedLM")
-        and load_config(folder, trust_remote_code=trust_remote_code).model_type == "dna-task"
-    ):
-        raise UserError(f"{folder}: is a fine-tuned model, for megadna predict; give the encoder it was made from")
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    writes = auto_class == "AutoModelForMaskedLM" and auto_class in str(getattr(config, "auto_map", ""))
+    if auto_class in ("AutoModel", "AutoModelForMaskedLM") and config.model_type == "dna-task" and not writes:
+        raise UserError(f"{folder}: is a fine-tuned model, for megadna predict or generate; give its encoder instead")
     model, report = _load(getattr(transformers, auto_class), folder, trust_remote_code, output_loading_info=True)
     missing = [name for name in report["missing_keys"] if "pooler" not in name]
     if missing:
@@ -268,13 +275,16 @@ def load_masked_lm(
 
 
 def load_masked_model(
-    folder: str, *, max_tokens: int = 0, trust_remote_code: bool = False
+    folder: str, *, max_tokens: int = 0, trust_remote_code: bool = False, condition: Tensor | None = None
 ) -> tuple[Any, Tokenizer, int]:
-    """(model in fp32 on the CPU, tokenizer, context in tokens), as `load_masked_lm`."""
+    """(model in fp32 on the CPU, tokenizer, context in tokens), as `load_masked_lm`; condition: the class [1] or number
+    [1, 1] for which a model of `finetune --task generation` is to write."""
     config = load_config(folder, trust_remote_code=trust_remote_code)
     found = load_tokenizer(folder, config, trust_remote_code=trust_remote_code, max_tokens=max_tokens)
     tokenizer = _tokenizer(found, folder)
     model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code)
+    if config.model_type == "dna-task":
+        model = model.fixed(condition)
     return model, tokenizer, found.max_tokens
 
 

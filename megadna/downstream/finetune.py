@@ -17,7 +17,7 @@ import pandas as pd
 import xxhash
 
 from megadna.downstream.groups import grouped, require_groups, share_out, without_leakage
-from megadna.downstream.inputs import file_names, require_names
+from megadna.downstream.inputs import count_unknown, file_names, require_names
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.stated import content_of
 from megadna.downstream.tasks import Target, add_targets, make_target, missing_classes, read_task, with_scale
@@ -73,7 +73,14 @@ def read_data(options: FinetuneOptions) -> tuple[dict[str, pd.DataFrame], Target
     """The tables by split, those of --test too, with their targets; UserError if options and data do not fit."""
     tables = read_task(options.data, options.label_columns, options.subset, options.groups)
     require("train" in tables, f"{options.data}: no train table (train.csv, .tsv, .parquet, .fna)")
-    target = make_target(options.task, tables["train"], options.label_columns, options.label_names, options.data)
+    writes = options.task == "generation"
+    labels: Any = {"label": "classification", "number": "regression"}[options.condition] if writes else options.task
+    target = make_target(labels, tables["train"], options.label_columns, options.label_names, options.data)
+    if writes:
+        several, what = len(target.names), f"{options.data}: {len(target.names)}"
+        require(several == 1 or target.has_classes, f"{what} numbers a row; name one of them with --label_columns")
+        fits = 2 * several <= len(tables["train"])
+        require(fits, f"{what} labels in {len(tables['train'])} rows; if they are numbers say --condition number")
     weighted = target.has_classes or target.task == "contact"
     require(weighted or not options.class_weights, f"--class_weights: task {target.task} has no classes")
     where = dict.fromkeys(tables, options.data)
@@ -85,7 +92,10 @@ def read_data(options: FinetuneOptions) -> tuple[dict[str, pd.DataFrame], Target
     require_names(list(tables), "--test")
     file_names(list(tables), "predictions-{}.parquet")
     tables = {name: add_targets(table, target, f"{where[name]} ({name})") for name, table in tables.items()}
-    if target.task == "regression":
+    for name in tables if writes else ():
+        rows = tables[name]["sequence"].items()
+        count_unknown(((f"{where[name]} ({name}): row {row + 1}", text) for row, text in rows), "bound")
+    if writes or target.task == "regression":
         tables = _grouped(tables, options)
     return tables, with_scale(target, tables["train"], options.data)
 
@@ -147,11 +157,14 @@ def _one_run(
     if not (folder / "metrics.json").is_file():
         with_dev = _with_dev(tables, options, target, seed, fold)
         target = with_scale(target, with_dev["train"], options.data)
-        from megadna.downstream.task_training import train_and_score  # after the data: torch takes seconds to import
+        if options.task == "generation":
+            from megadna.downstream.diffusion import train_generator as train
+        else:
+            from megadna.downstream.task_training import train_and_score as train  # after the data: torch is slow
 
         is_main = rank_from_environment() == 0
         with atomic_folder(folder) if is_main else nullcontext(work_folder(folder)) as work:
-            train_and_score(options, with_dev, target, seed, work)
+            train(options, with_dev, target, seed, work)
     if rank_from_environment() > 0:
         return pd.DataFrame()
     rows = [

@@ -9,6 +9,7 @@ A sequence that breaks a rule, or is nearer to an earlier one than --min_distanc
 TRIES times as often as sequences are asked for; what is missing then is said.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
@@ -18,6 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
+import torch
 
 from megadna import __version__
 from megadna.alphabet import code_dna
@@ -39,17 +41,7 @@ log = get_logger(__name__)
 TRIES = 20
 BATCH_BASES = 1 << 17
 """Bases of the sequences that are written at once."""
-_NOT_IN_HEADERS = {
-    "model",
-    "output",
-    "seed",
-    "number",
-    "batch_tokens",
-    "trust_remote_code",
-    "real",
-    "training",
-    "judge",
-}
+_NOT_IN_HEADERS = re.compile("model|output|seed|number|batch_tokens|trust_remote_code|real|training|judge")
 
 
 def generate(model: Path | str, **options: Any) -> pd.DataFrame:
@@ -78,19 +70,13 @@ class Heads:
         self.names = [f"{kind}_{Path(one.folder).name}_{one.name}" for one in outputs]
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         require(not twice, f"--{kind}: two folders are called {', '.join(twice)}; rename one")
+        self._heads = []
+        shared: Any = {"trust_remote_code": options.trust_remote_code, "batch_tokens": options.batch_tokens}
         for one in outputs:
             _check_tokenizer(one.folder, kind, options.trust_remote_code, longest)
-        self._heads = [
-            HeadEffects(
-                MutateOptions(
-                    model=one.folder, input=Path(one.folder), trust_remote_code=options.trust_remote_code,
-                    scale="probability" if one.is_regression else "log_odds", batch_tokens=options.batch_tokens,
-                ),
-                read_config(one.folder),
-                [],
-            )
-            for one in outputs
-        ]  # fmt: skip
+            shared["scale"] = "probability" if one.is_regression else "log_odds"
+            own = MutateOptions(model=one.folder, input=Path(one.folder), **shared)
+            self._heads.append(HeadEffects(own, read_config(one.folder), []))
 
     def load(self) -> None:
         """Load the weights."""
@@ -135,15 +121,15 @@ class Generation:
             self.real = real_windows(options.real, lengths * options.number, options.seed)
         trust: Any = {"trust_remote_code": options.trust_remote_code}
         tokenizer = load_tokenizer(options.model, load_config(options.model, **trust), **trust)
-        if tokenizer.k != 1 or tokenizer.spaced:
-            raise UserError(
-                f"{options.model}: its tokens are not single nucleotides: hiding a base would hide its neighbours; "
-                "generate needs a model of single nucleotides"
-            )
+        tokenizer.require_single_bases(options.model)
+        condition, self.remark = options.condition()
+        if self.remark:
+            log.warning("%s", self.remark)
         self.oracles = Heads(options.outputs("oracle"), "oracle", options, max(lengths))
         self.judges = Heads(options.outputs("judge"), "judge", options, max(lengths))
         for heads in (self.oracles, self.judges):
             heads.load()
+        trust["condition"] = None if condition is None else torch.tensor(condition)
         self.model = MaskedBases(options.model, batch_tokens=options.batch_tokens, **trust)
         score = self.oracles.weighted if options.oracle else None
         self.sampler = Sampler(self.model, options, self.rules, score)
@@ -209,22 +195,19 @@ class Generation:
             log.info("refused and written anew: %s", why)
 
     def _frame(self, states: list[State]) -> pd.DataFrame:
-        counts: Counter[int] = Counter()
-        rows = []
-        for state in states:
-            counts[state.record] += 1
-            row = {
-                "name": f"{state.template.name}_{counts[state.record]}",
-                "sequence": code_dna(state.codes_L).tobytes().decode(),
-                "template": state.template.name,
-                "index": state.index,
-                "gc": float(IS_GC[state.codes_L].mean()),
-            }
-            if self.options.start is not None or self.options.method == "metropolis":
-                row["edits"] = state.edits()
-            rows.append(row)
-        scores = self._scores([state.codes_L for state in states])
-        return pd.DataFrame(rows).assign(**scores)
+        codes, templates = [state.codes_L for state in states], [state.template.name for state in states]
+        records = pd.Series([state.record for state in states])
+        numbers = records.groupby(records).cumcount() + 1
+        found: dict[str, Any] = {
+            "name": [f"{name}_{number}" for name, number in zip(templates, numbers, strict=True)],
+            "sequence": [code_dna(codes_L).tobytes().decode() for codes_L in codes],
+            "template": templates,
+            "index": [state.index for state in states],
+            "gc": [float(IS_GC[codes_L].mean()) for codes_L in codes],
+        }
+        if self.options.start is not None or self.options.method == "metropolis":
+            found["edits"] = [state.edits() for state in states]
+        return pd.DataFrame(found | self._scores(codes))
 
     def _scores(self, codes: list[np.ndarray]) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
@@ -235,38 +218,27 @@ class Generation:
     def write(self, folder: Path, table: pd.DataFrame) -> None:
         """Write the files of the folder."""
         said = header_options(self.options)
-        lines = []
-        for row in table.itertuples():
-            end = f"index={row.index} {said}".strip()
-            head = f"{row.name} model={self.model.digest} seed={self.options.seed} {end}"
-            lines.append(f">{head}\n{row.sequence}\n")
+        how = f"model={self.model.digest} seed={self.options.seed}"
+        heads = table["name"] + f" {how} index=" + table["index"].astype(str) + f" {said}"
+        lines = [f">{head.strip()}\n{bases}\n" for head, bases in zip(heads, table["sequence"], strict=True)]
         (folder / "sequences.fa").write_text("".join(lines), encoding="utf-8")
         table.to_csv(folder / "scores.tsv", sep="\t", index=False, float_format="%.7g")
         write_json(folder / "generation.json", self._facts(len(table)))
         if self.real is not None:
             from megadna.downstream.generate_report import compare, report_page
 
-            options = self.options
-            written = [codes_of(text) for text in table["sequence"]]
-            found = compare(
-                written, self.real, options.training, self._scores, [*options.motif, *options.avoid], options.seed
-            )
+            options, written = self.options, [codes_of(text) for text in table["sequence"]]
+            motifs = [*options.motif, *options.avoid]
+            found = compare(written, self.real, options.training, self._scores, motifs, options.seed)
             facts = f"Model {options.model} (weights {self.model.digest}), seed {options.seed}, {said}"
             (folder / "report.html").write_text(report_page(found, facts, table), encoding="utf-8")
 
     def _facts(self, count: int) -> dict[str, Any]:
         options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self.options).items()}
-        return {
-            "program": "megadna generate",
-            "version": __version__,
-            "options": options,
-            "steps": self.options.num_steps,
-            "weights_xxh3_128": self.model.digest,
-            "oracles": self.oracles.facts(),
-            "judges": self.judges.facts(),
-            "sequences": count,
-            "refused": dict(self.refused),
-        }
+        facts: dict[str, Any] = {"program": "megadna generate", "version": __version__, "options": options}
+        facts |= {"steps": self.options.num_steps, "weights_xxh3_128": self.model.digest, "remark": self.remark}
+        facts |= {"oracles": self.oracles.facts(), "judges": self.judges.facts()}
+        return {**facts, "sequences": count, "refused": dict(self.refused)}
 
 
 def header_options(options: GenerateOptions) -> str:
@@ -275,6 +247,6 @@ def header_options(options: GenerateOptions) -> str:
     for entry in fields(options):
         value, default = getattr(options, entry.name), entry.default
         values = value if isinstance(value, list) else [value]
-        if entry.name not in _NOT_IN_HEADERS and value != default and value != []:
+        if not _NOT_IN_HEADERS.fullmatch(entry.name) and value != default and value != []:
             words.append(f"{entry.name}={quote(','.join(map(str, values)), safe='/,.:+-_')}")
     return " ".join(words)

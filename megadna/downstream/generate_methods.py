@@ -77,14 +77,9 @@ class State:
 
     def filled(self, units: np.ndarray, choices_Ku: np.ndarray) -> list[np.ndarray]:
         """Codes with these hidden units filled in each of K ways."""
-        found = []
-        for choices_u in choices_Ku:
-            codes_L = self.codes_L.copy()
-            codes_L[self.template.units.positions(units)] = self.template.units.choices_UCW[units, choices_u].reshape(
-                -1
-            )
-            found.append(codes_L)
-        return found
+        own, codes_KL = self.template.units, np.repeat(self.codes_L[None], len(choices_Ku), axis=0)
+        codes_KL[:, own.positions(units)] = own.choices_UCW[units, choices_Ku].reshape(len(codes_KL), -1)
+        return list(codes_KL)
 
     def edits(self) -> int:
         """Bases that differ from those it began with."""
@@ -118,7 +113,7 @@ class Sampler:
 
     def unmask(self, states: list[State], rounds: int, score: Score | None) -> Iterator[None]:
         """Write what is hidden in so many rounds, and yield after each; score: of completions, to choose among them."""
-        by_confidence = self.options.order == "confidence"
+        by_confidence, count = self.options.order == "confidence", self.options.candidates if score else 1
         hidden = [np.flatnonzero(state.chosen_U < 0) for state in states]
         turns = [s.rng.permutation(rounds)[np.arange(len(h)) % rounds] for s, h in zip(states, hidden, strict=True)]
         for number in range(rounds):
@@ -129,10 +124,7 @@ class Sampler:
                 asked.append(all_u[left_u if score else now_u])
                 shown.append(all_u[now_u])
             found = self.log_p(states, asked)
-            picks = [
-                self._draw(s, u, p, self.options.candidates if score else 1)
-                for s, u, p in zip(states, asked, found, strict=True)
-            ]
+            picks = [self._draw(*each, count) for each in zip(states, asked, found, strict=True)]
             if score:
                 picks = self._chosen(states, asked, picks, score)
             for state, all_u, asked_u, shown_u, picks_1u, log_p_uC in zip(
@@ -197,14 +189,11 @@ class Sampler:
         """A unit to change: in a site to avoid, if one is there; one already changed, if the edits are used up."""
         units = state.template.units
         free_U = units.valid_UC.sum(axis=1) > 1
-        used_up = self.options.max_edits and state.edits() >= self.options.max_edits
+        used_up = 0 < self.options.max_edits <= state.edits()
         positions_UW = units.first_U[:, None] + np.arange(units.width)
-        for wanted_L in (
-            self.rules.in_sites(state.codes_L),
-            (state.codes_L != state.begun_L) if used_up else None,
-        ):
-            if wanted_L is not None and (free_U & wanted_L[positions_UW].any(axis=1)).any():
-                free_U = free_U & wanted_L[positions_UW].any(axis=1)
+        for wanted_L in (self.rules.in_sites(state.codes_L), (state.codes_L != state.begun_L) & used_up):
+            wanted_U = free_U & wanted_L[positions_UW].any(axis=1)
+            free_U = wanted_U if wanted_U.any() else free_U
         return int(state.rng.choice(np.flatnonzero(free_U))) if free_U.any() else 0
 
     def _propose(self, state: State, unit: int, before: int, log_p_1C: np.ndarray) -> int:

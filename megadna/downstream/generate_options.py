@@ -3,9 +3,10 @@
 Nothing here is slow to import: `--help` and a mistaken option need neither torch nor pandas.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from megadna.downstream.attribution_options import require_library
 from megadna.downstream.options import ModelOptions, check_model
@@ -54,6 +55,10 @@ class GenerateOptions(ModelOptions):
     """FASTA to change: all of its bases, or those in --bed."""
     bed: Path | None = None
     """Regions of --start whose bases are written anew; all others stay."""
+    label: str = ""
+    """Class for which to write, by a model of finetune --task generation; without it such a model writes for none."""
+    value: float | None = None
+    """Number for which to write, if the model learnt numbers."""
     number: int = 1
     """Sequences to write; of a FASTA: for each record."""
     seed: int = 1234
@@ -102,6 +107,7 @@ class GenerateOptions(ModelOptions):
         super().__post_init__()
         sources = [f"--{key}" for key in ("length", "template", "start") if getattr(self, key)]
         require(len(sources) == 1, f"give one of --length, --template and --start; got {', '.join(sources) or 'none'}")
+        require(not self.label or self.value is None, "--label and --value exclude each other; a model takes one")
         for key in ("number", "candidates", "block", "temperature", "batch_tokens"):
             require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
         for key in ("length", "steps", "max_edits", "min_distance", "seed"):
@@ -163,8 +169,32 @@ class GenerateOptions(ModelOptions):
         self.must_exist("template", "start", "bed", "real", "training")
         if self.real is not None:
             require_library("scipy")
+        self.condition()
         self.outputs("oracle")
         self.outputs("judge")
+
+    def condition(self) -> tuple[Any, str]:
+        """([number of the class of --label], [[--value]] or None; a remark on a value that no training row was near);
+        UserError if the model, by its config.json, does not take it."""
+        if not self.label and self.value is None:
+            return None, ""
+        from megadna.downstream.stated import read_config  # which imports numpy
+
+        config = read_config(self.model)
+        learnt = "DnaForGenerationTask" in str(config.get("architectures"))
+        require(learnt, f"{self.model}: learnt no --label or --value; finetune --task generation teaches them")
+        classes, numbers = config.get("label2id") or {}, config.get("label_range")
+        if not numbers:
+            given = f"--label {self.label}" if self.label else f"--value {self.value:g}"
+            known = self.label in classes
+            require(known, f"{self.model}: does not take {given}; it learnt --label: {', '.join(classes)}")
+            return [int(classes[self.label])], ""
+        span = f"{numbers[0]:g} to {numbers[1]:g}"
+        require(not self.label, f"{self.model}: does not take --label {self.label}; it learnt --value, from {span}")
+        value = float(str(self.value))
+        require(math.isfinite(value), f"--value must be a number, got {value}")
+        far = not numbers[0] <= value <= numbers[1]
+        return [[value]], f"--value {value:g}: the sequences it learnt from have {span}" if far else ""
 
 
 def pattern_of(text: str) -> str:
@@ -189,7 +219,9 @@ def output_of(text: str, option: str) -> OutputOf:
     check_model(folder)
     head = head_of(read_config(folder), folder)
     if head.per_base:
-        raise UserError(f"{folder}: predicts every nucleotide ({option}); give a fine-tuned model of sequences")
+        raise UserError(
+            f"{folder}: not a fine-tuned model of sequences but of nucleotides ({option}); give a fine-tuned model of sequences"
+        )
     names = head.names
     listed = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
     require(bool(name) or len(names) == 1, f"{folder}: say which of its outputs: {option} {folder},NAME ({listed})")

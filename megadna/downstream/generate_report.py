@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.spatial.distance import jensenshannon
+from scipy.spatial.distance import jensenshannon, pdist
 
 from megadna.alphabet import base_codes, code_dna
 from megadna.downstream.generate_rules import IS_GC, Motif, codes_of
@@ -40,6 +40,7 @@ _DIAGONALS = 8  # with the most shared words, compared base by base for each que
 _CHUNK = 1 << 22
 _MOST_PAIRS = 500  # sequences of which all pairs are compared
 _RESAMPLES = 50
+_SET_COLOURS = {"written": COLOURS[0], "real": COLOURS[2], "shuffled": GREY}
 
 Codes = list[np.ndarray]
 
@@ -69,9 +70,7 @@ def real_windows(path: Path, lengths: Sequence[int], seed: int) -> Real:
             tiles += [tile] * bool((tile < 4).all())
             if len(tiles) == count + max(count, 200):
                 break
-        require(
-            len(tiles) > 1, f"{path}: fewer than two windows of {length} bases without N (--real); give longer ones"
-        )
+        require(len(tiles) > 1, f"{path}: fewer than two windows of {length} bases without N (--real); give more")
         controls = min(count, len(tiles) // 2)
         if controls < count:
             text = "%s: only %d windows of %d bases: %d of them are compared with %d sequences"
@@ -117,11 +116,7 @@ def differences(sequences: Codes) -> np.ndarray:
     by_length: dict[int, Codes] = {}
     for codes_L in sequences[:_MOST_PAIRS]:
         by_length.setdefault(len(codes_L), []).append(codes_L)
-    found = [np.zeros(0)]
-    for alike in by_length.values():
-        all_NL = np.stack(alike)
-        found += [(all_NL[n + 1 :] != all_NL[n]).mean(axis=1) for n in range(len(all_NL) - 1)]
-    return np.concatenate(found)
+    return np.concatenate([pdist(np.stack(alike), "hamming") for alike in by_length.values()])
 
 
 def copies(sequences: Codes, training: Genome) -> tuple[np.ndarray, np.ndarray]:
@@ -160,19 +155,13 @@ def _compare(
     """Raise `longest` and `identity` of each strand to what its hits in a chunk give."""
     if not len(owner_H):
         return
-    diagonal_H = place_H - offset_H
-    order_H = np.lexsort([offset_H, diagonal_H, owner_H])
-    owner_H, diagonal_H, offset_H = owner_H[order_H], diagonal_H[order_H], offset_H[order_H]
-    is_new_line = (np.diff(owner_H) != 0) | (np.diff(diagonal_H) != 0)
-    runs = np.flatnonzero(np.append(True, is_new_line | (np.diff(offset_H) != 1)))
-    np.maximum.at(longest, owner_H[runs], np.diff(np.append(runs, len(owner_H))) + SEED - 1)
-    lines = np.flatnonzero(np.append(True, is_new_line))
-    sizes = np.diff(np.append(lines, len(owner_H)))
-    by_owner = np.lexsort([-sizes, owner_H[lines]])
-    owners = owner_H[lines][by_owner]
-    rank = np.arange(len(owners)) - np.searchsorted(owners, owners)
-    for line in lines[by_owner][rank < _DIAGONALS]:
-        owner, diagonal = int(owner_H[line]), int(diagonal_H[line])
+    hits = pd.DataFrame({"owner": owner_H, "line": place_H - offset_H, "offset": offset_H})
+    hits = hits.sort_values(["owner", "line", "offset"], ignore_index=True)
+    run = (hits.diff() != (0, 0, 1)).any(axis=1).cumsum()  # words that follow each other on a diagonal
+    matches = hits.groupby(["owner", run]).size().groupby("owner").max() + SEED - 1
+    longest[matches.index] = np.maximum(longest[matches.index], matches)
+    lines = hits.groupby(["owner", "line"]).size().sort_values(ascending=False, kind="stable")
+    for owner, diagonal in lines.groupby("owner").head(_DIAGONALS).index:
         codes_L = strands[owner]
         low, high = max(0, -diagonal), min(len(codes_L), len(chunk) - diagonal)
         same = (codes_L[low:high] == chunk[diagonal + low : diagonal + high]).sum() / len(codes_L)
@@ -230,10 +219,8 @@ def compare(
         found.rows.append((f"{measure}: mean (least to most)", [_summary(one) for one in values.values()]))
     for key in scores["written"]:
         limit = np.percentile(scores["real"][key], 95)
-        found.rows.append(
-            (f"{key}: share above the 95th percentile of real ({limit:.4g})",
-             [f"{(one[key] > limit).mean():.3f}" for one in scores.values()])
-        )  # fmt: skip
+        above = [f"{(one[key] > limit).mean():.3f}" for one in scores.values()]
+        found.rows.append((f"{key}: share above the 95th percentile of real ({limit:.4g})", above))
     return found
 
 
@@ -242,15 +229,12 @@ def _summary(values: np.ndarray) -> str:
     return f"{known.mean():.4g} ({known.min():.4g} to {known.max():.4g})" if len(known) else "none"
 
 
-_SET_COLOURS = {"written": COLOURS[0], "real": COLOURS[2], "shuffled": GREY}
-
-
 def draw(found: Comparison) -> Figure:
     """k-mer distances as bars, and the cumulative distribution of each other measure."""
     panels = {measure: values for measure, values in found.series.items() if any(map(len, values.values()))}
-    columns = 3
-    figure = Figure(figsize=(11, 2.9 * -(-(1 + len(panels)) // columns)))
-    axes = figure.subplots(-(-(1 + len(panels)) // columns), columns, squeeze=False).ravel()
+    lines = len(panels) // 3 + 1
+    figure = Figure(figsize=(11, 2.9 * lines))
+    axes = figure.subplots(lines, 3, squeeze=False).ravel()
     for number, name in enumerate(found.sets):
         both_W2 = np.array([by_set[name] for by_set in found.distances.values()])
         at = np.arange(len(WORDS)) + 0.27 * (number - 1)
@@ -258,15 +242,14 @@ def draw(found: Comparison) -> Figure:
     axes[0].set_xticks(range(len(WORDS)), [f"{k}-mers" for k in WORDS])
     axes[0].set_title("Jensen-Shannon distance")
     axes[0].legend()
-    for axis, (measure, values) in zip(axes[1:], panels.items(), strict=False):
-        known = {name: one[np.isfinite(one)] for name, one in values.items()}
-        for name, one in known.items():
-            if len(one):
-                axis.ecdf(one, label=name, color=_SET_COLOURS[name], linestyle="--" if name == "shuffled" else "-")
+    unused = 3 * lines - 1 - len(panels)
+    for axis, (measure, values) in zip(axes[1:], [*panels.items(), *[("", {})] * unused], strict=True):
+        axis.set_visible(bool(measure))
+        for name, one in values.items():
+            if len(known := one[np.isfinite(one)]):
+                axis.ecdf(known, label=name, color=_SET_COLOURS[name], linestyle="--" if name == "shuffled" else "-")
         axis.set_title(measure, fontsize=9.5)
         axis.set_ylabel("share at most this")
-    for axis in axes[1 + len(panels) :]:
-        axis.set_visible(False)
     return figure
 
 

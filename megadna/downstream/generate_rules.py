@@ -8,6 +8,7 @@ a protein that a record does not have) is a UserError before any model is loaded
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
@@ -17,7 +18,7 @@ import numpy as np
 from megadna.alphabet import BASES, base_codes, dna_of
 from megadna.downstream.generate_options import IUPAC, GenerateOptions, pattern_of
 from megadna.errors import UserError, require
-from megadna.genome.bed import locate, past_the_end, read_bed
+from megadna.genome.bed import locate, read_regions
 from megadna.genome.records import read_genome, reverse_complement
 
 # Shapes: L bases of a sequence, U units, C choices of a unit, W bases of a unit, M bases of a motif, P places.
@@ -110,24 +111,17 @@ def templates(options: GenerateOptions) -> list[Template]:
 
 
 def _templates(options: GenerateOptions) -> Iterator[Template]:
-    if options.length:
-        yield Template(
-            "generated", np.full(options.length, HIDDEN, np.uint8), _bases(np.ones((options.length, 4), bool))
-        )
-        return
     path = options.template or options.start
-    assert path is not None
-    genome = read_genome(path)
-    written = None if options.bed is None else _written(options, genome.lengths)
-    for name, dna_L in genome.bases.items():
+    bases = read_genome(path).bases if path else {"generated": np.full(options.length, ord("N"), np.uint8)}
+    written = None if options.bed is None else _written(options, {name: len(dna_L) for name, dna_L in bases.items()})
+    for name, dna_L in bases.items():
         if written is not None and name not in written:
             continue
         require(len(dna_L) > 0, f"{path}: record {name} has no bases; remove it")
         codes_L, allowed_L4 = base_codes(dna_L), _ALLOWED[dna_L]
-        if options.template is not None:
-            require(
-                bool((codes_L == HIDDEN).any()), f"{path}: record {name} has no N to write; use --start to change it"
-            )
+        if options.start is None:
+            has = bool((codes_L == HIDDEN).any())
+            require(has, f"{path}: record {name} has no N to write; use --start to change it")
             yield Template(name, codes_L, _bases(allowed_L4))
             continue
         change_L = np.ones(len(codes_L), bool) if written is None else written[name]
@@ -191,15 +185,13 @@ def _codons(codes_L: np.ndarray, change_L: np.ndarray, code: int, where: str) ->
 def _written(options: GenerateOptions, lengths: dict[str, int]) -> dict[str, np.ndarray]:
     """Which bases of each contig the BED file's regions have, bool [L]."""
     assert options.bed is not None
-    lines = list(read_bed(options.bed))
-    first_lines = {one.contig: one.line for one in reversed(lines)}
-    names = locate(options.bed, first_lines, lengths, str(options.start))
+    regions = read_regions(options.bed)
     found: dict[str, np.ndarray] = {}
-    for one in lines:
-        contig = names[one.contig]
-        if one.end > lengths[contig]:
-            raise past_the_end(options.bed, one.line, contig, one.end, lengths[contig])
-        found.setdefault(contig, np.zeros(lengths[contig], bool))[one.start : one.end] = True
+    for theirs, ours in locate(options.bed, regions.first_lines, lengths, str(options.start)).items():
+        regions.check_ends(theirs, lengths[ours])
+        written_L = found.setdefault(ours, np.zeros(lengths[ours], bool))
+        for start, end in regions.merged[theirs]:
+            written_L[start:end] = True
     return found
 
 
@@ -218,12 +210,8 @@ class Motif:
     def mismatches(self, codes_L: np.ndarray) -> np.ndarray:
         """[strands, P] bases that do not match, at each place; none if the sequence is shorter."""
         places = max(0, len(codes_L) - len(self) + 1)
-        return np.stack(
-            [
-                sum((~m_5[codes_L[i : i + places]] for i, m_5 in enumerate(s)), np.zeros(places, int))
-                for s in self.strands
-            ]
-        )
+        none_P = np.zeros(places, int)
+        return np.stack([sum((~m[codes_L[i : i + places]] for i, m in enumerate(s)), none_P) for s in self.strands])
 
     def count(self, codes_L: np.ndarray) -> int:
         """Places where it is, on either strand."""
@@ -261,13 +249,13 @@ class Rules:
         """Sites to avoid that are there."""
         return sum(motif.count(codes_L) for motif in self.avoid)
 
-    def in_sites(self, codes_L: np.ndarray) -> np.ndarray | None:
-        """Bases that are in a site to avoid, bool [L]; None if none is there."""
+    def in_sites(self, codes_L: np.ndarray) -> np.ndarray:
+        """Bases that are in a site to avoid, bool [L]."""
         inside_L = np.zeros(len(codes_L), bool)
         for motif in self.avoid:
             for at in np.flatnonzero((motif.mismatches(codes_L) == 0).any(axis=0)).tolist():
                 inside_L[at : at + len(motif)] = True
-        return inside_L if inside_L.any() else None
+        return inside_L
 
     def broken(self, codes_L: np.ndarray) -> dict[str, int]:
         """By how much a finished sequence breaks each rule; empty if it keeps all."""
@@ -291,13 +279,10 @@ class Rules:
     def place(self, template: Template, rng: np.random.Generator) -> Units:
         """The template's units with the choices that put every motif where the fewest bases change, at a random one of
         several such places. UserError if there is none, though they were put in several orders."""
-        for attempt in range(_ORDERS, 0, -1):
-            try:
+        for _ in range(_ORDERS - 1 if len(self.motifs) > 1 else 0):
+            with suppress(UserError):
                 return self._placed(template, rng)
-            except UserError:
-                if attempt == 1 or len(self.motifs) < 2:
-                    raise
-        raise AssertionError
+        return self._placed(template, rng)
 
     def _placed(self, template: Template, rng: np.random.Generator) -> Units:
         units, length = template.units, len(template.codes_L)
@@ -325,10 +310,8 @@ class Rules:
         for motif in self.avoid:
             at = np.argwhere(motif.mismatches(fixed_L) == 0)
             if len(at):
-                where = f"at position {at[0][1]}, within bases that stay"
-                raise UserError(
-                    f"{template.name}: {motif.text} to avoid is there {where}; leave it out, or write there"
-                )
+                where = f"there at position {at[0][1]}, within bases that stay"
+                raise UserError(f"{template.name}: {motif.text} to avoid is {where}; leave it out, or write there")
         (low, high), size = template.gc_range, len(fixed_L)
         if self.gc_excess(low, high, size) > 0 or self.gc_bounds(size)[0] > self.gc_bounds(size)[1]:
             reach = f"{low / size:.3f} to {high / size:.3f} in steps of {1 / size:.3f}"
@@ -354,11 +337,8 @@ def _allowed(template: Template, units: Units) -> np.ndarray:
 
 def _places(matrix_M5: np.ndarray, allowed_L4: np.ndarray) -> np.ndarray:
     """Whether each place has an allowed base at every base of the motif, bool [P]."""
-    places = max(0, len(allowed_L4) - len(matrix_M5) + 1)
-    fits = np.ones(places, bool)
-    for offset, row_5 in enumerate(matrix_M5):
-        fits &= (allowed_L4[offset : offset + places] & row_5[:4]).any(axis=1)
-    return fits
+    at_P = np.arange(max(0, len(allowed_L4) - len(matrix_M5) + 1))
+    return np.logical_and.reduce([(allowed_L4[at_P + i] & row_5[:4]).any(axis=1) for i, row_5 in enumerate(matrix_M5)])
 
 
 def _narrowed(units: Units, matrix_M5: np.ndarray, at: int, length: int) -> Units | None:

@@ -47,10 +47,11 @@ class MaskedBases:
         trust_remote_code: bool = False,
         batch_tokens: int = 16384,
         precision: str = "fp32",
+        condition: Tensor | None = None,
     ) -> None:
-        """precision: fp32, bf16, or auto (bf16 on a GPU)."""
+        """precision: fp32, bf16, or auto (bf16 on a GPU); condition: see load_masked_model."""
         self.model, self.tokenizer, context = load_masked_model(
-            str(model), max_tokens=max_tokens, trust_remote_code=trust_remote_code
+            str(model), max_tokens=max_tokens, trust_remote_code=trust_remote_code, condition=condition
         )
         self.digest = digest_of(self.model)
         """See digest_of."""

@@ -1,10 +1,12 @@
-"""A fine-tuned DNA encoder for transformers: one prediction a sequence, one a nucleotide, or one a pair of them.
+"""A fine-tuned DNA model for transformers: one prediction a sequence, one a nucleotide, or one a pair of them; or a
+masked language model that is told a label or a number.
 
 This file travels with a fine-tuned model and needs torch and transformers only. A sequence head pools the last hidden
 states (mean or maximum over the tokens of bases, special tokens and padding left out; the first token; or the middle
 token) and runs a small MLP; a base head gives logits a token, and its loss is taken per nucleotide: the mean over the
 tokens that cover it. A pair head gives every nucleotide two vectors q, k of R numbers and a number b; the logit of i
-and j is (q_i k_j + q_j k_i) / sqrt(R) + b_i + b_j.
+and j is (q_i k_j + q_j k_i) / sqrt(R) + b_i + b_j. The head of a language model turns the label or number into a vector
+that is added to every token embedding.
 
 SPDX-License-Identifier: Apache-2.0
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 PAIR_SIZE = 32
 Encoder: Any = None
@@ -30,7 +32,8 @@ class DnaTaskConfig(PretrainedConfig):
     special tokens before and behind; head_sizes: hidden layers of the head, with `head_activation` between;
     pool_special_tokens: whether mean and maximum take special tokens in, as they did in folders without this field;
     label_means, label_scales: of the numbers of the training data; the head learns z-scores, the model gives numbers in
-    the units of the labels (None: the head's outputs as they are)."""
+    the units of the labels (None: the head's outputs as they are); of a language model, base_ids: of A, C, G and T, and
+    label_range: the least and greatest number of the training data."""
 
     model_type = "dna-task"
 
@@ -49,6 +52,8 @@ class DnaTaskConfig(PretrainedConfig):
         pool_special_tokens: bool = True,
         label_means: list[float] | None = None,
         label_scales: list[float] | None = None,
+        base_ids: list[int] | None = None,
+        label_range: list[float] | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder, self.pooling, self.class_weights = encoder, pooling, class_weights
@@ -56,6 +61,7 @@ class DnaTaskConfig(PretrainedConfig):
         self.k, self.stride, self.prefix, self.suffix = k, stride, prefix, suffix
         self.pool_special_tokens = pool_special_tokens
         self.label_means, self.label_scales = label_means, label_scales
+        self.base_ids, self.label_range = base_ids, label_range
         super().__init__(**kwargs)
 
 
@@ -71,15 +77,20 @@ class DnaTaskModel(PreTrainedModel):
         body: Any = Encoder(EncoderConfig.from_dict(config.encoder)) if encoder is None else encoder
         if type(body).__module__.startswith("transformers.") and getattr(body, "pooler", None):
             body.pooler = None  # no part of a head here; unused weights would stop a run of several ranks
-        self.encoder, hidden = body, body.config.hidden_size
+        self.encoder = body
+        self.head = self.make_head(body.config.hidden_size)
+        if encoder is None:
+            self.post_init()
+
+    def make_head(self, hidden: int) -> nn.Sequential:
+        """Dropout, the hidden layers, and the last."""
+        config = self.config
         layers: list[nn.Module] = [nn.Dropout(config.head_dropout)]
         for size in config.head_sizes:
             layers += [nn.Linear(hidden, size), nn.Tanh() if config.head_activation == "tanh" else nn.ReLU()]
             layers += [nn.Dropout(config.head_dropout)]
             hidden = size
-        self.head = nn.Sequential(*layers, nn.Linear(hidden, self.head_outputs))
-        if encoder is None:
-            self.post_init()
+        return nn.Sequential(*layers, nn.Linear(hidden, self.head_outputs))
 
     @property
     def head_outputs(self) -> int:
@@ -194,6 +205,59 @@ class DnaForPairTask(DnaTaskModel):
             return TokenClassifierOutput(logits=logits_BP1)
         logits_BP1 = logits_BP1[:, : labels.shape[1]]
         return TokenClassifierOutput(loss=self.loss(logits_BP1.flatten(0, 1), labels.flatten(0, 1)), logits=logits_BP1)
+
+
+class DnaForGenerationTask(DnaTaskModel):
+    """A masked language model (`encoder`) of sequences that have a label or a number."""
+
+    def make_head(self, hidden: int) -> nn.Sequential:
+        """An MLP from one entry for each class, or from the z-score; zeros at first: the model is what it was."""
+        last = nn.Linear(hidden, hidden)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        return nn.Sequential(nn.Linear(self.config.num_labels, hidden), nn.Tanh(), last)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Those of the language model: transformers 4 ties what this names to the input embeddings."""
+        return self.encoder.get_output_embeddings()
+
+    def added(self, condition: Tensor) -> Tensor:
+        """What is added to the token embeddings [B, 1, H] for classes [B] or numbers [B, 1]; zeros for -1 and NaN."""
+        if condition.is_floating_point():
+            mean_C, scale_C = self.scale(condition.device)
+            known_B1 = ~condition.isnan()
+            features_BC = ((condition - mean_C) / scale_C).nan_to_num()
+        else:
+            known_B1 = condition[:, None] >= 0
+            features_BC = F.one_hot(condition.clamp_min(0), self.config.num_labels).to(self.dtype)
+        return (self.head(features_BC) * known_B1)[:, None]
+
+    def fixed(self, condition: Tensor | None) -> nn.Module:
+        """The language model, head included, with what this class [1] or number [1, 1] adds from now on."""
+        if condition is not None:
+            self.encoder.condition = self.head
+            added_11H = self.added(condition).detach()
+            self.encoder.get_input_embeddings().register_forward_hook(lambda _, __, output: output + added_11H)
+        return self.encoder
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None,
+        condition: Tensor | None = None, **unused: Any,
+    ) -> MaskedLMOutput:  # fmt: skip
+        """Logits [B, S, V]. With labels [B, S] (0..3 for A, C, G, T of hidden bases, -100 elsewhere), in place of them,
+        the mean of -ln p over the hidden bases of each row [B], p among A, C, G and T; its mean is the loss."""
+        mask_BS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        added_B1H = 0 if condition is None else self.added(condition)
+        hook = self.encoder.get_input_embeddings().register_forward_hook(lambda _, __, output: output + added_B1H)
+        try:
+            logits_BSV = self.encoder(input_ids=input_ids, attention_mask=mask_BS).logits
+        finally:
+            hook.remove()
+        if labels is None:
+            return MaskedLMOutput(logits=logits_BSV)
+        logits_B4S = logits_BSV[..., self.config.base_ids].float().transpose(1, 2)
+        nats_B = F.cross_entropy(logits_B4S, labels, reduction="none").sum(1) / (labels >= 0).sum(1)
+        return MaskedLMOutput(loss=nats_B.mean(), logits=nats_B)
 
 
 def pool(hidden_BSH: Tensor, mask_BS: Tensor, pooling: str, special: tuple[int, int] = (0, 0)) -> Tensor:

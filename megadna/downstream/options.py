@@ -12,8 +12,8 @@ from typing import Literal, get_args, get_origin
 from megadna.errors import UserError, require, require_share
 from megadna.ownership import refuse_occupied
 
-Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
-
+Labels = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
+Task = Literal[Labels, "generation"]
 _LIBRARIES = {".h5ad": "anndata", ".bw": "pyBigWig"}
 
 
@@ -202,7 +202,10 @@ class FinetuneOptions(RunOptions):
     """Further test sets, as name=path."""
     task: Task = "classification"
     """What a label is: a class, 0/1 in several columns, a number, (base_...) one for every nucleotide, or (contact)
-    pairs of nucleotides, counted from 0, as 3-17 9-40."""
+    pairs of nucleotides, counted from 0, as 3-17 9-40. generation: a masked language model learns to write
+    sequences for it."""
+    condition: Literal["label", "number"] = "label"
+    """Generation (to which what is said of regression applies too): what a label is."""
     label_columns: list[str] = field(default_factory=list)
     """Columns of the labels (default: label)."""
     label_names: list[str] = field(default_factory=list)
@@ -236,7 +239,7 @@ class FinetuneOptions(RunOptions):
     head_activation: Literal["tanh", "relu"] = "tanh"
     """Between layers of the head."""
     dropout: float = 0.1
-    """Of the head and of LoRA."""
+    """Of the head and of LoRA; generation: share of the rows that are learnt without their label."""
     epochs: int = 5
     """Passes over train."""
     max_steps: int = 0
@@ -276,9 +279,12 @@ class FinetuneOptions(RunOptions):
         if len({seed for seed in self.seeds if 0 <= seed < 1 << 32}) < len(self.seeds):
             raise UserError(f"--seeds {self.seeds}: numbers from 0 to {(1 << 32) - 1}, each once")
         require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
-        for key, usual in (("test_fraction", 0.0), ("groups", ""), ("leakage", "refuse")):
-            fits = self.task == "regression" or getattr(self, key) == usual
-            require(fits, f"--{key} is for --task regression; leave it out for {self.task}")
+        writes, grouped = self.task == "generation", self.task in ("generation", "regression")
+        applies = dict.fromkeys(("test_fraction", "groups", "leakage"), grouped) | {"condition": writes}
+        applies |= dict.fromkeys(("pooling", "head_sizes", "head_activation", "class_weights"), not writes)
+        for key, fits in applies.items():
+            is_default = getattr(self, key) == getattr(FinetuneOptions, key, [])  # the class has no default of a list
+            require(fits or is_default, f"--{key} does not apply to --task {self.task}; leave it out")
 
     def check_files(self) -> None:
         """UserError where an option is missing, or the file or folder it names."""
@@ -307,8 +313,7 @@ class BenchmarkOptions(ModelOptions):
     seeds: list[int] = field(default_factory=list)
     """Seeds (default: 1 2 3)."""
     baseline: list[str] = field(default_factory=list)
-    """Words in the names of the baselines to run (default: all): two-letter, weight, logistic, ridge, CNN, random; or
-    none."""
+    """Words in names of baselines to run (default: all): two-letter, weight, logistic, ridge, CNN, random; or none."""
     max_steps: int = 0
     """Fine-tuning steps, instead of the recipe's epochs."""
     pretraining_data: Path | None = None

@@ -30,28 +30,28 @@ from transformers import (
 )
 
 from megadna.downstream import modeling_dna_task
-from megadna.downstream.encoder import SequenceTokenizer, load_config, load_model, load_tokenizer
+from megadna.downstream.encoder import SequenceTokenizer, load_model
+from megadna.downstream.examples import NO_LABEL, Collator, tokenized
 from megadna.downstream.inputs import file_names, value_columns
 from megadna.downstream.metrics import probabilities, scored, scores, write_plots
 from megadna.downstream.modeling_dna_task import DnaForBaseTask, DnaForPairTask, DnaForSequenceTask, DnaTaskConfig
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.tasks import Target
 from megadna.errors import require
-from megadna.genome.records import reverse_complement
 from megadna.log import get_logger
-from megadna.progress import Progress, tracked
+from megadna.progress import Progress
 
 log = get_logger(__name__)
-NO_LABEL = -100
 _TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")  # among Trainer's metrics
 _IMPORT_HERE = "# A saved copy imports the encoder's class and configuration here.\n"
 _QUERY_VALUE = {"query", "value", "q_proj", "v_proj", "Wqkv", "query_key_value"}  # what LoRA adapts, as its paper does
 _PROBLEMS = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
 _PROBLEMS["contact"] = _PROBLEMS["multilabel"]
 _AUTO_CLASSES = {
-    DnaForSequenceTask: "AutoModelForSequenceClassification",
-    DnaForBaseTask: "AutoModelForTokenClassification",
-    DnaForPairTask: "AutoModel",
+    "DnaForSequenceTask": "AutoModelForSequenceClassification",
+    "DnaForBaseTask": "AutoModelForTokenClassification",
+    "DnaForPairTask": "AutoModel",
+    "DnaForGenerationTask": "AutoModelForMaskedLM",
 }
 
 
@@ -60,29 +60,17 @@ def train_and_score(
 ) -> None:
     """Write `work`: model/, metrics.json, predictions and plots of every split but train."""
     set_seed(seed)
-    trust = options.trust_remote_code
-    config = load_config(options.model, trust_remote_code=trust)
-    tokenizer = load_tokenizer(options.model, config, trust_remote_code=trust, max_tokens=options.max_tokens)
-    examples = {
-        split: examples_of(table, tokenizer, options, augment=options.augment and split == "train")
-        for split, table in tracked(tables.items(), "tokenizing", len(tables), "tables")
-    }
+    tokenizer, examples = tokenized(options, tables)
     weights = _class_weights(tables["train"], target) if options.class_weights else None
     with Progress(f"loading {options.model}"):
         model = build_model(options, target, tokenizer, weights)
-    trainer = Trainer(
-        model=adapt(model, options),
-        args=_arguments(options, target, len(examples["train"]), seed, work),
+    trainer, reporter = trained(
+        model, options, target.main_score, seed, work,
         train_dataset=examples["train"],
         eval_dataset=examples["dev"],
         data_collator=Collator(tokenizer.pad_id, target),
         compute_metrics=lambda found: scores(*_flat(*_rows(found.label_ids, found.predictions, target)), target),
-        callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(reporter := Reporter())
-    with reporter.during(f"training with seed {seed}", "steps"):
-        trainer.train()
+    )  # fmt: skip
     predictions = {}
     for split in (name for name in tables if name != "train"):
         with reporter.during(f"predicting {split}", "batches"):
@@ -97,13 +85,30 @@ def train_and_score(
         truth, predicted = _rows(output.label_ids, output.predictions, target)
         groups = tables[split]["group"].to_numpy() if "group" in tables[split] else None
         found[split] = scored(truth, predicted, target, seed=seed, groups=groups)
-        _add_remark(found[split], _shared_with_train(tables, split))
+        _add_remark(found[split], shared_with_train(tables, split))
         table = _predictions_table(tables[split], truth, predicted, target)
         table.to_parquet(work / f"predictions-{stems[split]}.parquet")
         if split != "dev" or len(predictions) == 1:
             write_plots(*_flat(truth, predicted), target, work, split, stems[split])
     _remark_on_training(found["dev"], target.main_score, trainer.state.log_history)
     (work / "metrics.json").write_text(json.dumps(_without_nan(found), indent=1) + "\n")
+
+
+def trained(
+    model: Any, options: FinetuneOptions, best: str, seed: int, work: Path, **data: Any
+) -> tuple[Trainer, "Reporter"]:
+    """A Trainer that has trained; `best`: the score on dev that chooses the model; data: what it takes besides."""
+    trainer = Trainer(
+        model=adapt(model, options),
+        args=_arguments(options, best, len(data["train_dataset"]), seed, work),
+        callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
+        **data,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(reporter := Reporter())
+    with reporter.during(f"training with seed {seed}", "steps"):
+        trainer.train()
+    return trainer, reporter
 
 
 def _remark_on_training(dev: dict[str, dict[str, Any]], best: str, history: list[dict[str, float]]) -> None:
@@ -117,7 +122,7 @@ def _remark_on_training(dev: dict[str, dict[str, Any]], best: str, history: list
     _add_remark(dev, remark)
 
 
-def _shared_with_train(tables: dict[str, pd.DataFrame], split: str) -> str:
+def shared_with_train(tables: dict[str, pd.DataFrame], split: str) -> str:
     """How many rows train has relatives of (--leakage report); "" for none."""
     if "group" not in tables[split]:
         return ""
@@ -144,7 +149,7 @@ def _log_scores(split: str, state: TrainerState, metrics: dict[str, float]) -> N
     log.info("%s | epoch %.3g, step %d | %s", split, state.epoch or 0, state.global_step, " | ".join(shown))
 
 
-def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed: int, work: Path) -> Any:
+def _arguments(options: FinetuneOptions, best: str, num_examples: int, seed: int, work: Path) -> Any:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     steps = options.max_steps or options.epochs * -(-num_examples // (options.batch_size * ranks))
     cuda = torch.cuda.is_available()
@@ -165,8 +170,8 @@ def _arguments(options: FinetuneOptions, target: Target, num_examples: int, seed
         save_steps=options.eval_steps or 500,
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model=target.main_score,
-        greater_is_better=True,
+        metric_for_best_model=best,
+        greater_is_better=best != "loss",
         bf16=options.precision == "bf16" or (options.precision == "auto" and cuda),
         use_cpu=not cuda,
         seed=seed,
@@ -223,59 +228,6 @@ def _predictions_table(
     return shown.reset_index(drop=True)
 
 
-class Collator:
-    """Tokenized examples -> a padded batch."""
-
-    def __init__(self, pad_id: int, target: Target) -> None:
-        self._pad_id, self._target = pad_id, target
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """input_ids and attention_mask [B, S], labels [B], [B, C], [B, L], [B, L, C] or, of pairs, [B, P, 1]."""
-        longest = max(len(example["ids"]) for example in examples)
-        ids = torch.full((len(examples), longest), self._pad_id)
-        mask = torch.zeros_like(ids)
-        for row, example in enumerate(examples):
-            ids[row, : len(example["ids"])] = torch.tensor(example["ids"])
-            mask[row, : len(example["ids"])] = 1
-        labels = [torch.tensor(example["target"]) for example in examples]
-        if self._target.ragged:
-            empty = float("nan") if labels[0].is_floating_point() else NO_LABEL
-            stacked = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=empty)
-        else:
-            stacked = torch.stack(labels)
-        return {"input_ids": ids, "attention_mask": mask, "labels": stacked}
-
-
-def examples_of(
-    table: pd.DataFrame, tokenizer: SequenceTokenizer, options: FinetuneOptions, *, augment: bool = False
-) -> list[dict[str, Any]]:
-    """Tokenized rows; UserError if a sequence is longer than the context, unless --crop."""
-    texts, targets = table["sequence"].tolist(), table["target"].tolist()
-    axes = (0, 1) if options.task == "contact" else (0,) * options.task.startswith("base_")  # of a target: the bases
-    if augment:
-        texts += [reverse_complement(text) for text in texts]
-        targets += [np.flip(target, axes).copy() if axes else target for target in targets]
-    limit = min(tokenizer.max_bases(), max(map(len, texts)))
-    for row, text in enumerate(texts):
-        size = min(len(text), limit if tokenizer.k else tokenizer.max_bases(text))
-        if len(text) > size:
-            message = f"{options.data}: a sequence of {len(text)} bases is longer than the context ({size} bases)"
-            require(options.crop, f"{message}; --crop keeps its middle, --max_tokens widens the context")
-            start = (len(text) - size) // 2
-            texts[row] = text[start : start + size]
-            if axes:
-                targets[row] = targets[row][(slice(start, start + size),) * len(axes)]
-    if options.task == "contact":
-        targets = [pairs_of(target) for target in targets]
-    tokens = tokenizer(texts)
-    return [{"ids": found.ids, "target": target} for found, target in zip(tokens, targets, strict=True)]
-
-
-def pairs_of(contacts_LL: np.ndarray) -> np.ndarray:
-    """fp32 [P, 1] of the pairs (1, 0), (2, 0), (2, 1), (3, 0) ...: those of a shorter sequence come first."""
-    return contacts_LL[np.tril_indices(len(contacts_LL), -1)][:, None].astype(np.float32)
-
-
 def build_model(
     options: FinetuneOptions, target: Target, tokenizer: SequenceTokenizer, class_weights: list[float] | None
 ) -> Any:
@@ -287,8 +239,15 @@ def build_model(
         not target.ragged or (tokenizer.k > 0 and tokenizer.stride in (1, tokenizer.k)),
         f"{options.model}: its tokens vary in length; a task per nucleotide needs tokens of one length",
     )
-    problem = "regression" if target.is_regression else _PROBLEMS[target.task.removeprefix("base_")]
-    config = DnaTaskConfig(
+    config = task_config(options, target, tokenizer, encoder)
+    config.class_weights = class_weights
+    kind = DnaForPairTask if target.task == "contact" else DnaForBaseTask if target.ragged else DnaForSequenceTask
+    return kind(config, encoder)
+
+
+def task_config(options: FinetuneOptions, target: Target, tokenizer: SequenceTokenizer, encoder: Any) -> DnaTaskConfig:
+    """What the folder states of the head and its tokens."""
+    return DnaTaskConfig(
         encoder=encoder.config.to_dict(),
         pooling=options.pooling,
         pool_special_tokens=False,
@@ -299,17 +258,14 @@ def build_model(
         stride=tokenizer.stride,
         prefix=tokenizer.prefix,
         suffix=tokenizer.suffix,
-        class_weights=class_weights,
         label_means=target.means or None,
         label_scales=target.scales or None,
-        problem_type=problem,
+        problem_type="regression" if target.is_regression else _PROBLEMS[target.task.removeprefix("base_")],
         id2label=dict(enumerate(target.names)),
         label2id={name: number for number, name in enumerate(target.names)},
         max_position_embeddings=tokenizer.max_tokens,
         pad_token_id=tokenizer.pad_id,
     )
-    kind = DnaForPairTask if target.task == "contact" else DnaForBaseTask if target.ragged else DnaForSequenceTask
-    return kind(config, encoder)
 
 
 def adapt(model: Any, options: FinetuneOptions) -> Any:
@@ -342,7 +298,7 @@ def save_model(trained: Any, model: Any, tokenizer: SequenceTokenizer, folder: P
     own = "modeling_dna_task"
     model.config.auto_map = {
         "AutoConfig": f"{own}.DnaTaskConfig",
-        _AUTO_CLASSES[type(model)]: f"{own}.{type(model).__name__}",
+        _AUTO_CLASSES[type(model).__name__]: f"{own}.{type(model).__name__}",
     }
     model.save_pretrained(folder)
     tokenizer.tokenizer.save_pretrained(folder)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from megadna.downstream.inputs import in_natural_order, require_names
-from megadna.downstream.options import Task
+from megadna.downstream.options import Labels
 from megadna.errors import UserError, require
 from megadna.genome.records import read_records
 from megadna.genome.tables import join_kmers, open_bounded
@@ -181,7 +181,7 @@ def _read_fasta(path: Path) -> pd.DataFrame:
 class Target:
     """What is predicted."""
 
-    task: Task
+    task: Labels
     names: list[str]
     """Of the classes, of the columns of several labels, or of the numbers."""
     labels: list[str] = field(default_factory=list)
@@ -227,7 +227,7 @@ class Target:
         return "pair" if self.task == "contact" else "base" if self.ragged else "row"
 
 
-def make_target(task: Task, train: pd.DataFrame, labels: Sequence[str], names: list[str], where: Path) -> Target:
+def make_target(task: Labels, train: pd.DataFrame, labels: Sequence[str], names: list[str], where: Path) -> Target:
     """Its names: of a classification the distinct labels of the train table, or `names` for them (_named)."""
     count = sum(str(name).startswith("label_") for name in train)
     if task in ("multilabel", "regression"):
@@ -260,7 +260,7 @@ def _require_text(table: pd.DataFrame, where: str) -> None:
                 raise UserError(f"{where}: row {row + 1}: the label is a list; give each label its own column")
 
 
-def _named(task: Task, found: list[str], names: list[str]) -> Target:
+def _named(task: Labels, found: list[str], names: list[str]) -> Target:
     """Classes for the labels found: these; or `names`, if they are the same texts in another order, else as names of
     the labels 0, 1, ..., else as names of equally many labels in natural order."""
     if not names or set(found) <= set(names):

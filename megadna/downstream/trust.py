@@ -27,6 +27,7 @@ _OURS = ("configuration_megadna", "modeling_megadna", "tokenization_megadna", "m
 _EARLIER = {
     "e22de68036c08f3b3c8dc9c77a68b5db961d1581121ace1a90fab3ab56921783",  # modeling_dna_task.py, special tokens pooled
     "1242ef68a5e2059588a9844f3f6cf61bf50303add39b7d952a8ce51857b3da5f",  # modeling_dna_task.py, without z-scores
+    "0b0dcac79d7789045006803c6b6dc4bdf6f350104b722117f8fbfdd0ea7ccc4e",  # modeling_dna_task.py, without generation
     "657e8d2524174db20c9fa20aef0c865be82db78a08a8a6e8f6d4b79a5dfca8bf",  # modeling_megadna.py, special tokens pooled
     "e7d0add18249bb5fa1ea14d97e325e24f057373547ff1111bf8e957c8ce8afcd",  # configuration_megadna.py, without their ids
 }

@@ -23,10 +23,10 @@ from megadna import finetune
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.cli import main
 from megadna.downstream import metrics
+from megadna.downstream.examples import examples_of, pairs_of
 from megadna.downstream.metrics import scores, splice_scores, with_intervals
 from megadna.downstream.modeling_dna_task import PAIR_SIZE, DnaForBaseTask, DnaForPairTask, DnaTaskConfig, pool
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.task_training import examples_of, pairs_of
 from megadna.downstream.tasks import Target, add_targets, find_tasks, read_task
 from megadna.errors import UserError
 from megadna.files import claimed

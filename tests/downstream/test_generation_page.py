@@ -19,9 +19,11 @@ def test_the_examples_of_the_page_run(tmp_path):
     encoder = megadna_folder(tmp_path / "model")
     for name in ("strength", "second"):
         task_folder(encoder, tmp_path / name, Target("regression", ["expression"]))
-    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    for name in ("tests", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
     examples = blocks_of("generation.md")
-    assert len(examples) == 6
+    assert len(examples) == 7
     run_blocks(examples, tmp_path)
     written = ["new/sequences.fa", "rewritten/sequences.fa", "guided/scores.tsv", "recoded/generation.json"]
-    assert [name for name in [*written, "compared/report.html"] if not (tmp_path / name).is_file()] == []
+    written += ["strong/sequences.fa", "compared/report.html"]
+    assert [name for name in written if not (tmp_path / name).is_file()] == []

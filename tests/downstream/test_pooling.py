@@ -21,9 +21,10 @@ from toy_models import kmer_folder, megadna_folder
 from megadna import embed, predict
 from megadna.config import Config
 from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.examples import Collator, examples_of
 from megadna.downstream.modeling_dna_task import DnaTaskConfig
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.task_training import Collator, build_model, examples_of, save_model
+from megadna.downstream.task_training import build_model, save_model
 from megadna.downstream.tasks import Target, add_targets
 from megadna.downstream.trust import check_folder
 from megadna.hf.formats import config_json

@@ -30,7 +30,7 @@ from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
 from megadna.genome.records import reverse_complement
 
-EARLIER = Path(__file__).parents[1] / "data" / "earlier_code" / "unscaled" / "modeling_dna_task.py.gz"
+EARLIER = Path(__file__).parents[1] / "data" / "earlier_code"
 SHORT = {"task": "regression", "max_steps": 3, "eval_steps": 3, "learning_rate": 1e-2}
 ONE = Target("regression", ["value"])
 
@@ -276,7 +276,8 @@ def test_the_expression_suite_compares_by_groups(model, families, tmp_path):
     assert (home / "train.csv").read_text() == families.read_text()
 
 
-def test_a_folder_from_before_z_scores_gives_the_numbers_of_its_head(model, tmp_path):
+@pytest.mark.parametrize("version", ["unscaled", "predicting"])  # before z-scores; before --task generation
+def test_a_folder_of_an_earlier_version_gives_its_numbers(version, model, tmp_path):
     tokenizer = load_tokenizer(model, load_config(model, trust_remote_code=False), trust_remote_code=False)
     built = build_model(FinetuneOptions(model=model, task="regression"), ONE, tokenizer, None)
     save_model(built, built, tokenizer, tmp_path / "new")
@@ -286,7 +287,7 @@ def test_a_folder_from_before_z_scores_gives_the_numbers_of_its_head(model, tmp_
     lines = (tmp_path / "new" / "modeling_dna_task.py").read_text().splitlines(keepends=True)
     imports = "".join(line for line in lines if line.startswith("from .") and " as Encoder" in line)
     marker = "# A saved copy imports the encoder's class and configuration here.\n"
-    text = gzip.decompress(EARLIER.read_bytes()).decode()
+    text = gzip.decompress((EARLIER / version / "modeling_dna_task.py.gz").read_bytes()).decode()
     (tmp_path / "new" / "modeling_dna_task.py").write_text(text.replace(marker, marker + imports))
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     del config["label_means"], config["label_scales"]
@@ -323,7 +324,11 @@ ROWS = [f"{text},{number / 7:.3f},g{number % 2}" for number, text in enumerate(t
         ([f"{texts(1)[0]},{n},g" for n in range(9)], ["--test_fraction", "0.2"], "--test_fraction needs 2 groups"),
         (ROWS, ["--dev_fraction", "0"], "--dev_fraction 0 of 20 rows leaves train or dev empty"),
         (ROWS, ["--test_fraction", "1.5"], "--test_fraction must lie in [0, 1], got 1.5"),
-        (ROWS, ["--task", "classification", "--leakage", "report"], "--leakage is for --task regression"),
+        (
+            ROWS,
+            ["--task", "classification", "--leakage", "report"],
+            "--leakage does not apply to --task classification",
+        ),
         (ROWS, ["--class_weights"], "--class_weights: task regression has no classes"),
     ],
 )
