@@ -218,10 +218,7 @@ def output_of(text: str, option: str) -> OutputOf:
     require(Path(folder).is_dir(), f"{folder}: no such folder ({option}); give a folder that megadna finetune wrote")
     check_model(folder)
     head = head_of(read_config(folder), folder)
-    if head.per_base:
-        raise UserError(
-            f"{folder}: not a fine-tuned model of sequences but of nucleotides ({option}); give a fine-tuned model of sequences"
-        )
+    require(not head.per_base, f"{folder}: not a fine-tuned model of sequences but of nucleotides ({option})")
     names = head.names
     listed = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
     require(bool(name) or len(names) == 1, f"{folder}: say which of its outputs: {option} {folder},NAME ({listed})")
