@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megadna.arguments import checked_options
-from megadna.downstream.annotate_options import AnnotateOptions, SearchOptions
-from megadna.downstream.attribution_options import AttributeOptions, MotifOptions
-from megadna.downstream.mutagenesis_options import DependencyOptions, MutateOptions
-from megadna.downstream.options import BenchmarkOptions, PredictOptions, SpliceOptions, WindowOptions, wrote
-from megadna.downstream.variant_options import VariantOptions
+from megadna.downstream.dataset_options import SpliceOptions, WindowOptions
+from megadna.downstream.interpretation_options import (
+    AnnotateOptions,
+    AttributeOptions,
+    DependencyOptions,
+    MotifOptions,
+    MutateOptions,
+    SearchOptions,
+    VariantOptions,
+)
+from megadna.downstream.options import BenchmarkOptions, PredictOptions, wrote
 from megadna.log import counted, get_logger
 from megadna.progress import Progress
 

@@ -23,10 +23,10 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
-from megadna.downstream.annotate_options import AnnotateOptions
 from megadna.downstream.embed import WindowEmbedder
 from megadna.downstream.enrichment import enrichment, own_parts, read_track
 from megadna.downstream.genome_windows import check_windows
+from megadna.downstream.interpretation_options import AnnotateOptions
 from megadna.errors import require
 from megadna.log import counted, get_logger
 from megadna.progress import Progress, tracked

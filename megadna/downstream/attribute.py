@@ -22,7 +22,6 @@ from pyarrow import parquet
 from torch import Tensor
 
 from megadna.downstream.attribution_input import check_attribution, where_of
-from megadna.downstream.attribution_options import HYPOTHETICAL, AttributeOptions
 from megadna.downstream.attribution_outputs import write_bigwigs
 from megadna.downstream.encoder import load_config, load_model
 from megadna.downstream.explained import Explained, ExplainedBases, ExplainedHead
@@ -37,6 +36,7 @@ from megadna.downstream.importance import (
     use_eager_attention,
 )
 from megadna.downstream.inference import Inference, Runner
+from megadna.downstream.interpretation_options import HYPOTHETICAL, AttributeOptions
 from megadna.downstream.masked_bases import MaskedBases, load_masked_bases
 from megadna.downstream.outputs import base_columns, sequence_columns, write_parquet
 from megadna.downstream.stated import head_of, is_language_model, read_config, require_context

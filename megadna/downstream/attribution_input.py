@@ -8,8 +8,8 @@ Out: bases to explain. UserError where something does not fit.
 from collections.abc import Iterator
 from typing import Any
 
-from megadna.downstream.attribution_options import MAX_LOGO_BASES, AttributeOptions
 from megadna.downstream.inputs import check_input, count_unknown
+from megadna.downstream.interpretation_options import MAX_LOGO_BASES, AttributeOptions
 from megadna.downstream.stated import head_of, is_language_model, most_bases, read_config, require_context
 from megadna.errors import UserError, require
 from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths

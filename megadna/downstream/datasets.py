@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from megadna import __version__
+from megadna.downstream.dataset_options import SpliceOptions, WindowOptions
 from megadna.downstream.groups import connected, either_strand, share_out
 from megadna.downstream.inputs import REGION
-from megadna.downstream.options import SpliceOptions, WindowOptions
 from megadna.errors import require
 from megadna.files import atomic_folder
 from megadna.genome.contigs import nearest

@@ -28,7 +28,7 @@ from megadna import __version__
 from megadna.alphabet import BASES, base_codes, dna_of
 from megadna.downstream.dependency_runs import Run, find_runs
 from megadna.downstream.inputs import REGION, check_input
-from megadna.downstream.mutagenesis_options import DependencyOptions
+from megadna.downstream.interpretation_options import DependencyOptions
 from megadna.downstream.options import refuse_outputs
 from megadna.downstream.outputs import held_parts, write_output
 from megadna.downstream.region_files import WHOLE, Region, checked_regions, files_of, pieces, sidecar, stretches

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from megadna.alphabet import BASES, base_codes, dna_of
-from megadna.downstream.mutagenesis_options import MutateOptions
+from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.options import PredictOptions
 from megadna.downstream.region_files import WHOLE, Region
 from megadna.downstream.stated import (

@@ -22,8 +22,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from megadna.downstream.attribution_options import AttributeOptions
 from megadna.downstream.encoder import SequenceTokenizer, Tokens, batch_limit, load_tokenizer, pick_device
+from megadna.downstream.interpretation_options import AttributeOptions
 from megadna.downstream.options import EmbedOptions, PredictOptions
 from megadna.downstream.outputs import base_columns, held_parts, sequence_columns, write_output, write_parquet
 from megadna.errors import UserError

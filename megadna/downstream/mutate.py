@@ -27,7 +27,7 @@ from pyarrow import parquet
 from megadna.alphabet import BASES
 from megadna.downstream.effects import effects_of
 from megadna.downstream.inputs import BASE, check_input, file_names
-from megadna.downstream.mutagenesis_options import MutateOptions
+from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.options import refuse_outputs
 from megadna.downstream.outputs import base_columns, fixed_vectors, held_parts, index_of, write_npy, write_output
 from megadna.downstream.region_files import checked_regions, files_of, pieces, region_of, stretches

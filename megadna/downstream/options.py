@@ -1,5 +1,5 @@
-"""The options of the verbs that use a finished model (embed, predict, finetune, benchmark) or prepare data for one
-(windows, splice-sites): one dataclass per verb, whose field docstrings are its --help.
+"""What the options of verbs have in common, and those of embed, predict, finetune and benchmark: one dataclass per
+verb, whose field docstrings are its --help.
 
 Nothing here is slow to import: `--help` and a mistaken option need neither torch nor pandas.
 """
@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from megadna.errors import UserError, require, require_share
-from megadna.ownership import check_folder, refuse_occupied
+from megadna.ownership import refuse_occupied
 
 Task = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
 
-_LIBRARIES = {".h5ad": "anndata", ".bw": "pyBigWig"}
+_LIBRARIES = {".h5ad": "anndata", ".bw": "pyBigWig", ".vcf.gz": "pysam"}
+
+
+def require_library(module: str | None, name: str = "") -> None:
+    """ModuleNotFoundError for a library that is not installed, before anything slow begins; name: pip's, if another."""
+    if module is not None and find_spec(module) is None:
+        raise ModuleNotFoundError(name=name or module)
 
 
 def check_model(folder: str) -> None:
@@ -42,6 +48,10 @@ def wrote(path: Path, counted: str = "positions from 0, end not included") -> st
 class Options:
     """Callers from Python may give paths as text; a value that is not one of the choices is an error there too."""
 
+    POSITIVE = tuple[str, ...]()  # not annotated: no field
+    NOT_NEGATIVE = tuple[str, ...]()
+    """Numbers among a class's own fields that are checked."""
+
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -50,10 +60,17 @@ class Options:
             if get_origin(entry.type) is Literal:
                 choices = get_args(entry.type)
                 require(value in choices, f"--{entry.name} must be one of {', '.join(choices)}, got {value!r}")
+        for kind in type(self).__mro__:
+            for key in kind.__dict__.get("POSITIVE", ()):
+                require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
+            for key in kind.__dict__.get("NOT_NEGATIVE", ()):
+                require(getattr(self, key) >= 0, f"--{key} must not be negative, got {getattr(self, key)}")
 
     def must_exist(self, *names: str) -> None:
-        """UserError for the first of these options that names a missing file or folder; before any long work."""
-        for name in names:
+        """UserError for the first of these options (default: of all that name a path to read) of which the file or
+        folder is missing; before any long work."""
+        paths = (entry.name for entry in fields(self) if "Path" in str(entry.type) and entry.name != "output")
+        for name in names or paths:
             path = getattr(self, name)
             require(path is None or str(path) == "-" or path.exists(), f"{path}: no such file or folder (--{name})")
 
@@ -69,57 +86,90 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(ModelOptions):
+class ContextOptions(ModelOptions):
+    """How much the model reads at once."""
+
+    max_tokens: int = 0
+    """Context in tokens, special tokens included; 0: what the model states."""
+
+    NOT_NEGATIVE = ("max_tokens",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ContextOptions):
     """How the model runs."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
-    max_tokens: int = 0
-    """Context in tokens, special tokens included; 0: what the model states."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_tokens >= 0, f"--max_tokens must not be negative, got {self.max_tokens}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions(RunOptions):
-    """What to read and write, the same for embeddings and predictions."""
+class BatchOptions(Options):
+    """How much is computed at once."""
+
+    batch_tokens: int = 16384
+    """Tokens per batch at most, padding included; a CPU takes no more than 2,048, which fit its caches."""
+
+    POSITIVE = ("batch_tokens",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceOptions(Options):
+    """Records of a file, or regions of them."""
 
     input: Path
     """FASTA (also gz), or CSV, TSV or Parquet with a column of sequences."""
-    output: Path | None = None
-    """File to write; its extension sets the format."""
     bed: Path | None = None
     """BED file of regions of --input; minus-strand regions are reverse-complemented."""
     column: str = ""
     """Column of a table that has the sequences (default: sequence)."""
-    circular: list[str] = field(default_factory=list)
-    """Circular records, in addition to those whose header says circular=true: windows wrap around their ends."""
-    batch_tokens: int = 16384
-    """Tokens per batch at most, padding included; a CPU takes no more than 2,048, which fit its caches."""
 
-    ENDINGS = tuple[str, ...]()  # not annotated: no field
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(ModelOptions):
+    """A file to write, perhaps with others beside it."""
+
+    output: Path | None = None
+    """File to write; its extension sets the format."""
+
+    ENDINGS = tuple[str, ...]()
     """Allowed for --output."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
-        whole = self.bed is None or not self.circular
-        require(whole, "--bed names regions, which do not wrap around their contig's end; leave out --circular")
+    @property
+    def ending(self) -> str:
+        """Which of ENDINGS --output has; "" without one."""
+        name = "" if self.output is None else self.output.name
+        return next((ending for ending in self.ENDINGS if name.endswith(ending) and name != ending), "")
+
+    def files(self) -> list[Path]:
+        """All files that may be written."""
+        assert self.output is not None
+        return [self.output]
 
     def check_files(self) -> None:
         """UserError where a file or folder is missing or --output cannot be written, ModuleNotFoundError for a missing
         library; before anything slow begins."""
         check_model(self.model)
-        self.must_exist("input", "bed")
+        self.must_exist()
+        endings = ", ".join(self.ENDINGS)
         if self.output is None:
-            raise UserError(f"say where to write with --output ({', '.join(self.ENDINGS)})")
-        ending = self.output.suffix
-        require(ending in self.ENDINGS, f"{self.output}: its ending must be one of {', '.join(self.ENDINGS)}")
-        refuse_outputs(self.output, [self.output])
-        if ending in _LIBRARIES and find_spec(_LIBRARIES[ending]) is None:
-            raise ModuleNotFoundError(name=_LIBRARIES[ending])
+            raise UserError(f"say where to write with --output ({endings})")
+        require(bool(self.ending), f"{self.output}: its ending must be one of {endings}")
+        refuse_outputs(self.output, [self.output, *self.files()])
+        require_library(_LIBRARIES.get(self.ending))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(RunOptions, BatchOptions, SequenceOptions, OutputOptions):
+    """What to read and write, the same for embeddings and predictions."""
+
+    circular: list[str] = field(default_factory=list)
+    """Circular records, in addition to those whose header says circular=true: windows wrap around their ends."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = self.bed is None or not self.circular
+        require(whole, "--bed names regions, which do not wrap around their contig's end; leave out --circular")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +202,10 @@ class PredictOptions(InputOptions):
     """Bases from one window to the next (default: --window)."""
 
     ENDINGS = (".parquet", ".bed", ".bw")
+    NOT_NEGATIVE = ("window", "step")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.window >= 0 and self.step >= 0, "--window and --step must not be negative")
         require(self.step <= self.window, f"--step {self.step} is longer than --window {self.window}")
         require(self.bed is None or not self.window, "--window slides over a whole genome; leave out --bed")
 
@@ -236,12 +286,12 @@ class FinetuneOptions(RunOptions):
     crop: bool = False
     """Cut sequences longer than the context to their middle."""
 
+    POSITIVE = ("epochs", "batch_size", "learning_rate", "lora_rank")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("dev_fraction", "test_fraction", "warmup_fraction", "dropout"):
             require_share(f"--{key}", getattr(self, key))
-        for key in ("epochs", "batch_size", "learning_rate", "lora_rank"):
-            require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
         require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
         for key, usual in (("test_fraction", 0.0), ("groups", ""), ("leakage", "refuse")):
             fits = self.task == "regression" or getattr(self, key) == usual
@@ -252,7 +302,7 @@ class FinetuneOptions(RunOptions):
         for key in ("model", "data", "output"):
             require(bool(getattr(self, key)) and getattr(self, key) != Path(), f"--{key} is missing")
         check_model(self.model)
-        self.must_exist("data")
+        self.must_exist()
         for entry in self.test:
             name, _, path = entry.partition("=")
             require(bool(path), f"--test {entry}: must be name=path, each name once")
@@ -286,111 +336,4 @@ class BenchmarkOptions(ModelOptions):
         require(self.data.is_dir(), f"{self.data}: no such folder of tasks")
         require(self.recipe is None or self.recipe.is_file(), f"{self.recipe}: no such recipe; give one with --recipe")
         check_model(self.model)
-        self.must_exist("pretraining_data")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetOptions(Options):
-    """What every dataset of windows needs."""
-
-    genome: Path
-    """FASTA file of the genome (gz, BGZF, zstd and 2bit too)."""
-    output: Path | None = None
-    """Folder to write; must not contain anything yet."""
-    aliases: Path | None = None
-    """NCBI's assembly_report.txt, if the files name the contigs differently."""
-    length: int = 512
-    """Bases per window; even."""
-    dev_fraction: float = 0.1
-    """Share of the windows for dev."""
-    test_fraction: float = 0.1
-    """Share of the windows for test."""
-    dev_contigs: list[str] = field(default_factory=list)
-    """Split chromosome: the contigs of dev, instead of a share."""
-    test_contigs: list[str] = field(default_factory=list)
-    """Split chromosome: the contigs of test, instead of a share."""
-    seed: int = 1234
-    """Of every random choice: the same seed gives the same dataset."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.length > 0 and self.length % 2 == 0, f"--length must be even and positive, got {self.length}")
-        shares = (self.dev_fraction, self.test_fraction)
-        fits = min(shares) >= 0 and sum(shares) < 1
-        require(fits, f"--dev_fraction + --test_fraction must lie in [0, 1), got {shares}")
-        if self.output is not None:
-            check_folder(self.output, None)
-
-    def check_files(self) -> None:
-        """UserError where --output is not given or a file to read is missing."""
-        require(self.output is not None, "--output is missing: the folder to write")
-        inputs = (key for key in ("annotation", "positives", "bigwig") if hasattr(self, key))
-        self.must_exist("genome", "aliases", *inputs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowOptions(DatasetOptions):
-    """`megadna windows`."""
-
-    positives: Path | None = None
-    """Peaks: BED or narrowPeak (gz too)."""
-    annotation: Path | None = None
-    """GFF3 or GTF whose transcription start sites are the positives, instead of peaks."""
-    bigwig: Path | None = None
-    """bigWig whose mean over a window is its label; alone, or with peaks or start sites."""
-    uncovered: Literal["auto", "zero", "missing"] = "auto"
-    """Bases without a value in the bigWig: `zero` counts them as 0 (coverage), `missing` ignores them (methylation);
-    `auto`: zero if it stores only values above 0, on less than half of the bases."""
-    biotypes: str = "protein_coding"
-    """Gene biotypes whose start sites to take, comma-separated, or `all`."""
-    upstream: int | None = None
-    """Bases of a window before the summit, middle or start site; half the length by default."""
-    count: int = 0
-    """Windows to draw at random from all peaks, start sites or tiles of the genome; 0 takes all."""
-    negatives: Literal["matched", "shuffled", "none"] = "matched"
-    """`matched`: elsewhere on the chromosome, nearest in GC and repeat share; `shuffled`: the positive with its
-    dinucleotides shuffled."""
-    split: Literal["chromosome", "region", "random"] = "chromosome"
-    """`chromosome`, `region`: no window overlaps one of another split; `random`: each window independently."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        sources = [self.positives, self.annotation]
-        require(None in sources, "--positives and --annotation exclude each other; make two datasets")
-        require(any([*sources, self.bigwig]), "give the windows' source: --positives, --annotation or --bigwig")
-        applies = self.bigwig is not None or self.uncovered == "auto"
-        require(applies, f"--uncovered {self.uncovered} applies to a --bigwig only")
-        require(self.before < self.length, f"--upstream ({self.before}) must be less than --length ({self.length})")
-        require(self.count >= 0 and self.before >= 0, "--count and --upstream must not be negative")
-
-    @property
-    def before(self) -> int:
-        """Bases of a window before its anchor."""
-        return self.length // 2 if self.upstream is None else self.upstream
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpliceOptions(DatasetOptions):
-    """`megadna splice-sites`."""
-
-    annotation: Path
-    """GFF3 or GTF of the genome (gz too)."""
-    biotypes: str = "protein_coding"
-    """Biotypes of genes to take, comma-separated, or `all`."""
-    min_intron: int = 20
-    """Shortest intron in bases; shorter gaps are frameshifts and artefacts."""
-    min_gt_ag: float = 0.8
-    """Error if 50 introns or more have a smaller share of GT-AG; 0 accepts any share."""
-    negatives: Literal["hard", "random", "midpoint"] = "hard"
-    """`hard`: GT and AG of the same genes that are a site of no isoform; `random`: anywhere in gene bodies; `midpoint`:
-    middles of introns."""
-    per_class: int = 10000
-    """Windows per class; fewer if the smallest class has fewer."""
-    split: Literal["gene", "chromosome", "random"] = "gene"
-    """`gene`, `chromosome`: no window overlaps one of another split; `random`: as the DNABERT card, with leakage."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.per_class > 0, f"--per_class must be positive, got {self.per_class}")
-        require(self.min_intron > 0, f"--min_intron must be positive, got {self.min_intron}")
-        require_share("--min_gt_ag", self.min_gt_ag)
+        self.must_exist()

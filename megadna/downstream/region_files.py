@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megadna.downstream.inputs import count_unknown, file_names
-from megadna.downstream.mutagenesis_options import RegionOptions
+from megadna.downstream.interpretation_options import RegionOptions
 from megadna.errors import require
 from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from megadna.alphabet import BASES
 from megadna.downstream.html_page import json_element, page
+from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.map_pages import Map, map_parts, read_map
-from megadna.downstream.mutagenesis_options import MutateOptions
 from megadna.downstream.pictures import importance, information_heights, inline_svg, png, probabilities, styled
 from megadna.downstream.region_figures import PER_ROW, Panel, RegionFigure, Tracks, kind_of, lanes_of
 from megadna.downstream.region_files import Region, files_of

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from megadna.downstream.dataset_options import SpliceOptions
 from megadna.downstream.datasets import cut, finish
-from megadna.downstream.options import SpliceOptions
 from megadna.errors import require
 from megadna.genome.annotation import of_biotypes, on_genome, read_annotation
 from megadna.genome.records import Genome, read_genome

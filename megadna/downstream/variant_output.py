@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from megadna.downstream.interpretation_options import VariantOptions
 from megadna.downstream.outputs import write_parquet
-from megadna.downstream.variant_options import VariantOptions
 from megadna.errors import UserError, require
 from megadna.genome.vcf import UNSCORED, Header, data_lines
 from megadna.progress import tracked

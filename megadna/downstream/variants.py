@@ -19,11 +19,11 @@ import pandas as pd
 import pyarrow as pa
 
 from megadna.alphabet import BASES, OTHER, base_codes
+from megadna.downstream.interpretation_options import DEFAULT_WINDOW, VariantOptions
 from megadna.downstream.options import refuse_outputs
 from megadna.downstream.outputs import held_parts, write_output
 from megadna.downstream.stated import most_bases, read_config, require_window
 from megadna.downstream.variant_input import Survey, described, survey
-from megadna.downstream.variant_options import DEFAULT_WINDOW, VariantOptions
 from megadna.downstream.variant_output import (
     calibrated,
     check_header,
@@ -72,7 +72,7 @@ class NeutralSite(NamedTuple):
 def variants(model: Path | str, vcf: Path | str, genome: Path | str, **options: Any) -> pd.DataFrame:
     """Scores of every ALT allele of `vcf`, in memory; keyword arguments are the fields of VariantOptions."""
     chosen = VariantOptions(model=str(model), vcf=Path(vcf), genome=Path(genome), **options)
-    chosen.must_exist("vcf", "genome", "neutral")
+    chosen.must_exist()
     bases = read_genome(chosen.genome)
     scorer = Variants(chosen, bases, survey(chosen.vcf, bases))
     scorer.load()

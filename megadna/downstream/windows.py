@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import KDTree
 
+from megadna.downstream.dataset_options import WindowOptions
 from megadna.downstream.datasets import cut, finish, overlap
-from megadna.downstream.options import WindowOptions
 from megadna.errors import require
 from megadna.genome.annotation import of_biotypes, on_genome, read_annotation
 from megadna.genome.bed import BedLine, read_bed

@@ -524,7 +524,7 @@ def test_a_headerless_file_of_five_columns(folders, genome, tmp_path):
 
 
 def test_pysam_is_needed_for_its_formats_alone(folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("megadna.downstream.variant_options.find_spec", lambda name: None)
+    monkeypatch.setattr("megadna.downstream.options.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         run(folders["megadna"], VCF, tmp_path / "o.vcf.gz")
     assert "pysam is not installed" in capsys.readouterr().err
