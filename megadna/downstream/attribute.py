@@ -22,7 +22,6 @@ from pyarrow import parquet
 from torch import Tensor
 
 from megadna.downstream.attribution_input import check_attribution, where_of
-from megadna.downstream.attribution_outputs import write_bigwigs
 from megadna.downstream.encoder import load_config, load_model
 from megadna.downstream.explained import Explained, ExplainedBases, ExplainedHead
 from megadna.downstream.importance import (
@@ -36,6 +35,7 @@ from megadna.downstream.importance import (
     use_eager_attention,
 )
 from megadna.downstream.inference import Inference, Runner
+from megadna.downstream.inputs import TRACK_OF_STRAND, bigwig_files
 from megadna.downstream.interpretation_options import HYPOTHETICAL, AttributeOptions
 from megadna.downstream.masked_bases import MaskedBases, load_masked_bases
 from megadna.downstream.outputs import base_columns, sequence_columns, write_parquet
@@ -178,22 +178,34 @@ class Attributor(Inference):
     def join(self, parts: list[Path], path: Path) -> None:
         """The bases in the format of the file's extension, the table of sequences, and the logos."""
         options = self.options
+        columns = dict(zip(options.methods, options.columns, strict=True))
         if path.suffix == ".bw":
-            columns = dict(zip(options.methods, options.columns, strict=True))
-            write_bigwigs(parts, path, columns, record_lengths(options.input, options.column))
+            self._write_bigwigs(parts, path, columns)
         else:
             write_parquet(parts, path)
         texts = [parquet.read_schema(part).metadata[_REGIONS] for part in parts]
         facts = pd.DataFrame([row for text in texts for row in json.loads(text)])
         facts.to_csv(path.with_name(options.table.name), sep="\t", index=False)
         if options.logo:
-            from megadna.downstream.attribution_logo import draw_sequences
+            from megadna.downstream.logos import draw_sequences
 
             bases = pd.concat([parquet.read_table(part).to_pandas() for part in parts], ignore_index=True)
-            columns = dict(zip(options.methods, options.columns, strict=True))
             title = f"{Path(options.model).name}: what each base contributes to {self.explained.what}"
             content = draw_sequences(bases, columns, title, self.explained.unit)
             path.with_name(options.picture.name).write_bytes(content)
+
+    def _write_bigwigs(self, parts: list[Path], path: Path, columns: dict[str, str]) -> None:
+        """A file for each method and strand, in genome coordinates."""
+        from megadna.genome.bigwig import write_bigwigs
+
+        files = bigwig_files(self.options.methods, path)
+        paths = {(columns[method], sign): file for (method, sign), file in files.items()}
+        frames = (parquet.read_table(part).to_pandas() for part in parts)
+        tables = (
+            rows.assign(start=rows["position"], end=rows["position"] + 1, group=rows["strand"].map(TRACK_OF_STRAND))
+            for rows in frames
+        )
+        write_bigwigs(tables, paths, record_lengths(self.options.input, self.options.column))
 
 
 def rank_correlation(one_L: np.ndarray, other_L: np.ndarray, *, signed: bool) -> float:

@@ -4,7 +4,7 @@ import."""
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from megadna.downstream.options import (
     BatchOptions,
@@ -177,7 +177,7 @@ class RegionOptions(ContextOptions, BatchOptions, SequenceOptions):
     output: list[Path] = field(default_factory=list)
     """Files to write, all in one folder; the extension of each sets its format."""
 
-    ENDINGS = tuple[str, ...]()  # not annotated: no field
+    ENDINGS: ClassVar[tuple[str, ...]] = ()
     """Allowed for --output."""
 
     def __post_init__(self) -> None:

@@ -162,17 +162,13 @@ class Mutagenesis:
 
     def _write_bigwigs(self, table: pa.Table, output: Path) -> None:
         from megadna.downstream.pictures import entropy_bits, probabilities
-        from megadna.genome.bigwig import write_bigwig
+        from megadna.genome.bigwig import write_bigwigs
 
         effects_NK4, frame = self.arrays(table), table.select(["contig", "position"]).to_pandas()
         tracks = dict(zip(self.effects.columns, np.nanmax(np.abs(effects_NK4), axis=2, initial=-1).T, strict=True))
         if self.effects.is_language_model:
             tracks = {"max_abs": tracks["llr"], "entropy": entropy_bits(probabilities(effects_NK4[:, 0]))}
-        sizes = record_lengths(self.options.input, self.options.column)
-        order = frame["contig"].map({name: number for number, name in enumerate(sizes)}).to_numpy()
-        rows = np.lexsort([frame["position"].to_numpy(), order])
-        frame = frame.take(rows).reset_index(drop=True)
-        for track, path in self.bigwigs(output).items():
-            values = np.where(tracks[track] < 0, np.nan, tracks[track])[rows]
-            groups = frame.groupby("contig", sort=False).indices.items()
-            write_bigwig(path, sizes, ((str(c), frame["position"].to_numpy()[at], values[at]) for c, at in groups))
+        values = {track: np.where(value < 0, np.nan, value) for track, value in tracks.items()}
+        frame = frame.assign(start=frame["position"], end=frame["position"] + 1, group="", **values)
+        paths = {(track, ""): path for track, path in self.bigwigs(output).items()}
+        write_bigwigs([frame], paths, record_lengths(self.options.input, self.options.column))

@@ -7,7 +7,7 @@ Nothing here is slow to import: `--help` and a mistaken option need neither torc
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import ClassVar, Literal, get_args, get_origin
 
 from megadna.errors import UserError, require, require_share
 from megadna.ownership import refuse_occupied
@@ -48,8 +48,8 @@ def wrote(path: Path, counted: str = "positions from 0, end not included") -> st
 class Options:
     """Callers from Python may give paths as text; a value that is not one of the choices is an error there too."""
 
-    POSITIVE = tuple[str, ...]()  # not annotated: no field
-    NOT_NEGATIVE = tuple[str, ...]()
+    POSITIVE: ClassVar[tuple[str, ...]] = ()
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ()
     """Numbers among a class's own fields that are checked."""
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class ContextOptions(ModelOptions):
     max_tokens: int = 0
     """Context in tokens, special tokens included; 0: what the model states."""
 
-    NOT_NEGATIVE = ("max_tokens",)
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("max_tokens",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class OutputOptions(ModelOptions):
     output: Path | None = None
     """File to write; its extension sets the format."""
 
-    ENDINGS = tuple[str, ...]()
+    ENDINGS: ClassVar[tuple[str, ...]] = ()
     """Allowed for --output."""
 
     @property

@@ -44,6 +44,7 @@ Compute = Callable[[Any], pa.Table]
 """The rows of a block of pieces."""
 Join = Callable[[list[Path], Path], None]
 """Writes the output from its parts; the path has the output's name, in the folder to write in."""
+Change = Callable[[pa.Table], pa.Table]
 Value = TypeVar("Value")
 
 
@@ -192,17 +193,18 @@ def _texts(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if pa.types.is_string(field.type)]
 
 
-def _tables(parts: list[Path]) -> Iterator[pa.Table]:
+def tables_of(parts: list[Path], change: Change = lambda table: table) -> Iterator[pa.Table]:
+    """The table of each part, changed."""
     for part in tracked(parts, "joining the parts", len(parts), "parts"):
-        yield parquet.read_table(part)
+        yield change(parquet.read_table(part))
 
 
-def write_parquet(parts: list[Path], path: Path) -> None:
+def write_parquet(parts: list[Path], path: Path, change: Change = lambda table: table) -> None:
     """One Parquet file; small parts are joined into row groups of about MAX_ROW_GROUP bytes at most."""
-    schema = parquet.read_schema(parts[0]).remove_metadata()
+    schema = change(parquet.read_table(parts[0])).schema.remove_metadata()
     with parquet.ParquetWriter(path, schema, use_dictionary=_texts(schema)) as writer:
         waiting: list[pa.Table] = []
-        for table in _tables(parts):
+        for table in tables_of(parts, change):
             waiting.append(table)
             if sum(table.nbytes for table in waiting) >= MAX_ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
@@ -217,7 +219,7 @@ def write_npy(parts: list[Path], path: Path) -> None:
     with path.open("wb") as file:  # written, not mapped: pages of a mapped file would count as memory of this process
         header = {"descr": "<f4", "fortran_order": False, "shape": _shape(parts)}
         np.lib.format.write_array_header_1_0(file, header)
-        for number, table in enumerate(_tables(parts)):
+        for number, table in enumerate(tables_of(parts)):
             np.ascontiguousarray(_vectors(table), "<f4").tofile(file)
             _others(table).to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
 
@@ -237,7 +239,7 @@ def write_anndata(parts: list[Path], path: Path) -> None:
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         start, others = 0, []
-        for table in _tables(parts):
+        for table in tables_of(parts):
             array[start : start + len(table)] = _vectors(table)
             start += len(table)
             others.append(_others(table))

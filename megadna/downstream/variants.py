@@ -2,7 +2,7 @@
 
 In:  VCF or BCF, the genome, a Hugging Face folder; the scores of megadna/downstream/variant_scores.py.
 Out: a row per ALT in the order of the file: contig, pos, ref, alt as the VCF has them, method, the scores, status; or
-     the VCF with the same as INFO tags (megadna/downstream/variant_output.py).
+     the VCF with the same as INFO tags (megadna/downstream/variant_files.py).
      method: llr (a substitution, if that is asked for), pll (an insertion, deletion or the like), else empty.
      status: ok, or why the allele has no score at all (UNSCORED here and in megadna/genome/vcf.py).
 Computed in parts of about a thousand alleles: memory does not grow with the file. Neutral sites, which calibrate llr,
@@ -23,12 +23,14 @@ from megadna.downstream.interpretation_options import DEFAULT_WINDOW, VariantOpt
 from megadna.downstream.options import refuse_outputs
 from megadna.downstream.outputs import held_parts, write_output
 from megadna.downstream.stated import most_bases, read_config, require_window
-from megadna.downstream.variant_input import Survey, described, survey
-from megadna.downstream.variant_output import (
+from megadna.downstream.variant_files import (
+    Survey,
     calibrated,
     check_header,
+    described,
     header_lines,
     neutral_means,
+    survey,
     write_table,
     write_vcf,
 )

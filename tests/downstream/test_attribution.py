@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from megadna import attribute
 from megadna.cli import main
 from megadna.downstream import inference, outputs
-from megadna.downstream.attribution_logo import _limits, _lines
+from megadna.downstream.logos import _limits, _lines
 from megadna.downstream.tasks import Target
 from megadna.errors import UserError
 from megadna.genome.records import reverse_complement

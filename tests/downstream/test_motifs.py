@@ -17,7 +17,6 @@ from megadna import attribute, finetune, motifs, splice_sites
 from megadna.cli import main
 from megadna.downstream.motif_search import (
     Candidate,
-    benjamini_hochberg,
     best_overlap,
     consensus,
     containing,
@@ -124,15 +123,6 @@ def test_candidates_are_counted_once_in_a_sequence_and_tested():
     assert one.p == pytest.approx(6 / 21) and three.p == pytest.approx(1 - 3 / 21)
     assert two.p == pytest.approx(sum(hypergeom.pmf(x, 7, 4, 4) for x in (3, 4)))
     assert with_p_values({}, positives, negatives) == []
-
-
-def test_benjamini_and_hochberg_by_hand():
-    p = np.array([0.01, 0.04, 0.03, 0.005, 0.9])
-    np.testing.assert_allclose(benjamini_hochberg(p), [0.025, 0.05, 0.05, 0.025, 0.9])
-    rng = np.random.default_rng(3)
-    p = rng.random(40) ** 3
-    by_loop = [min(1.0, min(40 * q / sum(r <= q for r in p) for q in p if q >= one)) for one in p]
-    np.testing.assert_allclose(benjamini_hochberg(p), by_loop)
 
 
 def test_the_best_ungapped_overlap():

@@ -278,7 +278,7 @@ def test_one_pass_for_all_alts_of_a_site(folders, genome, tmp_path, monkeypatch)
 
 def test_calibration_by_neutral_sites(folders, genome, tmp_path, monkeypatch):
     """llr less the mean over all sites of the regions with the same pentanucleotide, on either strand, and ALT."""
-    monkeypatch.setattr("megadna.downstream.variant_output.LEAST_SITES", 2)
+    monkeypatch.setattr("megadna.downstream.variant_files.LEAST_SITES", 2)
     (tmp_path / "n.bed").write_text("z\t1000\t1300\nz\t1200\t1400\n")
     scored = [("z", at + 1, genome[at], "".join(sorted(set("ACGT") - {genome[at]}))[0]) for at in range(2000, 2060)]
     every = [("z", at + 1, genome[at], ",".join(b for b in "ACGT" if b != genome[at])) for at in range(1000, 1400)]
