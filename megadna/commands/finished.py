@@ -41,7 +41,8 @@ def main(verb: str, arguments: list[str]) -> None:
     """Run one of VERBS."""
     command = VERBS[verb]
     options: Any = checked_options(verb, command.description, command.options, arguments)
-    shown = {key: ", ".join(value) if isinstance(value, list) else value for key, value in vars(options).items()}
+    values = vars(options).items()
+    shown = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in values}
     log.info("%s", command.reading.format_map(shown))
     sys.stdout.write(command.run(options))
 

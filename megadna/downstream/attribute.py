@@ -6,7 +6,7 @@ Out: a row for each base: contig, position, name, strand, region (number of its 
      a row for each sequence: its score, the completeness of its gradients, and the rank correlation of every two
      methods over its bases.
 bigWig: one file for each method and strand, OUTPUT.METHOD.plus.bw.
-Methods: importance.py. What is explained: explained.py.
+Methods, and what is explained: explained.py.
 """
 
 import json
@@ -23,8 +23,10 @@ from torch import Tensor
 
 from megadna.downstream.attribution_input import check_attribution, where_of
 from megadna.downstream.encoder import load_config, load_model
-from megadna.downstream.explained import Explained, ExplainedBases, ExplainedHead
-from megadna.downstream.importance import (
+from megadna.downstream.explained import (
+    Explained,
+    ExplainedBases,
+    ExplainedHead,
     cls_attention,
     integrated_gradients,
     masked_log_odds,

@@ -22,7 +22,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from megadna.downstream.encoder import SequenceTokenizer, Tokens, batch_limit, load_tokenizer, pick_device
+from megadna.downstream.encoder import (
+    SequenceTokenizer,
+    Tokens,
+    batch_limit,
+    batches_by_length,
+    load_tokenizer,
+    pick_device,
+)
 from megadna.downstream.interpretation_options import AttributeOptions
 from megadna.downstream.options import EmbedOptions, PredictOptions
 from megadna.downstream.outputs import base_columns, held_parts, sequence_columns, write_output, write_parquet
@@ -85,7 +92,7 @@ class Runner:
             for window, found in zip(group, tokens, strict=True):
                 if not len(found.starts):
                     raise UserError(f"{stretches[window.owner].name}: {window.size} bases give no token; leave it out")
-            for batch in self._batches(tokens):
+            for batch in batches_by_length([len(one.ids) for one in tokens], self._batch_tokens):
                 owned = [_owned(group[i], tokens[i]) for i in batch]
                 for i, mask, features in zip(batch, owned, self._run([tokens[i] for i in batch], owned), strict=True):
                     merged[group[i].owner].add(group[i], tokens[i], mask, features)
@@ -115,13 +122,6 @@ class Runner:
                     group, bases = [], 0
         if group:
             yield group
-
-    def _batches(self, tokens: list[Tokens]) -> Iterator[list[int]]:
-        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
-        while order:
-            count = max(1, self._batch_tokens // len(tokens[order[0]].ids))
-            yield order[:count]
-            order = order[count:]
 
     @torch.inference_mode()
     def _run(self, batch: list[Tokens], owned: list[np.ndarray]) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from megadna.alphabet import base_codes, dna_of
 from megadna.data.batch import IGNORE_INDEX
 from megadna.data.evaluation import HiddenBases
-from megadna.downstream.encoder import batch_limit, load_masked_model, pick_device
+from megadna.downstream.encoder import batch_limit, batches_by_length, load_masked_model, pick_device
 from megadna.downstream.partial_forward import PartialForward
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train.bits import kmer_log_p_of_tokens
@@ -95,10 +95,7 @@ class MaskedBases:
         self, windows: Sequence[str], hidden: Sequence[Hidden], score: Callable[[list[str], list[Hidden]], list[Any]]
     ) -> list[np.ndarray]:
         found: list[Any] = [None] * len(windows)
-        order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))
-        while order:
-            count = max(1, self._batch_tokens // (len(windows[order[0]]) + 2))
-            batch, order = order[:count], order[count:]
+        for batch in batches_by_length([len(bases) + 2 for bases in windows], self._batch_tokens):
             scores = score([windows[i] for i in batch], [hidden[i] for i in batch])
             for i, log_p_H4 in zip(batch, scores, strict=True):
                 found[i] = log_p_H4

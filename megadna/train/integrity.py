@@ -5,7 +5,6 @@ them. `refuse_foreign_pickles` reads what torch would unpickle through allow-lis
 """
 
 import json
-import os
 import pickle
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import torch
 from isal import isal_zlib
 
 from megadna.errors import UserError
+from megadna.files import sync, sync_tree
 from megadna.reading import first_line, read_json
 
 MARKER = "complete"
@@ -47,14 +47,13 @@ def seal(folder: Path) -> None:
         )
     marker = folder / MARKER
     marker.write_text(json.dumps(entries, indent=1) + "\n")
-    for path in (*files, marker, *{path.parent for path in files}, folder):
-        _sync(path)
+    sync_tree(folder)
 
 
 def publish(temporary: Path, final: Path) -> None:
     """Rename the sealed folder `temporary` to its final name, durably."""
     temporary.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def check(folder: Path) -> None:
@@ -172,16 +171,3 @@ def _checksum(path: Path) -> int:
 
 def _blocks(file: Any) -> Iterable[bytes]:
     return iter(lambda: file.read(BLOCK), b"")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    """The error without number and path, which the message already has."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
