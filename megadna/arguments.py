@@ -292,7 +292,7 @@ def add_options(parser: ArgumentParser, options: Any) -> None:
 
 def options_from(namespace: Namespace, options: type[Options]) -> Options:
     """The dataclass among the parsed arguments."""
-    return options(**{name: namespace[name] for name in options.__dataclass_fields__})  # type: ignore[attr-defined]
+    return options(**{entry.name: namespace[entry.name] for entry in fields(options)})  # type: ignore[arg-type]
 
 
 def checked_options(command: str, description: str, options: type[Options], arguments: list[str]) -> Options:

@@ -41,7 +41,7 @@ from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train.evaluation import base_log_p
 
-# Shapes: B sequences, S tokens, C labels, V vocabulary, L bases, N bases of all sequences, M tokens over them, H numbers
+# Shapes: B sequences, S tokens, C labels, V vocabulary, L bases, N bases of all sequences, M tokens over them, H
 # of a vector, P changed bases, 4 the bases A C G T.
 
 _MAX_BASES = 1 << 17  # of the substituted sequences that are tokenized at once
