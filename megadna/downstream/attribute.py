@@ -123,7 +123,7 @@ class Attributor(Inference):
         sizes = [stretch.end - stretch.start for stretch in stretches]
         columns = base_columns(stretches)
         columns["region"] = np.repeat(np.arange(self._first, self._first + len(stretches), dtype=np.int64), sizes)
-        columns["base"] = list("".join(s.bases[s.before : len(s.bases) - s.after] for s in stretches))
+        columns["base"] = list("".join(stretch.own for stretch in stretches))
         for name, method in zip(self.options.columns, self.options.methods, strict=True):
             columns[name] = np.concatenate(found[method]).astype(np.float32)
         if self.options.hypothetical:
@@ -159,8 +159,8 @@ class Attributor(Inference):
             self._report(stretch)
         if scores:
             facts["score"] = scores
-        texts = [stretch.bases[stretch.before : len(stretch.bases) - stretch.after] for stretch in stretches]
-        return [of_true_bases(each_L4, text) for each_L4, text in zip(self._contributions, texts, strict=True)]
+        pairs = zip(self._contributions, stretches, strict=True)
+        return [of_true_bases(each_L4, stretch.own) for each_L4, stretch in pairs]
 
     def _report(self, stretch: Stretch) -> None:
         slow = [method for method in self.options.methods if method != "attention"]

@@ -5,14 +5,14 @@ In:  AttributeOptions; the JSON files of the model's folder (megadna/downstream/
 Out: bases to explain. UserError where something does not fit.
 """
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from megadna.downstream.inputs import check_input, count_unknown
+from megadna.downstream.inputs import check_input, count_unknown, read_input
 from megadna.downstream.interpretation_options import MAX_LOGO_BASES, AttributeOptions
 from megadna.downstream.stated import head_of, is_language_model, most_bases, read_config, require_context
 from megadna.errors import UserError, require
-from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths
+from megadna.genome.records import Stretch
 
 
 def check_attribution(options: AttributeOptions) -> int | None:
@@ -21,7 +21,8 @@ def check_attribution(options: AttributeOptions) -> int | None:
     _check_label(options, config)
     bases, total = check_input(options), 0
     most = most_bases(config, options.model, options.max_tokens)
-    for stretch in _stretches(options):
+    stretches = partial(read_input, options, circular=options.circular)
+    for stretch in stretches():
         size, last = stretch.end - stretch.start, max(options.target, default=0)
         total += size
         require_context(where_of(stretch), len(stretch.bases), most, options.model)
@@ -31,7 +32,9 @@ def check_attribution(options: AttributeOptions) -> int | None:
         f"--logo draws up to {MAX_LOGO_BASES:,} bases, and these are {total:,}; choose regions with --bed, or leave "
         "out --logo",
     )
-    count_unknown(((where_of(stretch), stretch.bases) for stretch in _stretches(options)), "importance")
+    count_unknown(
+        ((where_of(stretch), stretch.bases) for stretch in read_input(options, circular=options.circular)), "importance"
+    )
     return bases
 
 
@@ -47,13 +50,6 @@ def _check_label(options: AttributeOptions, config: dict[str, Any]) -> None:
         raise UserError(f"{folder}: predicts {known}; say which to explain with --label")
     require(not label or label in head.names, f"--label {label}: {folder} predicts {known}")
     require(head.per_base or not options.target, "--target: this model predicts whole sequences; leave it out")
-
-
-def _stretches(options: AttributeOptions) -> Iterator[Stretch]:
-    """The sequences, without the context of rings."""
-    if options.bed is not None:
-        return read_regions(options.input, options.bed, record_lengths(options.input))
-    return read_stretches(options.input, column=options.column, circular=tuple(options.circular))
 
 
 def where_of(stretch: Stretch) -> str:

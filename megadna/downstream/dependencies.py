@@ -27,11 +27,11 @@ from pyarrow import parquet
 from megadna import __version__
 from megadna.alphabet import BASES, base_codes, dna_of
 from megadna.downstream.dependency_runs import Run, find_runs
-from megadna.downstream.inputs import REGION, check_input
+from megadna.downstream.inputs import REGION, check_input, read_input
 from megadna.downstream.interpretation_options import DependencyOptions
 from megadna.downstream.options import refuse_outputs
-from megadna.downstream.outputs import held_parts, write_output
-from megadna.downstream.region_files import WHOLE, Region, checked_regions, files_of, pieces, sidecar, stretches
+from megadna.downstream.outputs import write_output
+from megadna.downstream.region_files import WHOLE, Region, checked_regions, files_of, pieces, sidecar
 from megadna.downstream.stated import most_bases, read_config, require_context
 from megadna.files import write_json
 from megadna.genome.records import Stretch, reverse_complement
@@ -104,7 +104,7 @@ class Dependencies:
         """Bases of flank before each region."""
         self._seen: list[int] = []
         """Bases of each region with its flanks."""
-        for stretch in stretches(options, options.flank):
+        for stretch in read_input(options, context=options.flank):
             self._before.append(stretch.before)
             self._seen.append(len(stretch.bases))
         self._require_context(most_bases(read_config(options.model), options.model, options.max_tokens))
@@ -126,7 +126,7 @@ class Dependencies:
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """Mutated bases, those of a saved part together."""
-        for stretch in stretches(self.options, self.options.flank):
+        for stretch in read_input(self.options, context=self.options.flank):
             for piece in pieces(stretch, max(1, MAX_PART_TOKENS // (3 * len(stretch.bases))), WHOLE):
                 yield [piece]
 
@@ -165,8 +165,9 @@ class Dependencies:
         self.load()
         settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
         first = self.options.output[0]
-        with held_parts(first, settings, self.files()) as parts, Progress("mapping", bases, "bases") as progress:
-            return write_output(self.blocks, lambda block: self.table(block, progress), self.join, parts, progress)
+        progress = Progress("mapping", bases, "bases")
+        work: Any = {"blocks": self.blocks, "join": self.join, "progress": progress}
+        return write_output(first, settings, self.files(), compute=lambda block: self.table(block, progress), **work)
 
     def files(self) -> list[Path]:
         """All files that may be written."""

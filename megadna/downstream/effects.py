@@ -192,4 +192,4 @@ def effects_of(options: MutateOptions, regions: Sequence[Region]) -> Effects:
 
 def _codes(stretch: Stretch) -> np.ndarray:
     """Codes [L] of the stretch's bases, without context; 4 is N."""
-    return base_codes(dna_of(stretch.bases[stretch.before : len(stretch.bases) - stretch.after]))
+    return base_codes(dna_of(stretch.own))

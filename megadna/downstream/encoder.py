@@ -18,6 +18,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, dna_of, table
 from megadna.downstream.options import check_model
@@ -220,6 +221,13 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
         count = max(1, batch_tokens // lengths[order[0]])
         yield order[:count]
         order = order[count:]
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), int64 [B, S]."""
+    ids_BS = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id)
+    lengths_B = torch.tensor([len(row) for row in rows])
+    return ids_BS, (torch.arange(ids_BS.shape[1]) < lengths_B[:, None]).long()
 
 
 def pick_device() -> torch.device:

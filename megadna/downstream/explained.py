@@ -33,7 +33,7 @@ from torch import Tensor
 from megadna.alphabet import BASES, OTHER, base_codes, dna_of
 from megadna.data.batch import IGNORE_INDEX
 from megadna.data.evaluation import HiddenBases
-from megadna.downstream.encoder import SequenceTokenizer, Tokens, batches_by_length
+from megadna.downstream.encoder import SequenceTokenizer, Tokens, batches_by_length, padded
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.stated import Head, one_line
 from megadna.errors import UserError, require
@@ -41,8 +41,8 @@ from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
 from megadna.train.evaluation import base_log_p
 
-# Shapes: B sequences, S tokens, C labels, V vocabulary, L bases, N bases of all sequences, M tokens over them, H
-# of a vector, P changed bases, 4 the bases A C G T.
+# Shapes: B sequences, S tokens, C labels, V vocabulary, L bases, N bases of all sequences, M tokens over them,
+# H numbers of a vector, P changed bases, 4 the bases A C G T.
 
 _MAX_BASES = 1 << 17  # of the substituted sequences that are tokenized at once
 _MAX_WEIGHTS = 1 << 27  # attention weights of all layers that are in memory at once
@@ -105,11 +105,7 @@ class Explained:
 
     def batch(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         """(ids, attention mask) [B, S], padded."""
-        shape = len(rows), max(len(row.tokens.ids) for row in rows)
-        ids_BS, mask_BS = torch.full(shape, self.tokenizer.pad_id), torch.zeros(shape, dtype=torch.int64)
-        for number, row in enumerate(rows):
-            ids_BS[number, : len(row.tokens.ids)] = torch.tensor(row.tokens.ids)
-            mask_BS[number, : len(row.tokens.ids)] = 1
+        ids_BS, mask_BS = padded([row.tokens.ids for row in rows], self.tokenizer.pad_id)
         return ids_BS.to(self.device), mask_BS.to(self.device)
 
     def logits(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:

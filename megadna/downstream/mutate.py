@@ -26,11 +26,11 @@ from pyarrow import parquet
 
 from megadna.alphabet import BASES
 from megadna.downstream.effects import effects_of
-from megadna.downstream.inputs import BASE, check_input, file_names
+from megadna.downstream.inputs import BASE, check_input, file_names, read_input
 from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.options import refuse_outputs
-from megadna.downstream.outputs import base_columns, fixed_vectors, held_parts, index_of, write_npy, write_output
-from megadna.downstream.region_files import checked_regions, files_of, pieces, region_of, stretches
+from megadna.downstream.outputs import base_columns, fixed_vectors, grouped, index_of, write_npy, write_output
+from megadna.downstream.region_files import checked_regions, files_of, pieces
 from megadna.genome.records import Stretch, record_lengths
 from megadna.progress import Progress
 
@@ -73,18 +73,12 @@ class Mutagenesis:
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in pieces, those of a saved part together."""
-        block: list[Stretch] = []
-        tokens = 0
-        for stretch in stretches(self.options, self.effects.context):
-            cost = self.effects.cost(stretch)
-            for piece in pieces(stretch, max(1, MAX_PART_TOKENS // cost), self.effects.around):
-                block.append(piece)
-                tokens += cost * (piece.end - piece.start)
-                if tokens >= MAX_PART_TOKENS:
-                    yield block
-                    block, tokens = [], 0
-        if block:
-            yield block
+        parts = (
+            piece
+            for stretch in read_input(self.options, context=self.effects.context)
+            for piece in pieces(stretch, max(1, MAX_PART_TOKENS // self.effects.cost(stretch)), self.effects.around)
+        )
+        return grouped(parts, (lambda piece: self.effects.cost(piece) * (piece.end - piece.start), MAX_PART_TOKENS))
 
     def table(self, block: list[Stretch], progress: Progress | None = None) -> pa.Table:
         """A row a base: contig, position, name, strand, ref, and a vector of 4 for each column of the effects."""
@@ -93,7 +87,7 @@ class Mutagenesis:
             found.append(self.effects(piece))
             if progress:
                 progress.advance(len(found[-1]))
-        refs = "".join(region_of(piece).bases for piece in block)
+        refs = "".join(piece.own for piece in block)
         vectors = np.split(np.concatenate(found), len(self.effects.columns), axis=1)
         columns = dict(zip(self.effects.columns, map(fixed_vectors, vectors), strict=True))
         return pa.table({**base_columns(block), "ref": pa.array(list(refs), pa.string()), **columns})
@@ -121,8 +115,9 @@ class Mutagenesis:
         self.load()
         settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
         first = self.options.output[0]
-        with held_parts(first, settings, self.files()) as parts, Progress("mutating", bases, "bases") as progress:
-            return write_output(self.blocks, lambda block: self.table(block, progress), self.join, parts, progress)
+        progress = Progress("mutating", bases, "bases")
+        work: Any = {"blocks": self.blocks, "join": self.join, "progress": progress}
+        return write_output(first, settings, self.files(), compute=lambda block: self.table(block, progress), **work)
 
     def files(self) -> list[Path]:
         """All files that may be written."""

@@ -7,9 +7,8 @@ ranks are done, the first joins the parts in order (ready/), renames the files i
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -52,28 +51,26 @@ def _num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-@dataclass
-class Parts:
-    """The folder OUTPUT.parts, which all ranks of one command fill."""
+Item = TypeVar("Item")
 
-    output: Path
-    folder: Path
-    claim: Claim | None
-    """On rank 0, which holds the folder's lock."""
 
-    @property
-    def ready(self) -> Path:
-        """Folder in it with the finished output files; it appears only when they are complete."""
-        return self.folder / "ready"
+def grouped(items: Iterable[Item], *limits: tuple[Callable[[Item], int], int]) -> Iterator[list[Item]]:
+    """The items in lists, each ended by the item with which the sum of a size reaches its limit."""
+    block: list[Item] = []
+    sums = [0] * len(limits)
+    for item in items:
+        block.append(item)
+        sums = [total + size(item) for total, (size, _) in zip(sums, limits, strict=True)]
+        if any(total >= limit for total, (_, limit) in zip(sums, limits, strict=True)):
+            yield block
+            block, sums = [], [0] * len(limits)
+    if block:
+        yield block
 
 
 @contextmanager
-def held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[Parts]:
-    """Lock OUTPUT.parts during the block; afterwards it remains if the command can be resumed.
-
-    files: all that may be written; UserError on all ranks if one exists, if the folder was left by a command with
-    other settings, or if another command fills it.
-    """
+def _held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[tuple[Path, Claim | None]]:
+    """Lock OUTPUT.parts during the block; afterwards it remains if the command can be resumed. The claim: on rank 0."""
     stated = json.dumps({key: _stated(value) for key, value in settings.items()}, sort_keys=True)
     folder = output.with_name(f"{output.name}.parts")
     with ExitStack() as stack:
@@ -90,7 +87,7 @@ def held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Ite
             raise UserError(problem)
         folder = resolved(output).with_name(folder.name)
         try:
-            yield Parts(output, folder, claim)
+            yield folder, claim
         except BaseException as error:
             if claim is not None and not isinstance(error, UserError):  # which the next start would repeat
                 claim.is_kept = any(folder.glob("part-*.parquet")) or (folder / "ready").is_dir()
@@ -124,33 +121,43 @@ def _stated(value: Any) -> str:
 
 
 def write_output(
-    blocks: Callable[[], Iterator[Sequence[Piece]]], compute: Compute, join: Join, parts: Parts, progress: Progress
+    output: Path,
+    settings: dict[str, Any],
+    files: list[Path],
+    *,
+    blocks: Callable[[], Iterator[Sequence[Piece]]],
+    compute: Compute,
+    join: Join,
+    progress: Progress,
 ) -> list[Path]:
     """Compute the parts, join them and rename the output files into place; these files, on rank 0 ([] elsewhere).
 
-    A command stopped between two renames resumes there: the files are complete before the first is renamed.
+    settings: what a stopped command must have in common with the one that resumes it. files: all that may be written;
+    UserError on all ranks if one exists, if the folder was left by a command with other settings, or if another command
+    fills it. A command stopped between two renames resumes there: the files are complete before the first is renamed.
     """
-    is_ready = _from_rank_0(parts.ready.is_dir())
-    paths = [] if is_ready else _write_parts(blocks(), compute, parts, progress)
-    if parts.claim is None:
-        return []
-    if paths:
-        work = parts.folder / "joined"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        join(paths, work / parts.output.name)
-        sync_tree(work)
-        work.rename(parts.ready)
-    return publish_files(parts.ready, parts.folder.parent) if parts.ready.is_dir() else []
+    with _held_parts(output, settings, files) as (folder, claim), progress:
+        ready = folder / "ready"  # appears when the output files in it are complete
+        paths = [] if _from_rank_0(ready.is_dir()) else _write_parts(blocks(), compute, folder, progress)
+        if claim is None:
+            return []
+        if paths:
+            work = folder / "joined"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            join(paths, work / output.name)
+            sync_tree(work)
+            work.rename(ready)
+        return publish_files(ready, folder.parent) if ready.is_dir() else []
 
 
-def _write_parts(blocks: Iterator[Sequence[Piece]], compute: Compute, parts: Parts, progress: Progress) -> list[Path]:
+def _write_parts(blocks: Iterator[Sequence[Piece]], compute: Compute, folder: Path, progress: Progress) -> list[Path]:
     """Compute each block on one of the ranks; the files of all parts, in order. `compute` advances `progress`."""
-    if found := len(list(parts.folder.glob("part-*.parquet"))):
-        log.info("resuming in %s, where %d parts are finished", parts.folder, found)
+    if found := len(list(folder.glob("part-*.parquet"))):
+        log.info("resuming in %s, where %d parts are finished", folder, found)
     paths = []
     for number, block in enumerate(blocks):
-        part = parts.folder / f"part-{number:06d}.parquet"
+        part = folder / f"part-{number:06d}.parquet"
         paths.append(part)
         bases = sum(piece.end - piece.start for piece in block)
         if part.exists():

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megadna.downstream.inputs import count_unknown, file_names
+from megadna.downstream.inputs import count_unknown, file_names, read_input
 from megadna.downstream.interpretation_options import RegionOptions
 from megadna.errors import require
-from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths
+from megadna.genome.records import Stretch
 
 LONGEST_PICTURE = 2000
 """Bases; more are no picture that anyone reads."""
@@ -62,18 +62,10 @@ class Region:
         return self.end - 1 - index if self.strand == "-" else self.start + index
 
 
-def stretches(options: RegionOptions, context: int) -> Iterator[Stretch]:
-    """Every region or record, with at most `context` bases of its contig on either side."""
-    if options.bed is not None:
-        return read_regions(options.input, options.bed, record_lengths(options.input), context=context)
-    return read_stretches(options.input, column=options.column, context=context)
-
-
 def region_of(stretch: Stretch) -> Region:
     """The region that a whole stretch is."""
-    bases = stretch.bases[stretch.before : len(stretch.bases) - stretch.after]
     name = "" if stretch.region == "." else stretch.region
-    return Region(stretch.name, stretch.start, stretch.end, stretch.strand, name, bases)
+    return Region(stretch.name, stretch.start, stretch.end, stretch.strand, name, stretch.own)
 
 
 def pieces(stretch: Stretch, size: int, context: int) -> Iterator[Stretch]:
@@ -89,7 +81,7 @@ def pieces(stretch: Stretch, size: int, context: int) -> Iterator[Stretch]:
 def checked_regions(options: RegionOptions, missing: str) -> list[Region]:
     """The regions, without context; UserError where every base is N, or where one is too long for its picture. The log
     counts the N, which have no `missing`."""
-    found = list(map(region_of, stretches(options, 0)))
+    found = list(map(region_of, read_input(options)))
     count_unknown(((region.title, region.bases) for region in found), missing)
     if drawn := options.written(".png", ".html"):
         check_sizes(drawn, found)

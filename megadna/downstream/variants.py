@@ -21,7 +21,7 @@ import pyarrow as pa
 from megadna.alphabet import BASES, OTHER, base_codes
 from megadna.downstream.interpretation_options import DEFAULT_WINDOW, VariantOptions
 from megadna.downstream.options import refuse_outputs
-from megadna.downstream.outputs import held_parts, write_output
+from megadna.downstream.outputs import grouped, write_output
 from megadna.downstream.stated import most_bases, read_config, require_window
 from megadna.downstream.variant_files import (
     Survey,
@@ -150,26 +150,18 @@ class Variants:
         self.load()
         settings = asdict(replace(options, batch_tokens=1)) | {"part": PART_ALLELES, "weights": self.model.digest}
         total = self.survey.num_records + len(self.neutral)
-        with (
-            held_parts(output, settings, self.files()) as parts,
-            Progress("scoring", total, "records") as self._progress,
-        ):
-            return write_output(self.blocks, self.table, self._join, parts, self._progress)
+        self._progress = Progress("scoring", total, "records")
+        work: Any = {"blocks": self.blocks, "compute": self.table, "join": self._join, "progress": self._progress}
+        return write_output(output, settings, self.files(), **work)
 
     def blocks(self) -> Iterator[list[Record] | list[NeutralSite]]:
         """Neutral sites, then the records; at least one block of records, which may be empty."""
         for first in range(0, len(self.neutral), PART_ALLELES // 3):
             yield self.neutral[first : first + PART_ALLELES // 3]
-        block: list[Record] = []
-        alleles = 0
-        for record in read_records(self.options.vcf):
-            block.append(record)
-            alleles += sum(alt[:1] not in b"<*." for alt in record.alts)
-            if alleles >= PART_ALLELES or len(block) == PART_RECORDS:
-                yield block
-                block, alleles = [], 0
-        if block or not self.survey.num_records:
-            yield block
+        records = read_records(self.options.vcf)
+        yield from grouped(records, (_num_alleles, PART_ALLELES), (lambda _: 1, PART_RECORDS))
+        if not self.survey.num_records:
+            yield []
 
     @property
     def _num_neutral_parts(self) -> int:
@@ -292,6 +284,10 @@ class Variants:
 
         pysam.set_verbosity(0)  # it would warn of POS 0, which it indexes as position 1
         pysam.tabix_index(str(path), preset="vcf", csi=self.survey.needs_csi, keep_original=True)
+
+
+def _num_alleles(record: Record) -> int:
+    return sum(alt[:1] not in b"<*." for alt in record.alts)
 
 
 def _method(change: Change | None, chosen: tuple[str, ...]) -> str:
