@@ -21,8 +21,7 @@ from megadna import variants
 from megadna.cli import main
 from megadna.downstream import outputs
 from megadna.downstream import variants as module
-from megadna.downstream.masked_bases import MaskedBases
-from megadna.downstream.partial_forward import PartialForward
+from megadna.downstream.masked_bases import MaskedBases, PartialForward
 from megadna.errors import UserError
 from megadna.genome.records import reverse_complement
 from megadna.hf.configuration_megadna import MegaDnaConfig
