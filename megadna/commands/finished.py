@@ -68,7 +68,7 @@ def _annotate(options: AnnotateOptions) -> str:
 
 
 def _attribute(options: AttributeOptions) -> str:
-    from megadna.downstream.attribution_input import check_attribution
+    from megadna.downstream.stated import check_attribution
 
     bases = check_attribution(options)
     with Progress("loading the libraries"):

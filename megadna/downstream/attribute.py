@@ -21,7 +21,6 @@ import pyarrow as pa
 from pyarrow import parquet
 from torch import Tensor
 
-from megadna.downstream.attribution_input import check_attribution, where_of
 from megadna.downstream.encoder import load_config, load_model
 from megadna.downstream.explained import (
     Explained,
@@ -41,7 +40,14 @@ from megadna.downstream.inputs import TRACK_OF_STRAND, bigwig_files
 from megadna.downstream.interpretation_options import HYPOTHETICAL, AttributeOptions
 from megadna.downstream.masked_bases import MaskedBases, load_masked_bases
 from megadna.downstream.outputs import base_columns, sequence_columns, write_parquet
-from megadna.downstream.stated import head_of, is_language_model, read_config, require_context
+from megadna.downstream.stated import (
+    check_attribution,
+    head_of,
+    is_language_model,
+    read_config,
+    require_context,
+    where_of,
+)
 from megadna.genome.records import Stretch, record_lengths
 from megadna.log import get_logger
 

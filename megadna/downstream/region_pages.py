@@ -35,8 +35,7 @@ from megadna.downstream.pictures import (
     show_positions,
     styled,
 )
-from megadna.downstream.region_files import Region, files_of
-from megadna.downstream.region_tracks import Variant, read_gff, read_variants
+from megadna.downstream.region_files import Region, Variant, files_of, read_gff, read_variants
 from megadna.genome.records import record_lengths, reverse_complement
 from megadna.log import counted, get_logger
 from megadna.progress import tracked
