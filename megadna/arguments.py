@@ -295,11 +295,16 @@ def options_from(namespace: Namespace, options: type[Options]) -> Options:
     return options(**{entry.name: namespace[entry.name] for entry in fields(options)})  # type: ignore[arg-type]
 
 
-def checked_options(command: str, description: str, options: type[Options], arguments: list[str]) -> Options:
-    """The dataclass of a command's arguments, its files checked (`check_files`)."""
+def parsed_options(command: str, description: str, options: type[Options], arguments: list[str]) -> Options:
+    """The dataclass of a command's arguments."""
     parser = new_parser(command, description)
     add_options(parser, options)
-    found = options_from(parse(parser, arguments), options)
+    return options_from(parse(parser, arguments), options)
+
+
+def checked_options(command: str, description: str, options: type[Options], arguments: list[str]) -> Options:
+    """The dataclass of a command's arguments, its files checked (`check_files`)."""
+    found = parsed_options(command, description, options, arguments)
     found.check_files()  # type: ignore[attr-defined]
     return found
 

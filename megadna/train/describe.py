@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.config import Config
 from megadna.data.dataset import open_chunks
@@ -26,7 +24,7 @@ from megadna.model.initial_weights import shards
 from megadna.model.shapes import num_parameters, padded_vocab_size
 from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import read_config, read_numbers, step_folders
-from megadna.train.integrity import check, read_marker, refuse_foreign_pickles
+from megadna.train.integrity import check, read_marker, tensor_entries
 from megadna.train.metrics import MetricLines
 from megadna.train.run_folder import beside_guessing
 from megadna.train.step import TrainState, build_state
@@ -134,10 +132,8 @@ def _shard_lines(state: TrainState) -> list[str]:
 def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
     """Step, config, shards, integrity; with `tensors`, one line per tensor. UserError if it is damaged."""
     check(folder)
-    refuse_foreign_pickles(folder / "weights")
     numbers, config = read_numbers(folder), read_config(folder)
-    entries = FileSystemReader(folder / "weights").read_metadata().state_dict_metadata
-    shapes = {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    shapes = {name: tuple(entry.size) for name, entry in tensor_entries(folder / "weights").items()}
     parameters = sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith("optimizer."))
     shards = sorted((folder / "weights").glob("*.distcp"))
     size = sum(shard.stat().st_size for shard in shards)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from isal import isal_zlib
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.errors import UserError
 from megadna.files import sync, sync_tree
@@ -117,6 +119,13 @@ def refuse_foreign_pickles(weights: Path) -> None:
         raise UserError(
             f"{weights / 'common.pt'}: refused, holds more than plain values ({first_line(error)})"
         ) from error
+
+
+def tensor_entries(weights: Path) -> dict[str, TensorStorageMetadata]:
+    """Shape and type of each tensor by name, once `refuse_foreign_pickles` has passed the folder."""
+    refuse_foreign_pickles(weights)
+    entries: Any = FileSystemReader(weights).read_metadata().state_dict_metadata
+    return dict(entries)
 
 
 _Unpickler: Any = pickle._Unpickler
