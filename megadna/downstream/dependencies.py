@@ -139,6 +139,7 @@ class Dependencies:
 
     def __init__(self, options: DependencyOptions) -> None:
         """UserError for what can be wrong before the model is loaded."""
+        self.progress: Progress | None = None
         self.options = options
         self.found: pd.DataFrame | None = None
         """The summary, once it is written."""
@@ -173,13 +174,13 @@ class Dependencies:
             for piece in pieces(stretch, max(1, MAX_PART_TOKENS // (3 * len(stretch.bases))), WHOLE):
                 yield [piece]
 
-    def table(self, block: list[Stretch], progress: Progress | None = None) -> pa.Table:
+    def table(self, block: list[Stretch]) -> pa.Table:
         """A row a mutated base: its values for every base that the model saw, flanks included."""
         rows: list[np.ndarray] = []
         for piece in block:
             rows += list(mutated_rows(self.model, piece, self.options.epsilon))
-            if progress:
-                progress.advance(piece.end - piece.start)
+            if self.progress:
+                self.progress.advance(piece.end - piece.start)
         return pa.table({"values": pa.array(rows, pa.list_(pa.float32()))})
 
     def maps(self, table: pa.Table) -> list[np.ndarray]:
@@ -207,10 +208,8 @@ class Dependencies:
         """Write all outputs and return their files ([] above rank 0); `bases`: those of the input, if known."""
         self.load()
         settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
-        first = self.options.output[0]
-        progress = Progress("mapping", bases, "bases")
-        work: Any = {"blocks": self.blocks, "join": self.join, "progress": progress}
-        return write_output(first, settings, self.files(), compute=lambda block: self.table(block, progress), **work)
+        self.progress = Progress("mapping", bases, "bases")
+        return write_output(self, self.options.output[0], settings, self.files(), self.progress)
 
     def files(self) -> list[Path]:
         """All files that may be written."""

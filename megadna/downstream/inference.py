@@ -273,5 +273,4 @@ class Inference:
         passes = 2 if self.options.strand in ("both", "apart") else 1  # both strands of a base count as one base
         progress = Progress(self.work, bases, "bases")
         self.runner.report = lambda done: progress.advance(done / passes)
-        work: Any = {"blocks": self.blocks, "compute": self.table, "join": self.join, "progress": progress}
-        return write_output(output, self.settings(), self.files(output), **work)
+        return write_output(self, output, self.settings(), self.files(output), progress)

@@ -56,6 +56,7 @@ class Mutagenesis:
 
     def __init__(self, options: MutateOptions) -> None:
         """UserError for what can be wrong before the model is loaded."""
+        self.progress: Progress | None = None
         self.options, self.regions = options, checked_regions(options, "effects")
         self.effects = effects_of(options, self.regions)
         self.pictures: Any = None
@@ -80,13 +81,13 @@ class Mutagenesis:
         )
         return grouped(parts, (lambda piece: self.effects.cost(piece) * (piece.end - piece.start), MAX_PART_TOKENS))
 
-    def table(self, block: list[Stretch], progress: Progress | None = None) -> pa.Table:
+    def table(self, block: list[Stretch]) -> pa.Table:
         """A row a base: contig, position, name, strand, ref, and a vector of 4 for each column of the effects."""
         found = []
         for piece in block:
             found.append(self.effects(piece))
-            if progress:
-                progress.advance(len(found[-1]))
+            if self.progress:
+                self.progress.advance(len(found[-1]))
         refs = "".join(piece.own for piece in block)
         vectors = np.split(np.concatenate(found), len(self.effects.columns), axis=1)
         columns = dict(zip(self.effects.columns, map(fixed_vectors, vectors), strict=True))
@@ -114,10 +115,8 @@ class Mutagenesis:
         """Write all outputs and return their files ([] above rank 0); `bases`: those of the input, if known."""
         self.load()
         settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
-        first = self.options.output[0]
-        progress = Progress("mutating", bases, "bases")
-        work: Any = {"blocks": self.blocks, "join": self.join, "progress": progress}
-        return write_output(first, settings, self.files(), compute=lambda block: self.table(block, progress), **work)
+        self.progress = Progress("mutating", bases, "bases")
+        return write_output(self, self.options.output[0], settings, self.files(), self.progress)
 
     def files(self) -> list[Path]:
         """All files that may be written."""

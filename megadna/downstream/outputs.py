@@ -7,7 +7,7 @@ ranks are done, the first joins the parts in order (ready/), renames the files i
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,14 @@ log = get_logger(__name__)
 MAX_ROW_GROUP = 1 << 24  # bytes of a row group of the joined Parquet file
 
 
+class Work(Protocol):
+    """What is computed in parts: a table of each block of the input, from which the outputs are made."""
+
+    def blocks(self) -> Iterator[Any]: ...  # noqa: D102 - sequences of Piece
+    def table(self, block: Any, /) -> pa.Table: ...  # noqa: D102 - advances the progress bar
+    def join(self, parts: list[Path], path: Path, /) -> None: ...  # noqa: D102 - path: the output in the folder to write
+
+
 class Piece(Protocol):
     """A piece of the input, which counts `end - start` in the progress bar: a stretch of DNA, a record of a VCF."""
 
@@ -39,8 +47,6 @@ class Piece(Protocol):
     def end(self) -> int: ...  # noqa: D102
 
 
-Compute = Callable[[Any], pa.Table]
-"""The rows of a block of pieces."""
 Join = Callable[[list[Path], Path], None]
 """Writes the output from its parts; the path has the output's name, in the folder to write in."""
 Change = Callable[[pa.Table], pa.Table]
@@ -121,14 +127,7 @@ def _stated(value: Any) -> str:
 
 
 def write_output(
-    output: Path,
-    settings: dict[str, Any],
-    files: list[Path],
-    *,
-    blocks: Callable[[], Iterator[Sequence[Piece]]],
-    compute: Compute,
-    join: Join,
-    progress: Progress,
+    work: Work, output: Path, settings: dict[str, Any], files: list[Path], progress: Progress
 ) -> list[Path]:
     """Compute the parts, join them and rename the output files into place; these files, on rank 0 ([] elsewhere).
 
@@ -138,32 +137,32 @@ def write_output(
     """
     with _held_parts(output, settings, files) as (folder, claim), progress:
         ready = folder / "ready"  # appears when the output files in it are complete
-        paths = [] if _from_rank_0(ready.is_dir()) else _write_parts(blocks(), compute, folder, progress)
+        paths = [] if _from_rank_0(ready.is_dir()) else _write_parts(work, folder, progress)
         if claim is None:
             return []
         if paths:
-            work = folder / "joined"
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            join(paths, work / output.name)
-            sync_tree(work)
-            work.rename(ready)
+            joined = folder / "joined"
+            shutil.rmtree(joined, ignore_errors=True)
+            joined.mkdir()
+            work.join(paths, joined / output.name)
+            sync_tree(joined)
+            joined.rename(ready)
         return publish_files(ready, folder.parent) if ready.is_dir() else []
 
 
-def _write_parts(blocks: Iterator[Sequence[Piece]], compute: Compute, folder: Path, progress: Progress) -> list[Path]:
-    """Compute each block on one of the ranks; the files of all parts, in order. `compute` advances `progress`."""
+def _write_parts(work: Work, folder: Path, progress: Progress) -> list[Path]:
+    """Compute each block on one of the ranks; the files of all parts, in order."""
     if found := len(list(folder.glob("part-*.parquet"))):
         log.info("resuming in %s, where %d parts are finished", folder, found)
     paths = []
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(work.blocks()):
         part = folder / f"part-{number:06d}.parquet"
         paths.append(part)
         bases = sum(piece.end - piece.start for piece in block)
         if part.exists():
             progress.skip(bases)
         elif number % _num_ranks() == rank_from_environment():
-            table = compute(block)
+            table = work.table(block)
             with atomic_file(part) as temporary:
                 parquet.write_table(table, temporary, use_dictionary=_texts(table.schema))
         else:

@@ -151,8 +151,7 @@ class Variants:
         settings = asdict(replace(options, batch_tokens=1)) | {"part": PART_ALLELES, "weights": self.model.digest}
         total = self.survey.num_records + len(self.neutral)
         self._progress = Progress("scoring", total, "records")
-        work: Any = {"blocks": self.blocks, "compute": self.table, "join": self._join, "progress": self._progress}
-        return write_output(output, settings, self.files(), **work)
+        return write_output(self, output, settings, self.files(), self._progress)
 
     def blocks(self) -> Iterator[list[Record] | list[NeutralSite]]:
         """Neutral sites, then the records; at least one block of records, which may be empty."""
@@ -266,7 +265,8 @@ class Variants:
         context = np.array([self.scorer.context(change) for change in changes], np.int64)
         return pa.table({"context": context, "llr": self.scorer.llr(changes).mean(axis=1)})
 
-    def _join(self, parts: list[Path], path: Path) -> None:
+    def join(self, parts: list[Path], path: Path) -> None:
+        """Write --output from the parts, those of neutral sites first."""
         first = self._num_neutral_parts
         means = neutral_means(parts[:first]) if first else None
         if self.options.ending == ".vcf.gz":
