@@ -58,6 +58,7 @@ setup(
         "huggingface_hub",  # uploads
         "sentencepiece",
         "matplotlib",
+        "bokeh>=3.4",  # the figures of report
     ],
     extras_require={
         "gpu": GPU,

@@ -34,7 +34,7 @@ cat <<TEXT
 Where everything lies:
   $OUT/dataset            chunks and manifest.json
   $OUT/run                config.yaml, metrics.jsonl, tensorboard/, checkpoints/, evaluation-test.json
-  $OUT/run/report         report.html (open it in a browser) and its figures
+  $OUT/run/report         report.html (open it in a browser)
   $OUT/model              the Hugging Face folder
 
 Three commands to try next (after: source .venv/bin/activate):

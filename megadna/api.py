@@ -120,10 +120,11 @@ def export(
 
 def report(runs: PathLike | Sequence[PathLike], output: PathLike) -> Path:
     """Write one HTML page about one or several runs and return its path."""
-    from megadna.train.report import read_runs, write_report
+    from megadna.train.report import read_runs
+    from megadna.train.report_page import write_report
 
     folders = [Path(runs)] if isinstance(runs, (Path, str)) else [Path(run) for run in runs]
-    write_report(read_runs(folders), Path(output), figures_beside=False)
+    write_report(read_runs(folders), Path(output))
     return Path(output)
 
 

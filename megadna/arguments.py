@@ -32,6 +32,7 @@ set_parsing_settings(
     import_path_allowlist=[f"{RateChange.__module__}.{RateChange.__qualname__}"],
 )
 
+MAX_INTEGER = (1 << 63) - 1
 MAX_YAML_BYTES = 1 << 18
 MAX_YAML_DEPTH = 50
 MAX_YAML_DIGITS = 400
@@ -84,6 +85,7 @@ def parse(parser: ArgumentParser, arguments: list[str], *, is_trained: bool = Fa
     try:
         namespace = parser.parse_args(arguments)
         _drop_removed(namespace, where=_in_config(arguments), is_trained=is_trained)
+        _refuse_huge(namespace)
         return parser.instantiate(namespace)
     except ArgumentError as error:
         raise UserError(explain(parser, str(error)) + _in_config(arguments)) from error
@@ -135,6 +137,14 @@ def _drop_removed(namespace: Namespace, *, where: str, is_trained: bool) -> None
         if not is_trained:
             raise UserError(f"{key} {value}: this version of megadna has no such option any more; remove it{where}")
         log.warning("%s %s: trained with an option that this version of megadna no longer has%s", key, value, where)
+
+
+def _refuse_huge(namespace: Namespace) -> None:
+    """UserError for a whole number that no array index can be."""
+    for key, value in namespace.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > MAX_INTEGER:
+                raise UserError(f"{key} must not be beyond {MAX_INTEGER}, got {number:.6g}")
 
 
 def _sections(parser: ArgumentParser) -> set[str]:

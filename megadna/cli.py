@@ -7,6 +7,7 @@ imported, so `--help` is quick.
 import difflib
 import importlib
 import os
+import re
 import sys
 from importlib.util import find_spec
 
@@ -14,6 +15,7 @@ from megadna import __version__
 from megadna.errors import RunEnded, UserError
 from megadna.log import rank_from_environment, setup_logging
 from megadna.processes import end_with_launcher
+from megadna.reading import first_line
 
 COMMANDS = {
     "start": "a folder of genomes -> sample sheet, config and next commands",
@@ -43,7 +45,7 @@ COMMANDS = {
     "configs": "the experiments and launch scripts that come with megadna",
     "launch": "submit a training run to Slurm, or print its script",
     "plan": "does a job fit, how long does it take, which layout is best",
-    "report": "plots and one HTML page of runs",
+    "report": "one interactive HTML page of runs, side by side",
 }
 
 NEEDS = {
@@ -57,12 +59,14 @@ NEEDS = {
     "motifs": ("pandas",),
     "mutate": ("pandas", "pyBigWig"),
     "predict": ("pandas",),
+    "report": ("bokeh",),
     "search": ("pandas",),
     "splice-sites": ("pandas", "scipy"),
     "variants": ("pandas",),
     "windows": ("pandas", "pyBigWig", "scipy"),
 }
-"""Libraries of the extra `downstream` that a verb always needs; those that an option needs are checked with it."""
+"""Libraries that a verb always needs (all but bokeh are of `downstream`); those of an option are checked with it."""
+_NO_MEMORY = re.compile("out of memory|(can't allocate|not enough) memory")  # of a GPU, or of torch's CPU allocator
 REMEDY = "pip install 'megadna[downstream]' (in a clone: pip install -c constraints.txt -e '.[downstream]')"
 
 
@@ -94,6 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), error.status)
     except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         _fail(f"{error}; check the path and its permissions", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+        _fail(f"not enough memory ({first_line(error)}); give it less at once, or take a smaller model", 2)
     except ModuleNotFoundError as error:
         if (error.name or "megadna").startswith("megadna"):
             raise

@@ -89,6 +89,9 @@ def check_folder(output: Path, kind: Kind | None, remedy: str = "") -> None:
         check_replaceable(output, kind)
     target = resolved(output)
     require(not os.path.ismount(target), f"{output}: is a mount point; name a folder in it")
+    parent = next(path for path in target.parents if path.exists())
+    writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    require(writable, f"{output}: cannot be made, as {parent} is no folder to write in; choose another --output")
     require(
         target not in (here := Path.cwd(), *here.parents),
         f"{output}: is or contains the current folder, which would be replaced; name another --output",

@@ -305,3 +305,23 @@ def test_words_with_hyphens_and_underscores_are_one(
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("configs", "doctor")])
 def test_a_command_alone_says_what_is_missing(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert mistake(capsys, command)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 93.1 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("the tensors differ"),
+    ],
+)
+def test_no_memory_is_one_line_whatever_the_verb(monkeypatch, capsys, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("megadna.commands.configs.main", fail)
+    with pytest.raises(RuntimeError if "differ" in str(error) else SystemExit):
+        main(["configs"])
+    found = capsys.readouterr().err
+    assert ("differ" in str(error)) or (f"error: not enough memory ({error}); " in found and found.count("\n") == 1)

@@ -460,3 +460,12 @@ def test_kills_at_any_moment_leave_one_whole_output(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_more_kills_at_any_moment(tmp_path: Path) -> None:
     assert kills(tmp_path, random.Random(8), 200) > 100
+
+
+@pytest.mark.parametrize("below", ["file/out", "file/a/out"])
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=rf"{below}: cannot be made, as .*/file is no folder to write in"):
+        check_folder(tmp_path / below, None)
+    check_folder(tmp_path / "a" / "b", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -188,10 +188,10 @@ def test_files_of_others_are_not_replaced(
     run = tmp_path / "run"
     write(run / "config.yaml", "seed: 1\n"), write(run / "metrics.jsonl", '{"step": 1, "loss": 1.0}\n')
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "report" / "loss.png", "mine")  # two runs report into report/ here
+    write(tmp_path / "report" / "report.html", "mine")  # two runs report into report/ here
     shutil.copytree(run, tmp_path / "second")
-    assert "loss.png: is a file that exists" in mistake(capsys, "report", run, "second")
-    assert (tmp_path / "report" / "loss.png").read_text() == "mine" and not (tmp_path / "report/report.html").exists()
+    assert "report.html: exists and is not a report of megadna" in mistake(capsys, "report", run, "second")
+    assert (tmp_path / "report" / "report.html").read_text() == "mine"
     assert notes.read_text() == '{"mine": 1}'
 
 

@@ -131,6 +131,14 @@ verbs = {
     "windows": "--genome {0}/a.fa --annotation {0}/a.gff --output {0}/x",
     "splice-sites": "--genome {0}/a.fa --annotation {0}/a.gff --output {0}/x",
     "train": "--data.path {0} --output {0}/x",
+    "variants": "--model {0} --vcf {0}/a.vcf --genome {0}/a.fa --output {0}/x.tsv",
+    "mutate": "--model {0} --input {0}/a.fa --output {0}/x.tsv",
+    "dependencies": "--model {0} --input {0}/a.fa --output {0}/x.npy",
+    "attribute": "--model {0} --input {0}/a.fa --output {0}/x.parquet",
+    "motifs": "--input {0}/a.fa --negatives {0}/a.fa --output {0}/x",
+    "annotate": "--model {0} --genome {0}/a.fa --output {0}/x.bed --projection none --window 1",
+    "search": "--model {0} --genome {0}/a.fa --input {0}/a.fa --output {0}/x.tsv",
+    "generate": "--model {0} --length 9 --output {0}/x",
     "doctor": "",
 }
 for verb, options in verbs.items():
@@ -145,15 +153,17 @@ for verb, options in verbs.items():
 
 
 def test_the_first_line_and_a_missing_file_come_before_slow_imports(tmp_path):
-    for name, text in {"a.fa": ">a\nACGT\n", "a.gff": "", "config.json": "{}"}.items():
+    record = "a\t1\t.\tA\tC\n"
+    for name, text in {"a.fa": ">a\nACGT\n", "a.gff": "", "a.vcf": record, "config.json": "{}"}.items():
         (tmp_path / name).write_text(text)
     command = [sys.executable, "-c", FIRST_LINES, str(tmp_path)]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     parts = [part.splitlines() for part in result.stderr.split("== ")[1:]]
-    assert len(parts) == 20
+    assert len(parts) == 36
     for title, *lines in parts:
         if title.endswith("True"):  # the mistake: a file or folder that is not there, in one line and alone
             assert len(lines) == 1 and lines[0].startswith("megadna: error: ") and "no such" in lines[0], (title, lines)
         else:  # a line, and only then what is slow to import
-            assert len(lines) == 2 and "error" not in lines[0] and "is not installed" in lines[1], (title, lines)
+            first, *_, last = lines
+            assert "error" not in first and "is not installed" in last, (title, lines)

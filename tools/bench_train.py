@@ -3,12 +3,13 @@
     python tools/bench_train.py [--precision bf16] [--rounds 15] [--threads 1]
     python tools/bench_train.py --device cuda --config configs/megadna-86m.yaml --precision bf16 [--output FILE.json]
     python tools/bench_train.py --dnabert [--rounds 5]
+    python tools/bench_train.py --local_context --config configs/megadna-86m.yaml --batch 1 --precision bf16
 
 All three train one encoder (pre-LN, rotary, SwiGLU, tied head) on the same batches in one process, a step of each
 in turn; the figure is tokens per CPU-second (time.process_time; on a GPU tokens per second, all its work done), the
 ratio the median over the rounds. `--config` takes shape, length and rows of a preset, without local context, which the
-others lack. `--dnabert` times DNABERT-6mer at 512 tokens beside transformers' BERT, in sequences per CPU-second. Prints
-Markdown.
+others lack. `--dnabert` times DNABERT-6mer at 512 tokens beside transformers' BERT, in sequences per CPU-second;
+`--local_context` a preset with its local context beside the same without. Prints Markdown.
 """
 
 import argparse
@@ -274,18 +275,40 @@ def dnabert(rounds: int, precision: str) -> str:
             "megadna": megadna_step(config, vocab_size, cycle(batches), world),
             "transformers BERT, eager": bert_step(config, vocab_size, cycle(batches)),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(rounds + 1):
-            for name, step in steps.items():
-                start = time.process_time()
-                step()
-                seconds[name].append(time.process_time() - start)
+        seconds = in_turn(steps, rounds)
     rows = config.train.micro_batch_size
     lines = [f"DNABERT-6mer, 512 tokens, batch {rows}, {precision}, sequences per CPU-second:"]
-    lines += [f"{name} {rows / statistics.median(times[1:]):.2f}" for name, times in seconds.items()]
-    ours, theirs = (times[1:] for times in seconds.values())
+    lines += [f"{name} {rows / statistics.median(times):.2f}" for name, times in seconds.items()]
+    ours, theirs = seconds.values()
     lines.append(f"ratio {statistics.median(b / a for a, b in zip(ours, theirs, strict=True)):.2f}")
     return "\n".join(lines)
+
+
+def local_context(config: Config, rounds: int) -> str:
+    """CPU seconds of a step of a preset with its local context and without it, and their ratio."""
+    vocab_size = build_tokenizer(config.tokenizer).vocab_size
+    batches = synthetic_batches(config, vocab_size)
+    plain = replace(config, model=replace(config.model, local_context="none"))
+    with parallel_world(config.engine, config.parallel) as world:
+        steps = {
+            one.model.local_context: megadna_step(one, vocab_size, cycle(batches), world) for one in (config, plain)
+        }
+        seconds = in_turn(steps, rounds)
+    lines = [f"{name}: {statistics.median(times):.2f} CPU seconds a step" for name, times in seconds.items()]
+    ratios = sorted(a / b for a, b in zip(*seconds.values(), strict=True))
+    lines.append(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}, {rounds} rounds)")
+    return "\n".join(lines)
+
+
+def in_turn(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of the steps, one of each in turn; a first round, which allocates, is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            seconds[name].append(time.process_time() - start)
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def main() -> None:
@@ -296,6 +319,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dnabert", action="store_true")
+    parser.add_argument("--local_context", action="store_true", help="with --config and --batch")
     parser.add_argument("--config", type=Path, help="a preset, in place of the sizes below")
     parser.add_argument("--output", type=Path, help="JSON file for the numbers")
     for name, value in (("layers", 6), ("hidden", 256), ("heads", 4), ("ffn", 704), ("length", 512), ("batch", 4)):
@@ -307,6 +331,9 @@ def main() -> None:
     if options.dnabert:
         print(dnabert(options.rounds, options.precision))
         return
+    if options.local_context:
+        print(local_context(asked(options), options.rounds))
+        return
     table, numbers = compare(asked(options), options.rounds)
     print(table)
     if options.output:
@@ -317,7 +344,8 @@ def asked(options: argparse.Namespace) -> Config:
     """The model, batch and device of the command line."""
     if options.config:
         config = load_config(options.config)
-        model, length, rows = config.model, config.data.sequence_length, config.train.micro_batch_size
+        model, length = config.model, config.data.sequence_length
+        rows = options.batch if options.local_context else config.train.micro_batch_size
     else:
         sizes = {"num_attention_heads": options.heads, "ffn_hidden_size": options.ffn}
         model = ModelConfig(num_layers=options.layers, hidden_size=options.hidden, **sizes)
@@ -325,7 +353,7 @@ def asked(options: argparse.Namespace) -> Config:
     return replace(
         config,
         data=replace(config.data, sequence_length=length),
-        model=replace(model, local_context="none"),
+        model=model if options.local_context else replace(model, local_context="none"),
         parallel=ParallelConfig(),
         engine=EngineConfig(device=options.device, precision=options.precision),
         train=TrainConfig(micro_batch_size=rows, global_batch_size=rows, lr=LR, clip_grad=CLIP),

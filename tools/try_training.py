@@ -68,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--local_context", default="both")
+    parser.add_argument("--bf16", action="store_true", help="products of the training in bf16")
     return parser.parse_args()
 
 
@@ -87,8 +88,8 @@ def encoder(options: argparse.Namespace) -> MegaDnaForMaskedLM:
     feed_forward = round(options.width * 8 / 3 / 32 + 0.01) * 32
     config = MegaDnaConfig(
         vocab_size=16, hidden_size=options.width, num_hidden_layers=options.layers, intermediate_size=feed_forward,
-        num_attention_heads=options.width // 64, max_position_embeddings=ROW + 2, local_context=options.local_context,
-        context_symbols=context_symbols(TOKENS),
+        num_attention_heads=max(2, options.width // 64), max_position_embeddings=ROW + 2,
+        local_context=options.local_context, context_symbols=context_symbols(TOKENS),
     )  # fmt: skip
     return MegaDnaForMaskedLM(config)
 
@@ -104,7 +105,9 @@ def training(model: MegaDnaForMaskedLM, train_NL: np.ndarray, options: argparse.
     for step in range(options.steps):
         share = options.hidden[0] + (options.hidden[-1] - options.hidden[0]) * step / options.steps
         letters_BL = sample(train_NL, rng)
-        loss = masked_loss(model, letters_BL, rng.random(letters_BL.shape) < share, options.lower_case_weight)
+        hidden_BL = rng.random(letters_BL.shape) < share
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.bf16):
+            loss = masked_loss(model, letters_BL, hidden_BL, options.lower_case_weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         factor = rate_factor(step, options.steps, options.schedule)
@@ -160,7 +163,7 @@ def hidden_log_p(model: MegaDnaForMaskedLM, letters_BL: np.ndarray, hidden_BL: n
     ids_BS = np.full((len(letters_BL), letters_BL.shape[1] + 2), TOKENS.cls_id)
     ids_BS[:, -1] = TOKENS.sep_id
     ids_BS[:, 1:-1] = np.where(hidden_BL, TOKENS.mask_id, TOKENS.encode(letters_BL))
-    logits_BSV = model(input_ids=torch.from_numpy(ids_BS)).logits
+    logits_BSV = model(input_ids=torch.from_numpy(ids_BS)).logits.float()
     return F.log_softmax(logits_BSV[:, 1:-1][torch.from_numpy(hidden_BL)][:, IDS_4], -1)
 
 

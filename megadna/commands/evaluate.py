@@ -166,6 +166,8 @@ def _baselines(samples: "EvaluationSamples", path: Any, *, both_strands: bool, f
             HiddenSamples.stack(*one.for_baselines(), block=WIDTHS.get(one.protocol, 1))
             for one in (replace(samples, dataset=open_chunks(path, "valid")), samples)
         )
+    assert hidden.chunk_C is not None
+    species = dict(zip(samples.chunks.tolist(), samples.groups(), strict=True))
     datasets = samples.dataset.datasets
     home = datasets[0].path if len(datasets) == 1 and os.access(datasets[0].path, os.W_OK) else folder
     return baselines(
@@ -174,6 +176,7 @@ def _baselines(samples: "EvaluationSamples", path: Any, *, both_strands: bool, f
         hidden,
         dataset_id=samples.dataset.dataset_id,
         both_strands=both_strands,
+        groups=[species[chunk] for chunk in hidden.chunk_C.tolist()],
         cache_file=home / "baselines.json",
     )
 

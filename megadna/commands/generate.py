@@ -15,6 +15,7 @@ def main(arguments: list[str]) -> None:
     """Write the folder and say what is in it."""
     description = "DNA written by a masked language model: new, completed, or changed towards a goal."
     options = checked_options("generate", description, GenerateOptions, arguments)
+    log.info("writing sequences by %s with %s", options.method, options.model)
     templates(options)
     with Progress("loading the libraries"):
         from megadna.downstream.generate import generate_with

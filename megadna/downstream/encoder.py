@@ -166,7 +166,7 @@ def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tok
 
 
 def load_model(folder: str, auto_class: str = "AutoModel", *, trust_remote_code: bool) -> Any:
-    """The model in fp32, eval mode; UserError if the folder lacks weights of the encoder."""
+    """The model in fp32, eval mode; UserError if the folder lacks weights of the encoder, or has NaN in them."""
     if (
         auto_class in ("AutoModel", "AutoModelForMaskedLM")
         and load_config(folder, trust_remote_code=trust_remote_code).model_type == "dna-task"
@@ -176,6 +176,9 @@ def load_model(folder: str, auto_class: str = "AutoModel", *, trust_remote_code:
     missing = [name for name in report["missing_keys"] if "pooler" not in name]
     if missing:
         raise UserError(f"{folder}: no weights for {missing[0]} (and {len(missing) - 1} more) of {auto_class}")
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{folder}: its weights {name} have NaN or infinity; fetch or export the model again")
     return model.float().eval()
 
 
@@ -303,7 +306,7 @@ def _tokenizer(found: SequenceTokenizer, folder: str) -> Tokenizer:
         candidates = [VocabularyNucleotides(vocabulary, specials)]
     elif 1 < found.k <= 8:
         candidates = [KmerTokenizer(found.k, stride=found.stride, layout=layout) for layout in LAYOUTS]
-    ids = found([_PROBE])[0].ids
+    ids = found._ids([_PROBE], True)[0]  # however short the context
     for candidate in candidates:
         same = all(getattr(candidate, f"{name}_id") == specials[name] for name in SPECIALS)
         if same and [candidate.cls_id, *candidate.encode(dna_of(_PROBE)).tolist(), candidate.sep_id] == ids:

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xxhash
 
 from megadna.downstream.groups import grouped, require_groups, share_out, without_leakage
 from megadna.downstream.inputs import file_names, require_names
 from megadna.downstream.options import FinetuneOptions
+from megadna.downstream.stated import content_of
 from megadna.downstream.tasks import Target, add_targets, make_target, missing_classes, read_task, with_scale
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, atomic_folder, work_folder
@@ -48,7 +50,7 @@ def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
     stranded = options.stranded or "strand" in tables["train"]
     require(not (options.augment and stranded), "--augment: the label of this task depends on the strand; leave it out")
     is_main = rank_from_environment() == 0
-    is_new = is_main and _begin(options)
+    is_new = is_main and _begin(options, _stated(options, tables, target))
     try:
         found = [
             _one_run(options, tables, target, seed, fold)
@@ -109,22 +111,30 @@ def _test_table(path: Path, options: FinetuneOptions) -> pd.DataFrame:
     return found["test"] if "test" in found else next(iter(found.values()))
 
 
-def _stated(options: FinetuneOptions) -> str:
-    return json.dumps(asdict(replace(options, seeds=[0])), default=str, indent=1)
+def _stated(options: FinetuneOptions, tables: dict[str, pd.DataFrame], target: Target) -> str:
+    """What a stopped run must have in common with the one that resumes it: options, model, and the rows read."""
+    rows = xxhash.xxh3_128(f"{target}\n{sorted(tables['train'])}\n".encode())
+    for name, table in tables.items():
+        rows.update(f"{name} {len(table)}\n".encode())
+        for cells in table[["sequence", "target", *table.columns.intersection(["group"])]].itertuples(index=False):
+            rows.update(cells[0].encode())
+            rows.update(b"".join(np.asarray(cell).tobytes() for cell in cells[1:]))
+    content = {"model": content_of(options.model), "rows": rows.hexdigest()}
+    return json.dumps(asdict(replace(options, seeds=[0])) | {"content": content}, default=str, indent=1)
 
 
-def _begin(options: FinetuneOptions) -> bool:
-    """Write the options to the output folder; False if a stopped run of the same options did. UserError if the folder
+def _begin(options: FinetuneOptions, stated: str) -> bool:
+    """Write what is stated to the output folder; False if a stopped run of the same did. UserError if the folder
     contains anything else."""
     assert options.output is not None
     output, note = options.output, options.output / "options.json"
-    if note.is_file() and note.read_text(encoding="utf-8") == _stated(options):
+    if note.is_file() and note.read_text(encoding="utf-8") == stated:
         return False
     if not is_unused(output):
-        refuse_occupied(output, " (it contains no stopped run of these options)")
+        refuse_occupied(output, " (it contains no stopped run of these options, data and model)")
     output.mkdir(parents=True, exist_ok=True)
     with atomic_file(note, replace=False) as temporary:
-        temporary.write_text(_stated(options), encoding="utf-8")
+        temporary.write_text(stated, encoding="utf-8")
     return True
 
 

@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 from megadna.downstream.options import ModelOptions, check_model, require_library
 from megadna.errors import UserError, require
 from megadna.ownership import check_folder
-from megadna.reading import read_json
 
 ENZYMES = {
     "AscI": "GGCGCGCC", "BamHI": "GGATCC", "BbsI": "GAAGAC", "BglII": "AGATCT", "BsaI": "GGTCTC", "BsmBI": "CGTCTC",
@@ -181,18 +180,17 @@ def pattern_of(text: str) -> str:
 def output_of(text: str, option: str) -> OutputOf:
     """From FOLDER, FOLDER,OUTPUT or FOLDER,OUTPUT,WEIGHT and the folder's config.json; UserError if it is no fine-tuned
     model of sequences or has no such output."""
+    from megadna.downstream.stated import head_of, read_config  # which import numpy
+
     folder, _, rest = text.partition(",")
     name, _, weight_text = rest.rpartition(",") if "," in rest else (rest, "", "")
     require(Path(folder).is_dir(), f"{folder}: no such folder ({option}); give a folder that megadna finetune wrote")
     check_model(folder)
-    config = read_json(Path(folder, "config.json"))
-    if "SequenceClassification" not in " ".join(
-        [*(config.get("architectures") or []), *(config.get("auto_map") or {})]
-    ):
-        raise UserError(f"{folder}: not a fine-tuned model of sequences ({option}); megadna finetune makes one")
-    labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # transformers leaves its default out
-    names = [str(labels[number]) for number in sorted(labels, key=int)]
-    listed = ", ".join(names)
+    head = head_of(read_config(folder), folder)
+    if head.per_base:
+        raise UserError(f"{folder}: predicts every nucleotide ({option}); give a fine-tuned model of sequences")
+    names = head.names
+    listed = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
     require(bool(name) or len(names) == 1, f"{folder}: say which of its outputs: {option} {folder},NAME ({listed})")
     name = name or names[0]
     require(name in names, f"{folder}: no output {name!r} ({option}); it has {listed}")
@@ -201,5 +199,4 @@ def output_of(text: str, option: str) -> OutputOf:
     except ValueError as error:
         raise UserError(f"{text}: {weight_text!r} is no weight ({option}); give FOLDER,OUTPUT,WEIGHT") from error
     require(0 < abs(weight) < float("inf"), f"{text}: the weight must be a number other than 0 ({option})")
-    problem = config.get("problem_type") or ("regression" if len(names) == 1 else "")
-    return OutputOf(folder, name, weight, names.index(name), problem == "regression")
+    return OutputOf(folder, name, weight, names.index(name), head.problem == "regression")

@@ -286,12 +286,16 @@ class FinetuneOptions(RunOptions):
     crop: bool = False
     """Cut sequences longer than the context to their middle."""
 
-    POSITIVE = ("epochs", "batch_size", "learning_rate", "lora_rank")
+    POSITIVE = ("epochs", "batch_size", "learning_rate", "lora_rank", "lora_alpha")
+    NOT_NEGATIVE = ("max_steps", "patience", "eval_steps", "weight_decay")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("dev_fraction", "test_fraction", "warmup_fraction", "dropout"):
             require_share(f"--{key}", getattr(self, key))
+        require(min(self.head_sizes, default=1) > 0, f"--head_sizes must be positive, got {self.head_sizes}")
+        if len({seed for seed in self.seeds if 0 <= seed < 1 << 32}) < len(self.seeds):
+            raise UserError(f"--seeds {self.seeds}: numbers from 0 to {(1 << 32) - 1}, each once")
         require(self.folds == 0 or self.folds > 1, f"--folds must be 0 or at least 2, got {self.folds}")
         for key, usual in (("test_fraction", 0.0), ("groups", ""), ("leakage", "refuse")):
             fits = self.task == "regression" or getattr(self, key) == usual

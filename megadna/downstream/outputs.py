@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from megadna.downstream.inputs import BASE, REGION
+from megadna.downstream.stated import content_of
 from megadna.errors import UserError
 from megadna.files import LOCK, Claim, atomic_file, claimed, publish_files, sync_tree, write_text
 from megadna.genome.records import Stretch
@@ -77,7 +78,6 @@ def grouped(items: Iterable[Item], *limits: tuple[Callable[[Item], int], int]) -
 @contextmanager
 def _held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[tuple[Path, Claim | None]]:
     """Lock OUTPUT.parts during the block; afterwards it remains if the command can be resumed. The claim: on rank 0."""
-    stated = json.dumps({key: _stated(value) for key, value in settings.items()}, sort_keys=True)
     folder = output.with_name(f"{output.name}.parts")
     with ExitStack() as stack:
         if _num_ranks() > 1:
@@ -86,7 +86,9 @@ def _held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> It
         if rank_from_environment() == 0:
             try:
                 claim = stack.enter_context(claimed(output, folder))
-                _begin(claim, stated, files)
+                stated = {key: _stated(value) for key, value in settings.items()}
+                stated |= {"content of the model": content_of(settings["model"])}
+                _begin(claim, json.dumps(stated, sort_keys=True), files)
             except UserError as error:
                 problem = str(error)
         if problem := _from_rank_0(problem):
@@ -107,8 +109,8 @@ def _begin(claim: Claim, stated: str, files: list[Path]) -> None:
     if note.is_file() and note.read_text(encoding="utf-8") != stated:
         claim.is_kept = True
         raise UserError(
-            f"{claim.folder}: left by a command with other options, or its input has changed since; remove it, or "
-            "repeat that command to resume"
+            f"{claim.folder}: left by a command with other options, or its input or model has changed since; remove "
+            "it, or repeat that command to resume"
         )
     if not ready.is_dir():
         claim.is_kept = note.is_file()
@@ -131,9 +133,10 @@ def write_output(
 ) -> list[Path]:
     """Compute the parts, join them and rename the output files into place; these files, on rank 0 ([] elsewhere).
 
-    settings: what a stopped command must have in common with the one that resumes it. files: all that may be written;
-    UserError on all ranks if one exists, if the folder was left by a command with other settings, or if another command
-    fills it. A command stopped between two renames resumes there: the files are complete before the first is renamed.
+    settings: the options of the verb, `model` among them, and what else decides on the parts. files: all that may be
+    written; UserError on all ranks if one exists, if the folder was left by a command with other settings, input or
+    model, or if another command fills it. A command stopped between two renames resumes there: the files are complete
+    before the first is renamed.
     """
     with _held_parts(output, settings, files) as (folder, claim), progress:
         ready = folder / "ready"  # appears when the output files in it are complete

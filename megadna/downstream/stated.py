@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megadna.data.manifest import checksum
 from megadna.downstream.inputs import check_input, count_unknown, read_input, require_names
 from megadna.downstream.interpretation_options import MAX_LOGO_BASES, AttributeOptions
 from megadna.downstream.options import check_model
@@ -19,6 +20,7 @@ from megadna.errors import UserError, require
 from megadna.genome.records import Stretch
 from megadna.reading import first_line, read_json
 
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 _FEWEST_WORDS = 4**2 + 5
 """Tokens of the smallest vocabulary of k-mers: all of two bases, and [PAD], [UNK], [CLS], [SEP], [MASK]."""
 
@@ -33,6 +35,12 @@ def read_config(folder: str) -> dict[str, Any]:
         with one_line(f"{folder}: no such folder, and not available from the Hugging Face Hub"):
             path = Path(hf_hub_download(folder, "config.json"))
     return read_json(path)
+
+
+def content_of(folder: str) -> str:
+    """What tells a folder from one of other content: size and checksum of every file; "" for a name on the hub."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return "".join(f"{path.relative_to(folder)} {checksum(path)}\n" for path in files)
 
 
 def is_language_model(config: dict[str, Any]) -> bool:
@@ -86,7 +94,7 @@ class Head:
     names: list[str]
     """Of its classes or numbers."""
     problem: str
-    """single_label_classification, multi_label_classification or regression."""
+    """One of PROBLEMS."""
     per_base: bool
     """For every nucleotide; else for a sequence."""
 
@@ -109,8 +117,9 @@ def head_of(config: dict[str, Any], folder: str) -> Head:
         labels = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # two, as transformers takes it
         names = [str(name) for _, name in sorted((int(number), name) for number, name in labels.items())]
     require_names(names, f"{folder}: id2label of its config.json")
-    usual = "regression" if len(names) == 1 else "single_label_classification"
-    return Head(names, config.get("problem_type") or usual, per_base)
+    problem = config.get("problem_type") or ("regression" if len(names) == 1 else PROBLEMS[0])
+    require(problem in PROBLEMS, f"{folder}: problem_type of its config.json is none of {', '.join(PROBLEMS)}")
+    return Head(names, problem, per_base)
 
 
 @contextmanager

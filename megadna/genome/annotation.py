@@ -353,9 +353,10 @@ def on_genome(
     known = table["contig"].isin(names.keys())
     missing = sorted(set(table["contig"][~known]))
     if not known.any() or known.mean() < min_share:
+        wanted = f", and {min_share:.0%} must be" if min_share else ""
         raise UserError(
-            f"{path}: only {int(known.sum()):,} of {len(table):,} are on contigs of {genome.path}, and {min_share:.0%} "
-            f"must be; unknown: {', '.join(missing[:5]) or 'none'}; the genome has {', '.join([*genome.bases][:5])}; "
+            f"{path}: only {int(known.sum()):,} of {len(table):,} are on contigs of {genome.path}{wanted}; "
+            f"unknown: {', '.join(missing[:5]) or 'none'}; the genome has {', '.join([*genome.bases][:5])}; "
             "give the matching genome, or --aliases assembly_report.txt"
         )
     if missing:

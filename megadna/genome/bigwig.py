@@ -55,7 +55,9 @@ def with_values(
         "no base with a value": int((empty & ~lacking & ~found["stored"]).sum()),
         "NaN alone": int((empty & found["stored"]).sum()),
     }
-    require(bool(found["value"].any()), f"{path}: no value in any of {len(windows)} windows: {left_out}")
+    why = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+    why = why or "none has a base with a value, and those without count as 0"
+    require(bool(found["value"].any()), f"{path}: no value in any of {len(windows)} windows ({why}); take more windows")
     counts = {"left out for the bigWig": left_out, "with a bigWig value": int((~empty).sum()), "uncovered": uncovered}
     return windows.assign(label=found["mean"].astype(float))[~empty], counts
 

@@ -17,6 +17,7 @@ from isal import igzip
 from pyarrow import compute, csv, parquet
 
 from megadna.errors import UserError
+from megadna.genome.packed import refuse
 
 _ROWS = 1024
 _BATCH = 1 << 24  # bytes of a batch of rows
@@ -124,11 +125,12 @@ def join_kmers(text: str, where: str) -> str:
 
 
 def open_bounded(path: Path, separator: str) -> IO[bytes]:
-    """The bytes of a table file, plain or gzip, for a reader that takes all of it; UserError where it has more columns
-    than a table has, or where more comes out than `refuse_bomb` allows."""
+    """The bytes of a table file, plain or gzip, for a reader that takes all of it; UserError where it is no text
+    (UTF-16, a PDF ...), has more columns than a table has, or where more comes out than `refuse_bomb` allows."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     opened = io.BufferedReader(_Bounded(path, igzip.open(path, "rb") if packed else path.open("rb")), _HEADER)
+    refuse(path, opened.peek()[:18])
     columns = opened.peek().partition(b"\n")[0].count(separator.encode()) + 1
     if columns > _COLUMNS:
         raise UserError(f"{path}: its header line has more than {_COLUMNS:,} columns; leave out those not needed")

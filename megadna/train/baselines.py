@@ -14,7 +14,7 @@ k and the strength s are chosen on valid.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from megadna.files import write_json
 from megadna.log import get_logger
 from megadna.progress import Progress, tracked
 from megadna.reading import read_json
-from megadna.train.bits import ChunkSums, UnitScores
+from megadna.train.bits import HIDDEN, ChunkSums, UnitScores
 from megadna.train.run_folder import is_score
 
 # Shapes: C samples, E the upper-case and the lower-case bases of each, L bases of a sample, N hidden bases over all
@@ -246,10 +246,12 @@ def baselines(
     *,
     dataset_id: str,
     both_strands: bool,
+    groups: Sequence[str] = (),
     cache_file: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores on `test` of uniform, composition and markov (fitted on `train`, k and smoothing chosen on `valid`).
 
+    groups: species of each sample of `test`; if there are several, composition and markov have the score of each.
     With `cache_file`, a JSON file, they are computed once for a dataset, strands, samples and masks; its other entries
     are kept. Call it on one rank.
     """
@@ -261,6 +263,7 @@ def baselines(
         "max_k": MAX_K,
         "max_letters": MAX_FIT_BASES,
         "smoothings": SMOOTHINGS,
+        **({"groups": groups} if len(set(groups)) > 1 else {}),
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     cache, is_ours = _read_cache(cache_file)
@@ -269,10 +272,12 @@ def baselines(
         with Progress("choosing k and smoothing of the Markov baseline"):
             k, smoothing = table.choose(valid)
         p_N4 = table.probabilities(test, smoothing)[k]
+        simple, table_sums = composition(test), test.sums(p_N4)
+        chosen = {**test.by_case(p_N4), "k": k, "smoothing": smoothing, **_by_group(table_sums, test, groups)}
         scores = {
             "uniform": uniform(test).score().to_dict(),
-            "composition": composition(test).score().to_dict(),
-            "markov": {**test.sums(p_N4).score().to_dict(), **test.by_case(p_N4), "k": k, "smoothing": smoothing},
+            "composition": {**simple.score().to_dict(), **_by_group(simple, test, groups)},
+            "markov": {**table_sums.score().to_dict(), **chosen},
         }
         log.info("baselines of %s: Markov with k = %d, smoothing %g", dataset_id, k, smoothing)
         cache[key] = {"dataset": dataset_id, "baselines": scores}
@@ -280,6 +285,16 @@ def baselines(
             write_json(cache_file, cache)
     scored: dict[str, dict[str, Any]] = cache[key]["baselines"]
     return scored
+
+
+def _by_group(sums: ChunkSums, samples: HiddenSamples, groups: Sequence[str]) -> dict[str, Any]:
+    """{"groups": the score of each group that hides a base}, from the sums of samples or chunks; {} of one group."""
+    if len(set(groups)) < 2:
+        return {}
+    _, first = np.unique(np.arange(len(groups)) if samples.chunk_C is None else samples.chunk_C, return_index=True)
+    group_C, hides_C = np.array(groups)[first], sums.sums_CQ[:, HIDDEN] > 0
+    names = np.unique(group_C[hides_C]).tolist()
+    return {"groups": {name: sums.select(hides_C & (group_C == name)).score().to_dict() for name in names}}
 
 
 def _read_cache(cache_file: Path | None) -> tuple[dict[str, Any], bool]:

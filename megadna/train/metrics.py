@@ -38,6 +38,8 @@ MAX_LINE = 1 << 20
 NUMBERS = {int, float, type(None)}
 MOST_POINTS = 4000
 """Points of a curve; an even number."""
+BEST_METRICS = ("valid_bits_per_base_macro_unique", "valid_bits_per_base_macro", "valid_bits_per_base")
+"""The best checkpoint is the one with the lowest value of the first of these that the run has."""
 
 
 class MetricLines:

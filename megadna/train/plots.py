@@ -1,21 +1,19 @@
-"""The figures of a report, each as PNG bytes; pure functions of the series they are given.
+"""The figures of a report, drawn by bokeh in the browser; functions of their series. Colours of all pictures.
 
 The training loss and masked bits per base are different quantities and never share axes.
 """
 
-import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 # Okabe & Ito's palette, distinct under every common colour blindness; without yellow, which is too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-LINE_STYLES = ("-", "--", ":", "-.")
+LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")
 GREY = "#8a8f98"
 STYLE = {
     "axes.axisbelow": True,
@@ -31,7 +29,34 @@ STYLE = {
     "legend.fontsize": 9,
     "legend.frameon": False,
 }
-WIDTH, HEIGHT = 7.2, 4.2  # inches
+"""Of matplotlib, for pictures."""
+FONT = "system-ui, sans-serif"
+THEME = {
+    "Axis": {
+        "axis_label_text_font": FONT,
+        "axis_label_text_font_style": "normal",
+        "axis_line_color": GREY,
+        "major_label_text_font": FONT,
+        "major_tick_line_color": GREY,
+        "minor_tick_line_color": None,
+    },
+    "Grid": {"grid_line_color": STYLE["grid.color"]},
+    "Legend": {
+        "border_line_color": None,
+        "click_policy": "hide",
+        "label_text_font": FONT,
+        "location": "top_left",
+        "spacing": 6,
+    },
+    "Plot": {"outline_line_color": None},
+    "Text": {"text_font": {"value": FONT}, "text_font_size": "11px"},
+    "Title": {"text_font": FONT},
+}
+"""Of bokeh, for reports."""
+MARKS = {"markov": ("#000000", "dashed"), "composition": ("#5d636b", "dotted"), "uniform": (GREY, "dashdot")}
+"""Colour and line of a baseline, by the first word of its name."""
+LONGEST = 36
+"""Characters of a name in a legend or on an axis; what is under the pointer has the whole name."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +82,13 @@ class Bar:
 
     name: str
     bits: float
-    error: float | None
-    run: int | None
+    error: float | None = None
+    run: int | None = None
     """Number of the run, which selects its colour in every figure; None for a baseline."""
+
+
+Rows = Mapping[str, tuple[Sequence[Bar], Sequence[Bar]]]
+"""(bars of runs, bars of baselines) by the name of the bases that all are measured on."""
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -79,80 +108,178 @@ def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def curves(
     title: str,
-    ylabel: str,
+    unit: str,
     series: Sequence[Series],
     *,
+    digits: str,
     noisy: bool = False,
     from_zero: bool = False,
-    levels: Mapping[str, float] | None = None,
-) -> bytes:
-    """Values over steps with a band of one standard error, and named horizontal lines.
+    levels: Sequence[Bar] = (),
+    beside: Any = None,
+) -> Any:
+    """Values over steps with a band of one standard error, and baselines as horizontal lines: a figure of bokeh.
 
-    `noisy`: every value pale, their running median as the line; the initial fall and spikes may be cut off.
+    `digits`: how a value is written, as numeral.js or, from %, as printf has it. `noisy`: every value pale, the running
+    median as the line; the initial fall and spikes may lie outside. `beside`: a figure that shares the steps.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, HEIGHT))
-        axes = figure.subplots()
-        axes.set(title=title, xlabel="optimizer step", ylabel=ylabel)
-        for one in series:
-            colour, line = COLOURS[one.run % 7], LINE_STYLES[(one.run // 7 + one.style) % 4]
-            marker = "o" if len(one.steps) < 40 else ""
-            if one.band is not None:
-                axes.fill_between(one.steps, *one.band, color=colour, alpha=0.25, linewidth=0.8)
-            elif noisy:
-                axes.plot(one.steps, one.values, color=colour, alpha=0.25, linewidth=0.8)
-            values = smoothed(one.values) if noisy else one.values
-            axes.plot(one.steps, values, line, color=colour, marker=marker, markersize=3.5, label=one.name)
-            if one.errors is not None:
-                low, high = one.values - one.errors, one.values + one.errors
-                axes.fill_between(one.steps, low, high, color=colour, alpha=0.18, linewidth=0)
-        for number, (name, level) in enumerate((levels or {}).items()):
-            axes.axhline(level, color=GREY, linestyle=LINE_STYLES[1 + number % 3], label=f"{name} {level:.3f}")
-        last = max(float(one.steps[-1]) for one in series)
-        bulk = [smoothed(one.values)[one.steps > last / 20] for one in series] if noisy and not from_zero else []
-        if len(known := np.concatenate([*bulk, []])) and np.isfinite(known).any():
-            low, high = np.nanmin(known), np.nanmax(known)
-            room = 0.2 * (high - low) or 0.05 * abs(high) or 1.0
-            axes.set_ylim(low - room, high + room)
-        axes.set_xlim(0, 1.02 * last)
-        axes.set_ylim(bottom=0 if from_zero else None)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
-        if axes.get_ylim()[1] >= 1000:
-            axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
-        names = axes.get_legend_handles_labels()[1]
-        if len(names) > 1:
-            columns = max(1, min(4, 90 // (8 + max(map(len, names)))))  # 90 characters fit below
-            figure.set_figheight(HEIGHT + 0.2 * -(-len(names) // columns))
-            figure.legend(loc="outside lower left", ncols=columns)
-        return _png(figure)
+    from bokeh.models import ColumnDataSource
+
+    figure = _figure(title, "optimizer step", unit, **({"x_range": beside.x_range} if beside else {}))
+    figure.xaxis.formatter.use_scientific = False
+    items, lines = [], []
+    for one in series:
+        dash = LINE_STYLES[(one.run // len(COLOURS) + one.style) % len(LINE_STYLES)]
+        source, look = ColumnDataSource(_columns(one, noisy=noisy)), {"color": COLOURS[one.run % len(COLOURS)]}
+        drawn = [figure.line("step", "line", source=source, line_width=2, line_dash=dash, name=one.name, **look)]
+        lines += drawn[:1]
+        if len(one.steps) < 60:
+            drawn.append(figure.scatter("step", "line", source=source, size=5, **look))
+        if "low" in source.data:
+            drawn.append(figure.varea("step", "low", "high", source=source, fill_alpha=0.2, level="underlay", **look))
+        elif noisy:
+            drawn.append(figure.line("step", "value", source=source, line_alpha=0.3, level="underlay", **look))
+        items.append((_plain(one.name), drawn))
+    last = max(float(one.steps[-1]) for one in series)
+    for level in levels:
+        line = figure.line([0.0, last], [level.bits] * 2, line_width=1.5, **_mark(level.name))
+        items.append((f"{level.name} {level.bits:.3f}", [line]))
+    shown = f"$name, step @step{{0,0}}: @value{{{digits}}}"
+    shown += f" ± @error{{{digits}}}" if any(one.errors is not None for one in series) else ""
+    shown += f" (median @line{{{digits}}})" if noisy else ""
+    printf = dict.fromkeys(("@value", "@line"), "printf" if digits.startswith("%") else "numeral")
+    _hover(figure, lines, shown, formatters=printf, mode="vline", line_policy="nearest")
+    _legend(figure, items)
+    if from_zero:
+        figure.y_range.start = 0
+    elif noisy:
+        _fit(figure.y_range, [smoothed(one.values)[one.steps > last / 20] for one in series])
+    return figure
 
 
-def bars(title: str, groups: Mapping[str, Sequence[Bar]]) -> bytes:
-    """Bits below uniform (2) as bars from zero, with one standard error; a panel for each set of hidden bases."""
-    rows = [len(group) for group in groups.values()]
-    with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x", "axes.titlesize": 10}):
-        figure = Figure(figsize=(WIDTH, 1.2 + sum(0.4 * n + 0.4 for n in rows)))
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
-        panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True, height_ratios=[n + 0.8 for n in rows])
-        for axes, (name, group) in zip(panels[:, 0], groups.items(), strict=True):
-            gains = [2.0 - bar.bits for bar in group]
-            colours = [GREY if bar.run is None else COLOURS[bar.run % 7] for bar in group]
-            rows_of_group = range(len(group))
-            drawn = axes.barh(rows_of_group, gains, color=colours, xerr=[bar.error or 0 for bar in group])
-            axes.set_yticks(rows_of_group, [bar.name for bar in group])
-            numbers = [f"{bar.bits:.4f}" + (f" ± {bar.error:.4f}" if bar.error else "") for bar in group]
-            axes.bar_label(drawn, numbers, padding=6, fontsize=9)
-            axes.set_title(name)
-            axes.axvline(0, color=GREY, linewidth=0.8)
-            axes.invert_yaxis()
-        low, high = panels[0, 0].get_xlim()
-        room = 0.35 * (high - low)  # for the numbers next to the bars
-        panels[0, 0].set_xlim(low - room if low < 0 else low, high + room)
-        panels[-1, 0].set_xlabel("bits per base below uniform: 2 - bits (higher is better)")
-        return _png(figure)
+def bars(title: str, rows: Rows) -> Any:
+    """Bits below uniform (2) of runs as bars with one standard error, baselines as marks: a figure of bokeh."""
+    from bokeh.models import ColumnDataSource, FixedTicker
+
+    figure = _figure(title, "2 - bits per base (more is better)", "")
+    found = [bar for runs, marks in rows.values() for bar in (*runs, *marks)]
+    runs = sorted({(bar.run, bar.name) for bar in found if bar.run is not None})
+    width = 0.8 / len(runs)
+    items, hovered = [], []
+    for place, (run, name) in enumerate(runs):
+        source = ColumnDataSource(_bar_columns(rows, name, run, (place - (len(runs) - 1) / 2) * width))
+        look = {"color": COLOURS[run % len(COLOURS)], "fill_alpha": 0.8}
+        drawn = [
+            figure.hbar("y", right="gain", height=0.9 * width, source=source, name=name, **look),
+            figure.segment("low", "y", "high", "y", source=source, color="#22262b", line_width=1.5),
+            figure.text("end", "y", "number", source=source, text_baseline="middle", x_offset=8),
+        ]
+        hovered += drawn[:1]
+        items.append((_plain(name), drawn))
+    for name in dict.fromkeys(bar.name for bar in found if bar.run is None):
+        source = ColumnDataSource(_bar_columns(rows, name, None, 0.0))
+        hovered.append(figure.segment("gain", "top", "gain", "bottom", source=source, line_width=2.5, **_mark(name)))
+        items.append((_plain(name), hovered[-1:]))
+    _hover(figure, hovered, "$name, @what: @text bits per base (2 - @gain{0.0000})")
+    figure.height = 80 + len(rows) * max(28, 20 * len(runs))
+    _legend(figure, items, width=34)
+    figure.yaxis.ticker = FixedTicker(ticks=list(range(len(rows))))
+    figure.yaxis.major_label_overrides = {row: _plain(what) for row, what in enumerate(rows)}
+    figure.y_range.start, figure.y_range.end = len(rows) - 0.4, -0.6
+    gains = [2.0 - bar.bits for bar in found]
+    low, high = min(0.0, *gains), max(0.0, *gains)
+    room = high - low or 0.01
+    figure.x_range.start, figure.x_range.end = low - 0.05 * room * (low < 0), high + 0.4 * room  # for the numbers
+    figure.ygrid.visible, figure.xaxis.ticker.desired_num_ticks = False, 4
+    return figure
 
 
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
+def embedded(figures: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """bokeh's own script with that of the figures, and the element of each figure by its name."""
+    from bokeh.embed import components
+    from bokeh.resources import Resources
+    from bokeh.themes import Theme
+
+    script, elements = components(dict(figures), theme=Theme(json={"attrs": THEME}))
+    return Resources(mode="inline", components=["bokeh"], log_level="warn").render() + script, elements
+
+
+def _figure(title: str, xlabel: str, ylabel: str, **more: Any) -> Any:
+    from bokeh.plotting import figure
+
+    tools = {"tools": "box_zoom,pan,wheel_zoom,reset,save", "active_drag": "box_zoom", "active_scroll": None}
+    labels = {"title": title, "x_axis_label": xlabel, "y_axis_label": ylabel}
+    made = figure(sizing_mode="stretch_width", height=380, **labels, **tools, **more)
+    made.toolbar.logo = None
+    made.toolbar.autohide = True
+    return made
+
+
+def _columns(one: Series, *, noisy: bool) -> dict[str, NDArray[np.float64]]:
+    columns = {"step": one.steps, "value": one.values, "line": smoothed(one.values) if noisy else one.values}
+    if one.errors is not None:
+        columns["error"] = one.errors
+    if one.band is not None:
+        columns["low"], columns["high"] = one.band
+    elif one.errors is not None:
+        columns["low"], columns["high"] = one.values - one.errors, one.values + one.errors
+    return columns
+
+
+def _bar_columns(rows: Rows, name: str, run: int | None, offset: float) -> dict[str, Any]:
+    """Columns of the bars of a run or the marks of a baseline, which lie `offset` below the middle of their rows."""
+    columns: dict[str, list[Any]] = {
+        key: [] for key in ("what", "y", "top", "bottom", "gain", "low", "high", "end", "number", "text")
+    }
+    for row, (what, (runs, marks)) in enumerate(rows.items()):
+        end = max(2.0 - bar.bits + (bar.error or 0.0) for bar in (*runs, *marks))
+        for bar in (bar for bar in (*runs, *marks) if (bar.name, bar.run) == (name, run)):
+            gain, error = 2.0 - bar.bits, bar.error or 0.0
+            values = (what, row + offset, row - 0.45, row + 0.45, gain, gain - error, gain + error, max(0.0, end))
+            texts = bits_text(bar.bits, None), bits_text(bar.bits, bar.error)
+            for key, value in zip(columns, (*values, *texts), strict=True):
+                columns[key].append(value)
+    return columns
+
+
+def bits_text(bits: float, error: float | None) -> str:
+    """Bits per base with their standard error."""
+    return f"{bits:.4f}" + (f" ± {error:.4f}" if error else "")
+
+
+def _mark(name: str) -> dict[str, Any]:
+    colour, dash = MARKS.get(name.split()[0].lower(), (GREY, "dotted"))
+    return {"color": colour, "line_dash": dash, "name": name}
+
+
+def _hover(figure: Any, renderers: list[Any], shown: str, **more: Any) -> None:
+    """Show one line of text under the pointer."""
+    from bokeh.models import HoverTool
+
+    figure.add_tools(HoverTool(renderers=renderers, tooltips=[("", shown)], **more))
+
+
+def _legend(figure: Any, items: list[tuple[str, list[Any]]], *, width: int = 52) -> None:
+    """A legend of `width` characters below the figure, whose entries hide what they name; none for a single entry."""
+    from bokeh.core.properties import value
+    from bokeh.models import Legend, LegendItem
+
+    if len(items) > 1:
+        columns = max(1, min(len(items), width // (max(len(label) for label, _ in items) + 5)))  # fits a narrow page
+        entries = [LegendItem(label=value(label), renderers=drawn) for label, drawn in items]
+        figure.add_layout(Legend(items=entries, ncols=columns), "below")
+        figure.height += 30 * -(-len(items) // columns)
+
+
+def _fit(y_range: Any, lines: list[NDArray[np.float64]]) -> None:
+    """Show the values of the lines, with room above and below; all that is drawn if none is finite."""
+    known = np.concatenate([*lines, []])
+    if np.isfinite(known).any():
+        low, high = float(np.nanmin(known)), float(np.nanmax(known))
+        room = 0.2 * (high - low) or 0.05 * abs(high) or 1.0
+        y_range.start, y_range.end = low - room, high + room
+
+
+def _plain(text: str) -> str:
+    """Text for a figure: of bounded length, and no TeX, for which bokeh would load a library from the network."""
+    text = text if len(text) <= LONGEST else "\u2026" + text[1 - LONGEST :]
+    return re.sub(r"(?<=[$\\])(?=[$(\[])", "\u200b", text)

@@ -1,64 +1,75 @@
-"""Figures and one HTML page of one or several runs, which opens from disk.
+"""What a report tells of runs: their curves, scores, best checkpoint and data, and how far they have got.
 
-In:  run folders: metrics.jsonl, config.yaml, and evaluation-*.json if `megadna evaluate` wrote any.
-Out: report.html (figures inlined, nothing loaded from elsewhere) and the figures as PNG next to it.
+In:  run folders: metrics.jsonl, config.yaml, state.json of the checkpoints, and evaluation-*.json if `megadna evaluate`
+     wrote any.
+Out: Runs, their evaluations grouped by what may be compared, figures and sentences; train/report_page.py is the page.
 A run may still be running, and be long: metrics.jsonl is read line by line into curves of bounded size
-(train/metrics.py); unreadable lines are counted on the page.
+(train/metrics.py); unreadable lines are counted.
 """
 
-import base64
-import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megadna.arguments import read_yaml
-from megadna.data.manifest import SPLITS, leakage_line, load_manifest
 from megadna.errors import UserError, require
-from megadna.files import atomic_file, write_text
 from megadna.log import get_logger
-from megadna.ownership import refuse_occupied
+from megadna.reading import read_json
 from megadna.train import plots
-from megadna.train.metrics import MOST_POINTS, Curve, MetricLines
-from megadna.train.run_folder import beside_guessing, flat_keys, read_evaluation, verdict
+from megadna.train.metrics import BEST_METRICS, Curve, MetricLines
+from megadna.train.plots import Bar, bits_text
+from megadna.train.run_folder import GUESSING, SCORES, flat_keys, is_score, read_evaluation, verdict
 
 log = get_logger(__name__)
 
-FIGURES = {
-    "valid_bits.png": "All chosen bases hidden, p renormalised over A, C, G, T; the band is one standard error over "
-    "chunks. Grey: 2 bits, a uniform guess, and all baselines once <code>megadna evaluate --split valid</code> has "
-    "run, perhaps on more chunks than the curve.",
-    "valid_extra.png": "The datasets of validation.extra, measured in the same way; a rise means forgetting.",
-    "baselines.png": "Bars are bits below the 2 bits of a uniform guess, with one standard error over chunks; the "
-    "numbers are bits per base. Baselines see the same bases as the model.",
-    "groups.png": "Species by species at the last validation.",
-    "loss.png": "Cross-entropy over the whole vocabulary under the training mask, in which some chosen tokens are kept "
-    "or replaced: not comparable with bits per base. Pale: every logged step; line: "
-    "running median. The initial fall and spikes may be cut off.",
-    "learning_rate.png": "The learning rate of every logged step.",
-    "throughput.png": "Sum over all ranks at every logged step; the line is the running median.",
-}
-THINNED = (
-    f"More than {MOST_POINTS:,} steps were logged: each point of a curve is the mean of consecutive steps, the pale "
-    "band their minimum and maximum, the last point the last step."
-)
 TRAINING = ("loss", "lr", "tokens_per_second")
 """Keys of a training line that are drawn."""
 BITS, EXTRA = "valid_bits_per_base", "valid_extra/"
-GENERATOR = '<meta name="generator" content="megadna report">'
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #22262b; margin: 0 auto; max-width: 1120px; padding: 24px 28px; }
-h2 { font-size: 18px; margin: 36px 0 8px; } p, figcaption { color: #555c66; max-width: 82ch; }
-.tables, pre { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 18px 5px 0; text-align: left; border-bottom: 1px solid #e4e6ea; white-space: nowrap; }
-tr.model td { font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 26px; }
-figure { margin: 0; } img { width: 100%; height: auto; } figcaption, pre { font-size: 13px; }
-"""
+MOST_SPECIES = 40
+SPECIES = "Last validation, by species"
+CURVES: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    BITS: (
+        "Validation: masked bits per base",
+        "bits per base (less is better)",
+        {"digits": "0.0000"},
+        "All chosen bases hidden, p renormalised over A, C, G, T; the band is one standard error over chunks. Black "
+        "and grey: 2 bits, a uniform guess, and all baselines once <code>megadna evaluate --split valid</code> has "
+        "run, perhaps on more chunks than the curve.",
+    ),
+    EXTRA: (
+        "Further datasets: masked bits per base",
+        "bits per base (less is better)",
+        {"digits": "0.0000"},
+        "The datasets of validation.extra, measured in the same way; a rise means forgetting.",
+    ),
+    "loss": (
+        "Training loss",
+        "cross-entropy of chosen tokens (nats)",
+        {"digits": "0.0000", "noisy": True},
+        "Cross-entropy over the whole vocabulary under the training mask, in which some chosen tokens are kept or "
+        "replaced: not comparable with bits per base. Pale: every logged step; line: running median. The initial fall "
+        "and spikes may lie outside the figure: drag it with the pan button.",
+    ),
+    "lr": (
+        "Learning rate",
+        "learning rate",
+        {"digits": "%.2e", "from_zero": True},
+        "The learning rate of every logged step.",
+    ),
+    "tokens_per_second": (
+        "Throughput",
+        "tokens per second",
+        {"digits": "0,0", "noisy": True, "from_zero": True},
+        "Sum over all ranks at every logged step; the line is the running median.",
+    ),
+}
+"""(title, unit, options of plots.curves, caption) by the key of metrics.jsonl, in the order of the page."""
 
 
 @dataclass
@@ -83,10 +94,15 @@ class Run:
     """Lines of metrics.jsonl that could not be read."""
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     """evaluation-NAME.json by name."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """The last training line."""
+    best: tuple[str, str, float] | None = None
+    """Folder of the best checkpoint that is there, the metric that decides, and its value."""
 
     def add(self, line: dict[str, Any]) -> None:
         """Add a line of metrics.jsonl."""
         if "loss" in line:
+            self.training = line
             for key in TRAINING:
                 if key in line:
                     self._curve(key).add(line["step"], line[key])
@@ -105,6 +121,11 @@ class Run:
 
     def _curve(self, key: str) -> Curve:
         return self.curves.setdefault(key, Curve())
+
+    @property
+    def last_step(self) -> int:
+        """The last step that is logged."""
+        return int(max(line.get("step", 0) for line in (self.training, self.last)))
 
     def series(self, key: str, *, label: str = "", style: int = 0) -> list[plots.Series]:
         """The values of `key` over steps, with standard errors if the lines have KEY_se; [] if no line has it."""
@@ -136,6 +157,7 @@ def read_run(folder: Path, name: str = "", number: int = 0) -> Run:
             file.stem.removeprefix("evaluation-"): read_evaluation(file)
             for file in sorted(folder.glob("evaluation-*.json"))
         },
+        best=_best_checkpoint(folder),
     )
     lines = MetricLines(metrics)
     for line in lines:
@@ -154,63 +176,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return [read_run(folder, str(folder) if shared else "", number) for number, folder in enumerate(folders)]
 
 
-def write_report(runs: Sequence[Run], html_file: Path, *, figures_beside: bool) -> None:
-    """Write the page, and with `figures_beside` the PNG files next to it; only an older report is replaced."""
-    if html_file.is_dir():
-        raise UserError(f"{html_file}: is a folder; name the file to write, such as {html_file / 'report.html'}")
-    if html_file.exists() and GENERATOR.encode() not in html_file.read_bytes()[:2000]:
-        raise UserError(f"{html_file}: exists and is not a report of megadna; choose another --output or move it away")
-    if figures_beside and not html_file.exists():  # without a report, these figures are not ours
-        for name in FIGURES:
-            refuse_occupied(html_file.with_name(name), is_file=True)
-    figures = draw_figures(runs)
-    html_file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(html_file, render_page(runs, figures))  # first: it marks the figures as ours
-    for name in FIGURES if figures_beside else ():
-        if name in figures:
-            with atomic_file(html_file.with_name(name)) as temporary:
-                temporary.write_bytes(figures[name])
-        else:  # an older report may have had it
-            html_file.with_name(name).unlink(missing_ok=True)
-
-
-def draw_figures(runs: Sequence[Run]) -> dict[str, bytes]:
-    """PNG of every figure that the runs have values for, by file name."""
-    valid = [one for run in runs for one in run.series(BITS)]
-    keys = sorted({key for run in runs for key in run.curves if _is_extra(key)})
-    extra = [
-        one
-        for run in runs
-        for style, key in enumerate(keys)
-        for one in run.series(key, label=f"{run.name}: {_name(key)}", style=style)
-    ]
-    loss, lr, speed = ([one for run in runs for one in run.series(key)] for key in TRAINING)
-    rows = {title: _rows(group) for title, group in evaluation_groups(runs).items()}
-    panels = {title: [plots.Bar(row[0], *_mean(row[1]), row[2]) for row in group] for title, group in rows.items()}
-    levels = [
-        {bar.name: bar.bits for bar in group if bar.run is None}
-        for title, group in panels.items()
-        if title.startswith("valid:")
-    ]
-    species: dict[str, list[plots.Bar]] = {}
-    for run in runs:
-        for key, bits in run.last.items():
-            if key.startswith(f"{BITS}/") and bits is not None:
-                species.setdefault(_name(key), []).append(plots.Bar(run.name, bits, None, run.number))
-    bits = "bits per hidden base (lower is better)"
-    level = levels[0] if len(levels) == 1 else {"uniform": 2.0}
-    drawn = {
-        "valid_bits.png": valid and plots.curves("Validation: masked bits per base", bits, valid, levels=level),
-        "valid_extra.png": extra and plots.curves("Further datasets: masked bits per base", bits, extra),
-        "baselines.png": panels and plots.bars("Evaluations next to baselines", panels),
-        "groups.png": species and plots.bars("Species: masked bits per base", species),
-        "loss.png": loss and plots.curves("Training loss", "cross-entropy of chosen tokens (nats)", loss, noisy=True),
-        "learning_rate.png": lr and plots.curves("Learning rate", "learning rate", lr, from_zero=True),
-        "throughput.png": speed and plots.curves("Throughput", "tokens per second", speed, noisy=True, from_zero=True),
-    }
-    return {name: content for name, content in drawn.items() if isinstance(content, bytes)}
-
-
 def evaluation_groups(runs: Sequence[Run]) -> dict[str, list[Evaluated]]:
     """(run, evaluation) pairs by a title that identifies their hidden bases, the test split first.
 
@@ -220,8 +185,9 @@ def evaluation_groups(runs: Sequence[Run]) -> dict[str, list[Evaluated]]:
     groups: dict[str, list[Evaluated]] = {}
     for run in runs:
         for name, evaluation in run.evaluations.items():
-            keys = ("protocol", "hides", "dataset_id", "samples", "hidden_bases", "baselines")
-            identity = json.dumps([name, *(evaluation.get(key) for key in keys)], sort_keys=True)
+            keys = ("protocol", "hides", "dataset_id", "samples", "hidden_bases")
+            others = {key: [score[part] for part in SCORES] for key, score in evaluation["baselines"].items()}
+            identity = json.dumps([name, *(evaluation.get(key) for key in keys), others], sort_keys=True)
             groups.setdefault(identity, []).append((run, evaluation))
     titled: dict[str, list[Evaluated]] = {}
     for identity, group in sorted(groups.items(), key=lambda item: not item[0].startswith('["test"')):
@@ -236,123 +202,144 @@ def evaluation_groups(runs: Sequence[Run]) -> dict[str, list[Evaluated]]:
     return titled
 
 
-def render_page(runs: Sequence[Run], figures: dict[str, bytes]) -> str:
-    """The whole HTML page."""
-    names = html.escape(", ".join(run.name for run in runs))
-    shown = [name for name in FIGURES if name in figures]
-    configs = [
-        f"<details><summary>config.yaml of {html.escape(run.name)}</summary><pre>{html.escape(run.config_text)}"
-        "</pre></details>"
-        for run in runs
-    ]
-    parts = [
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}',
-        f"<title>{names} - megadna report</title><style>{STYLE}</style></head><body>",
-        f"<h1>{names}</h1><p>megadna training report</p>",
-        *(f"<p>{html.escape(note)}</p>" for run in runs for note in run.notes),
-        "<h2>Masked bits per base</h2>",
-        *_evaluation_tables(runs),
-        *_leakage_lines(runs),
-        _validation_table(runs),
-        "<h2>Curves</h2>",
-        f"<p>{THINNED}</p>" * any(curve.is_thinned for run in runs for curve in run.curves.values()),
-        '<div class="figures">',
-        *(_figure(name, figures[name]) for name in shown),
-        "</div><h2>Settings</h2>",
-        _config_table(runs),
-        *configs,
-        "</body></html>\n",
-    ]
-    return "\n".join(parts)
+def draw_figures(runs: Sequence[Run], groups: dict[str, list[Evaluated]]) -> dict[str, Any]:
+    """Every figure that the runs have values for, by the key of CURVES or the title of its evaluation."""
+    drawn: dict[str, Any] = {
+        name: plots.bars(f"Bits per base, {name.split(':')[0]}", _bars(group)) for name, group in groups.items()
+    }
+    if not groups and (species := _species_of_validation(runs)):
+        drawn[SPECIES] = plots.bars(SPECIES, species)
+    levels = [_levels(group[0][1]) for name, group in groups.items() if name.startswith("valid:")]
+    level = levels[0] if len(levels) == 1 else [Bar("uniform", GUESSING)]
+    beside = None
+    for key, (title, unit, more, _) in CURVES.items():
+        keys = sorted({one for run in runs for one in run.curves if one == key or (key == EXTRA and _is_extra(one))})
+        series = [
+            one
+            for run in runs
+            for style, name in enumerate(keys)
+            for one in run.series(name, label=f"{run.name}: {_name(name)}" if key == EXTRA else "", style=style)
+        ]
+        if series:
+            lines = level if key == BITS else []
+            drawn[key] = beside = plots.curves(title, unit, series, levels=lines, beside=beside, **more)
+    return drawn
 
 
-def _evaluation_tables(runs: Sequence[Run]) -> list[str]:
-    tables = []
-    for title, group in evaluation_groups(runs).items():
-        cells = [
-            (
-                [name if run is None else name + _step(result), _bits(*_mean(numbers)),
-                 f"{numbers['perplexity']:.3f}", f"{100 * numbers['accuracy']:.1f} %"],
-                "" if run is None else "model",
-            )
-            for name, numbers, run, result in _rows(group)
-        ]  # fmt: skip
-        tables.append(f"<p>{html.escape(title)}</p>")
-        tables.append(_table(["model", "bits per base", "perplexity", "accuracy"], cells))
-        verdicts = ((run.name, verdict(result["model"], result["baselines"])) for run, result in group)
-        tables += [f"<p>{html.escape(f'{name}: {text}')}</p>" for name, text in verdicts if text]
-    return tables or ["<p>No evaluation with baselines yet; <code>megadna evaluate</code> makes one.</p>"]
+def _bars(group: list[Evaluated]) -> plots.Rows:
+    """All hidden bases, then species from the lowest bits to the highest, with the runs' bars and the baselines."""
+    baselines = {baseline_name(key, one): one for key, one in group[0][1]["baselines"].items() if key != "uniform"}
+    rows: dict[str, Any] = {
+        "all hidden bases": (
+            [_bar(run.name, result["model"], run.number) for run, result in group],
+            [_bar(name, one, None) for name, one in baselines.items()],
+        )
+    }
+    scores = {run.number: species_in(result) for run, result in group}
+    lowest = {
+        name: min(found[name]["bits_per_base"] for found in scores.values() if name in found)
+        for name in dict.fromkeys(name for found in scores.values() for name in found)
+    }
+    names = sorted(lowest, key=lambda name: lowest[name])
+    half = MOST_SPECIES // 2
+    for name in names if len(names) <= MOST_SPECIES else names[:half] + names[-half:]:
+        rows[name] = (
+            [_bar(run.name, scores[run.number][name], run.number) for run, _ in group if name in scores[run.number]],
+            [_bar(key, found[name], None) for key, one in baselines.items() if name in (found := species_in(one))],
+        )
+    return rows
 
 
-def _leakage_lines(runs: Sequence[Run]) -> list[str]:
-    """Leakage into the held-out splits, as recorded in the runs' datasets that are there."""
-    paths = [run.config.get("data.path") or [] for run in runs]
-    folders = dict.fromkeys(one for path in paths for one in ([path] if isinstance(path, str) else path))
-    lines = []
-    for folder in folders:
-        with suppress(UserError):  # a dataset that is gone or damaged does not prevent a report
-            manifest = load_manifest(folder)
-            lines += [line for split in SPLITS if (line := leakage_line(manifest, split))]
-    return [f"<p>{html.escape(line)}</p>" for line in lines]
+def _bar(name: str, score: dict[str, Any], run: int | None) -> Bar:
+    return Bar(name, score["bits_per_base"], score.get("standard_error"), run)
 
 
-def _validation_table(runs: Sequence[Run]) -> str:
-    """First and last value of each validation metric, and the step with the lowest bits."""
-    rows = []
+def _levels(result: dict[str, Any]) -> list[Bar]:
+    return [_bar(baseline_name(key, score), score, None) for key, score in result["baselines"].items()]
+
+
+def _species_of_validation(runs: Sequence[Run]) -> plots.Rows:
+    rows: dict[str, Any] = {}
     for run in runs:
-        for key, value in run.last.items():
-            if not key.startswith("valid_") or key.endswith("_se") or value is None:
-                continue
-            low, step = run.lowest.get(key, (math.nan, 0))
-            lowest = f"{low:.4f} (step {step:,})" if "bits_per_base" in key else ""
-            start = "-" if run.first.get(key) is None else f"{run.first[key]:.4f} (step {run.first['step']:,})"
-            shown = _bits(value, run.last.get(f"{key}_se")) + (beside_guessing(value) if key == BITS else "")
-            rows.append(([run.name, key, start, shown, lowest], ""))
-    return "<p>while training</p>" + _table(["run", "", "first", "last", "lowest"], rows) if rows else ""
+        for key, bits in run.last.items():
+            if key.startswith(f"{BITS}/") and bits is not None and math.isfinite(bits):
+                rows.setdefault(_name(key), ([], []))[0].append(Bar(run.name, bits, None, run.number))
+    return rows
 
 
-def _config_table(runs: Sequence[Run]) -> str:
-    """The settings that differ between the runs."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    rows = [([key, *(str(run.config.get(key, "-")) for run in runs)], "") for key in keys]
-    rows = [(cells, kind) for cells, kind in rows if len(set(cells[1:])) > 1]
-    return "<p>where the runs differ</p>" + _table(["key", *(run.name for run in runs)], rows) if rows else ""
+def summary(runs: Sequence[Run], groups: dict[str, list[Evaluated]]) -> list[str]:
+    """What a reader needs first, in a few sentences: how good the best run is, whether it still learns."""
+    if not groups:
+        return [_last_validation(run) for run in runs]
+    ranked = sorted(next(iter(groups.values())), key=lambda one: one[1]["model"]["bits_per_base"])
+    best, result = ranked[0]
+    bits, start = result["model"]["bits_per_base"], f"{best.name}{step_in(result)}"
+    if len(ranked) > 1:
+        start = f"Best of {len(ranked)} runs: {start}"
+    better = [
+        f"{other - bits:.4f} fewer than {baseline_name(key, score)}"
+        for key, score in reversed(result["baselines"].items())
+        if (other := score["bits_per_base"]) > bits and key != "uniform"
+    ]
+    score = bits_text(bits, result["model"].get("standard_error"))
+    text = f"{start} needs {score} bits for a hidden base of {result['split']} ({GUESSING:g} is a guess)"
+    said = [f"{text}, {_listed(better)}." if better else f"{text}."]
+    if worse := verdict(result["model"], result["baselines"]):
+        said.append(f"It is {worse}.")
+    said += [f"{run.name} needs {one['model']['bits_per_base'] - bits:.4f} more." for run, one in ranked[1:4]]
+    if left := [run.name for run in runs if all(run is not one for one, _ in ranked)]:
+        said.append(f"Not measured on these bases: {_listed(left)}.")
+    return [*said, f"{best.name} {trend(best)}."]
 
 
-def _table(headers: list[str], rows: Iterable[tuple[list[str], str]]) -> str:
-    def row(tag: str, cells: list[str], kind: str) -> str:
-        return f'<tr class="{kind}">' + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in cells) + "</tr>\n"
-
-    body = "".join(row("td", cells, kind) for cells, kind in rows)
-    return f'<div class="tables"><table>{row("th", headers, "")}{body}</table></div>'
-
-
-def _figure(name: str, content: bytes) -> str:
-    alt, data = name.removesuffix(".png").replace("_", " "), base64.b64encode(content).decode()
-    image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{FIGURES[name]}</figcaption></figure>"
-
-
-def _rows(group: list[Evaluated]) -> list[tuple[str, dict[str, Any], int | None, dict[str, Any]]]:
-    """(name, numbers, run, evaluation) of the baselines, whose run is None, and of the models."""
-    first = group[0][1]
-    rows: list[tuple[str, dict[str, Any], int | None, dict[str, Any]]] = []
-    for key, numbers in first["baselines"].items():
-        rows.append((f"Markov (k = {numbers['k']})" if "k" in numbers else key, numbers, None, first))
-    return rows + [(run.name, result["model"], run.number, result) for run, result in group]
+def trend(run: Run) -> str:
+    """Whether a run still learns: its validation over the last quarter of its steps, beside one standard error."""
+    curve = run.curves.get(BITS)
+    steps, values = curve.points()[:2] if curve else (np.empty(0), np.empty(0))
+    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
+    early = values[steps <= 0.75 * steps[-1]] if len(steps) else values
+    if not len(early):
+        return "has too few validations to tell whether it still learns"
+    error = run.last.get(f"{BITS}_se") or 0.0
+    first, change = int(steps[len(early) - 1]), values[-1] - early[-1]
+    span = f"from step {first:,} to {int(steps[-1]):,}"
+    if values[-1] - values.min() > error:
+        where, rise = int(steps[values.argmin()]), values[-1] - values.min()
+        return f"has got worse since step {where:,}: validation rose by {rise:.4f} bits per base"
+    if change < -error:
+        return f"is still learning: validation fell by {-change:.4f} bits per base {span}"
+    return f"has levelled off: validation changed by {change:+.4f} bits per base {span}, within one standard error"
 
 
-def _step(result: dict[str, Any]) -> str:
+def _last_validation(run: Run) -> str:
+    """One sentence where no evaluation with baselines is there."""
+    advice = "megadna evaluate sets baselines beside it"
+    if (bits := run.last.get(BITS)) is None:
+        return f"{run.name} has no validation yet; {advice}."
+    score, side = bits_text(bits, run.last.get(f"{BITS}_se")), "below" if bits < GUESSING else "no better than"
+    step = run.last["step"]
+    text = f"{run.name}, step {step:,}: {score} bits per base on validation, {side} a guess ({GUESSING:g}); {advice}."
+    return f"{text} It {trend(run)}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def baseline_name(key: str, numbers: dict[str, Any]) -> str:
+    """Name of a baseline; that of Markov with the k that was chosen."""
+    return f"Markov (k = {numbers['k']})" if "k" in numbers else key
+
+
+def step_in(result: dict[str, Any]) -> str:
     """Step of the evaluated weights; a Hugging Face folder has none."""
     return f", step {result['step']:,}" if "step" in result else ""
 
 
-def _mean(numbers: dict[str, Any]) -> tuple[float, float | None]:
-    return numbers["bits_per_base"], numbers.get("standard_error")
-
-
-def _is_extra(key: str) -> bool:
-    return key.startswith(EXTRA) and key.endswith("_bits_per_base")
+def species_in(score: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Scores by species in an evaluation, or in the score of a baseline; empty if there are none."""
+    groups = score.get("groups")
+    return {name: one for name, one in groups.items() if is_score(one)} if isinstance(groups, dict) else {}
 
 
 def _name(key: str) -> str:
@@ -360,8 +347,25 @@ def _name(key: str) -> str:
     return key.split("/", 1)[1].removesuffix("_bits_per_base")
 
 
-def _bits(value: float, error: float | None) -> str:
-    return f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
+def _is_extra(key: str) -> bool:
+    """Whether a key of metrics.jsonl is the bits per base of a dataset of validation.extra."""
+    return key.startswith(EXTRA) and key.endswith("_bits_per_base")
+
+
+def _best_checkpoint(folder: Path) -> tuple[str, str, float] | None:
+    """(folder, metric, value) of the whole checkpoint with the lowest metric, as saving.py chooses it; damaged ones
+    count as none."""
+    states: dict[str, dict[str, Any]] = {}
+    for state in sorted(folder.glob("checkpoints/step-*/state.json")):
+        with suppress(UserError):
+            if (state.parent / "complete").exists():
+                states[state.parent.name] = read_json(state)
+    for metric in BEST_METRICS:
+        known = [(state[metric], name) for name, state in states.items() if type(state.get(metric)) in (int, float)]
+        if known:
+            value, name = min(known)
+            return name, metric, value
+    return None
 
 
 def _read_settings(file: Path) -> tuple[dict[str, Any], str]:

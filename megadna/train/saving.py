@@ -39,12 +39,11 @@ from megadna.processes import STOP_SIGNALS, die_with_parent
 from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state, step_folders
 from megadna.train.faults import is_collective_failure
 from megadna.train.integrity import publish, seal
+from megadna.train.metrics import BEST_METRICS
 from megadna.train.step import TrainState
 
 log = get_logger(__name__)
 
-BEST_METRICS = ("valid_bits_per_base_macro_unique", "valid_bits_per_base_macro", "valid_bits_per_base")
-"""The best checkpoint is the one with the lowest value of the first of these that the run has."""
 PARTIAL = ".partial"
 _STEP = re.compile(r"step-\d{8,}")
 _LEFTOVER = re.compile(rf"\.step-\d+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")

@@ -1,6 +1,7 @@
 """Open a page in Chromium (QtWebEngine, headless) and run JavaScript in it: python browser.py PAGE SCRIPT OUTPUT.json.
 
-OUTPUT.json: result of the script, messages of the console, and every address that the page asked for.
+OUTPUT.json: result of the script, which runs again while it is null, messages of the console, and every address asked
+for.
 """
 
 import json
@@ -36,11 +37,14 @@ def main(page: str, script: str, output: str) -> None:
     view.setPage(Page(view))
     view.page().profile().setUrlRequestInterceptor(interceptor)
 
+    def run():
+        QTimer.singleShot(300, lambda: view.page().runJavaScript(script, finish))
+
     def finish(result):
         found["result"] = result
-        app.quit()
+        run() if result is None else app.quit()
 
-    view.loadFinished.connect(lambda ok: QTimer.singleShot(300, lambda: view.page().runJavaScript(script, finish)))
+    view.loadFinished.connect(run)
     view.load(QUrl.fromLocalFile(page))
     view.show()
     QTimer.singleShot(60_000, app.quit)

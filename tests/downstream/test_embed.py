@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -320,10 +321,12 @@ def test_files_and_parts_of_others_stay(folders, genome, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", output.name, index.name]
 
 
-def test_parts_of_another_input_are_not_gone_on_from(folders, genome, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("changed", ["input", "model"])
+def test_parts_of_another_input_or_model_are_not_gone_on_from(folders, genome, tmp_path, monkeypatch, capsys, changed):
     monkeypatch.setattr(inference, "MAX_STRETCHES", 2)
     path = fasta(tmp_path / "a.fa", *(genome[i * 50 : i * 50 + 30] for i in range(6)))
-    run = ["embed", "--model", folders["nucleotide"], "--input", str(path), "--output", str(tmp_path / "x.npy")]
+    model = shutil.copytree(folders["nucleotide"], tmp_path / "model")
+    run = ["embed", "--model", str(model), "--input", str(path), "--output", str(tmp_path / "x.npy")]
     write = outputs.parquet.write_table
 
     def stop_at_the_second(table, part, **options):
@@ -334,10 +337,17 @@ def test_parts_of_another_input_are_not_gone_on_from(folders, genome, tmp_path, 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(outputs.parquet, "write_table", stop_at_the_second)
         main(run)
-    path.write_text(path.read_text().replace(">s5", ">s6"))
+    if changed == "input":
+        path.write_text(path.read_text().replace(">s5", ">s6"))
+    else:
+        weights = model / "model.safetensors"
+        times, content = weights.stat(), bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(SystemExit) as stopped:
         main(run)
-    assert stopped.value.code == 2 and "its input has changed since" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "its input or model has changed since" in capsys.readouterr().err
 
 
 def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):

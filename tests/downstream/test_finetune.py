@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -377,6 +378,11 @@ def test_mistakes_end_in_one_line(folders, tmp_path, capsys):
         ("good.csv", ["--test", str(tmp_path / "more.csv")], "must be name=path"),
         ("good.csv", ["--test", f"x={tmp_path / 'more.csv'}"], "label '7' is not one of 0, 1"),
         ("good.csv", ["--folds", "1"], "--folds must be 0 or at least 2"),
+        ("good.csv", ["--seeds", "3", "3"], "--seeds [3, 3]: numbers from 0 to 4294967295, each once"),
+        ("good.csv", ["--seeds", "-1"], "--seeds [-1]: numbers from 0 to 4294967295, each once"),
+        ("good.csv", ["--head_sizes", "8", "0"], "--head_sizes must be positive, got [8, 0]"),
+        ("good.csv", ["--patience", "-1"], "--patience must not be negative, got -1"),
+        ("good.csv", ["--batch_size", "1" + 19 * "0"], "batch_size must not be beyond 9223372036854775807"),
         ("good.csv", ["--folds", "11"], "20 train rows cannot give a dev part"),
         ("more.csv", ["--task", "multilabel"], "labels of --task multilabel are 0 or 1"),
         ("words.csv", ["--task", "base_regression"], "row 1: labels are numbers separated by spaces, got '0 1 x 2'"),
@@ -405,7 +411,7 @@ def test_runs_of_others_stay(folders, tmp_path):
     run, options = tmp_path / "run", {"max_steps": 1}
     run.mkdir()
     (run / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"run: not empty; .* no stopped run of these options"):
+    with pytest.raises(UserError, match=r"run: not empty; .* no stopped run of these options, data and model"):
         finetune(folders["nucleotide"], GUE, run, **options)
     (run / "thesis.txt").rename(tmp_path / "thesis.txt")
     finetune(folders["nucleotide"], GUE, run, **options)
@@ -418,6 +424,26 @@ def test_runs_of_others_stay(folders, tmp_path):
     finetune(folders["nucleotide"], GUE, run, seeds=[1, 2], **options)  # goes on after the run that is whole
     assert (run / "seed-1" / "metrics.json").stat().st_mtime_ns == stamp
     assert {path.name for path in run.iterdir()} == {"options.json", "metrics.csv", "seed-1", "seed-2"}
+
+
+def test_runs_of_other_rows_or_weights_are_not_gone_on_from(folders, tmp_path):
+    model = shutil.copytree(folders["nucleotide"], tmp_path / "model")
+    data = shutil.copytree(GUE, tmp_path / "data")
+    arguments = model, data, tmp_path / "run"
+    first = finetune(*arguments, max_steps=1)
+    table = data / "dev.csv"
+    rows = table.read_text()
+    table.write_text(rows[:-2] + str(1 - int(rows[-2])) + "\n")
+    refused = "run: not empty; .* no stopped run of these options, data and model"
+    with pytest.raises(UserError, match=refused):
+        finetune(*arguments, max_steps=1, seeds=[1, 2])
+    table.write_text(rows)
+    pd.testing.assert_frame_equal(finetune(*arguments, max_steps=1), first)
+    weights = model / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=refused):
+        finetune(*arguments, max_steps=1)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -294,6 +295,21 @@ def test_mistakes_are_one_line(folders, tmp_path, capsys, words):
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("megadna: error")]
     assert stopped.value.code == 2 and len(error) == 1 and MISTAKES[words] in error[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("id2label", ["off", "on"]), ("id2label", {"x": "on"}), ("id2label", {"0": "on", "1": "on"}),
+        ("id2label", {"0": "on\n"}), ("architectures", 5), ("problem_type", {"a": 1}), ("problem_type", "ranking"),
+    ],
+)  # fmt: skip
+def test_a_config_that_strangers_wrote_is_one_line(folders, tmp_path, key, value):
+    oracle = shutil.copytree(folders["classes"], tmp_path / "oracle")
+    content = json.loads((oracle / "config.json").read_text())
+    (oracle / "config.json").write_text(json.dumps(content | {"auto_map": 5, key: value}))
+    with pytest.raises(UserError, match=f"oracle: .*({key}|not a fine-tuned model)"):
+        generate(folders["model"], length=20, oracle=[f"{oracle},on"])
 
 
 def test_what_cannot_be_written_is_said(folders, tmp_path, caplog):

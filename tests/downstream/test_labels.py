@@ -25,7 +25,7 @@ from megadna.downstream.finetune import read_data
 from megadna.downstream.inputs import file_names, in_natural_order, value_columns
 from megadna.downstream.metrics import remark, scores, write_plots
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.tasks import Target, find_tasks
+from megadna.downstream.tasks import Target, find_tasks, read_table
 from megadna.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -305,3 +305,9 @@ def test_plots_draw_any_name(tmp_path):
     truth, predicted = np.array([0, 1, 0, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]])
     write_plots(truth, predicted, Target("classification", ["$\\frac$", "_b"]), tmp_path, "$\\alpha", "x")
     assert {path.name for path in tmp_path.iterdir()} == {"confusion-x.png", "roc-x.png", "pr-x.png"}
+
+
+def test_a_table_in_utf_16_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sequence,label\nACGT,1\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"a.csv: UTF-16 text; convert it \(iconv -f UTF-16 -t UTF-8\)"):
+        read_table(tmp_path / "a.csv")

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toy_models import kmer_folder, megadna_folder
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from megadna.downstream.masked_bases import MaskedBases
+from megadna.errors import UserError
 
 RNG = np.random.default_rng(3)
 WINDOWS = ["".join(RNG.choice(list("ACGT"), size)) for size in (31, 40, 31)]
@@ -59,3 +61,21 @@ def test_shown_next_to_n(tmp_path):
     log_p_L4 = MaskedBases(kmer_folder(tmp_path)).shown(["ACGTACNANACGTA"])[0]
     assert np.flatnonzero(np.isnan(log_p_L4[:, 0])).tolist() == [6, 7, 8]
     np.testing.assert_allclose(np.exp(log_p_L4[:6]).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_context_shorter_than_what_tells_the_tokenizer(tmp_path):
+    folder = megadna_folder(tmp_path)
+    short, long = (MaskedBases(folder, max_tokens=size) for size in (34, 0))
+    assert short.max_bases == 32
+    np.testing.assert_allclose(short.hidden(WINDOWS[:1], [[3]]), long.hidden(WINDOWS[:1], [[3]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, wrong):
+    folder = megadna_folder(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("1.attention.output.dense.weight"))
+    weights[name][3, 4] = wrong
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"weights {name} have NaN or infinity"):
+        MaskedBases(folder)

@@ -304,7 +304,11 @@ def test_bigwigs_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[s
         )
     assert "unknown: chr8; the genome has 9" in mistake(capsys, *base, signal("chr8", 2000, [1.0]))
     assert "no value but NaN on the contigs" in mistake(capsys, *base, signal("9", 1_000_000, [np.nan] * 20_000))
-    assert "no value in any of 1933 windows" in mistake(capsys, *base, signal("9", 1_000_000, [1.0]))  # N there
+    lost = mistake(capsys, *base, signal("9", 1_000_000, [1.0]))  # N there
+    why = "none has a base with a value, and those without count as 0"
+    assert f"no value in any of 1933 windows ({why}); take more windows" in lost
+    lost = mistake(capsys, "--uncovered", "missing", *base, tmp_path / "s.bw")
+    assert "no value in any of 1933 windows (1933 no base with a value); take more windows" in lost
     whole = SPARSE.read_bytes()
     (tmp_path / "s.bw").write_bytes(whole[: len(whole) // 2])
     assert "s.bw: not a bigWig file" in mistake(capsys, *base, tmp_path / "s.bw")

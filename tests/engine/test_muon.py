@@ -1,7 +1,8 @@
-"""Muon: torch.optim.Muon on whole matrices, whatever the layout; a checkpoint of one layout goes on under another."""
+"""Muon: torch.optim.Muon on whole matrices under every layout; checkpoints change layout; one rate for all widths."""
 
 import shutil
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,35 @@ def test_a_run_goes_on_under_another_layout(toy_dataset: Path, tmp_path: Path) -
     for line, other in zip(metrics(tmp_path / "tensor"), metrics(tmp_path / "data"), strict=True):
         for key in ("step", "loss", "grad_norm", "valid_bits_per_base"):
             assert line.get(key, 0.0) == pytest.approx(other.get(key, 0.0), rel=1e-4), (key, line["step"])
+
+
+def moved(config: Config) -> float:
+    """How far six steps on one batch move the last layer's output, as a share of what it was (root mean squares)."""
+    from megadna.data.loader import train_batches
+    from megadna.engine.distributed import parallel_world
+    from megadna.tokenizer.build import build_tokenizer
+    from megadna.train.step import build_state, train_step
+
+    tokenizer, length = build_tokenizer(config.tokenizer), int(config.data.sequence_length)
+    outputs = []
+    with parallel_world(config.engine, config.parallel) as world:
+        state = build_state(config, tokenizer.vocab_size, world)
+        named = dict(state.model_parts[0].named_modules())
+        named["module.encoder.layers.1"].register_forward_hook(lambda *found: outputs.append(found[2][0].detach()))
+        batch = next(train_batches(config, tokenizer, sequence_length=length, rank=0, size=1, consumed_samples=0))
+        for _ in range(7):
+            train_step(state, repeat(batch), config, world, sequence_length=length)
+    first, last = outputs[0], outputs[-1]
+    return float((last - first).norm() / first.norm())
+
+
+@pytest.mark.parametrize(("optimizer", "least", "most"), [("muon", 1.0, 1.5), ("adamw", 10.0, 40.0)])
+def test_one_rate_moves_every_width_alike(toy_dataset: Path, optimizer: str, least: float, most: float) -> None:
+    """The coordinate check of muP (arXiv:2203.03466); one rate of AdamW moves a wider model further."""
+    shares = []
+    for width in (64, 128, 256):
+        model = {"num_layers": 2, "hidden_size": width, "ffn_hidden_size": width * 11 // 4}
+        rates = {"optimizer": optimizer, "muon_lr": 0.01, "lr": 2e-3, "min_lr": 2e-3, "warmup_steps": 0}
+        config = parity_config(toy_dataset, {"train": rates, "model": model})
+        shares += run_ranks(moved, 1, config)
+    assert least <= max(shares) / min(shares) <= most, shares

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,30 @@ def test_upper_and_lower_case_bases_apart():
     assert samples.sums(p_N4).score().bits_per_base == pytest.approx(bits_N.mean(), rel=1e-12)
     upper = hide(random_chunks(rng, "ACGT", [300]), rng)
     assert upper.by_case(np.full((int(upper.hidden_CL.sum()), 4), 0.25)) == {}
+
+
+@pytest.mark.parametrize("chunk_C", [None, np.array([4, 4, 7, 9])])
+def test_each_group_has_the_score_of_its_own_samples(monkeypatch, tmp_path, chunk_C):
+    monkeypatch.setattr(module, "MAX_K", 2)
+    monkeypatch.setattr(module, "fit", lambda *a, **o: fit(*a, k=2, **o))
+    rng = np.random.default_rng(5)
+    chunks = random_chunks(rng, "AAACGT", [400, 300]) + random_chunks(rng, "ACGT", [300, 200])
+    samples = replace(hide(chunks, rng), chunk_C=chunk_C)
+    options = {"dataset_id": "x", "both_strands": True, "cache_file": tmp_path / "baselines.json"}
+    one = baselines(chunks, samples, samples, **options)
+    two = baselines(chunks, samples, samples, groups=["b", "b", "a", "a"], **options)
+    assert [{**score, "groups": None} for score in two.values()] == [
+        {**score, "groups": None} for score in one.values()
+    ]
+    assert "groups" not in one["markov"] and "groups" not in two["uniform"]
+    for name, rows in (("a", [2, 3]), ("b", [0, 1])):
+        part = HiddenSamples(
+            *(array[rows] for array in (samples.codes_CL, samples.hidden_CL, samples.lower_CL)),
+            None if chunk_C is None else chunk_C[rows],
+        )
+        assert two["composition"]["groups"][name] == module.composition(part).score().to_dict()
+        table = fit(chunks, both_strands=True, k=2)
+        p_N4 = table.probabilities(part, two["markov"]["smoothing"])[two["markov"]["k"]]
+        assert two["markov"]["groups"][name] == part.sums(p_N4).score().to_dict()
+    assert list(two["markov"]["groups"]) == ["a", "b"]
+    assert baselines(chunks, samples, samples, groups=["b"] * 4, **options) == one  # of one species: as without

@@ -21,7 +21,8 @@ from megadna.log import log_file
 from megadna.train.checkpoint import find_checkpoint, read_numbers
 from megadna.train.integrity import ALWAYS, MARKER, check, seal
 from megadna.train.metrics import MetricLines, _identity, cut_after
-from megadna.train.report import draw_figures, read_run, render_page
+from megadna.train.report import read_run
+from megadna.train.report_page import render_page
 from megadna.train.run_folder import read_evaluation
 
 NEWEST, BEFORE = "step-00000004", "step-00000002"
@@ -463,7 +464,7 @@ def test_random_damage_of_run_files_is_one_line_at_most(number: int, run: Path) 
         file = rng.choice(files)
         flipped(file, rng.random(), 1 << rng.randrange(8)) if rng.random() < 0.7 else cut(file)
         for reader in (
-            lambda: render_page([read_run(run)], {}),
+            lambda: render_page([read_run(run)]),
             lambda: inspect.main([str(run)]),
             lambda file=file: load_config(file) if file.suffix == ".yaml" else None,
             lambda: cut_after(run / "metrics.jsonl", 2),
@@ -477,7 +478,7 @@ def test_random_damage_of_run_files_is_one_line_at_most(number: int, run: Path) 
         for path, text in sound.items():
             path.write_bytes(text)
     assert all(outcomes.values())
-    assert draw_figures([read_run(run)])
+    assert render_page([read_run(run)])
 
 
 def test_an_id_of_weights_and_biases_that_is_none_is_named(tmp_path: Path) -> None:

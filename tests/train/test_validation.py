@@ -118,6 +118,7 @@ def test_evaluate_gives_the_numbers_of_the_last_validation(evaluated: Path) -> N
         key = {"standard_error": "bits_per_base_se"}.get(key, key)
         assert value == pytest.approx(line[f"valid_{key}"], rel=1e-5, abs=1e-7)
     assert set(result["baselines"]) == {"uniform", "composition", "markov"}
+    assert result["baselines"]["markov"]["groups"].keys() == result["groups"].keys()
 
 
 def test_a_protocol_has_its_own_file_and_baselines(evaluated: Path) -> None:
