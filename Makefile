@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 $(VENV)/installed: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 13) else f"megadna needs Python 3.10 to 3.12, {sys.executable} is {v[0]}.{v[1]}; say make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e .
+	$(INSTALL) -e .[downstream]
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

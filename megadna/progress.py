@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich import progress as rich_progress
+from rich.table import Column
 
 from megadna.log import console, get_logger, rank_from_environment
 
@@ -36,6 +37,8 @@ class Progress:
         self.what, self.total, self.unit, self.own_lines = what, total or None, unit, own_lines
         self.note = ""
         """Shown at the end."""
+        self.rate = ""
+        """Shown instead of the rate in `unit`."""
         self._done = self._skipped = 0.0
         self._started = time.monotonic()
 
@@ -66,16 +69,17 @@ class Progress:
         seconds, done, share = time.monotonic() - self._started, self._done + self._skipped, self.share()
         parts = []
         if share is not None:
-            parts += [f"{int(100 * share)} %", f"{_amount(done)} of {_amount(self.total or 0)} {self.unit}".strip()]
+            parts += [f"{int(100 * share)} %", f"{amount(done)} of {amount(self.total or 0)} {self.unit}".strip()]
         elif done:
-            parts.append(f"{_amount(done)} {self.unit}".strip())
+            parts.append(f"{amount(done)} {self.unit}".strip())
         if self._done:
             rate = self._done / max(seconds, 1e-9)
-            parts.append(f"{_amount(rate)} {self.unit}/s" if rate >= 1 else f"{1 / rate:.0f} s each")
+            own = f"{amount(rate)} {self.unit}/s" if rate >= 1 else f"{1 / rate:.0f} s each"
+            parts.append(self.rate or own)
             if share is not None and self.total:
-                parts.append(f"{_time((self.total - done) / rate)} left")
+                parts.append(f"{duration((self.total - done) / rate)} left")
         else:
-            parts.append(f"{_time(seconds)} so far")
+            parts.append(f"{duration(seconds)} so far")
         return ", ".join([*parts, *filter(None, [self.note])])
 
 
@@ -87,7 +91,7 @@ def tracked(items: Iterable[Item], what: str, total: float | None = None, unit: 
             progress.advance()
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
     """Three digits or more, with k, M or G."""
     for size, prefix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= size:
@@ -96,11 +100,17 @@ def _amount(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _time(seconds: float) -> str:
-    minutes = round(seconds / 60)
+def duration(seconds: float) -> str:
+    """As "45 s", "12 min", "4.5 h" or "30 h"."""
+    minutes, hours = round(seconds / 60), seconds / 3600
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes < 90 else f"{hours:.1f} h" if hours < 9.95 else f"{hours:.0f} h"
+
+
+def is_live() -> bool:
+    """Whether work is shown in a line that changes: on a terminal or in a notebook."""
+    return console.file.isatty() or console.is_jupyter
 
 
 class _Display:
@@ -154,12 +164,11 @@ class _Display:
 
     def _bars(self, stop: threading.Event) -> None:
         columns = (
-            rich_progress.TextColumn("{task.description}"),
-            rich_progress.BarColumn(),
-            rich_progress.TextColumn("{task.fields[numbers]}"),
+            rich_progress.TextColumn("{task.description} {task.fields[numbers]}", markup=False),
+            rich_progress.BarColumn(None, table_column=Column(ratio=1, min_width=4)),
         )
         tasks: dict[Progress, rich_progress.TaskID] = {}
-        with rich_progress.Progress(*columns, console=console, transient=True, auto_refresh=False) as bars:
+        with rich_progress.Progress(*columns, console=console, transient=True, auto_refresh=False, expand=True) as bars:
             while True:
                 active = self._now()
                 for gone in tasks.keys() - set(active):

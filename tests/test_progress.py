@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -60,7 +61,7 @@ def test_share_rate_and_time_left_are_those_of_the_clock(monkeypatch):
     slow = Progress("runs", 3, "runs")
     now[0] += 7200
     slow.advance()
-    assert slow.numbers() == "33 %, 1 of 3 runs, 7200 s each, 4 h 00 min left"
+    assert slow.numbers() == "33 %, 1 of 3 runs, 7200 s each, 4.0 h left"
 
 
 def test_a_line_comes_off_a_terminal_and_names_work_within_work(at_once, monkeypatch):
@@ -86,18 +87,26 @@ def test_work_that_logs_itself_and_other_ranks_add_no_line(at_once, monkeypatch)
         assert not module._display._active
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminal_gets_a_bar_in_its_own_width(width, monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True
-    monkeypatch.setattr(module, "console", Console(file=screen, width=120))
-    with Progress("embedding", 4, "bases") as work:
+    monkeypatch.setattr(module, "console", Console(file=screen, width=width, force_terminal=True, color_system=None))
+    with Progress("training", 400_000, "steps") as outer, Progress("embedding", 4, "bases") as work:
+        outer.advance(123_456)
+        outer.rate, outer.note = "123 k tokens/s", "loss 1.8460"
         work.advance(2)
         waiting = threading.Event()
         for _ in range(600):
-            if "50 %, 2 of 4 bases" in screen.getvalue():
+            if "50 %, 2 of 4 bases" in screen.getvalue() and "loss" in screen.getvalue():
                 break
             waiting.wait(0.1)
-    assert "embedding" in screen.getvalue() and "50 %, 2 of 4 bases" in screen.getvalue()
+    shown = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n")
+    assert max(map(len, shown.split("\n"))) <= width
+    assert "embedding 50 %, 2 of 4 bases" in shown and "training 30 %, 123 k of 400 k steps" in shown
+    if width >= 80:
+        assert re.search("123 k tokens/s, [0-9]+ s left, loss 1.8460 ", shown)
+        assert "━" in shown
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 

@@ -21,6 +21,5 @@ def main(arguments: list[str]) -> None:
     with Progress("loading the libraries"):
         from megadna.downstream.embed import Embedder
 
-    Embedder(options).write(bases)
-    assert options.output is not None  # check_files has asked for it
-    sys.stdout.write(wrote(options.output))
+    for path in Embedder(options).write(bases):
+        sys.stdout.write(wrote(path))

@@ -33,7 +33,8 @@ class LeakageOptions:
     max_containment: float = 0.2
     """A sequence counts as contained above this share."""
     output: Path | None = None
-    """TSV to write: name and contained share of each sequence."""
+    """TSV to write: name (of a BED interval contig:start-end, from 0 as in the BED file) and contained share of each
+    sequence."""
 
 
 def main(arguments: list[str]) -> None:

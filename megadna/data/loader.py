@@ -176,15 +176,10 @@ def _start_worker(training: int, _worker: int) -> None:
 def _log_passes(config: Config, samples: Samples) -> None:
     total = config.train.samples_after(config.train.steps)
     for rows in samples.groups:
-        log.info(
-            "data: %s: %d bases, %d samples an epoch, %.2f %% of the batch, %.3g passes in %d steps",
-            rows.group.name,
-            rows.group.bases,
-            len(rows),
-            100 * rows.group.share,
-            total * rows.group.share / len(rows),
-            config.train.steps,
-        )
+        share = "" if rows.group.share == 1 else f", {rows.group.share:.1%} of the batch"
+        passes = total * rows.group.share / len(rows)
+        text = "data %s: %s bases, %s samples an epoch%s, %.3g passes"
+        log.info(text, rows.group.name, f"{rows.group.bases:,}", f"{len(rows):,}", share, passes)
 
 
 def show_batch(config: Config, *, max_rows: int = 4, max_lines: int = 3) -> str:

@@ -10,7 +10,6 @@ is the table of windows, about 50 bytes each. Each channel is set to mean 0 and 
 are those of k-means (scikit-learn's MiniBatchKMeans, 5 starts).
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,31 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 from sklearn.cluster import MiniBatchKMeans
-from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
 from megadna.downstream.embed import WindowEmbedder
 from megadna.downstream.enrichment import enrichment, own_parts, read_track
 from megadna.downstream.genome_windows import check_windows
 from megadna.downstream.interpretation_options import AnnotateOptions
+from megadna.downstream.outputs import vectors_of
+from megadna.downstream.projection import (
+    MAX_DRAWN,
+    Groups,
+    Panel,
+    Tables,
+    draw,
+    mean_and_scale,
+    project,
+    rows_at,
+)
 from megadna.errors import require
 from megadna.log import counted, get_logger
-from megadna.progress import Progress, tracked
+from megadna.progress import Progress
 
 # Shapes: N windows (n of a sample), H hidden channels, K clusters.
 log = get_logger(__name__)
-Tables = Callable[[], Iterator[pa.Table]]
-"""Reads the embedded windows again: tables with contig, start, end and embedding, in the order of the genome."""
 MAX_FITTED = 100_000
 MAX_FITTED_BYTES = 1 << 28
-MAX_DRAWN = 5_000
 MAX_CHOSEN_K = 10
 _SILHOUETTES = 2_000  # windows that one is computed of: it takes their pairwise distances
 
@@ -78,8 +84,7 @@ class Clustering:
 def fit(vectors_nH: np.ndarray, num_clusters: int, seed: int) -> Clustering:
     """Clusters of a sample of embeddings; num_clusters 0: that of 2 to 10 with the highest silhouette (Rousseeuw 1987)
     over at most 2,000 windows."""
-    mean_H, scale_H = vectors_nH.mean(0), vectors_nH.std(0)
-    scale_H = np.where(scale_H > 0, scale_H, 1).astype(np.float32)
+    mean_H, scale_H = mean_and_scale(vectors_nH)
     standard_nH = (vectors_nH - mean_H) / scale_H
 
     def kmeans(count: int) -> MiniBatchKMeans:
@@ -107,12 +112,14 @@ def clustered(tables: Tables, num_windows: int, options: AnnotateOptions) -> pd.
     width = next(tables())["embedding"].type.list_size
     fitted = np.sort(order_N[: min(MAX_FITTED, max(1, MAX_FITTED_BYTES // (4 * width)))])
     with Progress("clustering"):
-        clustering = fit(_rows(tables, fitted), options.clusters, options.seed)
+        clustering = fit(vectors_of(rows_at(tables, fitted)), options.clusters, options.seed)
     labels, positions = [], []
-    for table in tracked(tables(), "assigning windows", unit="parts"):
-        labels.append(clustering(_vectors(table)))
-        contigs = table["contig"].dictionary_encode()  # a name for millions of windows is in memory once
-        positions.append(pa.table({"contig": contigs, "start": table["start"], "end": table["end"]}))
+    with Progress("assigning windows", num_windows, "windows") as progress:
+        for table in tables():
+            labels.append(clustering(vectors_of(table)))
+            contigs = table["contig"].dictionary_encode()  # a name for millions of windows is in memory once
+            positions.append(pa.table({"contig": contigs, "start": table["start"], "end": table["end"]}))
+            progress.advance(len(table))
     labels_N = np.concatenate(labels)
     sizes_K = np.bincount(labels_N, minlength=clustering.kmeans.n_clusters)
     rank_K = np.argsort(np.argsort(-sizes_K, kind="stable"), kind="stable")
@@ -121,41 +128,11 @@ def clustered(tables: Tables, num_windows: int, options: AnnotateOptions) -> pd.
     if options.projection != "none":
         drawn = np.sort(order_N[:MAX_DRAWN])
         with Progress(f"projecting ({options.projection})"):
-            points, names = project(clustering.standardised(_rows(tables, drawn)), options.projection, options.seed)
-        windows.loc[drawn, ["x", "y"]] = points
-        windows.attrs["axes"] = names
+            vectors_nH = clustering.standardised(vectors_of(rows_at(tables, drawn)))
+            panel = project(vectors_nH, options.projection, options.seed)
+        windows.loc[drawn, ["x", "y"]] = panel.points
+        windows.attrs["axes"] = panel.axes
     return windows
-
-
-def _vectors(table: pa.Table) -> np.ndarray:
-    """fp32 [N, H]."""
-    column = table["embedding"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
-
-
-def _rows(tables: Tables, numbers: np.ndarray) -> np.ndarray:
-    """fp32 [n, H]: the embeddings of the windows with these (sorted) numbers."""
-    found, start = [], 0
-    for table in tables():
-        first, last = np.searchsorted(numbers, [start, start + len(table)])
-        found.append(_vectors(table)[numbers[first:last] - start])
-        start += len(table)
-    return np.concatenate(found)
-
-
-def project(vectors_nH: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, list[str]]:
-    """(points [n, 2], names of the two axes): the first two principal components with their shares of the variance, or
-    UMAP (15 neighbours) of the first 50."""
-    if kind == "pca":
-        pca = PCA(2, random_state=seed)
-        points = pca.fit_transform(vectors_nH)
-        shares = enumerate(pca.explained_variance_ratio_, start=1)
-        return points, [f"principal component {number} ({share:.1%} of the variance)" for number, share in shares]
-    from umap import UMAP
-
-    fewer = PCA(min(50, *vectors_nH.shape), random_state=seed).fit_transform(vectors_nH)
-    points = UMAP(n_neighbors=min(15, len(fewer) - 1), random_state=seed, n_jobs=1).fit_transform(fewer)
-    return points, ["UMAP 1", "UMAP 2"]
 
 
 def colours(count: int) -> list[tuple[int, int, int]]:
@@ -193,29 +170,17 @@ def write_bed(windows: pd.DataFrame, path: Path) -> None:
         lines.to_csv(file, sep="\t", header=False, index=False, lineterminator="\n")
 
 
-def draw(windows: pd.DataFrame, options: AnnotateOptions, path: Path) -> None:
+def draw_windows(windows: pd.DataFrame, options: AnnotateOptions, path: Path) -> None:
     """The drawn windows as points, coloured as in the BED file."""
-    from matplotlib.figure import Figure
-
-    from megadna.downstream.pictures import png, styled
-
     drawn = windows[windows["x"].notna()]
     sizes = windows["cluster"].value_counts()
-    with styled():
-        figure = Figure(figsize=(7, 5.5), layout="constrained")
-        axes = figure.add_subplot()
-        for number, rgb in enumerate(colours(windows["cluster"].max()), start=1):
-            own = drawn[drawn["cluster"] == number]
-            label = f"cluster {number} ({sizes.get(number, 0):,})"
-            axes.scatter(own["x"], own["y"], s=6, linewidths=0, color=np.array(rgb) / 255, label=label)
-        axes.set(xlabel=windows.attrs["axes"][0], ylabel=windows.attrs["axes"][1])
-        axes.set_title(options.genome.name, weight="bold", loc="left", pad=20)
-        shown = "" if len(drawn) == len(windows) else f", {len(drawn):,} of them drawn"
-        text = f"{counted(len(windows), 'window')} of {options.window:,} bases{shown}; embedded by {options.model}"
-        axes.text(0, 1.02, text, transform=axes.transAxes, fontsize=8, color="#444444")
-        if len(sizes) <= 20:
-            figure.legend(loc="outside right center", markerscale=3, frameon=False, fontsize="small")
-        path.write_bytes(png(figure, dpi=150))
+    shades = [np.array(rgb) / 255 for rgb in colours(windows["cluster"].max())]
+    labels = [f"cluster {number} ({sizes.get(number, 0):,})" for number in range(1, len(shades) + 1)]
+    groups = Groups("", drawn["cluster"].to_numpy() - 1, labels, shades, ["o"] * len(shades))
+    shown = "" if len(drawn) == len(windows) else f", {len(drawn):,} of them drawn"
+    text = f"{counted(len(windows), 'window')} of {options.window:,} bases{shown}; embedded by {options.model}"
+    panel = Panel(drawn[["x", "y"]].to_numpy(), windows.attrs["axes"])
+    draw([panel], groups, options.genome.name, text, path)
 
 
 class Annotator(WindowEmbedder):
@@ -241,4 +206,4 @@ class Annotator(WindowEmbedder):
             table = enrichment(windows, self.features)
             table.to_csv(path.with_suffix(".enrichment.tsv"), sep="\t", index=False, float_format="%.6g")
         if self.chosen.projection != "none":
-            draw(windows, self.chosen, path.with_suffix(".png"))
+            draw_windows(windows, self.chosen, path.with_suffix(".png"))

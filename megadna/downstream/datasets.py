@@ -137,4 +137,4 @@ def _write(table: pd.DataFrame, output: Path) -> None:
         for split, rows in table.groupby("split"):  # none for a split of share 0
             rows.drop(columns="split").to_csv(work / f"{split}.csv", index=False)
         (work / "manifest.json").write_text(json.dumps(table.attrs["manifest"], indent=1) + "\n", encoding="utf-8")
-    log.info("wrote %s", output)
+    log.info("wrote %s (contig, start, end: positions from 0, end not included)", output)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
+from pyarrow import parquet
 from torch import Tensor
 
 from megadna.downstream.encoder import load_model
@@ -25,11 +27,16 @@ def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
     """Embeddings of every sequence of `input`, in memory; keyword arguments are the fields of EmbedOptions.
 
     Columns: contig, start, end, name, strand (per nucleotide: contig, position, name, strand), and `embedding`, or
-    layer_N for each of several layers. contig is the record; name that of the BED region, else empty.
+    layer_N for each of several layers. contig is the record; name that of the BED region, else empty. The file `plot`
+    is written, and replaced.
     """
     chosen = EmbedOptions(model=str(model), input=Path(input), **options)
     check_input(chosen)
-    return Embedder(chosen).frame()
+    embedder = Embedder(chosen)
+    tables = list(map(embedder.table, embedder.blocks()))
+    if embedder.picture is not None and chosen.plot is not None:
+        embedder.picture.write(lambda: iter(tables), chosen.plot)
+    return pa.concat_tables(tables).to_pandas()
 
 
 class Embedder(Inference):
@@ -38,6 +45,11 @@ class Embedder(Inference):
     work = "embedding"
 
     def __init__(self, options: EmbedOptions) -> None:
+        self.picture, self.plot = None, options.plot
+        if options.plot is not None:
+            from megadna.downstream.projection import Picture  # imports scikit-learn
+
+            self.picture = Picture(options)
         model = load_model(options.model, trust_remote_code=options.trust_remote_code)
         self.layers, num_states = options.layers or [-1], model.config.num_hidden_layers + 1
         for layer in self.layers:
@@ -64,12 +76,15 @@ class Embedder(Inference):
         }
 
     def files(self, output: Path) -> list[Path]:
-        """The output, and the index of an array."""
-        return [output, index_of(output)] if output.suffix == ".npy" else [output]
+        """The output, the index of an array, the picture."""
+        index = [index_of(output)] if output.suffix == ".npy" else []
+        return [output, *index, *([self.plot] if self.plot is not None else [])]
 
     def join(self, parts: list[Path], path: Path) -> None:
-        """In the format of the file's extension."""
+        """In the format of the file's extension; the picture beside it."""
         WRITERS[path.suffix](parts, path)
+        if self.picture is not None and self.plot is not None:
+            self.picture.write(lambda: map(parquet.read_table, parts), path.with_name(self.plot.name))
 
 
 class WindowEmbedder(Embedder):

@@ -41,7 +41,8 @@ class VariantOptions(RunOptions, BatchOptions, OutputOptions):
     genome: Path
     """FASTA of the assembly that the VCF was called on (gz, BGZF, zstd and 2bit too)."""
     output: Path | None = None
-    """File to write: .vcf.gz (the input with INFO tags, indexed), .tsv or .parquet (one row per ALT)."""
+    """File to write: .vcf.gz (the input with INFO tags, indexed), .tsv or .parquet (one row per ALT;
+    pos counts from 1, as in the VCF)."""
     scores: list[Score] = field(default_factory=list)
     """llr (default): log-odds of ALT against REF at the hidden bases, of substitutions; pll: difference of
     pseudo-log-likelihoods, of insertions and deletions (a pass per base of the window); influence: change of the
@@ -175,7 +176,7 @@ class RegionOptions(ContextOptions, BatchOptions, SequenceOptions):
     """What is read and written, the same for mutate and dependencies."""
 
     output: list[Path] = field(default_factory=list)
-    """Files to write, all in one folder; the extension of each sets its format."""
+    """Files to write, all in one folder; the extension of each sets its format. Positions count from 0."""
 
     ENDINGS: ClassVar[tuple[str, ...]] = ()
     """Allowed for --output."""

@@ -14,6 +14,8 @@ from megadna.downstream.tasks import CLASS_SCORES, NUMBER_SCORES, SPLICE_NAMES, 
 from megadna.progress import tracked
 
 RESAMPLES = 500
+MOST_NUMBERED = 20
+"""Classes of a confusion matrix whose cells have numbers in them."""
 
 
 def probabilities(logits: np.ndarray, target: Target) -> np.ndarray:
@@ -225,7 +227,7 @@ def write_plots(
     truth: np.ndarray, predicted_NC: np.ndarray, target: Target, folder: Path, split: str, file_name: str
 ) -> None:
     """confusion-SPLIT.png, roc-SPLIT.png and pr-SPLIT.png, or scatter-SPLIT.png; `file_name` replaces SPLIT."""
-    from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
+    from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
     title, names = _shown(split), [_shown(name) for name in target.names]
     if target.is_regression:
@@ -238,23 +240,45 @@ def write_plots(
         return
     truth_NC = truth if target.independent else np.eye(len(names))[truth]
     if not target.independent:
-        figure, axes = _figure()
-        ConfusionMatrixDisplay.from_predictions(
-            truth,
-            predicted_NC.argmax(axis=1),
-            labels=list(range(len(names))),
-            display_labels=names,
-            ax=axes,
-            colorbar=False,
-        )
-        figure.savefig(folder / f"confusion-{file_name}.png")
-    for kind, display in (("roc", RocCurveDisplay), ("pr", PrecisionRecallDisplay)):
+        write_confusion(truth, predicted_NC.argmax(axis=1), target, split, folder / f"confusion-{file_name}.png")
+    for kind, display, what in (
+        ("roc", RocCurveDisplay, "ROC curve"),
+        ("pr", PrecisionRecallDisplay, "precision and recall"),
+    ):
         figure, axes = _figure()
         for number, name in enumerate(names):
             if 0 < truth_NC[:, number].sum() < len(truth_NC):
                 display.from_predictions(truth_NC[:, number], predicted_NC[:, number], name=name, ax=axes)
-        axes.set_title(title)
+        axes.set_title(f"{title}: {what}")
         figure.savefig(folder / f"{kind}-{file_name}.png")
+
+
+def write_confusion(truth_N: np.ndarray, called_N: np.ndarray, target: Target, split: str, path: Path) -> None:
+    """The confusion matrix as a picture: of each true class (a row) the share and the number called each class."""
+    from megadna.downstream.pictures import MISSING, png, styled
+
+    counts_CC, count = _counts(truth_N, called_N, len(target.names)), len(target.names)
+    sums_C = counts_CC.sum(axis=1)
+    shares_CC = np.divide(counts_CC, sums_C[:, None], out=np.full_like(counts_CC, np.nan), where=sums_C[:, None] > 0)
+    names = [name if len(name) <= 30 else f"{name[:27]}..." for name in target.names]
+    with styled():
+        figure, axes = _figure(max(4.6, min(20, 0.85 * count + 2.2)))
+        image = axes.imshow(np.ma.masked_invalid(shares_CC), cmap="Blues", vmin=0, vmax=1)
+        axes.set_facecolor(MISSING)
+        is_long = count * max(map(len, names)) > 40
+        axes.set_xticks(range(count), names, rotation=45 * is_long, ha="right" if is_long else "center")
+        axes.set_yticks(range(count), [f"{name} ({total:,.0f})" for name, total in zip(names, sums_C, strict=True)])
+        axes.set(xlabel="predicted class", ylabel=f"true class ({target.unit}s)")
+        figure.suptitle(f"{split}: confusion matrix", x=0.01, ha="left", weight="bold", fontsize=11.5)
+        axes.set_title(f"share of each true class, and number; {sums_C.sum():,.0f} {target.unit}s", fontsize=8)
+        if count > MOST_NUMBERED:
+            figure.colorbar(image, ax=axes, label="share of the true class")
+        else:
+            for (row, column), share in np.ndenumerate(shares_CC):
+                text = f"{100 * share:.1f} %\n{counts_CC[row, column]:,.0f}" if np.isfinite(share) else "0"
+                shade = "white" if share > 0.6 else "black"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=shade)
+        path.write_bytes(png(figure, dpi=150))
 
 
 def _shown(name: str) -> str:
@@ -263,8 +287,8 @@ def _shown(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def _figure() -> tuple[Any, Any]:
+def _figure(width: float = 5) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, 0.85 * width), dpi=120, layout="constrained")
     return figure, figure.subplots()

@@ -69,7 +69,8 @@ class Options:
     def must_exist(self, *names: str) -> None:
         """UserError for the first of these options (default: of all that name a path to read) of which the file or
         folder is missing; before any long work."""
-        paths = (entry.name for entry in fields(self) if "Path" in str(entry.type) and entry.name != "output")
+        written = ("output", "plot")
+        paths = [entry.name for entry in fields(self) if "Path" in str(entry.type) and entry.name not in written]
         for name in names or paths:
             path = getattr(self, name)
             require(path is None or str(path) == "-" or path.exists(), f"{path}: no such file or folder (--{name})")
@@ -130,7 +131,7 @@ class OutputOptions(ModelOptions):
     """A file to write, perhaps with others beside it."""
 
     output: Path | None = None
-    """File to write; its extension sets the format."""
+    """File to write; its extension sets the format. Positions count from 0, end not included."""
 
     ENDINGS: ClassVar[tuple[str, ...]] = ()
     """Allowed for --output."""
@@ -182,12 +183,39 @@ class EmbedOptions(InputOptions):
     """Hidden states to take: 0 is the embedding, -1 (default) the last layer; several give one column each."""
     strand: Literal["forward", "reverse", "both"] = "forward"
     """both: mean of the two strands; per nucleotide, the reverse strand's outputs are reversed first."""
+    plot: Path | None = None
+    """Picture of the embeddings to write as well (.png, .svg), in the folder of --output."""
+    projection: Literal["pca", "umap", "both"] = "pca"
+    """What --plot shows: the first two principal components, UMAP, or both side by side."""
+    colour: str = ""
+    """What colours the points of --plot: a column of the table in --input, of classes or of numbers; or contig, name or
+    strand of the output (default: with --bed, name)."""
 
     ENDINGS = (".parquet", ".npy", ".h5ad")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(set(self.layers)) == len(self.layers), f"--layers {self.layers}: name each layer once")
+        of_plot = self.plot is not None or (self.projection, self.colour) == ("pca", "")
+        require(of_plot, "--projection and --colour are for a picture; say where to write it with --plot")
+        is_picture = self.plot is None or self.plot.suffix in (".png", ".svg")
+        require(is_picture, f"{self.plot}: the ending of --plot must be .png or .svg")
+
+    @property
+    def reads_table(self) -> bool:
+        """Whether --input is a table by its name."""
+        return self.input.name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt", ".parquet"))
+
+    def check_files(self) -> None:
+        """As for other verbs, and for --plot."""
+        super().check_files()
+        if self.plot is None or self.output is None:
+            return
+        beside = self.plot.parent.resolve() == self.output.parent.resolve()
+        require(beside, f"--plot {self.plot}: must be in the folder of --output ({self.output.parent})")
+        refuse_outputs(self.output, [self.plot])
+        for name in ("sklearn", *(["umap"] if self.projection != "pca" else [])):
+            require_library(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +252,7 @@ class FinetuneOptions(RunOptions):
     """Further test sets, as name=path."""
     task: Task = "classification"
     """What a label is: a class, 0/1 in several columns, a number, (base_...) one for every nucleotide, or (contact)
-    pairs of nucleotides, as 3-17 9-40."""
+    pairs of nucleotides, counted from 0, as 3-17 9-40."""
     label_columns: list[str] = field(default_factory=list)
     """Columns of the labels (default: label)."""
     label_names: list[str] = field(default_factory=list)

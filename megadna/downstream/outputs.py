@@ -229,7 +229,7 @@ def write_npy(parts: list[Path], path: Path) -> None:
         header = {"descr": "<f4", "fortran_order": False, "shape": _shape(parts)}
         np.lib.format.write_array_header_1_0(file, header)
         for number, table in enumerate(tables_of(parts)):
-            np.ascontiguousarray(_vectors(table), "<f4").tofile(file)
+            np.ascontiguousarray(vectors_of(table), "<f4").tofile(file)
             _others(table).to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
 
 
@@ -249,7 +249,7 @@ def write_anndata(parts: list[Path], path: Path) -> None:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         start, others = 0, []
         for table in tables_of(parts):
-            array[start : start + len(table)] = _vectors(table)
+            array[start : start + len(table)] = vectors_of(table)
             start += len(table)
             others.append(_others(table))
         rows = pd.concat(others, ignore_index=True)
@@ -276,7 +276,7 @@ def _vector_columns(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
 
 
-def _vectors(table: pa.Table) -> np.ndarray:
+def vectors_of(table: pa.Table) -> np.ndarray:
     """The vector columns side by side, fp32 [rows, features]."""
     columns = [table[name].combine_chunks() for name in _vector_columns(table.schema)]
     return np.concatenate([c.flatten().to_numpy().reshape(len(c), c.type.list_size) for c in columns], axis=1)

@@ -380,6 +380,8 @@ class Reporter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
         """One step."""
         self._progress.advance()
+        losses = [f", loss {entry['loss']:.4f}" for entry in state.log_history[-3:] if "loss" in entry]
+        self._progress.note = f"epoch {state.epoch:.3g}{''.join(losses[-1:])}"
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **loaders: Any) -> None:
         """One batch of an evaluation during training, or of a prediction."""
@@ -389,7 +391,7 @@ class Reporter(TrainerCallback):
             self._progress.total = total
             self._progress.advance()
         else:
-            self._progress.note = f"evaluating, batch {self._batches} of {total}"
+            self._progress.note = f"epoch {state.epoch:.3g}, scoring dev: batch {self._batches} of {total}"
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **unused: Any) -> None:
         """The end of an evaluation during training."""

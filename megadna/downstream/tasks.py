@@ -74,7 +74,7 @@ def read_table(path: Path, labels: Sequence[str] = (), subset: str = "", groups:
     """One table, its index the rows of the file from 0 on, its column `family` the column `groups` of the file;
     UserError with the file and the row or column that does not fit."""
     require(path.is_file(), f"{path}: no such file")
-    table = _read(path)
+    table = read_cells(path)
     require(len(table) > 0, f"{path}: has no rows")
     for name in ("task", "split"):
         if name in table:
@@ -116,7 +116,7 @@ def _require_filled(table: pd.DataFrame, name: str, path: Path) -> None:
             raise UserError(f"{path}: row {row + 1}: column {name!r} is empty")
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_cells(path: Path) -> pd.DataFrame:
     """Cells as text, "" if empty; columns of lists (Parquet) as they are."""
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
     if kind in ("fna", "fa", "fasta"):

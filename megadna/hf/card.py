@@ -38,8 +38,10 @@ pipeline_tag: fill-mask
 
 # DNA encoder, {parameters} parameters
 
-A masked language model of DNA: {tokens}, {norm}, {positions}, {activation}. Trained with megadna {version} and
-exported in {dtype} in the format `{target}`.
+A masked language model of DNA: it predicts hidden bases, and its hidden states are embeddings. {summary}
+
+Inside: {tokens}, {norm}, {positions}, {activation}. Trained with megadna {version}, exported in {dtype} in
+the format `{target}`.
 
 ## Architecture and training
 
@@ -198,6 +200,7 @@ def model_card(
         )
         + (f" The model that training started from: licence {started}." if started else ""),
         parameters=f"{parameters:,}",
+        summary=_summary(provenance),
         tokens=tokens,
         norm={"pre": "pre-norm", "post": "post-norm"}[model.norm_placement] + f" ({model.normalization})",
         positions=f"{model.positions} positions",
@@ -213,6 +216,26 @@ def model_card(
         remote=REMOTE_NOTE if remote else "",
         max_length=config.data.sequence_length,
     )
+
+
+def _summary(provenance: Provenance) -> str:
+    """What a reader needs first: the data, and the score beside the baselines; a sentence each, as far as known."""
+    parts = []
+    names = list(
+        dict.fromkeys(source.species or source.name for data in provenance.datasets for source in data.sources)
+    )
+    if names:
+        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+        bases = sum(data.bases["train"] for data in provenance.datasets)
+        parts.append(f"Training data: {bases:,} bases of {', '.join(names[:SHOWN])}{more}.")
+    for result in sorted(provenance.evaluations, key=lambda result: result["split"] != "test")[:1]:
+        others = ", ".join(f"{name} {score['bits_per_base']:.3f}" for name, score in result["baselines"].items())
+        bits = result["model"]["bits_per_base"]
+        text = (
+            f"On the split {result['split']}, which it was not trained on, it needs {bits:.3f} bits for a hidden base"
+        )
+        parts.append(f"{text} (baselines: {others}; less is better).")
+    return " ".join(parts)
 
 
 def _example(target: str, config: Config) -> str:

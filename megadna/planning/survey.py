@@ -334,7 +334,8 @@ def survey(folder: Path) -> Genomes:
     require(not folder.is_file(), f"{folder}: is a file; name the folder that holds it")
     require(folder.is_dir(), f"{folder}: no such folder; name the one that holds the FASTA files")
     found = _Survey(folder)
-    for path in tracked(list(_files(folder, found.ignored)), f"reading {folder}", unit="files"):
+    paths = list(_files(folder, found.ignored))
+    for path in tracked(paths, f"reading {folder}", len(paths), "files"):
         found.take(path)
     if not found.rows:
         looked = [(name, reason) for name, reason in found.ignored if reason != _OTHER] or found.ignored

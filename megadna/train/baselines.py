@@ -198,7 +198,7 @@ def fit(chunks: Iterable[Dna], *, both_strands: bool, k: int = MAX_K) -> MarkovT
     """
     width = 2 * k + 1
     counts = np.zeros(4**width, dtype=np.int64)
-    for codes in tracked(_batches(chunks), "counting contexts of the Markov baseline", unit="batches"):
+    for codes in _batches(chunks):
         counts += np.bincount(_windows(codes, width), minlength=4**width)
     window = counts.reshape((4,) * width)
     if both_strands:
@@ -317,5 +317,6 @@ def _spread(chunks: Chunks, max_bases: int) -> Iterator[Dna]:
     probe = range(0, len(chunks), max(1, len(chunks) // 1000))
     mean_length = np.mean([len(chunks[index]) for index in probe]) if len(chunks) else 0.0
     stride = max(1, int(np.ceil(len(chunks) * mean_length / max_bases)))
-    for index in range(0, len(chunks), stride):
+    indices = range(0, len(chunks), stride)
+    for index in tracked(indices, "counting contexts of the Markov baseline", len(indices), "chunks"):
         yield chunks[index]

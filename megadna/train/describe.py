@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megadna.arguments import load_config
 from megadna.config import Config
 from megadna.data.dataset import open_chunks
 from megadna.data.evaluation import EvaluationSamples
@@ -26,7 +27,7 @@ from megadna.tokenizer.build import build_tokenizer
 from megadna.train.checkpoint import read_config, read_numbers, step_folders
 from megadna.train.integrity import check, read_marker, tensor_entries
 from megadna.train.metrics import MetricLines
-from megadna.train.run_folder import beside_guessing
+from megadna.train.run_folder import beside_guessing, read_evaluation, verdict
 from megadna.train.step import TrainState, build_state
 
 GB = 1e9
@@ -151,35 +152,65 @@ def describe_checkpoint(folder: Path, *, tensors: bool) -> Iterator[str]:
 
 
 def describe_run(run: Path) -> Iterator[str]:
-    """Progress and checkpoints of a run; damage that shows without reading the weights, line by line."""
-    metrics = run / "metrics.jsonl"
+    """How far a run is, its model, scores and checkpoints; the damage that shows without reading the weights."""
+    metrics, config = run / "metrics.jsonl", _config_of(run)
     if metrics.exists():
         step, lines = None, MetricLines(metrics)
         for line in lines:
             step = line["step"]
         if step is not None:
-            yield f"run at step {step:,}: {metrics}"
+            yield f"run at step {step:,}{f' of {config.train.steps:,}' if config else ''}: {metrics}"
         yield from (f"  {note}" for note in lines.notes())
+    if config:
+        path = config.data.path
+        data = path if isinstance(path, str) else ", ".join(path)
+        yield f"  {_model_line(config)}; tokenizer {config.tokenizer.kind}; trained on {data}"
+    yield from _scores(run)
     folders = step_folders(run)
     found = [_status(folder) for folder in folders]
-    whole = sum(is_whole for is_whole, _ in found)
-    yield (
-        f"{whole} whole checkpoints"
-        + (f", {len(found) - whole} damaged" if whole < len(found) else "")
-        + ":" * bool(found)
-    )
-    for folder, (_, text) in zip(folders, found, strict=True):
-        yield f"  {folder.name}" + text
+    known = [bits for bits, _ in found if bits is not None and not math.isnan(bits)]
+    damaged = sum(bool(text) for _, text in found)
+    more = f", {damaged} damaged" * bool(damaged)
+    yield f"{len(found) - damaged} whole checkpoints{more}{':' * bool(found)}"
+    for folder, (bits, text) in zip(folders, found, strict=True):
+        lowest = ", the lowest" if len(known) > 1 and bits == min(known) else ""
+        score = "" if bits is None else f"  valid {bits:.4f} bits per base{beside_guessing(bits)}{lowest}"
+        yield f"  {folder.name}{text or score}"
 
 
-def _status(folder: Path) -> tuple[bool, str]:
-    """Whether the marker names its files and state.json can be read; the validation, or what is wrong."""
+def _config_of(run: Path) -> Config | None:
+    """config.yaml of the run; None where it is missing or damaged, which training would say."""
+    try:
+        return load_config(run / "config.yaml", is_trained=True)
+    except UserError:
+        return None
+
+
+def _scores(run: Path) -> Iterator[str]:
+    """A line for each split that was evaluated, beside baselines."""
+    files = sorted(run.glob("evaluation-*.json"))
+    for file in files:
+        try:
+            found = read_evaluation(file)
+        except UserError as error:
+            yield f"  {error}"
+            continue
+        others = ", ".join(f"{name} {score['bits_per_base']:.4f}" for name, score in found["baselines"].items())
+        bits, spread = found["model"]["bits_per_base"], found["model"].get("standard_error")
+        spread = "" if spread is None else f" ± {spread:.4f}"
+        yield f"  {found['split']}: {bits:.4f}{spread} bits per base at step {found.get('step', '-')}; {others}"
+        yield from (f"    {text}" for text in filter(None, [verdict(found["model"], found["baselines"])]))
+    if not files:
+        yield f"  not yet beside baselines: megadna evaluate --model {run} --split test"
+
+
+def _status(folder: Path) -> tuple[float | None, str]:
+    """The validation, if the marker names its files and state.json can be read; else what is wrong."""
     try:
         read_marker(folder)
-        bits = read_numbers(folder).get("valid_bits_per_base")
+        return read_numbers(folder).get("valid_bits_per_base"), ""
     except UserError as error:
-        return False, f"  {error}"
-    return True, "" if bits is None else f"  valid {bits:.4f} bits per base{beside_guessing(bits)}"
+        return None, f"  {error}"
 
 
 def _model_line(config: Config) -> str:

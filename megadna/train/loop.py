@@ -324,7 +324,8 @@ class TrainingRun:
     def _announce(self) -> None:
         world, parallel, batch = self.world, self.config.parallel, self.config.train.global_batch_size
         log.info(
-            "%d rank%s on %s: tensor %d x pipeline %d x data %d | %s | %d tokens per sample, %d samples per step",
+            "%d rank%s on %s: tensor %d x pipeline %d x data %d, %s",
             *(world.size, "s" * (world.size > 1), world.device.type, parallel.tensor, parallel.pipeline),
-            *(world.data_size, self.config.engine.precision, self.sequence_length, batch),
+            *(world.data_size, self.config.engine.precision),
         )
+        log.info("%d samples of %d tokens a step", batch, self.sequence_length)

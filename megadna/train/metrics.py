@@ -13,7 +13,6 @@ import importlib.util
 import json
 import math
 import re
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from megadna.config import Config, LogConfig
 from megadna.errors import UserError, require
 from megadna.files import atomic_file, write_text
 from megadna.log import get_logger
-from megadna.progress import Progress
+from megadna.progress import EVERY_SECONDS, Progress, amount, duration, is_live
 from megadna.train.run_folder import beside_guessing
 
 log = get_logger(__name__)
@@ -177,9 +176,8 @@ def _joined(first: list[float], second: list[float]) -> list[float]:
 
 
 PLAIN_LINES = 25
-"""A run logs about this many progress lines (with a progress bar, only in log.txt) ..."""
-PLAIN_SECONDS = 60.0
-"""... and one if there was none for this time."""
+"""A run logs about this many progress lines (where a line changes, only in log.txt), and one if there was none for
+EVERY_SECONDS."""
 
 
 class Metrics:
@@ -193,7 +191,7 @@ class Metrics:
         self.first_step, self.started, self.shown = first_step, time.monotonic(), -math.inf
         self.shown_step = first_step
         self.progress: Progress | None = None
-        if sys.stderr.isatty():
+        if is_live():
             self.progress = Progress("training", self.steps, "steps", own_lines=True).__enter__()
             self.progress.skip(first_step)
 
@@ -214,15 +212,11 @@ class Metrics:
 
     def validation(self, step: int, numbers: dict[str, Any], protocol: str) -> None:
         """Show and write a validation, whose keys begin with `valid_`; the protocol is that of MaskedScore."""
-        log.info(
-            "step %6d | valid %.4f bits per base%s (standard error %.4f) | accuracy %.4f%s",
-            step,
-            numbers["valid_bits_per_base"],
-            beside_guessing(numbers["valid_bits_per_base"]),
-            numbers["valid_bits_per_base_se"] or math.nan,
-            numbers["valid_accuracy"],
-            "" if protocol == "base" else f" | protocol {protocol}",
-        )
+        bits, error = numbers["valid_bits_per_base"], numbers["valid_bits_per_base_se"]
+        spread = "" if error is None else f" ± {error:.4f}"
+        text = "step %d, valid %.4f%s bits per base%s, accuracy %.4f%s"
+        of_blocks = "" if protocol == "base" else f", protocol {protocol}"
+        log.info(text, step, bits, spread, beside_guessing(bits), numbers["valid_accuracy"], of_blocks)
         self._write({"step": step, **numbers})
 
     def go_back(self, step: int) -> None:
@@ -244,21 +238,22 @@ class Metrics:
         self.file.close()
 
     def _show(self, step: int, numbers: dict[str, Any]) -> None:
-        loss, speed = numbers["loss"], numbers["tokens_per_second"]
+        loss, speed = f"loss {numbers['loss']:.4f}", f"{amount(numbers['tokens_per_second'])} tokens/s"
         if self.progress:
             self.progress.advance(step - self.shown_step)
-            self.progress.note = f"loss {loss:.4f}, {speed:,.0f} tokens/s"
+            self.progress.rate, self.progress.note = speed, loss
         self.shown_step = step
         now = time.monotonic()
         interval = self.config.interval
         every = max(1, self.steps // PLAIN_LINES // interval) * interval
-        if step == self.steps or step % every == 0 or now - self.shown >= PLAIN_SECONDS:
+        if step == self.steps or step % every == 0 or now - self.shown >= EVERY_SECONDS:
             self.shown = now
-            left = int((self.steps - step) * (now - self.started) / max(1, step - self.first_step))
-            (log.debug if self.progress else log.info)(
-                "step %6d / %d | loss %.4f | grad norm %.2f | lr %.2e | %.0f tokens/s | %d:%02d left",
-                *(step, self.steps, loss, numbers["grad_norm"], numbers["lr"], speed, left // 60, left % 60),
-            )
+            left = duration((self.steps - step) * (now - self.started) / max(1, step - self.first_step))
+            lr = f"{numbers['lr']:.1e}".replace("e-0", "e-").replace(
+                "0.0e+00", "0"
+            )  # with its time, the line fits 80 columns
+            numbered = (step, self.steps, loss, lr, speed, left)
+            (log.debug if self.progress else log.info)("step %d/%d, %s, lr %s, %s, %s left", *numbered)
 
     def _write(self, line: dict[str, Any]) -> None:
         lost = {name: None for name, value in line.items() if isinstance(value, float) and not math.isfinite(value)}

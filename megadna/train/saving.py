@@ -109,7 +109,7 @@ class CheckpointWriter:
         del sharded
         self.stall_seconds, self.stall_bytes = time.perf_counter() - start, _peak_memory() - memory
         log.info(
-            "checkpoint of step %d: training paused for %.2f s, using %.0f MB more host memory",
+            "step %d, checkpoint: training paused for %.2f s, %.0f MB more host memory",
             *(state.step, self.stall_seconds, self.stall_bytes / 1e6),
         )
         if wait and self.num_failed_in_a_row:

@@ -466,7 +466,14 @@ def test_scores_are_logged_with_split_epoch_and_step(monkeypatch: pytest.MonkeyP
     lines: list[str] = []
     monkeypatch.setattr(task_training.log, "info", lambda text, *values: lines.append(text % values))
     metrics = {"eval_loss": 0.5, "eval_accuracy": 0.75, "eval_runtime": 3.0, "epoch": 1.5}
-    task_training.Reporter().on_evaluate(None, TrainerState(epoch=1.5, global_step=30), None, metrics=metrics)
+    reporter, state = task_training.Reporter(), TrainerState(epoch=1.5, global_step=30, max_steps=40)
+    state.log_history = [{"loss": 0.75, "step": 28}, {"loss": 0.625, "step": 30}]
+    with reporter.during("training with seed 1", "steps"):
+        reporter.on_train_begin(None, state, None)
+        reporter.on_step_end(None, state, None)
+        told = reporter._progress.numbers()
+        assert told.startswith("2 %, 1 of 40 steps, ") and told.endswith(" left, epoch 1.5, loss 0.6250")
+    reporter.on_evaluate(None, state, None, metrics=metrics)
     task_training._log_scores("test", TrainerState(epoch=2.0, global_step=40), {"test_mcc": -0.25})
     assert lines == [
         "dev | epoch 1.5, step 30 | loss 0.5000 | accuracy 0.7500",

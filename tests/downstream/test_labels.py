@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy_models import megadna_folder
 
 from megadna.cli import main
-from megadna.downstream import metrics
+from megadna.downstream import metrics, pictures
 from megadna.downstream.benchmark import markdown
 from megadna.downstream.finetune import read_data
 from megadna.downstream.inputs import file_names, in_natural_order, value_columns
-from megadna.downstream.metrics import remark, scores, write_plots
+from megadna.downstream.metrics import remark, scores, write_confusion, write_plots
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.tasks import Target, find_tasks, read_table
 from megadna.errors import UserError
@@ -311,3 +311,17 @@ def test_a_table_in_utf_16_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sequence,label\nACGT,1\n", encoding="utf-16")
     with pytest.raises(UserError, match=r"a.csv: UTF-16 text; convert it \(iconv -f UTF-16 -t UTF-8\)"):
         read_table(tmp_path / "a.csv")
+
+
+def test_a_confusion_matrix_has_names_shares_and_counts(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "png", lambda figure, dpi: drawn.append(figure) or b"")
+    target = Target("classification", ["donor", "_$acceptor", "absent"])
+    truth, called = np.array([0, 0, 0, 1]), np.array([0, 1, 0, 1])
+    write_confusion(truth, called, target, "test", tmp_path / "c.png")
+    axes = drawn[0].axes[0]
+    cells = [text.get_text() for text in axes.texts]
+    assert cells == ["66.7 %\n2", "33.3 %\n1", "0.0 %\n0", "0.0 %\n0", "100.0 %\n1", "0.0 %\n0", "0", "0", "0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["donor (3)", "_$acceptor (1)", "absent (0)"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == target.names
+    assert drawn[0].get_suptitle() == "test: confusion matrix" and axes.get_title("left").endswith("number; 4 rows")

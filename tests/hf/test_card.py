@@ -27,6 +27,7 @@ def test_a_row_of_a_source_has_its_contigs_and_the_chunks_of_each_split(tmp_path
         numbers={}, datasets=[manifest], contigs=_contigs(folder / "contigs.tsv"), evaluations=[], source={}
     )
     card = model_card("aido", Config(), provenance, parameters=1, dtype="fp32", license_name="")
+    assert f"Training data: {manifest.bases['train']:,} bases of phage | lambda.\n" in card
     chunks = " / ".join(str(manifest.chunks[split]) for split in splits)
     assert (
         f"| source | species | records | bases | {' / '.join(splits)} chunks | contigs |\n|---|---|---|---|---|---|\n"
@@ -68,6 +69,10 @@ def test_the_card_says_where_the_model_is_no_better_than_a_baseline(
         "aido", Config(), provenance_of(numbers, *evaluations), parameters=1, dtype="fp32", license_name=""
     )
     assert expected in card and ("no better than" in card) == bool(expected)
+    first = (
+        f"On the split test, which it was not trained on, it needs {bits or 0:.3f} bits for a hidden base (baselines: "
+    )
+    assert (f"{first}uniform 2.000, composition 1.960, markov 1.940; less is better)." in card) == (bits is not None)
     assert ("was not compared with baselines" in card) == (not evaluations)
 
 

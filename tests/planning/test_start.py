@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from megadna.arguments import load_config
-from megadna.commands import preprocess
+from megadna.commands import launch, preprocess
 from megadna.commands.start import _lines, _yaml, main
 from megadna.data.inputs import find_sources
 from megadna.data.manifest import load_manifest
@@ -287,6 +287,14 @@ def test_more_gpus_than_a_node_has_go_through_slurm(tmp_path: Path, capsys: pyte
     main([str(folder), "--gpus", "12", "--output", str(tmp_path / "first")])
     command = next_commands(capsys.readouterr().out)[2]
     assert command[:6] == ["launch", "slurm", "--nodes", "2", "--ranks_per_node", "6"]
+    launch.main([*command[1:], "--dry_run"])
+    script = capsys.readouterr().out
+    assert "#SBATCH --nodes=2\n" in script and "#SBATCH --gpus-per-node=6\n" in script
+    key = (
+        r"global_batch_size \(\d+\) must be divisible .* x 35 data-parallel ranks: take fewer ranks, or --train.global_"
+    )
+    with pytest.raises(UserError, match=key):
+        launch.main([*command[1:2], "--nodes", "5", "--ranks_per_node", "7", *command[6:], "--dry_run"])
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from megadna.errors import UserError
 from megadna.log import log_file, setup_logging
 from megadna.model.shapes import peak_tflops, training_flops
 from megadna.tokenizer.base import NucleotideTokenizer
+from megadna.train import metrics as metrics_module
 from megadna.train.loop import TIMING_KEYS
 from megadna.train.metrics import Metrics, check_log
 
@@ -158,7 +159,7 @@ def test_log_txt_holds_plain_dated_lines_of_both_starts(resumed: Path) -> None:
     text = (resumed / "log.txt").read_text()
     lines = text.splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines) and "\x1b" not in text
-    steps = [int(match) for match in re.findall(r"step +(\d+) / 6 \| loss", text)]
+    steps = [int(match) for match in re.findall(r"step (\d+)/6, loss", text)]
     assert steps == [1, 2, 3, 4, 5, 6, 4, 5, 6]
     assert "resuming" in text and "[2, 3] begin before step 4: no profile" in text
 
@@ -197,8 +198,33 @@ def test_beside_a_progress_bar_the_steps_still_go_to_log_txt(
             sinks.training(step, numbers)
         sinks.close()
     text = (tmp_path / "log.txt").read_text()
-    assert "step     10 / 100 | loss 1.0000" in text and "left" in text
+    assert "step 10/100, loss 1.0000, lr 1.0e-3, 1 tokens/s, " in text and "left" in text
     assert len(read_lines(tmp_path)) == 10
+
+
+def test_the_lines_of_a_long_run_fit_80_columns(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(metrics_module.log, "info", lambda text, *values: heard.append(text % values))
+    monkeypatch.setattr(metrics_module.time, "monotonic", iter([0.0, 1.0, 5_000.0]).__next__)
+    config = replace(config, train=replace(config.train, steps=400_000), log=LogConfig(tensorboard=False))
+    sinks = Metrics(tmp_path, config, first_step=100_000)
+    numbers = {"loss": 12.34567, "grad_norm": 1.0, "lr": 4e-4, "tokens_per_second": 123_456.0}
+    sinks.training(160_000, numbers)
+    sinks.training(200_000, {**numbers, "tokens_per_second": 7_350.0})
+    sinks.validation(
+        200_000,
+        {"valid_bits_per_base": 1.84602, "valid_bits_per_base_se": 0.00459, "valid_accuracy": 0.397},
+        "base",
+    )
+    sinks.close()
+    assert heard == [
+        "step 160000/400000, loss 12.3457, lr 4.0e-4, 123 k tokens/s, 4 s left",
+        "step 200000/400000, loss 12.3457, lr 4.0e-4, 7,350 tokens/s, 2.8 h left",
+        "step 200000, valid 1.8460 ± 0.0046 bits per base, accuracy 0.3970",
+    ]
+    assert all(len("12:00:00 " + line) <= 80 for line in heard)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Checkpoints: the run that stops and resumes is the run that never stopped; damage is seen and passed over."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def test_what_is_no_line_is_left_out_counted_and_said(tmp_path: Path, caplog: py
     said = list(describe_run(tmp_path))
     assert said[0] == f"run at step 2: {path}" and "lines left out: 2" in said[1] and "line 2)" in said[1]
     assert said[2] == f"  {path}: the last line is cut off and was left out"
+    score = {"bits_per_base": 1.9, "perplexity": 3.7, "accuracy": 0.3}
+    others = {"uniform": {**score, "bits_per_base": 2.0}, "markov": {**score, "bits_per_base": 1.88}}
+    found = {"split": "test", "step": 2, "samples": 9, "hidden_bases": 99, "model": {**score, "standard_error": 0.01}}
+    (tmp_path / "evaluation-test.json").write_text(json.dumps({**found, "baselines": others}))
+    (tmp_path / "config.yaml").write_text("train: {steps: 8000}\ndata: {path: genomes}\n")
+    said = list(describe_run(tmp_path))
+    assert said[0] == f"run at step 2 of 8,000: {path}"
+    assert said[3].endswith("; tokenizer nucleotide; trained on genomes")
+    assert said[4] == "  test: 1.9000 ± 0.0100 bits per base at step 2; uniform 2.0000, markov 1.8800"
+    assert said[5].startswith("    no better than markov (1.8800)") and said[6] == "0 whole checkpoints"
     cut_after(path, 5)
     assert path.read_text() == '{"step": 1, "loss": 1.5}\n{"step": 2, "loss": null}\n'
     assert "lines left out: 2" in caplog.text and "cut off" not in caplog.text

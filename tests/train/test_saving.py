@@ -86,7 +86,9 @@ def test_saves_are_whole_and_latest_points_to_the_newest(saved: Path) -> None:
 
 def test_inspect_lists_what_a_checkpoint_and_a_run_hold(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inspect.main([str(saved)])
-    assert "3 whole checkpoints" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 whole checkpoints" in printed
+    assert f"not yet beside baselines: megadna evaluate --model {saved} --split test" in printed
     inspect.main([str(saved / "checkpoints" / "step-00000003"), "--tensors"])
     printed = capsys.readouterr().out
     assert "step 3" in printed and "every checksum fits" in printed and "valid 1.9700" in printed
