@@ -302,14 +302,19 @@ def add_options(parser: ArgumentParser, options: Any) -> None:
 
 def options_from(namespace: Namespace, options: type[Options]) -> Options:
     """The dataclass among the parsed arguments."""
-    return options(**{name: namespace[name] for name in options.__dataclass_fields__})  # type: ignore[attr-defined]
+    return options(**{entry.name: namespace[entry.name] for entry in fields(options)})  # type: ignore[arg-type]
+
+
+def parsed_options(command: str, description: str, options: type[Options], arguments: list[str]) -> Options:
+    """The dataclass of a command's arguments."""
+    parser = new_parser(command, description)
+    add_options(parser, options)
+    return options_from(parse(parser, arguments), options)
 
 
 def checked_options(command: str, description: str, options: type[Options], arguments: list[str]) -> Options:
     """The dataclass of a command's arguments, its files checked (`check_files`)."""
-    parser = new_parser(command, description)
-    add_options(parser, options)
-    found = options_from(parse(parser, arguments), options)
+    found = parsed_options(command, description, options, arguments)
     found.check_files()  # type: ignore[attr-defined]
     return found
 

@@ -1,6 +1,7 @@
 """The `megadna` command: runs the verb, and turns a user's mistake into one line and exit status 2.
 
-Each verb is a module of commands/ with `main(arguments)`; only the requested one is imported, so `--help` is quick.
+Each verb is a module of commands/ with `main(arguments)`, or a line of commands/finished.py; only the requested one is
+imported, so `--help` is quick.
 """
 
 import difflib
@@ -90,8 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         verb = _verb(arguments[0])
         if not {"-h", "--help"} & set(arguments):
             _require_libraries(verb)
-        module = "import_" if verb == "import" else verb.replace("-", "_")  # a keyword of Python
-        importlib.import_module(f"megadna.commands.{module}").main(arguments[1:])
+        _run(verb, arguments[1:])
     except UserError as error:
         _fail(str(error), 2)
     except RunEnded as error:
@@ -110,6 +110,14 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    name = "import_" if verb == "import" else verb.replace("-", "_")  # a keyword of Python
+    if find_spec(f"megadna.commands.{name}") is None:
+        importlib.import_module("megadna.commands.finished").main(verb, arguments)
+    else:
+        importlib.import_module(f"megadna.commands.{name}").main(arguments)
 
 
 def _verb(word: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from string import ascii_letters, digits
 from typing import Literal
 
-from megadna.errors import require, require_positive, require_share
+from megadna.errors import require, require_not_negative, require_positive, require_share
 from megadna.layout import EngineConfig, ParallelConfig
 
 
@@ -120,7 +120,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         length = self.sequence_length
         require(length == "auto" or length >= 8, f"data.sequence_length must be at least 8, got {length}")
-        require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
+        require_not_negative("data", self, "num_workers")
         for key in ("reverse_complement", "variable_length", "lower_case_weight"):
             require_share(f"data.{key}", getattr(self, key))
         require(not (self.packing and self.variable_length), "data.packing and data.variable_length exclude each other")
@@ -191,7 +191,7 @@ class ModelConfig:
         )
         require(0.0 <= self.dropout < 1.0, f"model.dropout must lie in [0, 1), got {self.dropout}")
         require_positive("model", self, "max_positions", "rotary_base", "rotary_interpolation", "layernorm_epsilon")
-        require(self.token_types >= 0, f"model.token_types must not be negative, got {self.token_types}")
+        require_not_negative("model", self, "token_types")
 
     @property
     def query_groups(self) -> int:
@@ -270,9 +270,7 @@ class TrainConfig:
         what = f"train.warmup_steps must lie in 0..steps - 1 (of the decay), got {self.warmup_steps} of {end}"
         require(0 <= self.warmup_steps < end, f"{what}; add --train.warmup_steps {end // 10}")
         require(0 <= self.min_lr <= self.lr, f"train.min_lr must lie in 0..lr, got {self.min_lr}")
-        require(self.weight_decay >= 0, f"train.weight_decay must not be negative, got {self.weight_decay}")
-        for key in ("clip_grad", "spike_zscore"):
-            require(getattr(self, key) >= 0, f"train.{key} must not be negative, got {getattr(self, key)}")
+        require_not_negative("train", self, "weight_decay", "clip_grad", "spike_zscore")
 
     @property
     def end_of_decay(self) -> int:
@@ -309,8 +307,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         require_positive("checkpoint", self, "interval", "keep_last")
-        for key in ("keep_every", "keep_best", "max_failed"):
-            require(getattr(self, key) >= 0, f"checkpoint.{key} must not be negative, got {getattr(self, key)}")
+        require_not_negative("checkpoint", self, "keep_every", "keep_best", "max_failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +327,7 @@ class ValidationConfig:
         require_positive("validation", self, "samples", "micro_batch_size")
         bad = [name for name in self.extra if not name or not set(name) <= set(f"{ascii_letters}{digits}_.-")]
         require(not bad, f"validation.extra: name {bad[:1]}: use letters, digits, _, . and - only")
-        require(self.interval >= 0, f"validation.interval must not be negative, got {self.interval}")
+        require_not_negative("validation", self, "interval")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,3 +68,10 @@ def require_positive(section: str, config: Any, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
         require(value > 0, f"{section}.{key} must be positive, got {value}")
+
+
+def require_not_negative(section: str, config: Any, *keys: str) -> None:
+    """UserError that names the first of `keys` whose value is below 0."""
+    for key in keys:
+        value = getattr(config, key)
+        require(value >= 0, f"{section}.{key} must not be negative, got {value}")

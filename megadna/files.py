@@ -58,10 +58,10 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
         try:
             os.ftruncate(descriptor, 0)
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             temporary.replace(path) if replace else _move_new(temporary, path)
             done = True
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             if not done:
                 temporary.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ class Claim:
             if self._old.exists():
                 self._recover()
             _set_aside(self.new, self.output)
-        _sync(self.output.parent)
+        sync(self.output.parent)
 
     def _recover(self) -> None:
         """Put back a former output that a kill left set aside; delete one that was already replaced."""
@@ -214,7 +214,7 @@ def publish_files(folder: Path, target: Path) -> list[Path]:
     files = sorted(folder.iterdir())
     for file in files:
         _move_new(file, target / file.name)
-    _sync(target)
+    sync(target)
     return [target / file.name for file in files]
 
 
@@ -222,10 +222,11 @@ def sync_tree(folder: Path) -> None:
     """Flush every file of `folder` and its names to disk."""
     for parent, _, files in os.walk(folder):
         for name in [*(name for name in files if not Path(parent, name).is_symlink()), ""]:
-            _sync(Path(parent, name))
+            sync(Path(parent, name))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

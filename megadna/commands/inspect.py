@@ -94,7 +94,7 @@ def inspect_dataset(path: Path, options: InspectOptions) -> None:
         sys.stdout.write(_locate(path, options.locate) + "\n")
         return
     if options.show_batch:
-        from megadna.data.show import show_batch  # imports torch: seconds, and four times the memory of all else here
+        from megadna.data.loader import show_batch  # imports torch: seconds, and four times the memory of all else here
 
         config = load_config(Path(options.config)) if options.config else Config()
         sys.stdout.write(show_batch(replace(config, data=replace(config.data, path=str(path)))))

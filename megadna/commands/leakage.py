@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import parsed_options
 from megadna.data.leakage import Overlap, interval_overlap, sequence_overlap
 from megadna.errors import require
 from megadna.files import atomic_file
@@ -39,9 +39,8 @@ class LeakageOptions:
 
 def main(arguments: list[str]) -> None:
     """Print the contained share of a benchmark; with --output, write it per sequence."""
-    parser = new_parser("leakage", "How much of a benchmark's sequences a pretraining dataset contains.")
-    add_options(parser, LeakageOptions)
-    options = options_from(parse(parser, arguments), LeakageOptions)
+    description = "How much of a benchmark's sequences a pretraining dataset contains."
+    options = parsed_options("leakage", description, LeakageOptions, arguments)
     if options.output is not None:
         refuse_occupied(options.output, is_file=True)
     require(options.input.exists() or str(options.input) == "-", f"{options.input}: no such file")

@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import parsed_options
 from megadna.data.builder import build_dataset
 from megadna.data.manifest import SPLITS, Manifest, leakage_line
 from megadna.data.options import PreprocessOptions
@@ -13,9 +13,8 @@ from megadna.data.options import PreprocessOptions
 
 def main(arguments: list[str]) -> None:
     """Build a dataset folder and print a summary."""
-    parser = new_parser("preprocess", "FASTA files -> an indexed dataset of non-overlapping chunks.")
-    add_options(parser, PreprocessOptions)
-    options = options_from(parse(parser, arguments), PreprocessOptions)
+    description = "FASTA files -> an indexed dataset of non-overlapping chunks."
+    options = parsed_options("preprocess", description, PreprocessOptions, arguments)
     manifest, built = build_dataset(options)
     if not built:
         sys.stdout.write(f"{options.output}: already holds this dataset ({manifest.dataset_id}); nothing to do\n")

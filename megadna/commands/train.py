@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     options = parse(parser, arguments)
     config = config_from(options)
     if config.engine.dry_run:
-        from megadna.train.dry_run import describe_rank
+        from megadna.train.describe import describe_rank
 
         sys.stdout.write(describe_rank(config))
         return
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     if options.dry_run:
         if options.output:
             _check_folder(run, config, resume=options.resume, overwrite=options.overwrite, configs=configs)
-        from megadna.train.dry_run import describe_job
+        from megadna.train.describe import describe_job
 
         sys.stdout.write(describe_job(config, num_ranks))
         return

@@ -1,4 +1,4 @@
-"""Micro-batches of one data-parallel rank, read ahead by worker processes.
+"""Micro-batches of one data-parallel rank, read ahead by worker processes; and the first of them as text.
 
 In:  the config, a tokenizer, the rank, the number of samples already consumed.
 Out: an endless iterator of Batch. Micro-batch m since the start holds the samples consumed + (m * size + rank) * B +
@@ -16,6 +16,7 @@ from itertools import count
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from megadna.config import Config
@@ -26,6 +27,7 @@ from megadna.errors import UserError, require
 from megadna.log import get_logger
 from megadna.processes import STOP_SIGNALS, die_with_parent
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
+from megadna.tokenizer.build import build_tokenizer
 
 log = get_logger(__name__)
 
@@ -35,6 +37,8 @@ AUTO_LOSS = 64
 """Cheap: it costs at most one token in AUTO_LOSS."""
 PREFETCH = 4
 """Micro-batches that each worker reads ahead."""
+LINE_WIDTH = 100
+"""Of a batch as text."""
 
 
 def resolve_sequence_length(config: Config, chunk_length: int, tokenizer: Tokenizer) -> int:
@@ -176,3 +180,49 @@ def _log_passes(config: Config, samples: Samples) -> None:
         passes = total * rows.group.share / len(rows)
         text = "data %s: %s bases, %s samples an epoch%s, %.3g passes"
         log.info(text, rows.group.name, f"{rows.group.bases:,}", f"{len(rows):,}", share, passes)
+
+
+def show_batch(config: Config, *, max_rows: int = 4, max_lines: int = 3) -> str:
+    """The first micro-batch as text, a column a token: the genome, what the model sees, and what it must predict.
+
+    At most `max_rows` rows, of each at most `max_lines` lines. `<` [CLS], `>` [SEP], `_` [MASK], `?` [UNK], `.` [PAD].
+    """
+    pool = open_chunks(config.data.path, "train")
+    tokenizer = build_tokenizer(config.tokenizer)
+    length = resolve_sequence_length(config, pool.chunk_length, tokenizer)
+    samples = Samples(config, tokenizer, pool, sequence_length=length)
+    rows = samples.rows(np.arange(min(max_rows, config.train.micro_batch_size)))
+    masked = len(rows.positions_M) / rows.lengths_B.sum()
+    lines = [f"{len(rows.lengths_B)} rows of {length} tokens, {100 * masked:.1f} % of them masked"]
+    for number in range(len(rows.lengths_B)):
+        lines += ["", f"sample {rows.samples_B[number]}: {rows.lengths_B[number]} tokens"]
+        lines += _row_lines(rows, number, tokenizer, max_lines)
+    return "\n".join(lines) + "\n"
+
+
+def _row_lines(rows: Rows, number: int, tokenizer: Tokenizer, max_lines: int) -> Iterator[str]:
+    seen = rows.tokens_BS[number].astype(np.int64)
+    positions = rows.positions_M - number * len(seen)
+    here = (positions >= 0) & (positions < len(seen))
+    true, labels = seen.copy(), np.full(len(seen), -1)
+    true[positions[here]] = labels[positions[here]] = rows.targets_M[here]
+    width = max(map(len, _texts(true[: rows.lengths_B[number]], tokenizer)))
+    columns = max(1, LINE_WIDTH // (width + (width > 1)))
+    for start in range(0, min(len(seen), max_lines * columns), columns):
+        part = slice(start, start + columns)
+        for title, ids in (("genome", true), ("model sees", seen), ("predicts", labels)):
+            texts = (text.ljust(width) for text in _texts(ids[part], tokenizer))
+            yield f"  {title:<11}{(' ' if width > 1 else '').join(texts)}".rstrip()
+        yield ""
+
+
+def _texts(ids: NDArray[np.int64], tokenizer: Tokenizer) -> list[str]:
+    symbols = {
+        -1: " ",
+        tokenizer.cls_id: "<",
+        tokenizer.sep_id: ">",
+        tokenizer.mask_id: "_",
+        tokenizer.unk_id: "?",
+        tokenizer.pad_id: ".",
+    }
+    return [symbols[number] if number in symbols else tokenizer.decode(np.array([number])) for number in ids.tolist()]

@@ -21,10 +21,10 @@ from pyarrow import parquet
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import silhouette_score
 
-from megadna.downstream.annotate_options import AnnotateOptions
 from megadna.downstream.embed import WindowEmbedder
 from megadna.downstream.enrichment import enrichment, own_parts, read_track
 from megadna.downstream.genome_windows import check_windows
+from megadna.downstream.interpretation_options import AnnotateOptions
 from megadna.downstream.outputs import vectors_of
 from megadna.downstream.projection import (
     MAX_DRAWN,

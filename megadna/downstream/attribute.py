@@ -6,7 +6,7 @@ Out: a row for each base: contig, position, name, strand, region (number of its 
      a row for each sequence: its score, the completeness of its gradients, and the rank correlation of every two
      methods over its bases.
 bigWig: one file for each method and strand, OUTPUT.METHOD.plus.bw.
-Methods: importance.py. What is explained: explained.py.
+Methods, and what is explained: explained.py.
 """
 
 import json
@@ -21,12 +21,11 @@ import pyarrow as pa
 from pyarrow import parquet
 from torch import Tensor
 
-from megadna.downstream.attribution_input import check_attribution, where_of
-from megadna.downstream.attribution_options import HYPOTHETICAL, AttributeOptions
-from megadna.downstream.attribution_outputs import write_bigwigs
 from megadna.downstream.encoder import load_config, load_model
-from megadna.downstream.explained import Explained, ExplainedBases, ExplainedHead
-from megadna.downstream.importance import (
+from megadna.downstream.explained import (
+    Explained,
+    ExplainedBases,
+    ExplainedHead,
     cls_attention,
     integrated_gradients,
     masked_log_odds,
@@ -37,9 +36,18 @@ from megadna.downstream.importance import (
     use_eager_attention,
 )
 from megadna.downstream.inference import Inference, Runner
+from megadna.downstream.inputs import TRACK_OF_STRAND, bigwig_files
+from megadna.downstream.interpretation_options import HYPOTHETICAL, AttributeOptions
 from megadna.downstream.masked_bases import MaskedBases, load_masked_bases
 from megadna.downstream.outputs import base_columns, sequence_columns, write_parquet
-from megadna.downstream.stated import head_of, is_language_model, read_config, require_context
+from megadna.downstream.stated import (
+    check_attribution,
+    head_of,
+    is_language_model,
+    read_config,
+    require_context,
+    where_of,
+)
 from megadna.genome.records import Stretch, record_lengths
 from megadna.log import get_logger
 
@@ -121,7 +129,7 @@ class Attributor(Inference):
         sizes = [stretch.end - stretch.start for stretch in stretches]
         columns = base_columns(stretches)
         columns["region"] = np.repeat(np.arange(self._first, self._first + len(stretches), dtype=np.int64), sizes)
-        columns["base"] = list("".join(s.bases[s.before : len(s.bases) - s.after] for s in stretches))
+        columns["base"] = list("".join(stretch.own for stretch in stretches))
         for name, method in zip(self.options.columns, self.options.methods, strict=True):
             columns[name] = np.concatenate(found[method]).astype(np.float32)
         if self.options.hypothetical:
@@ -157,8 +165,8 @@ class Attributor(Inference):
             self._report(stretch)
         if scores:
             facts["score"] = scores
-        texts = [stretch.bases[stretch.before : len(stretch.bases) - stretch.after] for stretch in stretches]
-        return [of_true_bases(each_L4, text) for each_L4, text in zip(self._contributions, texts, strict=True)]
+        pairs = zip(self._contributions, stretches, strict=True)
+        return [of_true_bases(each_L4, stretch.own) for each_L4, stretch in pairs]
 
     def _report(self, stretch: Stretch) -> None:
         slow = [method for method in self.options.methods if method != "attention"]
@@ -178,22 +186,34 @@ class Attributor(Inference):
     def join(self, parts: list[Path], path: Path) -> None:
         """The bases in the format of the file's extension, the table of sequences, and the logos."""
         options = self.options
+        columns = dict(zip(options.methods, options.columns, strict=True))
         if path.suffix == ".bw":
-            columns = dict(zip(options.methods, options.columns, strict=True))
-            write_bigwigs(parts, path, columns, record_lengths(options.input, options.column))
+            self._write_bigwigs(parts, path, columns)
         else:
             write_parquet(parts, path)
         texts = [parquet.read_schema(part).metadata[_REGIONS] for part in parts]
         facts = pd.DataFrame([row for text in texts for row in json.loads(text)])
         facts.to_csv(path.with_name(options.table.name), sep="\t", index=False)
         if options.logo:
-            from megadna.downstream.attribution_logo import draw_sequences
+            from megadna.downstream.logos import draw_sequences
 
             bases = pd.concat([parquet.read_table(part).to_pandas() for part in parts], ignore_index=True)
-            columns = dict(zip(options.methods, options.columns, strict=True))
             title = f"{Path(options.model).name}: what each base contributes to {self.explained.what}"
             content = draw_sequences(bases, columns, title, self.explained.unit)
             path.with_name(options.picture.name).write_bytes(content)
+
+    def _write_bigwigs(self, parts: list[Path], path: Path, columns: dict[str, str]) -> None:
+        """A file for each method and strand, in genome coordinates."""
+        from megadna.genome.bigwig import write_bigwigs
+
+        files = bigwig_files(self.options.methods, path)
+        paths = {(columns[method], sign): file for (method, sign), file in files.items()}
+        frames = (parquet.read_table(part).to_pandas() for part in parts)
+        tables = (
+            rows.assign(start=rows["position"], end=rows["position"] + 1, group=rows["strand"].map(TRACK_OF_STRAND))
+            for rows in frames
+        )
+        write_bigwigs(tables, paths, record_lengths(self.options.input, self.options.column))
 
 
 def rank_correlation(one_L: np.ndarray, other_L: np.ndarray, *, signed: bool) -> float:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from megadna.alphabet import base_codes, dna_of
 from megadna.arguments import add_options, new_parser, options_from, parse
 from megadna.data.leakage import sequence_overlap
 from megadna.downstream.finetune import finetune_with, read_data
@@ -43,8 +44,6 @@ Baseline = Callable[[pd.DataFrame, pd.DataFrame, Target, int], np.ndarray | None
 K = 5
 CNN_EPOCHS, CNN_BATCH, CNN_LR = 10, 64, 1e-3
 _PENALTIES = [10.0**exponent for exponent in range(-2, 5)]
-_CODES = np.full(256, 4, np.uint8)
-_CODES[list(b"ACGT")] = range(4)
 
 
 def two_letters(train: pd.DataFrame, test: pd.DataFrame, target: Target, seed: int) -> np.ndarray | None:
@@ -151,7 +150,7 @@ BASELINES: dict[str, Baseline] = {
 
 
 def _codes(sequences: pd.Series) -> np.ndarray:
-    return _CODES[np.frombuffer("".join(sequences).encode(), np.uint8)].reshape(len(sequences), -1)
+    return base_codes(dna_of("".join(sequences))).reshape(len(sequences), -1)
 
 
 def _all_classes(found: np.ndarray, classes: np.ndarray, target: Target) -> np.ndarray:

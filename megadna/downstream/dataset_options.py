@@ -1,4 +1,4 @@
-"""The options of `megadna windows` and `megadna splice-sites`, which make labelled datasets. Quick to import."""
+"""The options of the verbs that make labelled data (windows, splice-sites); as options.py, quick to import."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +44,7 @@ class DatasetOptions(Options):
     def check_files(self) -> None:
         """UserError where --output is not given or a file to read is missing."""
         require(self.output is not None, "--output is missing: the folder to write")
-        inputs = (key for key in ("annotation", "positives", "bigwig") if hasattr(self, key))
-        self.must_exist("genome", "aliases", *inputs)
+        self.must_exist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +108,8 @@ class SpliceOptions(DatasetOptions):
     split: Literal["gene", "chromosome", "random"] = "gene"
     """`gene`, `chromosome`: no window overlaps one of another split; `random`: as the DNABERT card, with leakage."""
 
+    POSITIVE = ("per_class", "min_intron")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.per_class > 0, f"--per_class must be positive, got {self.per_class}")
-        require(self.min_intron > 0, f"--min_intron must be positive, got {self.min_intron}")
         require_share("--min_gt_ag", self.min_gt_ag)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from megadna.alphabet import BASES, base_codes, dna_of
-from megadna.downstream.mutagenesis_options import MutateOptions
+from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.options import PredictOptions
 from megadna.downstream.region_files import WHOLE, Region
 from megadna.downstream.stated import (
@@ -192,4 +192,4 @@ def effects_of(options: MutateOptions, regions: Sequence[Region]) -> Effects:
 
 def _codes(stretch: Stretch) -> np.ndarray:
     """Codes [L] of the stretch's bases, without context; 4 is N."""
-    return base_codes(dna_of(stretch.bases[stretch.before : len(stretch.bases) - stretch.after]))
+    return base_codes(dna_of(stretch.own))

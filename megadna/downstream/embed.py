@@ -12,11 +12,11 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from megadna.downstream.annotate_options import GenomeWindowOptions
 from megadna.downstream.encoder import load_model
 from megadna.downstream.genome_windows import windows_of
 from megadna.downstream.inference import Inference, Reduce
 from megadna.downstream.inputs import check_input
+from megadna.downstream.interpretation_options import GenomeWindowOptions
 from megadna.downstream.options import EmbedOptions
 from megadna.downstream.outputs import WRITERS, fixed_vectors, index_of
 from megadna.errors import require

@@ -8,7 +8,7 @@ are told apart by how the tokenizer splits a probe sequence, not by names.
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, dna_of, table
 from megadna.downstream.options import check_model
@@ -221,6 +222,22 @@ def batch_limit(batch_tokens: int, device: torch.device) -> int:
     """Tokens of a batch: on a CPU at most CPU_BATCH_TOKENS, as activations that leave its caches take a model of 128 to
     512 channels 1.2 to 1.7 times as long (tools/bench_embed.py)."""
     return min(batch_tokens, CPU_BATCH_TOKENS) if device.type == "cpu" else batch_tokens
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of the rows of each batch, the longest rows first: at most `batch_tokens` tokens, padding included."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    while order:
+        count = max(1, batch_tokens // lengths[order[0]])
+        yield order[:count]
+        order = order[count:]
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), int64 [B, S]."""
+    ids_BS = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id)
+    lengths_B = torch.tensor([len(row) for row in rows])
+    return ids_BS, (torch.arange(ids_BS.shape[1]) < lengths_B[:, None]).long()
 
 
 def pick_device() -> torch.device:

@@ -28,8 +28,8 @@ from megadna.downstream.encoder import load_config, load_tokenizer
 from megadna.downstream.generate_methods import Sampler, State
 from megadna.downstream.generate_options import GenerateOptions, OutputOf
 from megadna.downstream.generate_rules import IS_GC, Rules, codes_of, templates
+from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.masked_bases import MaskedBases, digest_of
-from megadna.downstream.mutagenesis_options import MutateOptions
 from megadna.downstream.stated import read_config
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder, write_json

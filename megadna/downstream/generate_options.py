@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from megadna.downstream.attribution_options import require_library
-from megadna.downstream.options import ModelOptions, check_model
+from megadna.downstream.options import ModelOptions, check_model, require_library
 from megadna.errors import UserError, require
 from megadna.ownership import check_folder
 

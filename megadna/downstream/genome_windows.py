@@ -8,7 +8,7 @@ Windows of which more than half is N (or another ambiguous base) are left out an
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megadna.downstream.annotate_options import AnnotateOptions, GenomeWindowOptions, SearchOptions
+from megadna.downstream.interpretation_options import AnnotateOptions, GenomeWindowOptions, SearchOptions
 from megadna.errors import require
 from megadna.genome.records import Stretch, read_stretches, record_lengths, sliding_stretches
 from megadna.log import counted, get_logger

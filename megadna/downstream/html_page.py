@@ -176,14 +176,19 @@ def json_element(name: str, content: Any) -> str:
     return f'<script type="application/json" id="{name}">{text}</script>'
 
 
+class Markup(str):
+    """A cell of a table that is XML already."""
+
+
 def table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table; columns with text are aligned to the left."""
     texts = [any(isinstance(row[number], str) for row in rows) for number in range(len(names))]
 
     def cells(values: Sequence[Any], tag: str) -> str:
         kinds = (' class="text"' if is_text else "" for is_text in texts)
-        written = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
-        return "".join(f"<{tag}{kind}>{html.escape(text)}</{tag}>" for kind, text in zip(kinds, written, strict=True))
+        written = (f"{value:.4g}" if isinstance(value, float) else value for value in values)
+        shown = (value if isinstance(value, Markup) else html.escape(str(value)) for value in written)
+        return "".join(f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(kinds, shown, strict=True))
 
     lines = [f"<tr>{cells(names, 'th')}</tr>", *(f"<tr>{cells(row, 'td')}</tr>" for row in rows)]
     return "<table>" + "".join(lines) + "</table>"

@@ -22,12 +22,21 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from megadna.downstream.attribution_options import AttributeOptions
-from megadna.downstream.encoder import SequenceTokenizer, Tokens, batch_limit, load_tokenizer, pick_device
+from megadna.downstream.encoder import (
+    SequenceTokenizer,
+    Tokens,
+    batch_limit,
+    batches_by_length,
+    load_tokenizer,
+    padded,
+    pick_device,
+)
+from megadna.downstream.inputs import read_input
+from megadna.downstream.interpretation_options import AttributeOptions
 from megadna.downstream.options import EmbedOptions, PredictOptions
-from megadna.downstream.outputs import base_columns, held_parts, sequence_columns, write_output, write_parquet
+from megadna.downstream.outputs import base_columns, grouped, sequence_columns, write_output, write_parquet
 from megadna.errors import UserError
-from megadna.genome.records import Stretch, divided, read_regions, read_stretches, record_lengths, window_grid
+from megadna.genome.records import Stretch, divided, window_grid
 from megadna.progress import Progress
 
 # Shapes: B batch, S sequence (tokens), T tokens of a window, F features, L bases, N rows.
@@ -85,7 +94,7 @@ class Runner:
             for window, found in zip(group, tokens, strict=True):
                 if not len(found.starts):
                     raise UserError(f"{stretches[window.owner].name}: {window.size} bases give no token; leave it out")
-            for batch in self._batches(tokens):
+            for batch in batches_by_length([len(one.ids) for one in tokens], self._batch_tokens):
                 owned = [_owned(group[i], tokens[i]) for i in batch]
                 for i, mask, features in zip(batch, owned, self._run([tokens[i] for i in batch], owned), strict=True):
                     merged[group[i].owner].add(group[i], tokens[i], mask, features)
@@ -103,38 +112,24 @@ class Runner:
 
     def _groups(self, stretches: Sequence[Stretch]) -> Iterator[list[Window]]:
         """The windows of all stretches, at most MAX_GROUP_BASES and one window at a time."""
-        group: list[Window] = []
-        bases = 0
-        for number, stretch in enumerate(stretches):
-            size = stretch.window or self.tokenizer.max_bases(stretch.bases)
-            for window in cut_windows(number, stretch, size, self.tokenizer.stride):
-                group.append(window)
-                bases += window.size
-                if bases >= MAX_GROUP_BASES:
-                    yield group
-                    group, bases = [], 0
-        if group:
-            yield group
-
-    def _batches(self, tokens: list[Tokens]) -> Iterator[list[int]]:
-        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i].ids))
-        while order:
-            count = max(1, self._batch_tokens // len(tokens[order[0]].ids))
-            yield order[:count]
-            order = order[count:]
+        windows = (
+            window
+            for number, stretch in enumerate(stretches)
+            for window in cut_windows(
+                number, stretch, stretch.window or self.tokenizer.max_bases(stretch.bases), self.tokenizer.stride
+            )
+        )
+        return grouped(windows, (lambda window: window.size, MAX_GROUP_BASES))
 
     @torch.inference_mode()
     def _run(self, batch: list[Tokens], owned: list[np.ndarray]) -> list[np.ndarray]:
         """Features of each window: [F] if they can be reduced on the device, else one row per token."""
-        longest = max(len(tokens.ids) for tokens in batch)
-        ids = np.full((len(batch), longest), self.tokenizer.pad_id)
-        mask, own = np.zeros((len(batch), longest), bool), np.zeros((len(batch), longest), bool)
-        first = self.tokenizer.prefix
-        for row, (tokens, keep) in enumerate(zip(batch, owned, strict=True)):
-            ids[row, : len(tokens.ids)], mask[row, : len(tokens.ids)] = tokens.ids, True
-            own[row, first : first + len(keep)] = keep
-        ids_BS, mask_BS, own_BS = (torch.from_numpy(array).to(self._device) for array in (ids, mask, own))
-        features = self._forward(ids_BS, mask_BS.long()).float()
+        ids_BS, mask_BS = padded([tokens.ids for tokens in batch], self.tokenizer.pad_id)
+        own, first = torch.zeros(ids_BS.shape, dtype=torch.bool), self.tokenizer.prefix
+        for row, keep in enumerate(owned):
+            own[row, first : first + len(keep)] = torch.from_numpy(keep)
+        ids_BS, mask_BS, own_BS = (values.to(self._device) for values in (ids_BS, mask_BS, own))
+        features = self._forward(ids_BS, mask_BS).float()
         if self.reduce == "mean":
             features = (features * own_BS[:, :, None]).sum(1)
         elif self.reduce == "max":
@@ -242,25 +237,15 @@ class Inference:
     def stretches(self) -> Iterator[Stretch]:
         """The whole input."""
         options, tokenizer = self.options, self.tokenizer
-        if options.bed is not None:
-            found = read_regions(options.input, options.bed, record_lengths(options.input))
-        else:
-            context, circular = tokenizer.max_bases() // 8, tuple(options.circular)
-            found = read_stretches(options.input, column=options.column, circular=circular, context=context)
+        context = tokenizer.max_bases() // 8 if options.bed is None else 0
+        found = read_input(options, circular=options.circular, context=context)
         return divided(found, longest=self.longest, window=tokenizer.window_bases, stride=tokenizer.stride)
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in lists of at most MAX_STRETCHES stretches and about `block_size` bases."""
-        block: list[Stretch] = []
-        bases = 0
-        for stretch in self.stretches():
-            block.append(stretch)
-            bases += len(stretch.bases)
-            if len(block) == MAX_STRETCHES or bases >= self.block_size:
-                yield block
-                block, bases = [], 0
-        if block:
-            yield block
+        return grouped(
+            self.stretches(), (lambda stretch: len(stretch.bases), self.block_size), (lambda _: 1, MAX_STRETCHES)
+        )
 
     def table(self, stretches: list[Stretch]) -> pa.Table:
         """The rows of some stretches."""
@@ -286,7 +271,6 @@ class Inference:
         output = self.options.output
         assert output is not None
         passes = 2 if self.options.strand in ("both", "apart") else 1  # both strands of a base count as one base
-        held = held_parts(output, self.settings(), self.files(output))
-        with held as parts, Progress(self.work, bases, "bases") as progress:
-            self.runner.report = lambda done: progress.advance(done / passes)
-            return write_output(self.blocks, self.table, self.join, parts, progress)
+        progress = Progress(self.work, bases, "bases")
+        self.runner.report = lambda done: progress.advance(done / passes)
+        return write_output(self, output, self.settings(), self.files(output), progress)

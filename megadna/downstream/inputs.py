@@ -11,7 +11,7 @@ refused now. It costs little: a model takes far longer for a base than reading d
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from unicodedata import normalize
@@ -19,9 +19,9 @@ from unicodedata import normalize
 import numpy as np
 
 from megadna.alphabet import BASES
-from megadna.downstream.options import InputOptions, PredictOptions
+from megadna.downstream.options import InputOptions, PredictOptions, SequenceOptions
 from megadna.errors import UserError, require, require_one_line
-from megadna.genome.records import read_regions, read_stretches, record_lengths
+from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -108,6 +108,13 @@ def count_unknown(sequences: Iterable[tuple[str, str]], missing: str) -> None:
         total, unknown = total + len(bases), unknown + here
     if unknown:
         log.warning("%d of %d bases are N: they have no %s", unknown, total, missing)
+
+
+def read_input(options: SequenceOptions, *, circular: Sequence[str] = (), context: int = 0) -> Iterator[Stretch]:
+    """Every record or region of --bed, with at most `context` bases of its contig (of a circular record) around it."""
+    if options.bed is not None:
+        return read_regions(options.input, options.bed, record_lengths(options.input), context=context)
+    return read_stretches(options.input, column=options.column, circular=tuple(circular), context=context)
 
 
 def check_input(options: InputOptions) -> int | None:

@@ -124,15 +124,15 @@ def with_p_values(
     runs: dict[str, list[tuple[int, int]]], positives: Sequence[str], negatives: Sequence[str]
 ) -> list[Candidate]:
     """The candidates with p and adjusted p, in the order of `runs`."""
-    from scipy.stats import hypergeom
+    from scipy.stats import false_discovery_control, hypergeom
 
     if not runs:
         return []
     in_positives, in_negatives = containing(runs, positives), containing(runs, negatives)
     x_M = np.array([in_positives[text] for text in runs])
     n_M = x_M + [in_negatives[text] for text in runs]
-    p_M = hypergeom.sf(x_M - 1, len(positives) + len(negatives), len(positives), n_M)
-    q_M = benjamini_hochberg(p_M)
+    p_M = hypergeom.sf(x_M - 1, len(positives) + len(negatives), len(positives), n_M).clip(max=1.0)
+    q_M = false_discovery_control(p_M)
     return [
         Candidate(text, runs[text], int(x), in_negatives[text], float(p), float(q))
         for text, x, p, q in zip(runs, x_M, p_M, q_M, strict=True)
@@ -148,15 +148,6 @@ def containing(texts: Iterable[str], sequences: Sequence[str]) -> dict[str, int]
             for word in {bases[at : at + size] for at in range(len(bases) - size + 1)} & counts.keys():
                 counts[word] += 1
     return counts
-
-
-def benjamini_hochberg(p_M: np.ndarray) -> np.ndarray:
-    """Adjusted p: min over all p' >= p of M p' / rank(p'), at most 1 (Benjamini & Hochberg 1995)."""
-    order = np.argsort(p_M)[::-1]
-    ranks = np.arange(len(p_M), 0, -1)
-    adjusted_M = np.empty(len(p_M))
-    adjusted_M[order] = np.minimum.accumulate(np.minimum(p_M[order] * len(p_M) / ranks, 1.0))
-    return adjusted_M
 
 
 def best_overlap(one: str, other: str) -> tuple[int, int]:

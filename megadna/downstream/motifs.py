@@ -15,9 +15,8 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from megadna.downstream.attribution_options import HYPOTHETICAL, MotifOptions
-from megadna.downstream.attribution_outputs import heights
-from megadna.downstream.motif_report import draw_motif, write_page
+from megadna.downstream.interpretation_options import HYPOTHETICAL, MotifOptions
+from megadna.downstream.logos import draw_motif, heights, write_page
 from megadna.downstream.motif_search import FoundMotif, consensus, find_motifs, informative
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder

@@ -26,11 +26,11 @@ from pyarrow import parquet
 
 from megadna.alphabet import BASES
 from megadna.downstream.effects import effects_of
-from megadna.downstream.inputs import BASE, check_input, file_names
-from megadna.downstream.mutagenesis_options import MutateOptions
+from megadna.downstream.inputs import BASE, check_input, file_names, read_input
+from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.options import refuse_outputs
-from megadna.downstream.outputs import base_columns, fixed_vectors, held_parts, index_of, write_npy, write_output
-from megadna.downstream.region_files import checked_regions, files_of, pieces, region_of, stretches
+from megadna.downstream.outputs import base_columns, fixed_vectors, grouped, index_of, write_npy, write_output
+from megadna.downstream.region_files import checked_regions, files_of, pieces
 from megadna.genome.records import Stretch, record_lengths
 from megadna.progress import Progress
 
@@ -56,6 +56,7 @@ class Mutagenesis:
 
     def __init__(self, options: MutateOptions) -> None:
         """UserError for what can be wrong before the model is loaded."""
+        self.progress: Progress | None = None
         self.options, self.regions = options, checked_regions(options, "effects")
         self.effects = effects_of(options, self.regions)
         self.pictures: Any = None
@@ -73,27 +74,21 @@ class Mutagenesis:
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in pieces, those of a saved part together."""
-        block: list[Stretch] = []
-        tokens = 0
-        for stretch in stretches(self.options, self.effects.context):
-            cost = self.effects.cost(stretch)
-            for piece in pieces(stretch, max(1, MAX_PART_TOKENS // cost), self.effects.around):
-                block.append(piece)
-                tokens += cost * (piece.end - piece.start)
-                if tokens >= MAX_PART_TOKENS:
-                    yield block
-                    block, tokens = [], 0
-        if block:
-            yield block
+        parts = (
+            piece
+            for stretch in read_input(self.options, context=self.effects.context)
+            for piece in pieces(stretch, max(1, MAX_PART_TOKENS // self.effects.cost(stretch)), self.effects.around)
+        )
+        return grouped(parts, (lambda piece: self.effects.cost(piece) * (piece.end - piece.start), MAX_PART_TOKENS))
 
-    def table(self, block: list[Stretch], progress: Progress | None = None) -> pa.Table:
+    def table(self, block: list[Stretch]) -> pa.Table:
         """A row a base: contig, position, name, strand, ref, and a vector of 4 for each column of the effects."""
         found = []
         for piece in block:
             found.append(self.effects(piece))
-            if progress:
-                progress.advance(len(found[-1]))
-        refs = "".join(region_of(piece).bases for piece in block)
+            if self.progress:
+                self.progress.advance(len(found[-1]))
+        refs = "".join(piece.own for piece in block)
         vectors = np.split(np.concatenate(found), len(self.effects.columns), axis=1)
         columns = dict(zip(self.effects.columns, map(fixed_vectors, vectors), strict=True))
         return pa.table({**base_columns(block), "ref": pa.array(list(refs), pa.string()), **columns})
@@ -120,9 +115,8 @@ class Mutagenesis:
         """Write all outputs and return their files ([] above rank 0); `bases`: those of the input, if known."""
         self.load()
         settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
-        first = self.options.output[0]
-        with held_parts(first, settings, self.files()) as parts, Progress("mutating", bases, "bases") as progress:
-            return write_output(self.blocks, lambda block: self.table(block, progress), self.join, parts, progress)
+        self.progress = Progress("mutating", bases, "bases")
+        return write_output(self, self.options.output[0], settings, self.files(), self.progress)
 
     def files(self) -> list[Path]:
         """All files that may be written."""
@@ -162,17 +156,13 @@ class Mutagenesis:
 
     def _write_bigwigs(self, table: pa.Table, output: Path) -> None:
         from megadna.downstream.pictures import entropy_bits, probabilities
-        from megadna.genome.bigwig import write_bigwig
+        from megadna.genome.bigwig import write_bigwigs
 
         effects_NK4, frame = self.arrays(table), table.select(["contig", "position"]).to_pandas()
         tracks = dict(zip(self.effects.columns, np.nanmax(np.abs(effects_NK4), axis=2, initial=-1).T, strict=True))
         if self.effects.is_language_model:
             tracks = {"max_abs": tracks["llr"], "entropy": entropy_bits(probabilities(effects_NK4[:, 0]))}
-        sizes = record_lengths(self.options.input, self.options.column)
-        order = frame["contig"].map({name: number for number, name in enumerate(sizes)}).to_numpy()
-        rows = np.lexsort([frame["position"].to_numpy(), order])
-        frame = frame.take(rows).reset_index(drop=True)
-        for track, path in self.bigwigs(output).items():
-            values = np.where(tracks[track] < 0, np.nan, tracks[track])[rows]
-            groups = frame.groupby("contig", sort=False).indices.items()
-            write_bigwig(path, sizes, ((str(c), frame["position"].to_numpy()[at], values[at]) for c, at in groups))
+        values = {track: np.where(value < 0, np.nan, value) for track, value in tracks.items()}
+        frame = frame.assign(start=frame["position"], end=frame["position"] + 1, group="", **values)
+        paths = {(track, ""): path for track, path in self.bigwigs(output).items()}
+        write_bigwigs([frame], paths, record_lengths(self.options.input, self.options.column))

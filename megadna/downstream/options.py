@@ -1,5 +1,5 @@
-"""The options of the verbs that use a finished model (embed, predict, finetune, benchmark): one dataclass per verb,
-whose field docstrings are its --help.
+"""What the options of verbs have in common, and those of embed, predict, finetune and benchmark: one dataclass per
+verb, whose field docstrings are its --help.
 
 Nothing here is slow to import: `--help` and a mistaken option need neither torch nor pandas.
 """
@@ -7,14 +7,20 @@ Nothing here is slow to import: `--help` and a mistaken option need neither torc
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import ClassVar, Literal, get_args, get_origin
 
 from megadna.errors import UserError, require, require_share
 from megadna.ownership import refuse_occupied
 
 Labels = Literal["classification", "multilabel", "regression", "base_classification", "base_regression", "contact"]
 Task = Literal[Labels, "generation"]
-_LIBRARIES = {".h5ad": "anndata", ".bw": "pyBigWig"}
+_LIBRARIES = {".h5ad": "anndata", ".bw": "pyBigWig", ".vcf.gz": "pysam"}
+
+
+def require_library(module: str | None, name: str = "") -> None:
+    """ModuleNotFoundError for a library that is not installed, before anything slow begins; name: pip's, if another."""
+    if module is not None and find_spec(module) is None:
+        raise ModuleNotFoundError(name=name or module)
 
 
 def check_model(folder: str) -> None:
@@ -42,6 +48,10 @@ def wrote(path: Path, counted: str = "positions from 0, end not included") -> st
 class Options:
     """Callers from Python may give paths as text; a value that is not one of the choices is an error there too."""
 
+    POSITIVE: ClassVar[tuple[str, ...]] = ()
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ()
+    """Numbers among a class's own fields that are checked."""
+
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -50,10 +60,18 @@ class Options:
             if get_origin(entry.type) is Literal:
                 choices = get_args(entry.type)
                 require(value in choices, f"--{entry.name} must be one of {', '.join(choices)}, got {value!r}")
+        for kind in type(self).__mro__:
+            for key in kind.__dict__.get("POSITIVE", ()):
+                require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
+            for key in kind.__dict__.get("NOT_NEGATIVE", ()):
+                require(getattr(self, key) >= 0, f"--{key} must not be negative, got {getattr(self, key)}")
 
     def must_exist(self, *names: str) -> None:
-        """UserError for the first of these options that names a missing file or folder; before any long work."""
-        for name in names:
+        """UserError for the first of these options (default: of all that name a path to read) of which the file or
+        folder is missing; before any long work."""
+        written = ("output", "plot")
+        paths = [entry.name for entry in fields(self) if "Path" in str(entry.type) and entry.name not in written]
+        for name in names or paths:
             path = getattr(self, name)
             require(path is None or str(path) == "-" or path.exists(), f"{path}: no such file or folder (--{name})")
 
@@ -69,57 +87,90 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(ModelOptions):
+class ContextOptions(ModelOptions):
+    """How much the model reads at once."""
+
+    max_tokens: int = 0
+    """Context in tokens, special tokens included; 0: what the model states."""
+
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("max_tokens",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(ContextOptions):
     """How the model runs."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
-    max_tokens: int = 0
-    """Context in tokens, special tokens included; 0: what the model states."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_tokens >= 0, f"--max_tokens must not be negative, got {self.max_tokens}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions(RunOptions):
-    """What to read and write, the same for embeddings and predictions."""
+class BatchOptions(Options):
+    """How much is computed at once."""
+
+    batch_tokens: int = 16384
+    """Tokens per batch at most, padding included; a CPU takes no more than 2,048, which fit its caches."""
+
+    POSITIVE = ("batch_tokens",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceOptions(Options):
+    """Records of a file, or regions of them."""
 
     input: Path
     """FASTA (also gz), or CSV, TSV or Parquet with a column of sequences."""
-    output: Path | None = None
-    """File to write; its extension sets the format. Positions count from 0, end not included."""
     bed: Path | None = None
     """BED file of regions of --input; minus-strand regions are reverse-complemented."""
     column: str = ""
     """Column of a table that has the sequences (default: sequence)."""
-    circular: list[str] = field(default_factory=list)
-    """Circular records, in addition to those whose header says circular=true: windows wrap around their ends."""
-    batch_tokens: int = 16384
-    """Tokens per batch at most, padding included; a CPU takes no more than 2,048, which fit its caches."""
 
-    ENDINGS = tuple[str, ...]()  # not annotated: no field
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(ModelOptions):
+    """A file to write, perhaps with others beside it."""
+
+    output: Path | None = None
+    """File to write; its extension sets the format. Positions count from 0, end not included."""
+
+    ENDINGS: ClassVar[tuple[str, ...]] = ()
     """Allowed for --output."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.batch_tokens > 0, f"--batch_tokens must be positive, got {self.batch_tokens}")
-        whole = self.bed is None or not self.circular
-        require(whole, "--bed names regions, which do not wrap around their contig's end; leave out --circular")
+    @property
+    def ending(self) -> str:
+        """Which of ENDINGS --output has; "" without one."""
+        name = "" if self.output is None else self.output.name
+        return next((ending for ending in self.ENDINGS if name.endswith(ending) and name != ending), "")
+
+    def files(self) -> list[Path]:
+        """All files that may be written."""
+        assert self.output is not None
+        return [self.output]
 
     def check_files(self) -> None:
         """UserError where a file or folder is missing or --output cannot be written, ModuleNotFoundError for a missing
         library; before anything slow begins."""
         check_model(self.model)
-        self.must_exist("input", "bed")
+        self.must_exist()
+        endings = ", ".join(self.ENDINGS)
         if self.output is None:
-            raise UserError(f"say where to write with --output ({', '.join(self.ENDINGS)})")
-        ending = self.output.suffix
-        require(ending in self.ENDINGS, f"{self.output}: its ending must be one of {', '.join(self.ENDINGS)}")
-        refuse_outputs(self.output, [self.output])
-        if ending in _LIBRARIES and find_spec(_LIBRARIES[ending]) is None:
-            raise ModuleNotFoundError(name=_LIBRARIES[ending])
+            raise UserError(f"say where to write with --output ({endings})")
+        require(bool(self.ending), f"{self.output}: its ending must be one of {endings}")
+        refuse_outputs(self.output, [self.output, *self.files()])
+        require_library(_LIBRARIES.get(self.ending))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(RunOptions, BatchOptions, SequenceOptions, OutputOptions):
+    """What to read and write, the same for embeddings and predictions."""
+
+    circular: list[str] = field(default_factory=list)
+    """Circular records, in addition to those whose header says circular=true: windows wrap around their ends."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = self.bed is None or not self.circular
+        require(whole, "--bed names regions, which do not wrap around their contig's end; leave out --circular")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +215,7 @@ class EmbedOptions(InputOptions):
         require(beside, f"--plot {self.plot}: must be in the folder of --output ({self.output.parent})")
         refuse_outputs(self.output, [self.plot])
         for name in ("sklearn", *(["umap"] if self.projection != "pca" else [])):
-            if find_spec(name) is None:
-                raise ModuleNotFoundError(name=name)
+            require_library(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +230,10 @@ class PredictOptions(InputOptions):
     """Bases from one window to the next (default: --window)."""
 
     ENDINGS = (".parquet", ".bed", ".bw")
+    NOT_NEGATIVE = ("window", "step")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.window >= 0 and self.step >= 0, "--window and --step must not be negative")
         require(self.step <= self.window, f"--step {self.step} is longer than --window {self.window}")
         require(self.bed is None or not self.window, "--window slides over a whole genome; leave out --bed")
 
@@ -267,14 +317,13 @@ class FinetuneOptions(RunOptions):
     crop: bool = False
     """Cut sequences longer than the context to their middle."""
 
+    POSITIVE = ("epochs", "batch_size", "learning_rate", "lora_rank", "lora_alpha")
+    NOT_NEGATIVE = ("max_steps", "patience", "eval_steps", "weight_decay")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("dev_fraction", "test_fraction", "warmup_fraction", "dropout"):
             require_share(f"--{key}", getattr(self, key))
-        for key in ("epochs", "batch_size", "learning_rate", "lora_rank", "lora_alpha"):
-            require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
-        for key in ("max_steps", "patience", "eval_steps", "weight_decay"):
-            require(getattr(self, key) >= 0, f"--{key} must not be negative, got {getattr(self, key)}")
         require(min(self.head_sizes, default=1) > 0, f"--head_sizes must be positive, got {self.head_sizes}")
         if len({seed for seed in self.seeds if 0 <= seed < 1 << 32}) < len(self.seeds):
             raise UserError(f"--seeds {self.seeds}: numbers from 0 to {(1 << 32) - 1}, each once")
@@ -291,7 +340,7 @@ class FinetuneOptions(RunOptions):
         for key in ("model", "data", "output"):
             require(bool(getattr(self, key)) and getattr(self, key) != Path(), f"--{key} is missing")
         check_model(self.model)
-        self.must_exist("data")
+        self.must_exist()
         for entry in self.test:
             name, _, path = entry.partition("=")
             require(bool(path), f"--test {entry}: must be name=path, each name once")
@@ -324,4 +373,4 @@ class BenchmarkOptions(ModelOptions):
         require(self.data.is_dir(), f"{self.data}: no such folder of tasks")
         require(self.recipe is None or self.recipe.is_file(), f"{self.recipe}: no such recipe; give one with --recipe")
         check_model(self.model)
-        self.must_exist("pretraining_data")
+        self.must_exist()

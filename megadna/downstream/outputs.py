@@ -7,9 +7,8 @@ ranks are done, the first joins the parts in order (ready/), renames the files i
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -32,6 +31,14 @@ log = get_logger(__name__)
 MAX_ROW_GROUP = 1 << 24  # bytes of a row group of the joined Parquet file
 
 
+class Work(Protocol):
+    """What is computed in parts: a table of each block of the input, from which the outputs are made."""
+
+    def blocks(self) -> Iterator[Any]: ...  # noqa: D102 - sequences of Piece
+    def table(self, block: Any, /) -> pa.Table: ...  # noqa: D102 - advances the progress bar
+    def join(self, parts: list[Path], path: Path, /) -> None: ...  # noqa: D102 - path: the output in the folder to write
+
+
 class Piece(Protocol):
     """A piece of the input, which counts `end - start` in the progress bar: a stretch of DNA, a record of a VCF."""
 
@@ -41,10 +48,9 @@ class Piece(Protocol):
     def end(self) -> int: ...  # noqa: D102
 
 
-Compute = Callable[[Any], pa.Table]
-"""The rows of a block of pieces."""
 Join = Callable[[list[Path], Path], None]
 """Writes the output from its parts; the path has the output's name, in the folder to write in."""
+Change = Callable[[pa.Table], pa.Table]
 Value = TypeVar("Value")
 
 
@@ -52,29 +58,26 @@ def _num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-@dataclass
-class Parts:
-    """The folder OUTPUT.parts, which all ranks of one command fill."""
+Item = TypeVar("Item")
 
-    output: Path
-    folder: Path
-    claim: Claim | None
-    """On rank 0, which holds the folder's lock."""
 
-    @property
-    def ready(self) -> Path:
-        """Folder in it with the finished output files; it appears only when they are complete."""
-        return self.folder / "ready"
+def grouped(items: Iterable[Item], *limits: tuple[Callable[[Item], int], int]) -> Iterator[list[Item]]:
+    """The items in lists, each ended by the item with which the sum of a size reaches its limit."""
+    block: list[Item] = []
+    sums = [0] * len(limits)
+    for item in items:
+        block.append(item)
+        sums = [total + size(item) for total, (size, _) in zip(sums, limits, strict=True)]
+        if any(total >= limit for total, (_, limit) in zip(sums, limits, strict=True)):
+            yield block
+            block, sums = [], [0] * len(limits)
+    if block:
+        yield block
 
 
 @contextmanager
-def held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[Parts]:
-    """Lock OUTPUT.parts during the block; afterwards it remains if the command can be resumed.
-
-    settings: the options of the verb, `model` among them, and what else decides on the parts. files: all that may be
-    written; UserError on all ranks if one exists, if the folder was left by a command with other settings, input or
-    model, or if another command fills it.
-    """
+def _held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Iterator[tuple[Path, Claim | None]]:
+    """Lock OUTPUT.parts during the block; afterwards it remains if the command can be resumed. The claim: on rank 0."""
     folder = output.with_name(f"{output.name}.parts")
     with ExitStack() as stack:
         if _num_ranks() > 1:
@@ -92,7 +95,7 @@ def held_parts(output: Path, settings: dict[str, Any], files: list[Path]) -> Ite
             raise UserError(problem)
         folder = resolved(output).with_name(folder.name)
         try:
-            yield Parts(output, folder, claim)
+            yield folder, claim
         except BaseException as error:
             if claim is not None and not isinstance(error, UserError):  # which the next start would repeat
                 claim.is_kept = any(folder.glob("part-*.parquet")) or (folder / "ready").is_dir()
@@ -126,39 +129,43 @@ def _stated(value: Any) -> str:
 
 
 def write_output(
-    blocks: Callable[[], Iterator[Sequence[Piece]]], compute: Compute, join: Join, parts: Parts, progress: Progress
+    work: Work, output: Path, settings: dict[str, Any], files: list[Path], progress: Progress
 ) -> list[Path]:
     """Compute the parts, join them and rename the output files into place; these files, on rank 0 ([] elsewhere).
 
-    A command stopped between two renames resumes there: the files are complete before the first is renamed.
+    settings: the options of the verb, `model` among them, and what else decides on the parts. files: all that may be
+    written; UserError on all ranks if one exists, if the folder was left by a command with other settings, input or
+    model, or if another command fills it. A command stopped between two renames resumes there: the files are complete
+    before the first is renamed.
     """
-    is_ready = _from_rank_0(parts.ready.is_dir())
-    paths = [] if is_ready else _write_parts(blocks(), compute, parts, progress)
-    if parts.claim is None:
-        return []
-    if paths:
-        work = parts.folder / "joined"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        join(paths, work / parts.output.name)
-        sync_tree(work)
-        work.rename(parts.ready)
-    return publish_files(parts.ready, parts.folder.parent) if parts.ready.is_dir() else []
+    with _held_parts(output, settings, files) as (folder, claim), progress:
+        ready = folder / "ready"  # appears when the output files in it are complete
+        paths = [] if _from_rank_0(ready.is_dir()) else _write_parts(work, folder, progress)
+        if claim is None:
+            return []
+        if paths:
+            joined = folder / "joined"
+            shutil.rmtree(joined, ignore_errors=True)
+            joined.mkdir()
+            work.join(paths, joined / output.name)
+            sync_tree(joined)
+            joined.rename(ready)
+        return publish_files(ready, folder.parent) if ready.is_dir() else []
 
 
-def _write_parts(blocks: Iterator[Sequence[Piece]], compute: Compute, parts: Parts, progress: Progress) -> list[Path]:
-    """Compute each block on one of the ranks; the files of all parts, in order. `compute` advances `progress`."""
-    if found := len(list(parts.folder.glob("part-*.parquet"))):
-        log.info("resuming in %s, where %d parts are finished", parts.folder, found)
+def _write_parts(work: Work, folder: Path, progress: Progress) -> list[Path]:
+    """Compute each block on one of the ranks; the files of all parts, in order."""
+    if found := len(list(folder.glob("part-*.parquet"))):
+        log.info("resuming in %s, where %d parts are finished", folder, found)
     paths = []
-    for number, block in enumerate(blocks):
-        part = parts.folder / f"part-{number:06d}.parquet"
+    for number, block in enumerate(work.blocks()):
+        part = folder / f"part-{number:06d}.parquet"
         paths.append(part)
         bases = sum(piece.end - piece.start for piece in block)
         if part.exists():
             progress.skip(bases)
         elif number % _num_ranks() == rank_from_environment():
-            table = compute(block)
+            table = work.table(block)
             with atomic_file(part) as temporary:
                 parquet.write_table(table, temporary, use_dictionary=_texts(table.schema))
         else:
@@ -195,17 +202,18 @@ def _texts(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if pa.types.is_string(field.type)]
 
 
-def _tables(parts: list[Path]) -> Iterator[pa.Table]:
+def tables_of(parts: list[Path], change: Change = lambda table: table) -> Iterator[pa.Table]:
+    """The table of each part, changed."""
     for part in tracked(parts, "joining the parts", len(parts), "parts"):
-        yield parquet.read_table(part)
+        yield change(parquet.read_table(part))
 
 
-def write_parquet(parts: list[Path], path: Path) -> None:
+def write_parquet(parts: list[Path], path: Path, change: Change = lambda table: table) -> None:
     """One Parquet file; small parts are joined into row groups of about MAX_ROW_GROUP bytes at most."""
-    schema = parquet.read_schema(parts[0]).remove_metadata()
+    schema = change(parquet.read_table(parts[0])).schema.remove_metadata()
     with parquet.ParquetWriter(path, schema, use_dictionary=_texts(schema)) as writer:
         waiting: list[pa.Table] = []
-        for table in _tables(parts):
+        for table in tables_of(parts, change):
             waiting.append(table)
             if sum(table.nbytes for table in waiting) >= MAX_ROW_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
@@ -220,7 +228,7 @@ def write_npy(parts: list[Path], path: Path) -> None:
     with path.open("wb") as file:  # written, not mapped: pages of a mapped file would count as memory of this process
         header = {"descr": "<f4", "fortran_order": False, "shape": _shape(parts)}
         np.lib.format.write_array_header_1_0(file, header)
-        for number, table in enumerate(_tables(parts)):
+        for number, table in enumerate(tables_of(parts)):
             np.ascontiguousarray(vectors_of(table), "<f4").tofile(file)
             _others(table).to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
 
@@ -240,7 +248,7 @@ def write_anndata(parts: list[Path], path: Path) -> None:
         array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         start, others = 0, []
-        for table in _tables(parts):
+        for table in tables_of(parts):
             array[start : start + len(table)] = vectors_of(table)
             start += len(table)
             others.append(_others(table))

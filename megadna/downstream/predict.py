@@ -10,7 +10,6 @@ middle.
 
 import csv
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,49 +132,21 @@ class Predictor(Inference):
                 rows.to_csv(file, sep="\t", header=False, index=False, quoting=csv.QUOTE_NONE, lineterminator="\n")
 
     def _write_bigwigs(self, parts: list[Path], path: Path) -> None:
-        """A file for each name and strand, written part by part."""
+        """A file for each name and strand."""
+        from megadna.genome.bigwig import write_bigwigs
+
         sizes = record_lengths(self.options.input, self.options.column)
-        order = {name: number for number, name in enumerate(sizes)}
-        paths = bigwig_files(self.names, path)
-        files: dict[Path, Any] = {}
-        last: dict[str, tuple[int, int]] = {}  # order and end of a strand's last row
-        with ExitStack() as stack:
-            for part in parts:
-                table = self._filled(parquet.read_table(part).to_pandas())
-                table = table.assign(order=table["contig"].map(order)).sort_values(["order", "start"])
-                for sign, rows in table.groupby(table["strand"].map(TRACK_OF_STRAND)):
-                    rows = _after_each_other(rows, *last.get(sign, (0, 0)))
-                    last[sign] = int(rows["order"].iloc[-1]), int(rows["end"].iloc[-1])
-                    for name, key in zip(self.names, self.columns, strict=True):
-                        if (at := paths[name, sign]) not in files:
-                            files[at] = _open_bigwig(at, sizes, stack)
-                        known = rows[rows[key].notna() & (rows["end"] > rows["start"])]
-                        contigs, starts, ends, values = (known[c].tolist() for c in ("contig", "start", "end", key))
-                        files[at].addEntries(contigs, starts, ends=ends, values=values)
+        columns, files = dict(zip(self.names, self.columns, strict=True)), bigwig_files(self.names, path)
+        paths = {(columns[name], sign): file for (name, sign), file in files.items()}
+        write_bigwigs((self._filled(parquet.read_table(part).to_pandas()) for part in parts), paths, sizes)
 
     def _filled(self, table: pd.DataFrame) -> pd.DataFrame:
-        """With the start and end of what each row's value fills."""
+        """With the start and end of what each row's value fills, and the strand's file as group."""
+        table, options = table.assign(group=table["strand"].map(TRACK_OF_STRAND)), self.options
         if self.per_base:
             return table.assign(start=table["position"], end=table["position"] + 1)
-        options = self.options
         if not options.window:
             return table
         step = options.step or options.window
         middle = table["start"] + (options.window - step) // 2
         return table.assign(start=middle, end=np.minimum(middle + step, table["end"]))
-
-
-def _after_each_other(rows: pd.DataFrame, last_order: int, last_end: int) -> pd.DataFrame:
-    """The sorted rows, each from the end of the one before it: the last window of a contig is moved back."""
-    orders, ends = rows["order"].to_numpy(), rows["end"].to_numpy()
-    same = np.append(last_order, orders[:-1]) == orders
-    return rows.assign(start=np.maximum(rows["start"], np.where(same, np.append(last_end, ends[:-1]), 0)))
-
-
-def _open_bigwig(path: Path, sizes: dict[str, int], stack: ExitStack) -> Any:
-    import pyBigWig
-
-    file = pyBigWig.open(str(path), "w")
-    stack.callback(file.close)
-    file.addHeader(list(sizes.items()))
-    return file

@@ -1,19 +1,28 @@
 """The regions of a command that computes something for each of their bases: its input, its parts, its files.
 
-In:  the input that RegionOptions name.
+In:  the input that RegionOptions name. To be drawn beside the regions: VCF (plain, gzip or BGZF; MEGADNA_LLR of INFO,
+     if scored), or a TSV with columns contig (or chrom), pos (1-based), ref, alt and, if scored, llr; GFF3 or GTF as
+     megadna/genome/annotation.py reads them.
 Out: stretches with the bases of context that the computation reads, cut into pieces that are parts of the output; and
-     a file for each region where a format holds one region.
+     a file for each region where a format holds one region. Variant for each alternative allele, and features, of the
+     contigs of the genome: names are matched as those of any file. What lies in no region is left out.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from megadna.downstream.inputs import count_unknown, file_names
-from megadna.downstream.mutagenesis_options import RegionOptions
-from megadna.errors import require
-from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths
+import pandas as pd
+
+from megadna.downstream.inputs import count_unknown, file_names, read_input
+from megadna.downstream.interpretation_options import RegionOptions
+from megadna.errors import UserError, require
+from megadna.genome.annotation import attribute, read_features
+from megadna.genome.contigs import match_contigs
+from megadna.genome.packed import open_bytes
+from megadna.genome.records import Stretch
 
 LONGEST_PICTURE = 2000
 """Bases; more are no picture that anyone reads."""
@@ -23,6 +32,9 @@ MOST_PICTURES = 500
 
 WHOLE = 1 << 62
 """Context: all of a stretch."""
+_WHOLE_CONTIGS = ("region", "chromosome", "contig", "scaffold", "supercontig", "source")
+"""Features of GFF that say what a contig is."""
+_LLR = "MEGADNA_LLR="
 
 
 @dataclass(frozen=True)
@@ -62,18 +74,10 @@ class Region:
         return self.end - 1 - index if self.strand == "-" else self.start + index
 
 
-def stretches(options: RegionOptions, context: int) -> Iterator[Stretch]:
-    """Every region or record, with at most `context` bases of its contig on either side."""
-    if options.bed is not None:
-        return read_regions(options.input, options.bed, record_lengths(options.input), context=context)
-    return read_stretches(options.input, column=options.column, context=context)
-
-
 def region_of(stretch: Stretch) -> Region:
     """The region that a whole stretch is."""
-    bases = stretch.bases[stretch.before : len(stretch.bases) - stretch.after]
     name = "" if stretch.region == "." else stretch.region
-    return Region(stretch.name, stretch.start, stretch.end, stretch.strand, name, bases)
+    return Region(stretch.name, stretch.start, stretch.end, stretch.strand, name, stretch.own)
 
 
 def pieces(stretch: Stretch, size: int, context: int) -> Iterator[Stretch]:
@@ -89,7 +93,7 @@ def pieces(stretch: Stretch, size: int, context: int) -> Iterator[Stretch]:
 def checked_regions(options: RegionOptions, missing: str) -> list[Region]:
     """The regions, without context; UserError where every base is N, or where one is too long for its picture. The log
     counts the N, which have no `missing`."""
-    found = list(map(region_of, stretches(options, 0)))
+    found = list(map(region_of, read_input(options)))
     count_unknown(((region.title, region.bases) for region in found), missing)
     if drawn := options.written(".png", ".html"):
         check_sizes(drawn, found)
@@ -125,3 +129,82 @@ def files_of(output: Path, regions: list[Region]) -> list[Path]:
     names = [f"{name}.{number}" if name in repeated else name for number, name in enumerate(names, start=1)]
     parts = file_names(names, f"{output.stem}.{{}}{output.suffix}.json")
     return [output.with_name(f"{output.stem}.{parts[name]}{output.suffix}") for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One alternative allele."""
+
+    contig: str
+    position: int
+    """0-based, of the first base of `ref`."""
+    ref: str
+    alt: str
+    value: float | None
+    """ln p(alt) - ln p(ref); None where it was not scored."""
+
+
+def read_variants(path: Path, contigs: Collection[str]) -> list[Variant]:
+    """The variants on these contigs; UserError with the line that is none, or if none is on them."""
+    with open_bytes(path) as file:
+        first = file.readline()
+        rows = list(_of_vcf(path, file) if first.startswith(b"##fileformat=VCF") else _of_table(path, first, file))
+    names = match_contigs(dict.fromkeys(row.contig for row in rows), contigs)
+    found = [
+        Variant(names[row.contig], row.position, row.ref, row.alt, row.value) for row in rows if row.contig in names
+    ]
+    require(bool(found), f"{path}: no variant on {', '.join(list(contigs)[:5])}; does it belong to another genome?")
+    return found
+
+
+def _of_vcf(path: Path, file: IO[bytes]) -> Iterator[Variant]:
+    for number, line in enumerate(file, start=2):
+        if line.startswith(b"#") or not line.strip():
+            continue
+        columns = line.decode(errors="replace").rstrip("\r\n").split("\t")
+        require(len(columns) >= 8, f"{path}: line {number}: {len(columns)} columns; a VCF record has 8 or more")
+        info = next((entry[len(_LLR) :] for entry in columns[7].split(";") if entry.startswith(_LLR)), "")
+        alts = columns[4].split(",")
+        values = info.split(",") if info else ["."] * len(alts)
+        require(len(values) == len(alts), f"{path}: line {number}: {len(values)} MEGADNA_LLR for {len(alts)} alleles")
+        for alt, value in zip(alts, values, strict=True):
+            if alt not in (".", "*"):
+                yield _variant(path, number, columns[0], columns[1], columns[3], alt, value)
+
+
+def _of_table(path: Path, header: bytes, file: IO[bytes]) -> Iterator[Variant]:
+    names = header.decode(errors="replace").rstrip("\r\n").split("\t")
+    wanted = ["contig" if "contig" in names else "chrom", "pos", "ref", "alt"]
+    for name in wanted:
+        remedy = "give a VCF, or a TSV with contig, pos, ref, alt and llr"
+        require(name in names, f"{path}: no column {name!r}; it has {', '.join(names)[:200]}; {remedy}")
+    for number, line in enumerate(file, start=2):
+        columns = line.decode(errors="replace").rstrip("\r\n").split("\t")
+        if not any(columns):
+            continue
+        require(len(columns) == len(names), f"{path}: line {number}: {len(columns)} columns of {len(names)}")
+        row = dict(zip(names, columns, strict=True))
+        contig, pos, ref, alt = (row[name] for name in wanted)
+        yield _variant(path, number, contig, pos, ref, alt, row.get("llr", ""))
+
+
+def _variant(path: Path, line: int, contig: str, pos: str, ref: str, alt: str, value: str) -> Variant:
+    try:
+        score = float(value) if value.lower() not in ("", ".", "na", "nan") else None
+        return Variant(contig, int(pos) - 1, ref.upper(), alt.upper(), score)
+    except ValueError:
+        raise UserError(f"{path}: line {line}: pos {pos[:20]!r} and llr {value[:20]!r} must be numbers") from None
+
+
+def read_gff(path: Path, contigs: Collection[str]) -> pd.DataFrame:
+    """contig, feature, start, end (0-based, half-open), strand, label (its Name, gene or ID) of the features on these
+    contigs; those that are a whole contig are left out. UserError if there is none."""
+    table, is_gff3 = read_features(path)
+    names = match_contigs(dict.fromkeys(table["contig"]), contigs)
+    table = table[table["contig"].isin(names.keys()) & ~table["feature"].isin(_WHOLE_CONTIGS)]
+    require(len(table) > 0, f"{path}: no feature on {', '.join(list(contigs)[:5])}; does it belong to another genome?")
+    keys = ("Name", "gene", "gene_name", "gene_id", "ID")
+    labels = attribute(table["attributes"], is_gff3, *keys)
+    columns = ["contig", "feature", "start", "end", "strand", "label"]
+    table = table.assign(contig=table["contig"].map(names), label=labels)[columns]
+    return table.drop_duplicates(["contig", "feature", "start", "end", "strand"], ignore_index=True)

@@ -18,9 +18,9 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from megadna.downstream.annotate_options import SearchOptions
 from megadna.downstream.embed import WindowEmbedder
 from megadna.downstream.genome_windows import queries_of, survey
+from megadna.downstream.interpretation_options import SearchOptions
 from megadna.genome.records import Stretch
 from megadna.progress import tracked
 

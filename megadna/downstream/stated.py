@@ -8,13 +8,16 @@ Out: whether it is a masked language model, the names that a fine-tuned model pr
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megadna.data.manifest import checksum
-from megadna.downstream.inputs import require_names
+from megadna.downstream.inputs import check_input, count_unknown, read_input, require_names
+from megadna.downstream.interpretation_options import MAX_LOGO_BASES, AttributeOptions
 from megadna.downstream.options import check_model
 from megadna.errors import UserError, require
+from megadna.genome.records import Stretch
 from megadna.reading import first_line, read_json
 
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
@@ -132,3 +135,46 @@ def one_line(what: str) -> Iterator[None]:
         plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
         kind = "" if plain else f"{type(error).__name__}: "
         raise UserError(f"{what} ({kind}{first_line(error)}){hint}") from error
+
+
+def check_attribution(options: AttributeOptions) -> int | None:
+    """As `check_input`; UserError too unless label and target fit the model, and every sequence fits its context. The
+    log counts the N, which have no importance."""
+    config = read_config(options.model)
+    _check_label(options, config)
+    bases, total = check_input(options), 0
+    most = most_bases(config, options.model, options.max_tokens)
+    stretches = partial(read_input, options, circular=options.circular)
+    for stretch in stretches():
+        size, last = stretch.end - stretch.start, max(options.target, default=0)
+        total += size
+        require_context(where_of(stretch), len(stretch.bases), most, options.model)
+        require(last < size, f"--target {last}: {where_of(stretch)} has {size} bases")
+    require(
+        total <= MAX_LOGO_BASES or not options.logo,
+        f"--logo draws up to {MAX_LOGO_BASES:,} bases, and these are {total:,}; choose regions with --bed, or leave "
+        "out --logo",
+    )
+    count_unknown(
+        ((where_of(stretch), stretch.bases) for stretch in read_input(options, circular=options.circular)), "importance"
+    )
+    return bases
+
+
+def _check_label(options: AttributeOptions, config: dict[str, Any]) -> None:
+    """UserError unless --label and --target are for a model of this kind."""
+    folder, label = options.model, options.label
+    if is_language_model(config):
+        require(not label, f"--label: {folder} is a masked language model; leave it out")
+        return
+    head = head_of(config, folder)
+    known = ", ".join(head.names)
+    if not label and len(head.names) > 1 and options.methods != ["attention"]:  # attention is of no output
+        raise UserError(f"{folder}: predicts {known}; say which to explain with --label")
+    require(not label or label in head.names, f"--label {label}: {folder} predicts {known}")
+    require(head.per_base or not options.target, "--target: this model predicts whole sequences; leave it out")
+
+
+def where_of(stretch: Stretch) -> str:
+    """Record, start and end, for messages."""
+    return f"{stretch.name}:{stretch.start}-{stretch.end}"

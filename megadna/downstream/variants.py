@@ -2,7 +2,7 @@
 
 In:  VCF or BCF, the genome, a Hugging Face folder; the scores of megadna/downstream/variant_scores.py.
 Out: a row per ALT in the order of the file: contig, pos, ref, alt as the VCF has them, method, the scores, status; or
-     the VCF with the same as INFO tags (megadna/downstream/variant_output.py).
+     the VCF with the same as INFO tags (megadna/downstream/variant_files.py).
      method: llr (a substitution, if that is asked for), pll (an insertion, deletion or the like), else empty.
      status: ok, or why the allele has no score at all (UNSCORED here and in megadna/genome/vcf.py).
 Computed in parts of about a thousand alleles: memory does not grow with the file. Neutral sites, which calibrate llr,
@@ -19,16 +19,18 @@ import pandas as pd
 import pyarrow as pa
 
 from megadna.alphabet import BASES, OTHER, base_codes
+from megadna.downstream.interpretation_options import DEFAULT_WINDOW, VariantOptions
 from megadna.downstream.options import refuse_outputs
-from megadna.downstream.outputs import held_parts, write_output
+from megadna.downstream.outputs import grouped, write_output
 from megadna.downstream.stated import most_bases, read_config, require_window
-from megadna.downstream.variant_input import Survey, described, survey
-from megadna.downstream.variant_options import DEFAULT_WINDOW, VariantOptions
-from megadna.downstream.variant_output import (
+from megadna.downstream.variant_files import (
+    Survey,
     calibrated,
     check_header,
+    described,
     header_lines,
     neutral_means,
+    survey,
     write_table,
     write_vcf,
 )
@@ -72,7 +74,7 @@ class NeutralSite(NamedTuple):
 def variants(model: Path | str, vcf: Path | str, genome: Path | str, **options: Any) -> pd.DataFrame:
     """Scores of every ALT allele of `vcf`, in memory; keyword arguments are the fields of VariantOptions."""
     chosen = VariantOptions(model=str(model), vcf=Path(vcf), genome=Path(genome), **options)
-    chosen.must_exist("vcf", "genome", "neutral")
+    chosen.must_exist()
     bases = read_genome(chosen.genome)
     scorer = Variants(chosen, bases, survey(chosen.vcf, bases))
     scorer.load()
@@ -148,26 +150,17 @@ class Variants:
         self.load()
         settings = asdict(replace(options, batch_tokens=1)) | {"part": PART_ALLELES, "weights": self.model.digest}
         total = self.survey.num_records + len(self.neutral)
-        with (
-            held_parts(output, settings, self.files()) as parts,
-            Progress("scoring", total, "records") as self._progress,
-        ):
-            return write_output(self.blocks, self.table, self._join, parts, self._progress)
+        self._progress = Progress("scoring", total, "records")
+        return write_output(self, output, settings, self.files(), self._progress)
 
     def blocks(self) -> Iterator[list[Record] | list[NeutralSite]]:
         """Neutral sites, then the records; at least one block of records, which may be empty."""
         for first in range(0, len(self.neutral), PART_ALLELES // 3):
             yield self.neutral[first : first + PART_ALLELES // 3]
-        block: list[Record] = []
-        alleles = 0
-        for record in read_records(self.options.vcf):
-            block.append(record)
-            alleles += sum(alt[:1] not in b"<*." for alt in record.alts)
-            if alleles >= PART_ALLELES or len(block) == PART_RECORDS:
-                yield block
-                block, alleles = [], 0
-        if block or not self.survey.num_records:
-            yield block
+        records = read_records(self.options.vcf)
+        yield from grouped(records, (_num_alleles, PART_ALLELES), (lambda _: 1, PART_RECORDS))
+        if not self.survey.num_records:
+            yield []
 
     @property
     def _num_neutral_parts(self) -> int:
@@ -272,7 +265,8 @@ class Variants:
         context = np.array([self.scorer.context(change) for change in changes], np.int64)
         return pa.table({"context": context, "llr": self.scorer.llr(changes).mean(axis=1)})
 
-    def _join(self, parts: list[Path], path: Path) -> None:
+    def join(self, parts: list[Path], path: Path) -> None:
+        """Write --output from the parts, those of neutral sites first."""
         first = self._num_neutral_parts
         means = neutral_means(parts[:first]) if first else None
         if self.options.ending == ".vcf.gz":
@@ -290,6 +284,10 @@ class Variants:
 
         pysam.set_verbosity(0)  # it would warn of POS 0, which it indexes as position 1
         pysam.tabix_index(str(path), preset="vcf", csi=self.survey.needs_csi, keep_original=True)
+
+
+def _num_alleles(record: Record) -> int:
+    return sum(alt[:1] not in b"<*." for alt in record.alts)
 
 
 def _method(change: Change | None, chosen: tuple[str, ...]) -> str:

@@ -1,11 +1,12 @@
-"""bigWig values -> the mean over each window; and values of bases -> a bigWig.
+"""bigWig values -> the mean over each window; and tables of values -> bigWig files.
 
 A base has a value, or NaN, or nothing is stored for it. NaN never counts. A base with nothing stored counts as 0 in a
 coverage track, which omits zeros, and is ignored in a track of measurements such as methylation, which stores them.
 pyBigWig's own means do not distinguish the three (one NaN makes a mean None), so values are read base by base.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,17 +141,34 @@ def _means(signal: Any, name: str, rows: pd.DataFrame, zero: bool) -> pd.DataFra
     return pd.DataFrame(found, columns=["mean", "stored", "value"], index=rows.index)
 
 
-def write_bigwig(path: Path, sizes: dict[str, int], values: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> None:
-    """Write a bigWig of contigs with these sizes from (contig, 0-based positions in rising order, value of each), the
-    contigs in the order of `sizes`; NaN is left out."""
-    file = pyBigWig.open(str(path), "w")
-    try:
-        file.addHeader(list(sizes.items()))
-        for contig, positions, numbers in values:
-            known = ~np.isnan(numbers)
-            if known.any():
-                starts = positions[known].astype(np.int64)
-                ends, numbers = (starts + 1).tolist(), numbers[known].astype(np.float64).tolist()
-                file.addEntries([contig] * len(ends), starts.tolist(), ends=ends, values=numbers)
-    finally:
-        file.close()
+def write_bigwigs(tables: Iterable[pd.DataFrame], paths: Mapping[tuple[str, str], Path], sizes: dict[str, int]) -> None:
+    """Write a bigWig of contigs with these sizes for each (column, group), table by table; NaN is left out.
+
+    tables: contig, start, end, group and the columns of values; contigs of all tables in the order of `sizes`. Of rows
+    of a group that overlap, the later one begins where the earlier ends.
+    """
+    order = {name: number for number, name in enumerate(sizes)}
+    files: dict[Path, Any] = {}
+    last: dict[str, tuple[int, int]] = {}  # order and end of a group's last row
+    with ExitStack() as stack:
+        for table in tables:
+            table = table.assign(order=table["contig"].map(order)).sort_values(["order", "start"])
+            for group, rows in table.groupby("group"):
+                rows = _after_each_other(rows, *last.get(str(group), (0, 0)))
+                last[str(group)] = int(rows["order"].iloc[-1]), int(rows["end"].iloc[-1])
+                for column, path in ((column, path) for (column, of), path in paths.items() if of == group):
+                    if path not in files:
+                        files[path] = pyBigWig.open(str(path), "w")
+                        stack.callback(files[path].close)
+                        files[path].addHeader(list(sizes.items()))
+                    known = rows[rows[column].notna() & (rows["end"] > rows["start"])]
+                    contigs, starts, ends, values = (known[c].tolist() for c in ("contig", "start", "end", column))
+                    if contigs:
+                        files[path].addEntries(contigs, starts, ends=ends, values=values)
+
+
+def _after_each_other(rows: pd.DataFrame, last_order: int, last_end: int) -> pd.DataFrame:
+    """The sorted rows, each from the end of the one before it."""
+    orders, ends = rows["order"].to_numpy(), rows["end"].to_numpy()
+    same = np.append(last_order, orders[:-1]) == orders
+    return rows.assign(start=np.maximum(rows["start"], np.where(same, np.append(last_end, ends[:-1]), 0)))

@@ -120,6 +120,11 @@ class Stretch:
     region: str = ""
     """Name of the BED region (column 4); empty elsewhere."""
 
+    @property
+    def own(self) -> str:
+        """Its bases without context."""
+        return self.bases[self.before : len(self.bases) - self.after]
+
     def reversed(self) -> "Stretch":
         """The other strand of the same bases."""
         return replace(

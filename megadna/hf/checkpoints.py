@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.serialization import get_crc32_options, set_crc32_options
 
@@ -29,7 +29,7 @@ from megadna.errors import UserError
 from megadna.files import write_json
 from megadna.progress import Progress
 from megadna.train.checkpoint import MASTER_PREFIX
-from megadna.train.integrity import refuse_foreign_pickles, seal
+from megadna.train.integrity import seal, tensor_entries
 from megadna.train.saving import versions
 
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
@@ -42,11 +42,9 @@ class CheckpointTensors:
 
     def __init__(self, checkpoint: Path, *, master: bool) -> None:
         """`master` falls back to the model's own weights where the checkpoint has no optimizer."""
-        refuse_foreign_pickles(checkpoint / "weights")
+        tensors = tensor_entries(checkpoint / "weights")
         self._reader = FileSystemReader(checkpoint / "weights")
-        entries = self._reader.read_metadata().state_dict_metadata
         self._bytes = sum(path.stat().st_size for path in (checkpoint / "weights").glob("*.distcp"))
-        tensors = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
         self.has_master = any(name.startswith(MASTER_PREFIX) for name in tensors)
         self._prefix = MASTER_PREFIX if master and self.has_master else ""
         self._entries = {

@@ -26,8 +26,6 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.transformer.module import MegatronModule
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.arguments import load_config
 from megadna.config import Config, ParallelConfig
@@ -45,7 +43,7 @@ from megadna.log import get_logger
 from megadna.model.encoder import build_encoder
 from megadna.model.initial_weights import SHARDING_METADATA, flat, sharded_weights
 from megadna.reading import read_json
-from megadna.train.integrity import MARKER, check, refuse_foreign_pickles
+from megadna.train.integrity import MARKER, check, tensor_entries
 from megadna.train.run_folder import flat_keys
 from megadna.train.step import TrainState
 
@@ -110,8 +108,7 @@ def _load_fp32(modules: dict[str, MegatronModule], folder: Path) -> dict[str, An
 
 def _weights_prefix(folder: Path) -> str:
     """MASTER_PREFIX; empty if the checkpoint has no optimizer (an import), or only its buffers (earlier versions)."""
-    refuse_foreign_pickles(folder / "weights")
-    names = FileSystemReader(folder / "weights").read_metadata().state_dict_metadata
+    names = tensor_entries(folder / "weights")
     if any(name.startswith(MASTER_PREFIX) for name in names):
         return MASTER_PREFIX
     if any(name.startswith("optimizer.") for name in names):
@@ -125,12 +122,11 @@ def _load(sharded: dict[str, Any], folder: Path, *, whole: bool) -> dict[str, An
     UserError with the name on all ranks; whole: a tensor that the checkpoint has and no rank asks for is an error too.
     """
     weights = folder / "weights"
-    refuse_foreign_pickles(weights)
+    entries = tensor_entries(weights)
     asked: list[dict[str, tuple[int, ...]]] = [{}] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(asked, {shard.key: tuple(shard.global_shape) for shard in flat(sharded)})
     wanted = {name: shape for shapes in asked for name, shape in shapes.items()}
-    entries = FileSystemReader(weights).read_metadata().state_dict_metadata
-    found = {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    found = {name: tuple(entry.size) for name, entry in entries.items()}
     for name in sorted(wanted.keys() | found.keys() if whole else wanted):
         if found.get(name) != wanted.get(name):
             shapes = [f"of shape {list(shape)}" if shape else "none" for shape in (found.get(name), wanted.get(name))]

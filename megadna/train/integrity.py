@@ -5,7 +5,6 @@ them. `refuse_foreign_pickles` reads what torch would unpickle through allow-lis
 """
 
 import json
-import os
 import pickle
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,11 @@ from typing import Any
 
 import torch
 from isal import isal_zlib
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.errors import UserError
+from megadna.files import sync, sync_tree
 from megadna.reading import first_line, read_json
 
 MARKER = "complete"
@@ -47,14 +49,13 @@ def seal(folder: Path) -> None:
         )
     marker = folder / MARKER
     marker.write_text(json.dumps(entries, indent=1) + "\n")
-    for path in (*files, marker, *{path.parent for path in files}, folder):
-        _sync(path)
+    sync_tree(folder)
 
 
 def publish(temporary: Path, final: Path) -> None:
     """Rename the sealed folder `temporary` to its final name, durably."""
     temporary.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def check(folder: Path) -> None:
@@ -120,6 +121,13 @@ def refuse_foreign_pickles(weights: Path) -> None:
         ) from error
 
 
+def tensor_entries(weights: Path) -> dict[str, TensorStorageMetadata]:
+    """Shape and type of each tensor by name, once `refuse_foreign_pickles` has passed the folder."""
+    refuse_foreign_pickles(weights)
+    entries: Any = FileSystemReader(weights).read_metadata().state_dict_metadata
+    return dict(entries)
+
+
 _Unpickler: Any = pickle._Unpickler
 
 
@@ -172,16 +180,3 @@ def _checksum(path: Path) -> int:
 
 def _blocks(file: Any) -> Iterable[bytes]:
     return iter(lambda: file.read(BLOCK), b"")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    """The error without number and path, which the message already has."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

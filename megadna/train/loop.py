@@ -2,7 +2,7 @@
 
 In:  a resolved Config, the run folder, the position of this rank.
 Out: the run folder; True if the last step was reached.
-MFU is the FLOPs of the model for the tokens that are not padding (model/flops.py: full attention, 3 x forward) over
+MFU is the FLOPs of the model for the tokens that are not padding (model/shapes.py: full attention, 3 x forward) over
 seconds, ranks and the dense 16-bit peak of the card; only steps count, not validations and saves.
 
 RUN/config.yaml      the resolved config

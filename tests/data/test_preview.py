@@ -12,7 +12,7 @@ from megadna.config import BlendConfig, MaskingConfig, RateChange, TokenizerConf
 from megadna.data.dataset import open_chunks
 from megadna.data.loader import resolve_sequence_length
 from megadna.data.samples import Samples
-from megadna.data.show import show_batch
+from megadna.data.loader import show_batch
 from megadna.tokenizer.build import build_tokenizer
 
 

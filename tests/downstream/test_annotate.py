@@ -19,8 +19,8 @@ from megadna import annotate, embed
 from megadna.cli import main
 from megadna.downstream import inference, outputs
 from megadna.downstream.annotate import colours, fit, runs
-from megadna.downstream.annotate_options import AnnotateOptions
 from megadna.downstream.enrichment import enrichment, own_parts, read_track, windows_with
+from megadna.downstream.interpretation_options import AnnotateOptions
 from megadna.errors import UserError
 from megadna.genome.bed import read_bed
 from megadna.genome.records import reverse_complement

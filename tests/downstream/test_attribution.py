@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from megadna import attribute
 from megadna.cli import main
 from megadna.downstream import inference, outputs
-from megadna.downstream.attribution_logo import _limits, _lines
+from megadna.downstream.logos import _limits, _lines
 from megadna.downstream.tasks import Target
 from megadna.errors import UserError
 from megadna.genome.records import reverse_complement
@@ -420,7 +420,7 @@ def test_mistakes_end_in_one_line(folders, fasta, tmp_path, capsys):
 
 @pytest.mark.parametrize("library", ["captum", "scipy"])
 def test_a_missing_library_is_named_before_any_work(library, folders, fasta, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("megadna.downstream.attribution_options.find_spec", lambda name: name != library or None)
+    monkeypatch.setattr("megadna.downstream.options.find_spec", lambda name: name != library or None)
     with pytest.raises(SystemExit) as stopped:
         main(["attribute", "--model", folders["nucleotide"], "--input", str(fasta), "--output", str(tmp_path / "x.bw"),
               "--methods", "gradient", "attention"])  # fmt: skip

@@ -19,8 +19,7 @@ from megadna import dependencies as dependency_table
 from megadna.cli import main
 from megadna.downstream import dependencies as module
 from megadna.downstream import outputs
-from megadna.downstream.dependencies import dependency_map, log2_odds, run_row
-from megadna.downstream.dependency_runs import Run, find_runs
+from megadna.downstream.dependencies import Run, dependency_map, find_runs, log2_odds, run_row
 from megadna.downstream.masked_bases import MaskedBases
 from megadna.downstream.region_files import Region
 from megadna.genome.records import reverse_complement

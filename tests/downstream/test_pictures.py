@@ -24,9 +24,8 @@ from toy_models import megadna_folder
 from megadna.cli import main
 from megadna.downstream.html_page import CSS, SCRIPT
 from megadna.downstream.pictures import BASE_COLOURS, draw_heat_map, draw_logo, entropy_bits, information_heights
-from megadna.downstream.region_figures import PER_ROW, Panel, RegionFigure, Tracks, allele, lanes_of
-from megadna.downstream.region_files import Region, files_of
-from megadna.downstream.region_tracks import Variant, read_gff, read_variants
+from megadna.downstream.region_files import Region, Variant, files_of, read_gff, read_variants
+from megadna.downstream.region_pages import PER_ROW, Panel, RegionFigure, Tracks, allele, lanes_of
 from megadna.errors import UserError
 
 

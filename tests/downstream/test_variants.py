@@ -21,8 +21,7 @@ from megadna import variants
 from megadna.cli import main
 from megadna.downstream import outputs
 from megadna.downstream import variants as module
-from megadna.downstream.masked_bases import MaskedBases
-from megadna.downstream.partial_forward import PartialForward
+from megadna.downstream.masked_bases import MaskedBases, PartialForward
 from megadna.errors import UserError
 from megadna.genome.records import reverse_complement
 from megadna.hf.configuration_megadna import MegaDnaConfig
@@ -278,7 +277,7 @@ def test_one_pass_for_all_alts_of_a_site(folders, genome, tmp_path, monkeypatch)
 
 def test_calibration_by_neutral_sites(folders, genome, tmp_path, monkeypatch):
     """llr less the mean over all sites of the regions with the same pentanucleotide, on either strand, and ALT."""
-    monkeypatch.setattr("megadna.downstream.variant_output.LEAST_SITES", 2)
+    monkeypatch.setattr("megadna.downstream.variant_files.LEAST_SITES", 2)
     (tmp_path / "n.bed").write_text("z\t1000\t1300\nz\t1200\t1400\n")
     scored = [("z", at + 1, genome[at], "".join(sorted(set("ACGT") - {genome[at]}))[0]) for at in range(2000, 2060)]
     every = [("z", at + 1, genome[at], ",".join(b for b in "ACGT" if b != genome[at])) for at in range(1000, 1400)]
@@ -524,7 +523,7 @@ def test_a_headerless_file_of_five_columns(folders, genome, tmp_path):
 
 
 def test_pysam_is_needed_for_its_formats_alone(folders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("megadna.downstream.variant_options.find_spec", lambda name: None)
+    monkeypatch.setattr("megadna.downstream.options.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         run(folders["megadna"], VCF, tmp_path / "o.vcf.gz")
     assert "pysam is not installed" in capsys.readouterr().err

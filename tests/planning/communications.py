@@ -29,7 +29,7 @@ from torch import Tensor
 from megadna.config import Config
 from megadna.data.batch import Batch
 from megadna.tokenizer.build import build_tokenizer
-from megadna.train.dry_run import parse_rank
+from megadna.train.describe import parse_rank
 
 if TYPE_CHECKING:
     from megadna.engine.distributed import World

@@ -49,7 +49,7 @@ def jobs(count: int) -> list[tuple[Config, int, int]]:
 
 def counted(jobs: list[tuple[Config, int, int]]) -> list[dict[str, int]]:
     from megadna.engine.distributed import imagined_world
-    from megadna.train.dry_run import memory_bytes
+    from megadna.train.describe import memory_bytes
     from megadna.train.step import build_state
 
     found = []

@@ -26,7 +26,7 @@ def describe(config: Config, ranks: list[int]) -> list[tuple[str, dict[str, int]
     """Text, memory and number of parameters whose first copy the rank holds."""
     from megadna.engine.distributed import imagined_world
     from megadna.model.initial_weights import shards
-    from megadna.train.dry_run import describe_rank, memory_bytes
+    from megadna.train.describe import describe_rank, memory_bytes
     from megadna.train.step import build_state
 
     found = []
@@ -73,7 +73,7 @@ def test_memory_is_two_bytes_of_weight_four_of_gradient_and_a_share_of_twelve(
 
 @pytest.mark.parametrize("text", ["256", "256/256", "a/4", "-1/4", "0/0"])
 def test_a_bad_rank_is_refused(text: str) -> None:
-    from megadna.train.dry_run import parse_rank
+    from megadna.train.describe import parse_rank
 
     with pytest.raises(UserError, match=r"engine\.dry_run must be RANK/RANKS"):
         parse_rank(text)

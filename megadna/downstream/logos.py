@@ -1,22 +1,28 @@
-"""Sequences whose letters are as high as their importance.
+"""Sequence logos: sequences with letters as high as their importance; motifs, and the page that shows them.
 
-In:  rows of bases as attribute.py makes them.
-Out: the bytes of a PNG picture.
+In:  rows of bases as attribute.py makes them; shares [W, 4] of the bases of a motif; the table of motifs.py.
+Out: PNG bytes; an HTML file that needs no other.
 """
 
+import html
+from base64 import b64encode
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megadna.downstream.attribution_outputs import heights
-from megadna.downstream.pictures import draw_logo, png, show_positions, styled
+from megadna.alphabet import OTHER, base_codes, dna_of
+from megadna.downstream.html_page import Markup, page, table
+from megadna.downstream.pictures import draw_logo, information_heights, png, show_positions, styled
 from megadna.downstream.region_files import Region
+from megadna.files import write_text
+from megadna.log import counted
 
-# Shapes: L bases of a sequence, 4 the bases A C G T.
+# Shapes: L bases of a sequence, W positions of a motif, 4 the bases A C G T.
 
 _LINE = 100  # bases of a line, at most; the lines of a sequence share its bases evenly
 _BASE, _LEFT, _TOP, _LOGO = 0.11, 0.9, 0.5, 1.25  # inches: width of a base; margins; height of a logo with its axis
@@ -72,3 +78,40 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, column: str) -> None:
     show_positions(axes.xaxis, max(1, len(rows) // 8))
     axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelsize=7)
+
+
+def heights(bases: str, importance_L: np.ndarray) -> np.ndarray:
+    """fp64 [L, 4] (columns A, C, G, T): the importance in the column of each base; 0 where it is unknown."""
+    codes_L = base_codes(dna_of(bases))
+    found_L4 = np.zeros((len(bases), 4))
+    known = np.flatnonzero((codes_L != OTHER) & ~np.isnan(importance_L))
+    found_L4[known, codes_L[known]] = importance_L[known]
+    return found_L4
+
+
+def draw_motif(name: str, p_W4: np.ndarray, instances: int) -> bytes:
+    """A logo whose stacks are as high as their information against 0.25 for each base, in bits; from 0 to 2. Positions
+    of the window count from 1."""
+    with styled():
+        figure = Figure(figsize=(0.8 + 0.26 * len(p_W4), 1.7))
+        axes = figure.subplots()
+        draw_logo(axes, information_heights(p_W4), first_position=1)
+        axes.set_title(f"{name}: {counted(instances, 'instance')}", fontsize=9, loc="left")
+        show_positions(axes.xaxis)
+        axes.set_ylim(0, 2)
+        axes.set_yticks([0, 1, 2])
+        axes.set_ylabel("bits")
+        axes.tick_params(labelsize=8)
+        return png(figure, dpi=150)
+
+
+def write_page(path: Path, motifs: pd.DataFrame, pictures: dict[str, bytes]) -> None:
+    """One HTML file with a row for each motif, its logo inside."""
+    images = [
+        Markup(f'<img alt="{html.escape(name)}" height="90" src="data:image/png;base64,{b64encode(png).decode()}"/>')
+        for name, png in pictures.items()
+    ]
+    shown = motifs.copy()
+    shown.insert(1, "logo", images)
+    rows = list(shown.itertuples(index=False, name=None))
+    write_text(path, page("Motifs", "", [table(list(shown), rows) if rows else "<p>No motif.</p>"]))

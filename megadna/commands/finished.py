@@ -1,0 +1,209 @@
+"""The verbs that use a finished model or make labelled data for one, a line of VERBS each.
+
+Options, files and input are checked first; torch and the like are imported after that. What a verb returns is printed.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from megadna.arguments import checked_options
+from megadna.downstream.dataset_options import SpliceOptions, WindowOptions
+from megadna.downstream.interpretation_options import (
+    AnnotateOptions,
+    AttributeOptions,
+    DependencyOptions,
+    MotifOptions,
+    MutateOptions,
+    SearchOptions,
+    VariantOptions,
+)
+from megadna.downstream.options import BenchmarkOptions, PredictOptions, wrote
+from megadna.log import counted, get_logger
+from megadna.progress import Progress
+
+log = get_logger(__name__)
+
+
+class Verb(NamedTuple):
+    """One command."""
+
+    description: str
+    options: type
+    reading: str
+    """What the log says first, with options in braces."""
+    run: Callable[[Any], str]
+    """Does the work and returns what to print."""
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Run one of VERBS."""
+    command = VERBS[verb]
+    options: Any = checked_options(verb, command.description, command.options, arguments)
+    values = vars(options).items()
+    shown = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in values}
+    log.info("%s", command.reading.format_map(shown))
+    sys.stdout.write(command.run(options))
+
+
+def _wrote(paths: Iterable[Path]) -> str:
+    return "".join(map(wrote, paths))
+
+
+def _annotate(options: AnnotateOptions) -> str:
+    from megadna.downstream.genome_windows import check_windows
+
+    found = check_windows(options)
+    features = None
+    if options.annotation is not None:
+        from megadna.downstream.enrichment import read_track
+
+        with Progress(f"reading {options.annotation}"):
+            features = read_track(options.annotation, found.lengths)
+    with Progress("loading the libraries"):
+        from megadna.downstream.annotate import Annotator
+
+    return _wrote(Annotator(options, features).write(found.bases))
+
+
+def _attribute(options: AttributeOptions) -> str:
+    from megadna.downstream.stated import check_attribution
+
+    bases = check_attribution(options)
+    with Progress("loading the libraries"):
+        from megadna.downstream.attribute import Attributor
+
+    return _wrote(Attributor(options).write(bases))
+
+
+def _benchmark(options: BenchmarkOptions) -> str:
+    with Progress("loading the libraries"):
+        from megadna.downstream.benchmark import benchmark_with, markdown
+
+    return markdown(benchmark_with(options)) + f"written to {options.output}/results.md and results.csv\n"
+
+
+def _dependencies(options: DependencyOptions) -> str:
+    from megadna.downstream.dependencies import Dependencies
+    from megadna.downstream.inputs import check_input
+
+    bases = check_input(options.as_input())
+    work = Dependencies(options)
+    files = _wrote(work.write(bases))
+    if work.found is None:
+        return files
+    runs = work.found.to_string(index=False, float_format="%.3g") if len(work.found) else "no stem or repeat found"
+    return f"{runs}\n{files}"
+
+
+def _motifs(options: MotifOptions) -> str:
+    with Progress("loading the libraries"):
+        from megadna.downstream.motifs import motifs_with
+
+    table = motifs_with(options)
+    return f"{table.to_string(index=False) if len(table) else 'no motif'}\nwrote {options.output}\n"
+
+
+def _mutate(options: MutateOptions) -> str:
+    from megadna.downstream.inputs import check_input
+    from megadna.downstream.mutate import Mutagenesis
+
+    bases = check_input(options.as_input())
+    return _wrote(Mutagenesis(options).write(bases))
+
+
+def _predict(options: PredictOptions) -> str:
+    from megadna.downstream.inputs import check_input
+
+    bases = check_input(options)
+    with Progress("loading the libraries"):
+        from megadna.downstream.predict import Predictor
+
+    return _wrote(Predictor(options).write(bases))
+
+
+def _search(options: SearchOptions) -> str:
+    from megadna.downstream.genome_windows import queries_of, survey
+
+    queries, window, step = queries_of(options)
+    found = survey(options, window, step)
+    both = counted(len(queries), "query", "queries"), counted(found.windows, "window")
+    log.info("%s against %s of %d bases, %d apart", *both, window, step)
+    with Progress("loading the libraries"):
+        from megadna.downstream.search import Searcher
+
+    return _wrote(Searcher(options, queries, window, step).write(found.bases))
+
+
+def _splice_sites(options: SpliceOptions) -> str:
+    with Progress("loading the libraries"):
+        from megadna.downstream.splice_sites import splice_sites
+
+    splice_sites(**vars(options))
+    return ""
+
+
+def _variants(options: VariantOptions) -> str:
+    from megadna.downstream.variants import Variants, survey
+    from megadna.genome.records import read_genome
+
+    genome = read_genome(options.genome)
+    files = Variants(options, genome, survey(options.vcf, genome)).write()
+    return "".join(wrote(path, "pos from 1, as in the VCF") for path in files[:1])
+
+
+def _windows(options: WindowOptions) -> str:
+    with Progress("loading the libraries"):
+        from megadna.downstream.windows import windows
+
+    windows(**vars(options))
+    return ""
+
+
+VERBS = {
+    "predict": Verb(
+        "Run a fine-tuned model over sequences, BED regions or a whole genome.",
+        PredictOptions, "reading {input}, predicting with {model}", _predict,
+    ),
+    "variants": Verb(
+        "Scores of the ALT alleles of a VCF by a masked language model.",
+        VariantOptions, "reading {vcf} and {genome}, scoring with {model}", _variants,
+    ),
+    "annotate": Verb(
+        "Clusters of a genome's windows by their embeddings, without labels.",
+        AnnotateOptions, "reading {genome}, embedding with {model}", _annotate,
+    ),
+    "search": Verb(
+        "The windows of a genome whose embeddings are nearest to those of query sequences.",
+        SearchOptions, "reading {input} and {genome}, embedding with {model}", _search,
+    ),
+    "mutate": Verb(
+        "Saturation mutagenesis: the effect of every substitution in sequences or regions.",
+        MutateOptions, "reading {input}, mutating it with {model}", _mutate,
+    ),
+    "dependencies": Verb(
+        "Dependency maps: how much each base's prediction depends on each other base.",
+        DependencyOptions, "reading {input}, mapping it with {model}", _dependencies,
+    ),
+    "attribute": Verb(
+        "How much each base contributes to what a model predicts.",
+        AttributeOptions, "reading {input}, explaining {model} by {methods}", _attribute,
+    ),
+    "motifs": Verb(
+        "Motifs in the bases of high importance, enriched against negative sequences.",
+        MotifOptions, "reading {input} and {negatives}", _motifs,
+    ),
+    "benchmark": Verb(
+        "A suite of tasks over seeds, next to baselines and published figures.",
+        BenchmarkOptions, "suite {suite}: reading {data}", _benchmark,
+    ),
+    "splice-sites": Verb(
+        "Donors, acceptors and negatives of an annotation as labelled windows.",
+        SpliceOptions, "reading {annotation} and {genome}", _splice_sites,
+    ),
+    "windows": Verb(
+        "Windows around peaks or start sites, or with bigWig values, as a labelled dataset.",
+        WindowOptions, "reading {genome}", _windows,
+    ),
+}  # fmt: skip
