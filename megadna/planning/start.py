@@ -69,6 +69,9 @@ LOCAL_CONTEXT: dict[str, Literal["none", "convolution", "both"]] = {
     **dict.fromkeys(("aido-dna-300m", "aido-dna-7b"), "none"),
 }
 """model.local_context of each size (docs/results.md): context tables pay in short runs."""
+MUON_LR = 0.01
+"""Peak rate of Muon with a size's own tokens a step, whatever the width (docs/results.md). AIDO.DNA's sizes, without
+local context, keep its AdamW. What Muon adds to a step, at most a tenth of its FLOPs, fits in the room of SHARE."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ def _config(name: str, model: ModelConfig, genomes: Genomes, num_ranks: int, tok
         packing=bases["kept"] / bases["contigs"] < 0.75 * length,  # short contigs: several in a row
         lower_case_weight=0.1 if is_repeats else 1.0,  # as configs/megadna-86m-soft-masked.yaml
     )
+    muon = model.local_context != "none"
     here = 1 if gpu and num_ranks > GPUS_PER_NODE else num_ranks
     engine = EngineConfig(device="cuda", num_processes=here)
     if not gpu:
@@ -172,5 +176,7 @@ def _config(name: str, model: ModelConfig, genomes: Genomes, num_ranks: int, tok
         lr=lr,
         min_lr=float(f"{lr / 10:.2g}"),
         warmup_fraction=WARMUP,
+        optimizer="muon" if muon else "adamw",
+        muon_lr=float(f"{MUON_LR * lr / SIZES[name][4]:.1e}") if muon else TrainConfig.muon_lr,
     )
     return Config(data=data, model=model, engine=engine, train=train)

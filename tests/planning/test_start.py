@@ -24,6 +24,7 @@ from megadna.planning.start import (
     FEW_STEPS,
     LEAST_BATCH,
     MOST_PASSES,
+    MUON_LR,
     ROWS,
     SHAPE,
     SHARE,
@@ -63,6 +64,8 @@ def test_the_sizes_are_those_of_the_shipped_configs(name: str) -> None:
     tokens = config.train.global_batch_size * int(config.data.sequence_length)
     assert lr_tokens == tokens
     assert shape == [getattr(config.model, key) for key in SHAPE] and lr == config.train.lr
+    assert config.train.optimizer == ("adamw" if name.startswith("aido") else "muon")
+    assert config.train.muon_lr == MUON_LR
     if name != "demo":
         assert most == tokens
 
@@ -77,6 +80,8 @@ def test_every_plan_has_a_batch_a_rate_that_goes_with_it_and_a_warm_up(num_ranks
         assert train.global_batch_size >= LEAST_BATCH and train.global_batch_size % num_ranks == 0
         assert train.lr == pytest.approx(lr * min(1, (start.step_tokens / tokens) ** 0.5), rel=0.03)
         assert train.lr == peak_rate(start.size, start.step_tokens) and train.min_lr < train.lr
+        if train.optimizer == "muon":
+            assert train.muon_lr / MUON_LR == pytest.approx(train.lr / lr, rel=0.07)  # both have two digits
         for steps in (train.steps, 7, 1000):
             warm_up = replace(train, steps=steps).samples_of_warmup / train.global_batch_size
             assert steps * WARMUP <= warm_up < steps * WARMUP + 1
