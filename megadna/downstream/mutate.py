@@ -15,6 +15,7 @@ Parts are saved, and the same command, started again, goes on from there.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def mutate(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame
     mutagenesis = Mutagenesis(chosen)
     mutagenesis.load()
     tables = list(map(mutagenesis.table, mutagenesis.blocks()))
-    return mutagenesis.substitutions(pa.concat_tables(tables))
+    return mutagenesis.substitutions(pa.concat_tables(tables)).to_pandas()
 
 
 class Mutagenesis:
@@ -93,17 +94,14 @@ class Mutagenesis:
         columns = dict(zip(self.effects.columns, map(fixed_vectors, vectors), strict=True))
         return pa.table({**base_columns(block), "ref": pa.array(list(refs), pa.string()), **columns})
 
-    def substitutions(self, table: pa.Table) -> pd.DataFrame:
+    def substitutions(self, table: pa.Table) -> pa.Table:
         """A row a substitution from a row a base."""
-        frame = table.select([*BASE, "ref"]).to_pandas()
+        refs, bases = np.array(table["ref"])[:, None], np.array(list(BASES))
+        row, column = np.nonzero((refs != bases) & (refs != "N"))
+        found = table.select([*BASE, "ref"]).take(row).append_column("alt", pa.array(bases[column]))
         effects_NK4 = self.arrays(table)
-        wanted_N4 = (frame["ref"].to_numpy()[:, None] != np.array(list(BASES))) & (frame["ref"] != "N").to_numpy()[
-            :, None
-        ]
-        row, column = np.nonzero(wanted_N4)
-        found = frame.take(row).reset_index(drop=True).assign(alt=np.array(list(BASES))[column])
         for number, name in enumerate(self.effects.columns):
-            found[name] = effects_NK4[row, number, column]
+            found = found.append_column(name, pa.array(effects_NK4[row, number, column]))
         return found
 
     def arrays(self, table: pa.Table) -> np.ndarray:
@@ -140,19 +138,29 @@ class Mutagenesis:
 
     def join(self, parts: list[Path], path: Path) -> None:
         """Write all outputs from the parts into the folder of `path`."""
-        table = pa.concat_tables(list(map(parquet.read_table, parts)))
         for output in self.options.output:
             target = path.with_name(output.name)
             if output.suffix == ".npy":
                 write_npy(parts, target)
-            elif output.suffix == ".parquet":
-                parquet.write_table(pa.Table.from_pandas(self.substitutions(table), preserve_index=False), target)
-            elif output.suffix == ".tsv":
-                self.substitutions(table).to_csv(target, sep="\t", index=False, na_rep="nan", float_format="%.7g")
+            elif output.suffix in (".parquet", ".tsv"):
+                self._write_table(parts, target)
             elif output.suffix == ".bw":
-                self._write_bigwigs(table, target)
+                self._write_bigwigs(_whole(parts), target)
         if self.pictures:
-            self.pictures.write(self.effects, self.arrays(table), path.parent)
+            self.pictures.write(self.effects, self.arrays(_whole(parts)), path.parent)
+
+    def _write_table(self, parts: list[Path], path: Path) -> None:
+        """The substitutions of one part after the other: all of a genome need not fit memory."""
+        with ExitStack() as stack:
+            writer: parquet.ParquetWriter | None = None
+            for number, part in enumerate(parts):
+                rows = self.substitutions(parquet.read_table(part))
+                if path.suffix == ".parquet":
+                    writer = writer or stack.enter_context(parquet.ParquetWriter(path, rows.schema))
+                    writer.write_table(rows)
+                else:
+                    settings: Any = {"sep": "\t", "index": False, "na_rep": "nan", "float_format": "%.7g"}
+                    rows.to_pandas().to_csv(path, mode="a" if number else "w", header=number == 0, **settings)
 
     def _write_bigwigs(self, table: pa.Table, output: Path) -> None:
         from megadna.downstream.pictures import entropy_bits, probabilities
@@ -166,3 +174,7 @@ class Mutagenesis:
         frame = frame.assign(start=frame["position"], end=frame["position"] + 1, group="", **values)
         paths = {(track, ""): path for track, path in self.bigwigs(output).items()}
         write_bigwigs([frame], paths, record_lengths(self.options.input, self.options.column))
+
+
+def _whole(parts: list[Path]) -> pa.Table:
+    return pa.concat_tables(list(map(parquet.read_table, parts)))
