@@ -3,7 +3,7 @@
 #   one node:    launch/torchrun.sh --config configs/megadna-86m.yaml --data.path DATASET --output RUN
 #   two nodes:   NODES=2 HEAD=10.0.0.1 NODE_RANK=0 launch/torchrun.sh --config ... --output RUN     (on 10.0.0.1)
 #                NODES=2 HEAD=10.0.0.1 NODE_RANK=1 launch/torchrun.sh --config ... --output RUN     (on the other)
-# The words behind it go to `megadna train`. A rank that dies ends its step; torchrun then starts all ranks again, up to
+# The words after it go to `megadna train`. A rank that dies ends its step; torchrun then starts all ranks again, up to
 # MAX_RESTARTS times, and `--resume auto` takes the newest checkpoint. SIGTERM to this script saves and stops.
 set -euo pipefail
 

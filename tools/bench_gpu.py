@@ -5,7 +5,7 @@
 Encoder convention: FLOPs of a step = 3 x forward (megadna/model/shapes.py: full attention, no causal halving, matrix
 products only; the head counts for the predicted tokens, which alone go through it); MFU = FLOPs / seconds / the card's
 dense bf16 peak. Synthetic tokens, 15 % asked for, all rows full. A 7B model does not fit one GPU, so its shape is timed
-with few layers. Beside each figure stands what `megadna plan` predicts: memory without CUDA's own, seconds of a step.
+with few layers. Beside each figure is what `megadna plan` predicts: memory without CUDA's own, seconds of a step.
 
 Shares of a profiled step: attention, matrix products, optimizer, other kernels, and idle, when the GPU waits for the
 host. No case begins after --seconds. --dry_run: toy sizes on the CPU. Without a GPU it says so and exits with 0.

@@ -124,7 +124,7 @@ class Markov:
         known = [(bases, at) for bases, at in beside if at < len(bases) and chr(bases[at]).upper() in BASES]
         self.k, self.smoothing = self.table.choose(self._samples(known))
 
-    def _samples(self, places: list[tuple[np.ndarray, int]]) -> HiddenSamples:
+    def _samples(self, sites: list[tuple[np.ndarray, int]]) -> HiddenSamples:
         reach = self.table.k
 
         def sample(bases: np.ndarray, at: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,12 +132,12 @@ class Markov:
             seen = bases[first : at + reach + 1]
             return seen, np.arange(len(seen)) == at - first
 
-        return HiddenSamples.stack(sample(*place) for place in places)
+        return HiddenSamples.stack(sample(*place) for place in sites)
 
     def llr(self, bases_N: list[np.ndarray], alleles: pd.DataFrame) -> np.ndarray:
         """ln p(alt) - ln p(ref) [N]; bases_N: uint8 of each allele's contig."""
-        places = list(zip(bases_N, (alleles.pos - 1).tolist(), strict=True))
-        p_N4 = self.table.probabilities(self._samples(places), self.smoothing)[self.k]
+        sites = list(zip(bases_N, (alleles.pos - 1).tolist(), strict=True))
+        p_N4 = self.table.probabilities(self._samples(sites), self.smoothing)[self.k]
         ref_N, alt_N = ([BASES.index(base.upper()) for base in alleles[key]] for key in ("ref", "alt"))
         row_N = np.arange(len(alleles))
         return np.log(p_N4[row_N, alt_N]) - np.log(p_N4[row_N, ref_N])

@@ -41,7 +41,7 @@ class State:
     """A sequence that is being written."""
 
     template: Template
-    """With the units that put each motif at its place."""
+    """With the units that put each motif at its position."""
     record: int
     """Number of the template."""
     index: int
@@ -101,7 +101,7 @@ class Sampler:
             for _ in self.unmask(states, options.num_steps, self.score):
                 progress.advance(share)
             return
-        for state in states:  # what is given is shown, unless a motif's place needs another base there
+        for state in states:  # what is given is shown, unless a motif's position needs another base there
             chosen_U = state.template.units.chosen(state.template.codes_L)
             state.put_many(np.arange(len(chosen_U)), chosen_U)
         for _ in self.unmask(states, FIRST_ROUNDS, None):
@@ -112,7 +112,7 @@ class Sampler:
             progress.advance(share)
 
     def unmask(self, states: list[State], rounds: int, score: Score | None) -> Iterator[None]:
-        """Write what is hidden in so many rounds, and yield after each; score: of completions, to choose among them."""
+        """Write what is hidden in `rounds` rounds and yield after each; score: of completions, to choose among them."""
         by_confidence, count = self.options.order == "confidence", self.options.candidates if score else 1
         hidden = [np.flatnonzero(state.chosen_U < 0) for state in states]
         turns = [s.rng.permutation(rounds)[np.arange(len(h)) % rounds] for s, h in zip(states, hidden, strict=True)]
@@ -162,7 +162,7 @@ class Sampler:
         broken = [sum(self.rules.broken(state.codes_L).values()) for state in states]
         best = [(-b, float(s), state.chosen_U.copy()) for b, s, state in zip(broken, scores, states, strict=True)]
         for _ in range(steps):
-            if self.score is None and not any(broken):  # nothing is left to mend
+            if self.score is None and not any(broken):  # nothing is left to repair
                 yield
                 continue
             units = [self._site(state) for state in states]
@@ -214,7 +214,7 @@ class Sampler:
         return int(worse_C[pick] - worse_C[before])
 
     def _scores(self, states: list[State]) -> np.ndarray:
-        """Of each; without an oracle only changes that mend a rule are kept."""
+        """Of each; without an oracle only changes that repair a rule are kept."""
         return np.zeros(len(states)) if self.score is None else self.score([state.codes_L for state in states])
 
     def log_p(self, states: list[State], asked: list[np.ndarray]) -> list[np.ndarray]:

@@ -92,10 +92,10 @@ def word_counts(sequences: Codes, k: int) -> np.ndarray:
 
 def _words(codes_L: np.ndarray, k: int) -> np.ndarray:
     """The k-mer that begins at each base as a number; 4^k where a base is ambiguous."""
-    places = max(0, len(codes_L) - k + 1)
-    word_P, known_P = np.zeros(places, np.int64), np.ones(places, bool)
+    positions = max(0, len(codes_L) - k + 1)
+    word_P, known_P = np.zeros(positions, np.int64), np.ones(positions, bool)
     for offset in range(k):
-        here_P = codes_L[offset : offset + places]
+        here_P = codes_L[offset : offset + positions]
         word_P, known_P = 4 * word_P + here_P, known_P & (here_P < 4)
     return np.where(known_P, word_P, 4**k)
 

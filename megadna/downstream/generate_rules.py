@@ -3,8 +3,8 @@
 In:  a FASTA (and BED), or a length; motifs, sites to avoid, a range of GC, a genetic code.
 Out: Template: bases that stay, and units (a base, or a codon) with their choices. Rules: by how much bases break them.
 
-Whatever cannot be fulfilled (a site to avoid within bases that stay, no place for a motif, a share of GC out of reach,
-a protein that a record does not have) is a UserError before any model is loaded.
+Whatever cannot be fulfilled (a site to avoid within bases that stay, no position for a motif, a share of GC out of
+reach, a protein that a record does not have) is a UserError before any model is loaded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from megadna.errors import UserError, require
 from megadna.genome.bed import locate, read_regions
 from megadna.genome.records import read_genome, reverse_complement
 
-# Shapes: L bases of a sequence, U units, C choices of a unit, W bases of a unit, M bases of a motif, P places.
+# Shapes: L bases of a sequence, U units, C choices of a unit, W bases of a unit, M bases of a motif, P positions.
 
 HIDDEN = 4
 """Code of a base that is still to be written."""
@@ -208,13 +208,13 @@ class Motif:
         return len(self.strands[0])
 
     def mismatches(self, codes_L: np.ndarray) -> np.ndarray:
-        """[strands, P] bases that do not match, at each place; none if the sequence is shorter."""
-        places = max(0, len(codes_L) - len(self) + 1)
-        none_P = np.zeros(places, int)
-        return np.stack([sum((~m[codes_L[i : i + places]] for i, m in enumerate(s)), none_P) for s in self.strands])
+        """[strands, P] bases that do not match, at each position; none if the sequence is shorter."""
+        positions = max(0, len(codes_L) - len(self) + 1)
+        none_P = np.zeros(positions, int)
+        return np.stack([sum((~m[codes_L[i : i + positions]] for i, m in enumerate(s)), none_P) for s in self.strands])
 
     def count(self, codes_L: np.ndarray) -> int:
-        """Places where it is, on either strand."""
+        """Positions where it is, on either strand."""
         return int((self.mismatches(codes_L) == 0).sum())
 
 
@@ -237,7 +237,7 @@ class Rules:
         return cls(list(map(Motif, options.avoid)), list(map(Motif, options.motif)), gc)
 
     def gc_bounds(self, length: int) -> tuple[int, int]:
-        """Fewest and most G and C in so many bases."""
+        """Fewest and most G and C in this number of bases."""
         return int(np.ceil(self.gc[0] * length - 1e-9)), int(np.floor(self.gc[1] * length + 1e-9))
 
     def gc_excess(self, low: np.ndarray | int, high: np.ndarray | int, length: int) -> np.ndarray:
@@ -278,7 +278,7 @@ class Rules:
 
     def place(self, template: Template, rng: np.random.Generator) -> Units:
         """The template's units with the choices that put every motif where the fewest bases change, at a random one of
-        several such places. UserError if there is none, though they were put in several orders."""
+        several such positions. UserError if there is none, though they were put in several orders."""
         for _ in range(_ORDERS - 1 if len(self.motifs) > 1 else 0):
             with suppress(UserError):
                 return self._placed(template, rng)
@@ -289,7 +289,7 @@ class Rules:
         for number in rng.permutation(len(self.motifs)):
             motif = self.motifs[number]
             allowed_L4 = _allowed(template, units)
-            fits_SP = np.stack([_places(matrix, allowed_L4) for matrix in motif.strands])
+            fits_SP = np.stack([_positions(matrix, allowed_L4) for matrix in motif.strands])
             changes_SP = motif.mismatches(template.codes_L) + rng.random(fits_SP.shape)
             spots = np.argwhere(fits_SP)[np.argsort(changes_SP[fits_SP])]
             for strand, at in spots[:_MAX_PLACES].tolist():
@@ -299,7 +299,7 @@ class Rules:
                     break
             else:
                 raise UserError(
-                    f"{template.name}: no place for the motif {motif.text} in what may be written"
+                    f"{template.name}: no position for the motif {motif.text} in what may be written"
                     f"{' without a site to avoid' if self.avoid else ''}; leave more bases to write"
                 )
         return units
@@ -335,8 +335,8 @@ def _allowed(template: Template, units: Units) -> np.ndarray:
     return allowed_L4
 
 
-def _places(matrix_M5: np.ndarray, allowed_L4: np.ndarray) -> np.ndarray:
-    """Whether each place has an allowed base at every base of the motif, bool [P]."""
+def _positions(matrix_M5: np.ndarray, allowed_L4: np.ndarray) -> np.ndarray:
+    """Whether each position has an allowed base at every base of the motif, bool [P]."""
     at_P = np.arange(max(0, len(allowed_L4) - len(matrix_M5) + 1))
     return np.logical_and.reduce([(allowed_L4[at_P + i] & row_5[:4]).any(axis=1) for i, row_5 in enumerate(matrix_M5)])
 

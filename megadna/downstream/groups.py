@@ -130,7 +130,7 @@ def _tell(parted: pd.DataFrame, held: pd.DataFrame, where: str, split: str, poli
 
 
 def require_groups(table: pd.DataFrame, parts: int, option: str, where: str) -> None:
-    """UserError unless the table has so many groups, a part of its own for each."""
+    """UserError unless the table has this number of groups, a part of its own for each."""
     groups = table["group"].nunique()
     require(
         groups >= parts,

@@ -93,8 +93,8 @@ class MaskedBases:
             batch_BS = torch.from_numpy(ids_BS[first : first + count])
             lengths_B = torch.full((len(batch_BS),), batch_BS.shape[1])
             inside_N = (row_N >= first) & (row_N < first + count)
-            places = torch.from_numpy(row_N[inside_N] - first), torch.from_numpy(position_N[inside_N] + 1)
-            log_p_N4[inside_N] = self._of_bases(self._forward.logits(batch_BS, lengths_B, *places))
+            where = torch.from_numpy(row_N[inside_N] - first), torch.from_numpy(position_N[inside_N] + 1)
+            log_p_N4[inside_N] = self._of_bases(self._forward.logits(batch_BS, lengths_B, *where))
         return log_p_N4
 
     def _run(

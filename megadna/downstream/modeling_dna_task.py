@@ -29,7 +29,7 @@ EncoderConfig: Any = None
 
 class DnaTaskConfig(PretrainedConfig):
     """encoder: config.json of the encoder; k, stride, prefix, suffix: bases a token covers, bases from token to token,
-    special tokens before and behind; head_sizes: hidden layers of the head, with `head_activation` between;
+    special tokens before and after; head_sizes: hidden layers of the head, with `head_activation` between;
     pool_special_tokens: whether mean and maximum take special tokens in, as they did in folders without this field;
     label_means, label_scales: of the numbers of the training data; the head learns z-scores, the model gives numbers in
     the units of the labels (None: the head's outputs as they are); of a language model, base_ids: of A, C, G and T, and
@@ -145,7 +145,7 @@ class DnaTaskModel(PreTrainedModel):
         logits_BSC = logits_BSC[:, self.config.prefix :] * real_BS1
         if stride == k:
             return logits_BSC.repeat_interleave(k, dim=1)
-        shifts = [(0, 0, place, k - 1 - place) for place in range(k)]
+        shifts = [(0, 0, offset, k - 1 - offset) for offset in range(k)]
         count_BL1 = sum(F.pad(real_BS1.to(logits_BSC.dtype), shift) for shift in shifts)
         total_BLC = sum(F.pad(logits_BSC, shift) for shift in shifts)
         return total_BLC / torch.as_tensor(count_BL1).clamp_min(1)
@@ -261,8 +261,8 @@ class DnaForGenerationTask(DnaTaskModel):
 
 
 def pool(hidden_BSH: Tensor, mask_BS: Tensor, pooling: str, special: tuple[int, int] = (0, 0)) -> Tensor:
-    """[B, H]; mean and max leave out so many special tokens at the beginning and at the end (none left: zeros). The
-    middle token of S real ones is number (S - 1) // 2, as in BioNeMo's splice-site model."""
+    """[B, H]; mean and max leave out `special` tokens at the beginning and at the end (none left: zeros). The middle
+    token of S real ones is number (S - 1) // 2, as in BioNeMo's splice-site model."""
     if pooling == "cls":
         return hidden_BSH[:, 0]
     if pooling == "centre":

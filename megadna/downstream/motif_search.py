@@ -62,7 +62,7 @@ class FoundMotif:
     """(number of the positive sequence, first base under the core), of each run of a member."""
     windows: list[str] = field(default_factory=list)
     """Sequences of the instances, each as long as the window."""
-    places: list[tuple[int, int]] = field(default_factory=list)
+    positions: list[tuple[int, int]] = field(default_factory=list)
     """(number of the positive sequence, first base) of each window."""
 
     @property
@@ -188,7 +188,7 @@ def _cut_windows(motif: FoundMotif, sequences: Sequence[str], window: int) -> No
         first = start - before
         if first >= 0 and first + window <= len(sequences[number]):
             motif.windows.append(sequences[number][first : first + window])
-            motif.places.append((number, first))
+            motif.positions.append((number, first))
 
 
 def consensus(p_W4: np.ndarray) -> str:

@@ -117,7 +117,7 @@ def _table(found: list[FoundMotif]) -> pd.DataFrame:
         "core": lambda motif: motif.core.text,
         "members": lambda motif: len(motif.members),
         "instances": lambda motif: len(motif.windows),
-        "sequences": lambda motif: len({number for number, _ in motif.places}),
+        "sequences": lambda motif: len({number for number, _ in motif.positions}),
         "positives": lambda motif: motif.core.positives,
         "negatives": lambda motif: motif.core.negatives,
         "p": lambda motif: motif.core.p,
@@ -186,7 +186,7 @@ def _instances(table: pd.DataFrame, found: list[FoundMotif], rows: pd.DataFrame)
     first = rows["position"].to_numpy()[edges]
     lines = []
     for name, motif in zip(table["motif"], found, strict=True):
-        for number, at in motif.places:
+        for number, at in motif.positions:
             minus, size = strands[number] == "-", len(motif.windows[0])
             start = first[number] - at - size + 1 if minus else first[number] + at
             lines.append(f"{contigs[number]}\t{start}\t{start + size}\t{name}\t0\t{strands[number]}\n")

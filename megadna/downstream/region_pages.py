@@ -139,7 +139,7 @@ class RegionFigure:
         return LEFT / self.width, 1 - RIGHT / self.width
 
     def _axes(self, top: float, height: float, bases: int) -> Axes:
-        """Axes over the bases of a row, their top so many inches from the figure's."""
+        """Axes over the bases of a row, their top this number of inches from the figure's."""
         width = (self.span[1] - self.span[0]) * bases / self.per_row
         return self.figure.add_axes((self.span[0], 1 - (top + height) / self.height, width, height / self.height))
 

@@ -103,7 +103,7 @@ def rank_layouts(config: Config, vocab_rows: int, sequence_length: int, num_gpus
 
 
 def digits(value: float, decimals: int) -> str:
-    """With so many decimals, or with two significant digits where these would show less."""
+    """With this number of decimals, or with two significant digits where these would show less."""
     return f"{value:,.{decimals}f}" if not value or abs(value) >= 10**-decimals * 10 else f"{value:.2g}"
 
 

@@ -165,8 +165,8 @@ def bars(title: str, rows: Rows) -> Any:
     runs = sorted({(bar.run, bar.name) for bar in found if bar.run is not None})
     width = 0.8 / len(runs)
     items, hovered = [], []
-    for place, (run, name) in enumerate(runs):
-        source = ColumnDataSource(_bar_columns(rows, name, run, (place - (len(runs) - 1) / 2) * width))
+    for number, (run, name) in enumerate(runs):
+        source = ColumnDataSource(_bar_columns(rows, name, run, (number - (len(runs) - 1) / 2) * width))
         look = {"color": COLOURS[run % len(COLOURS)], "fill_alpha": 0.8}
         drawn = [
             figure.hbar("y", right="gain", height=0.9 * width, source=source, name=name, **look),

@@ -254,7 +254,7 @@ MISTAKES = {
     "--start {amb} --bed {b}": "has an ambiguous base at position 3",
     "--template {full}": "has no N to write; use --start to change it",
     "--template {t} --avoid EcoRI": "EcoRI to avoid is there at position 2, within bases that stay",
-    "--template {t} --motif TTTTTTTTTTTTT": "no place for the motif TTTTTTTTTTTTT",
+    "--template {t} --motif TTTTTTTTTTTTT": "no position for the motif TTTTTTTTTTTTT",
     "--template {t} --gc 0.9 1": "can have 0.231 to 0.615",
     "--length 20 --gc 0.6 0.4": "--gc needs two shares, the lower first",
     "--length 20 --avoid EcoRQ": "EcoRQ: neither IUPAC codes of bases nor one of the enzymes",

@@ -74,9 +74,9 @@ def test_planted_motifs_are_found_where_they_were_planted(planted):
     for motif in found:
         name = max(PLANTED, key=lambda text: sum(text in window for window in motif.windows))
         shift = motif.windows[0].find(name)
-        right = sum(where[number] == (start + shift, name) for number, start in motif.places)
-        assert right >= 0.9 * len(motif.places) and len(motif.places) >= 30
-        for window, (number, start) in zip(motif.windows, motif.places, strict=True):
+        right = sum(where[number] == (start + shift, name) for number, start in motif.positions)
+        assert right >= 0.9 * len(motif.positions) and len(motif.positions) >= 30
+        for window, (number, start) in zip(motif.windows, motif.positions, strict=True):
             assert window == positives[number][start : start + 24]
 
 
@@ -187,7 +187,7 @@ def test_windows_that_cross_an_end_are_left_out():
         importance_L[start : start + 7] = 1.0
     negatives = ["C" * 40] * 20
     (found,) = find_motifs(sequences, importances, negatives, min_instances=1)
-    assert found.places == [(2, 7), (3, 22)]  # the window of (2, 7) ends with its sequence
+    assert found.positions == [(2, 7), (3, 22)]  # the window of (2, 7) ends with its sequence
     assert find_motifs(sequences, importances, negatives, min_instances=3) == []
 
 
