@@ -365,7 +365,7 @@ def test_a_k_mer_run_validates_and_is_evaluated(
     assert ("no baselines" in said) == (protocol != "base")
 
 
-@pytest.mark.parametrize(("protocol", "end"), [("base", "0.2500"), ("block4", "0.2500 | protocol block4")])
+@pytest.mark.parametrize(("protocol", "end"), [("base", "0.2500"), ("block4", "0.2500, protocol block4")])
 def test_the_line_shown_names_the_protocol(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str, end: str
 ) -> None:
