@@ -39,7 +39,7 @@ to 20 %: our choice."""
 LEAST_STEPS, LEAST_BATCH, LEAST_TOKENS = 5000, 8, 4000
 """The batch shrinks until the run has LEAST_STEPS steps, but never below LEAST_BATCH sequences or LEAST_TOKENS tokens:
 our choice."""
-FEW_STEPS = 426
+FEW_STEPS = 298
 """With fewer steps there is a warning: the shortest run that was measured (docs/pretrain_your_genomes.md)."""
 WARMUP = 0.05
 """Share of the steps: our choice; configs/demo.yaml has it, the larger recipes 2 % of many more steps."""

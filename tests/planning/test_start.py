@@ -344,5 +344,5 @@ def test_the_shortest_plan_without_a_warning_beats_composition(tmp_path: Path) -
     tool = importlib.util.module_from_spec(spec)
     sys.modules["prove_start"] = tool
     spec.loader.exec_module(tool)
-    proof = tool.prove(DATA / "mgenitalium_G37.fa.gz", 0.015, tmp_path / "proof")
+    proof = tool.prove(DATA / "mgenitalium_G37.fa.gz", 0.0105, tmp_path / "proof")
     assert FEW_STEPS <= proof.steps < 1.1 * FEW_STEPS and proof.worst < 0, proof
