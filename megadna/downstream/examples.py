@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from megadna.downstream.encoder import SequenceTokenizer, load_config, load_tokenizer
+from megadna.downstream.encoder import SequenceTokenizer, load_config, load_tokenizer, padded
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.tasks import Target
 from megadna.errors import require
@@ -37,12 +37,7 @@ class Collator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask [B, S], labels [B], [B, C], [B, L], [B, L, C] or, of pairs, [B, P, 1]."""
-        longest = max(len(example["ids"]) for example in examples)
-        ids = torch.full((len(examples), longest), self._pad_id)
-        mask = torch.zeros_like(ids)
-        for row, example in enumerate(examples):
-            ids[row, : len(example["ids"])] = torch.tensor(example["ids"])
-            mask[row, : len(example["ids"])] = 1
+        ids, mask = padded([example["ids"] for example in examples], self._pad_id)
         labels = [torch.tensor(example["target"]) for example in examples]
         if self._target.ragged:
             empty = float("nan") if labels[0].is_floating_point() else NO_LABEL

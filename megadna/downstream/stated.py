@@ -38,9 +38,11 @@ def read_config(folder: str) -> dict[str, Any]:
 
 
 def content_of(folder: str) -> str:
-    """What tells a folder from one of other content: size and checksum of every file; "" for a name on the hub."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    return "".join(f"{path.relative_to(folder)} {checksum(path)}\n" for path in files)
+    """What tells a model's folder from one of other content: the checksum of every file in it; "" for a name on the hub.
+
+    Folders in it are left out: outputs that are being written may be there."""
+    files = sorted(path for path in Path(folder).glob("*") if path.is_file())
+    return "".join(f"{path.name} {checksum(path)}\n" for path in files)
 
 
 def is_language_model(config: dict[str, Any]) -> bool:

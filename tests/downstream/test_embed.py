@@ -278,9 +278,11 @@ def name(genome: str) -> str:
 
 
 def test_a_stopped_command_is_resumed(folders, genome, tmp_path, monkeypatch):
+    """Its output may be in the folder of the model."""
     monkeypatch.setattr(inference, "MAX_STRETCHES", 4)
+    model = shutil.copytree(folders["nucleotide"], tmp_path / "model")
     path = fasta(tmp_path / "a.fa", *(genome[i * 50 : i * 50 + 30 + i] for i in range(18)))
-    run = ["embed", "--model", folders["nucleotide"], "--input", str(path), "--output"]
+    run = ["embed", "--model", str(model), "--input", str(path), "--output"]
     main([*run, str(tmp_path / "whole.parquet")])
     computed = []
     write = outputs.parquet.write_table
@@ -292,7 +294,7 @@ def test_a_stopped_command_is_resumed(folders, genome, tmp_path, monkeypatch):
         write(table, part, **options)
 
     monkeypatch.setattr(outputs.parquet, "write_table", stop_at_the_third)
-    output = tmp_path / "b.parquet"
+    output = model / "b.parquet"
     with pytest.raises(SystemExit):
         main([*run, str(output)])
     assert not output.exists()
