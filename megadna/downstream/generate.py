@@ -9,7 +9,6 @@ A sequence that breaks a rule, or is nearer to an earlier one than --min_distanc
 TRIES times as often as sequences are asked for; what is missing then is said.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
@@ -41,7 +40,9 @@ log = get_logger(__name__)
 TRIES = 20
 BATCH_BASES = 1 << 17
 """Bases of the sequences that are written at once."""
-_NOT_IN_HEADERS = re.compile("model|output|seed|number|batch_tokens|trust_remote_code|real|training|judge")
+_NOT_IN_HEADERS = {
+    "model", "output", "seed", "number", "batch_tokens", "trust_remote_code", "real", "training", "judge",
+}  # fmt: skip
 
 
 def generate(model: Path | str, **options: Any) -> pd.DataFrame:
@@ -247,6 +248,6 @@ def header_options(options: GenerateOptions) -> str:
     for entry in fields(options):
         value, default = getattr(options, entry.name), entry.default
         values = value if isinstance(value, list) else [value]
-        if not _NOT_IN_HEADERS.fullmatch(entry.name) and value != default and value != []:
+        if entry.name not in _NOT_IN_HEADERS and value != default and value != []:
             words.append(f"{entry.name}={quote(','.join(map(str, values)), safe='/,.:+-_')}")
     return " ".join(words)

@@ -38,7 +38,7 @@ def read_config(folder: str) -> dict[str, Any]:
 
 
 def content_of(folder: str) -> str:
-    """What tells a model's folder from one of other content: the checksum of every file in it; "" for a name on the hub.
+    """What tells a model's folder from one of other content: checksums of the files in it; "" for a name on the hub.
 
     Folders in it are left out: outputs that are being written may be there."""
     files = sorted(path for path in Path(folder).glob("*") if path.is_file())

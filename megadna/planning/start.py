@@ -71,7 +71,8 @@ LOCAL_CONTEXT: dict[str, Literal["none", "convolution", "both"]] = {
 """model.local_context of each size (docs/results.md): context tables pay in short runs."""
 MUON_LR = 0.01
 """Peak rate of Muon with a size's own tokens a step, whatever the width (docs/results.md). AIDO.DNA's sizes, without
-local context, keep its AdamW. What Muon adds to a step, at most a tenth of its FLOPs, fits in the room of SHARE."""
+local context, keep its AdamW. What Muon adds to a step, a tenth of its FLOPs for demo on one core and less for the
+others, fits in the room of SHARE."""
 
 
 @dataclass(frozen=True)
