@@ -49,7 +49,7 @@ def main() -> None:
     }
     found |= evaluation(model, valid)
     if averaged is not None:
-        found["averaged_bits"] = evaluation(averaged, valid)["bits"]
+        found |= {f"averaged_{name}": value for name, value in evaluation(averaged, valid).items()}
     print(json.dumps(found), flush=True)
 
 
