@@ -242,8 +242,8 @@ class TrainConfig:
     """Steps of linear warm-up."""
     warmup_fraction: float = 0.0
     """Warm-up as a share of the steps of the schedule (decay_steps, else `steps`), so that it follows train.steps."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the decay from lr to min_lr after the warm-up."""
+    schedule: Literal["cosine", "linear", "trapezoid", "constant"] = "cosine"
+    """Shape of the decay from lr to min_lr after the warm-up; `trapezoid`: lr, and a linear fall over the last fifth."""
     decay_steps: int | None = None
     """Step at which the decay reaches min_lr; null: `steps`. If it is later, the run stops before the decay is over."""
     weight_decay: float = 0.01
@@ -282,6 +282,12 @@ class TrainConfig:
         """Samples of linear warm-up; a fraction above 0 gives at least one step if the decay has two or more."""
         share = min(self.end_of_decay - 1, math.ceil(self.warmup_fraction * self.end_of_decay))
         return self.samples_after(self.warmup_steps or share)
+
+    @property
+    def samples_of_fall(self) -> int:
+        """Samples over which a trapezoid falls: the last fifth of its schedule, or what the warm-up leaves of it."""
+        whole = self.samples_after(self.end_of_decay)
+        return min(math.ceil(whole / 5), whole - self.samples_of_warmup)
 
     def samples_after(self, steps: int) -> int:
         """Samples that the first `steps` steps consume."""

@@ -188,7 +188,9 @@ def build_scheduler(optimizer: MegatronOptimizer, train: TrainConfig) -> Optimiz
         min_lr=train.min_lr,
         lr_warmup_steps=train.samples_of_warmup,
         lr_decay_steps=train.samples_after(train.end_of_decay),
-        lr_decay_style=train.schedule,
+        lr_decay_style="WSD" if train.schedule == "trapezoid" else train.schedule,  # warm-up, stable, decay
+        wsd_decay_steps=train.samples_of_fall,
+        lr_wsd_decay_style="linear",
         start_wd=train.weight_decay,
         end_wd=train.weight_decay,
         wd_incr_steps=train.samples_after(train.steps),

@@ -43,6 +43,14 @@ def cosine(rest: float) -> float:
 CURVES: dict[str, tuple[dict[str, Any], Callable[[int], float]]] = {
     "cosine": ({"schedule": "cosine"}, lambda step: cosine(share(step, 10, 100))),
     "linear": ({"schedule": "linear"}, lambda step: LR + (LOW - LR) * share(step, 10, 100)),
+    "trapezoid": (
+        {"schedule": "trapezoid"},
+        lambda step: LR if step <= 80 else LR + (LOW - LR) * share(step, 80, 100),
+    ),
+    "trapezoid of which the warm-up leaves little": (
+        {"schedule": "trapezoid", "decay_steps": 12},
+        lambda step: LR + (LOW - LR) * min(1, share(step, 10, 12)),
+    ),
     "constant": ({"schedule": "constant"}, lambda step: LR),
     "decay to a later step": (
         {"schedule": "linear", "decay_steps": 160},
