@@ -57,6 +57,7 @@ setup(
         "transformers>=4.48",
         "huggingface_hub",  # uploads
         "sentencepiece",
+        "jinja2",  # the model card
         "matplotlib",
         "bokeh>=3.4",  # the figures of report
     ],
