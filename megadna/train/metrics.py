@@ -71,13 +71,10 @@ class MetricLines:
                 if line is not None:
                     yield line
                 elif text.strip():
-                    self._leave_out(number, is_cut=not part)
-
-    def _leave_out(self, number: int, *, is_cut: bool) -> None:
-        self.is_cut = is_cut
-        if not is_cut:
-            self.num_broken += 1
-            self.first_broken = self.first_broken or number
+                    self.is_cut = not part
+                    if part:
+                        self.num_broken += 1
+                        self.first_broken = self.first_broken or number
 
     def notes(self) -> list[str]:
         """What was left out, one sentence each."""
