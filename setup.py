@@ -29,6 +29,7 @@ TEST = [
     *BROWSER, *NOTEBOOKS, *LINT, *WANDB, *WORKFLOW, *DOWNSTREAM,
 ]  # fmt: skip
 DEV = ["ruff>=0.6", "mypy>=1.11", "import-linter>=2.0", "types-PyYAML", "types-psutil"]
+DATA = ["py.typed", "hf/phage_lambda.txt", "downstream/page.*", "configs/*.yaml", "configs/*/*.yaml", "launch/*"]
 
 setup(
     name="megadna",
@@ -40,7 +41,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["megadna", "megadna.*"]),
     # megadna/configs and megadna/launch are links to the folders beside megadna/
-    package_data={"megadna": ["py.typed", "hf/phage_lambda.txt", "configs/*.yaml", "configs/*/*.yaml", "launch/*"]},
+    package_data={"megadna": DATA},
     install_requires=[
         "torch>=2.6",
         "megatron-core==0.16.*",
@@ -57,6 +58,7 @@ setup(
         "transformers>=4.48",
         "huggingface_hub",  # uploads
         "sentencepiece",
+        "jinja2",  # the model card
         "matplotlib",
         "bokeh>=3.4",  # the figures of report
     ],

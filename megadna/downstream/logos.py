@@ -15,9 +15,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megadna.alphabet import OTHER, base_codes, dna_of
 from megadna.downstream.html_page import Markup, page, table
-from megadna.downstream.pictures import draw_logo, information_heights, png, show_positions, styled
+from megadna.downstream.pictures import draw_logo, heights, information_heights, png, show_positions, styled
 from megadna.downstream.region_files import Region
 from megadna.files import write_text
 from megadna.log import counted
@@ -78,15 +77,6 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, column: str) -> None:
     show_positions(axes.xaxis, max(1, len(rows) // 8))
     axes.locator_params(axis="y", nbins=4)
     axes.tick_params(labelsize=7)
-
-
-def heights(bases: str, importance_L: np.ndarray) -> np.ndarray:
-    """fp64 [L, 4] (columns A, C, G, T): the importance in the column of each base; 0 where it is unknown."""
-    codes_L = base_codes(dna_of(bases))
-    found_L4 = np.zeros((len(bases), 4))
-    known = np.flatnonzero((codes_L != OTHER) & ~np.isnan(importance_L))
-    found_L4[known, codes_L[known]] = importance_L[known]
-    return found_L4
 
 
 def draw_motif(name: str, p_W4: np.ndarray, instances: int) -> bytes:

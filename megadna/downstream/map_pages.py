@@ -83,30 +83,24 @@ def write_maps(work: "Dependencies", maps: list[np.ndarray], summary: pd.DataFra
             if output.suffix == ".png":
                 file.write_bytes(map_picture(region, map_LL, options.model, options.epsilon))
                 continue
-            rows = None if summary is None else summary[summary["region"] == number].drop(columns="region")
-            map_ = Map(map_LL, caption, [] if rows is None else _indices(region, rows))
-            body = [*map_parts(region, map_), *([] if rows is None else _runs(rows))]
+            runs, body = [], []
+            if summary is not None:
+                rows = summary[summary["region"] == number].drop(columns="region")
+                runs, lines = _indices(region, rows), rows.to_numpy().tolist()
+                shown = table(list(rows), lines) if lines else "<p>None is stronger than in shuffled maps.</p>"
+                body = ["<h2>Stems and repeats</h2>", shown]
+            body = [*map_parts(region, Map(map_LL, caption, runs)), *body]
             file.write_text(
                 page(region.title, "Dependency map: point at a cell to read its numbers.", body), encoding="utf-8"
             )
-
-
-def _runs(rows: pd.DataFrame) -> list[str]:
-    """The runs as a table."""
-    lines = list(rows.itertuples(index=False, name=None))
-    found = table(list(rows), lines) if lines else "<p>None is stronger than in shuffled maps.</p>"
-    return ["<h2>Stems and repeats</h2>", found]
 
 
 def _indices(region: Region, rows: pd.DataFrame) -> list[tuple[int, int, int, int]]:
     """Runs as indices of the region's bases, from positions on the contig."""
 
     def arm(start: int, end: int) -> tuple[int, int]:
-        return (
-            (region.end - end, region.end - start)
-            if region.strand == "-"
-            else (start - region.start, end - region.start)
-        )
+        first, last = sorted((region.index(start), region.index(end - 1)))
+        return first, last + 1
 
     columns = rows[["i_start", "i_end", "j_start", "j_end"]].itertuples(index=False)
     return [(*arm(row.i_start, row.i_end), *arm(row.j_start, row.j_end)) for row in columns]

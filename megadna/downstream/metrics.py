@@ -227,34 +227,40 @@ def write_plots(
     truth: np.ndarray, predicted_NC: np.ndarray, target: Target, folder: Path, split: str, file_name: str
 ) -> None:
     """confusion-SPLIT.png, roc-SPLIT.png and pr-SPLIT.png, or scatter-SPLIT.png; `file_name` replaces SPLIT."""
+    from matplotlib.figure import Figure
     from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
-    title, names = _shown(split), [_shown(name) for name in target.names]
-    if target.is_regression:
-        figure, axes = _figure()
-        for number, name in enumerate(names):
-            axes.plot(truth[:, number], predicted_NC[:, number], ".", markersize=3, label=name)
-        axes.set(xlabel="true", ylabel="predicted", title=title)
-        axes.legend()
-        figure.savefig(folder / f"scatter-{file_name}.png")
-        return
-    truth_NC = truth if target.independent else np.eye(len(names))[truth]
+    from megadna.downstream.pictures import png, styled
+
+    names = [f" {name}" if name.startswith("_") else name for name in target.names]  # a legend hides those with _
+    kinds = {"roc": (RocCurveDisplay, "ROC curve"), "pr": (PrecisionRecallDisplay, "precision and recall")}
+    truth_NC = truth if target.is_regression or target.independent else np.eye(len(names))[truth]
+    with styled():
+        if target.is_regression:
+            figure = Figure(figsize=(5, 4.25))
+            axes = figure.subplots()
+            for number, name in enumerate(names):
+                axes.plot(truth_NC[:, number], predicted_NC[:, number], ".", markersize=3, label=name)
+            axes.set(xlabel="true", ylabel="predicted", title=split)
+            axes.legend()
+            (folder / f"scatter-{file_name}.png").write_bytes(png(figure, dpi=120))
+            return
+        for kind, (display, what) in kinds.items():
+            figure = Figure(figsize=(5, 4.25))
+            axes = figure.subplots()
+            for number, name in enumerate(names):
+                if 0 < truth_NC[:, number].sum() < len(truth_NC):
+                    display.from_predictions(truth_NC[:, number], predicted_NC[:, number], name=name, ax=axes)
+            axes.set_title(f"{split}: {what}")
+            (folder / f"{kind}-{file_name}.png").write_bytes(png(figure, dpi=120))
     if not target.independent:
         write_confusion(truth, predicted_NC.argmax(axis=1), target, split, folder / f"confusion-{file_name}.png")
-    for kind, display, what in (
-        ("roc", RocCurveDisplay, "ROC curve"),
-        ("pr", PrecisionRecallDisplay, "precision and recall"),
-    ):
-        figure, axes = _figure()
-        for number, name in enumerate(names):
-            if 0 < truth_NC[:, number].sum() < len(truth_NC):
-                display.from_predictions(truth_NC[:, number], predicted_NC[:, number], name=name, ax=axes)
-        axes.set_title(f"{title}: {what}")
-        figure.savefig(folder / f"{kind}-{file_name}.png")
 
 
 def write_confusion(truth_N: np.ndarray, called_N: np.ndarray, target: Target, split: str, path: Path) -> None:
     """The confusion matrix as a picture: of each true class (a row) the share and the number called each class."""
+    from matplotlib.figure import Figure
+
     from megadna.downstream.pictures import MISSING, png, styled
 
     counts_CC, count = _counts(truth_N, called_N, len(target.names)), len(target.names)
@@ -262,7 +268,9 @@ def write_confusion(truth_N: np.ndarray, called_N: np.ndarray, target: Target, s
     shares_CC = np.divide(counts_CC, sums_C[:, None], out=np.full_like(counts_CC, np.nan), where=sums_C[:, None] > 0)
     names = [name if len(name) <= 30 else f"{name[:27]}..." for name in target.names]
     with styled():
-        figure, axes = _figure(max(4.6, min(20, 0.85 * count + 2.2)))
+        width = max(4.6, min(20, 0.85 * count + 2.2))
+        figure = Figure(figsize=(width, 0.85 * width))
+        axes = figure.subplots()
         image = axes.imshow(np.ma.masked_invalid(shares_CC), cmap="Blues", vmin=0, vmax=1)
         axes.set_facecolor(MISSING)
         is_long = count * max(map(len, names)) > 40
@@ -279,16 +287,3 @@ def write_confusion(truth_N: np.ndarray, called_N: np.ndarray, target: Target, s
                 shade = "white" if share > 0.6 else "black"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=shade)
         path.write_bytes(png(figure, dpi=150))
-
-
-def _shown(name: str) -> str:
-    """The name, escaped for matplotlib, which takes text between $ as a formula and hides legend entries with _."""
-    name = name.replace("$", r"\$")
-    return f" {name}" if name.startswith("_") else name
-
-
-def _figure(width: float = 5) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, 0.85 * width), dpi=120, layout="constrained")
-    return figure, figure.subplots()

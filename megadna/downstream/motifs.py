@@ -6,7 +6,6 @@ Out: motifs.tsv (one row each), motifs.meme (the informative part of each window
 The algorithm is in motif_search.py.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from megadna.downstream.interpretation_options import HYPOTHETICAL, MotifOptions
-from megadna.downstream.logos import draw_motif, heights, write_page
+from megadna.downstream.logos import draw_motif, write_page
 from megadna.downstream.motif_search import FoundMotif, consensus, find_motifs, informative
+from megadna.downstream.pictures import heights
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder
 from megadna.genome.meme import Motif, read_meme, write_meme
@@ -57,8 +57,8 @@ def motifs_with(options: MotifOptions) -> pd.DataFrame:
         )  # fmt: skip
     names = counted(len(found), "motif"), counted(len(sequences), "positive sequence")
     log.info("%s in %s and %s", *names, counted(len(negatives), "negative one"))
-    table = _table(found)
-    matrices = [_trimmed(name, motif) for name, motif in zip(table["motif"], found, strict=True)]
+    matrices = [_trimmed(f"motif_{number}", motif) for number, motif in enumerate(found, start=1)]
+    table = _table(found, matrices)
     if known is not None:
         with Progress(f"comparing with {options.known}"):
             table = table.assign(**nearest_known(matrices, known))
@@ -111,20 +111,21 @@ def _sequences(rows: pd.DataFrame, column: str) -> tuple[list[str], list[np.ndar
     return ["".join(part) for part in np.split(bases, edges)], np.split(values_R, edges)
 
 
-def _table(found: list[FoundMotif]) -> pd.DataFrame:
-    columns: dict[str, Callable[[FoundMotif], Any]] = {
-        "consensus": lambda motif: consensus(_trimmed("", motif).p_W4),
-        "core": lambda motif: motif.core.text,
-        "members": lambda motif: len(motif.members),
-        "instances": lambda motif: len(motif.windows),
-        "sequences": lambda motif: len({number for number, _ in motif.positions}),
-        "positives": lambda motif: motif.core.positives,
-        "negatives": lambda motif: motif.core.negatives,
-        "p": lambda motif: motif.core.p,
-        "q": lambda motif: motif.core.q,
-    }
-    names = pd.Series([f"motif_{number}" for number in range(1, len(found) + 1)], dtype=object)
-    return pd.DataFrame({"motif": names, **{key: list(map(value, found)) for key, value in columns.items()}})
+def _table(found: list[FoundMotif], matrices: list[Motif]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "motif": pd.Series([one.name for one in matrices], dtype=object),
+            "consensus": [consensus(one.p_W4) for one in matrices],
+            "core": [motif.core.text for motif in found],
+            "members": [len(motif.members) for motif in found],
+            "instances": [len(motif.windows) for motif in found],
+            "sequences": [len({number for number, _ in motif.positions}) for motif in found],
+            "positives": [motif.core.positives for motif in found],
+            "negatives": [motif.core.negatives for motif in found],
+            "p": [motif.core.p for motif in found],
+            "q": [motif.core.q for motif in found],
+        }
+    )
 
 
 def _p(motif: FoundMotif) -> np.ndarray:

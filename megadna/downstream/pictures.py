@@ -25,7 +25,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from megadna.alphabet import BASES
-from megadna.train.plots import STYLE
+from megadna.train.plots import GREY
 
 # Shapes: L bases, 4 the bases A C G T, V vertices of a glyph, N letters of one base.
 
@@ -34,12 +34,22 @@ BASE_COLOURS = {"A": "#009E73", "C": "#0072B2", "G": "#E69F00", "T": "#D55E00"}
 MISSING = "#d9dbe0"
 """Where there is no value."""
 _LETTER_WIDTH = 0.94
-_STYLE = {
-    "axes.grid": False,
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GREY,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11.5,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 160,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "megadna",
-    "text.parse_math": False,
-}  # names have $
+    "text.parse_math": False,  # names have $
+}
+"""Of matplotlib, for every picture."""
 
 
 def information_heights(p_L4: np.ndarray) -> np.ndarray:
@@ -64,8 +74,13 @@ def probabilities(llr_L4: np.ndarray) -> np.ndarray:
 def importance(effects_L4: np.ndarray, reference: str) -> np.ndarray:
     """Heights [L, 4] of a logo of a head's effects: at the base that is there, minus the mean effect over the four
     bases, so that a base whose substitutions lower the output stands up (tangermeme's saturation mutagenesis)."""
-    is_there_L4 = np.array(list(reference))[:, None] == np.array(list(BASES))
-    return np.where(is_there_L4, -effects_L4.mean(axis=1, keepdims=True), 0.0)
+    return heights(reference, -effects_L4.mean(axis=1))
+
+
+def heights(bases: str, values_L: np.ndarray) -> np.ndarray:
+    """Heights [L, 4] of a logo: the value in the column of each base; 0 where it is unknown."""
+    known_L4 = (np.array(list(bases))[:, None] == np.array(list(BASES))) & ~np.isnan(values_L)[:, None]
+    return np.where(known_L4, values_L[:, None], 0.0)
 
 
 def draw_logo(axes: Axes, heights_L4: np.ndarray, *, first_position: int = 0) -> None:
@@ -133,7 +148,6 @@ def draw_heat_map(
         axes.scatter(x, y, s=4, color="#222222", linewidths=0, zorder=3)
     axes.set_yticks(range(4), list(BASES))
     axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False)
     return image
 
 
@@ -142,12 +156,10 @@ def draw_map(axes: Axes, map_LL: np.ndarray, *, first_position: int = 0) -> Any:
     percentile; grey where there is no value. Returns the image, for a colour bar."""
     colours = matplotlib.colormaps["magma_r"].with_extremes(bad=MISSING)
     edges = first_position - 0.5, first_position + len(map_LL) - 0.5
-    image = axes.imshow(
+    return axes.imshow(
         np.ma.masked_invalid(map_LL), cmap=colours, vmin=0, vmax=map_limit(map_LL), interpolation="nearest",
         extent=(*edges, edges[1], edges[0]),
     )  # fmt: skip
-    axes.grid(visible=False)
-    return image
 
 
 def map_limit(map_LL: np.ndarray) -> float:
@@ -171,7 +183,7 @@ def first_x(start: int, end: int, strand: str) -> int:
 @contextmanager
 def styled() -> Iterator[None]:
     """megadna's style for every figure that is made in the block."""
-    with matplotlib.rc_context({**STYLE, **_STYLE}):
+    with matplotlib.rc_context(STYLE):
         yield
 
 

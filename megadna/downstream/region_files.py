@@ -10,7 +10,7 @@ Out: stretches with the bases of context that the computation reads, cut into pi
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -35,6 +35,7 @@ WHOLE = 1 << 62
 _WHOLE_CONTIGS = ("region", "chromosome", "contig", "scaffold", "supercontig", "source")
 """Features of GFF that say what a contig is."""
 _LLR = "MEGADNA_LLR="
+_VCF = ("contig", "pos", "id", "ref", "alt", "qual", "filter", "info")
 
 
 @dataclass(frozen=True)
@@ -96,23 +97,18 @@ def checked_regions(options: RegionOptions, missing: str) -> list[Region]:
     found = list(map(region_of, read_input(options)))
     count_unknown(((region.title, region.bases) for region in found), missing)
     if drawn := options.written(".png", ".html"):
-        check_sizes(drawn, found)
+        for region in found:
+            require(
+                len(region) <= LONGEST_PICTURE,
+                f"{drawn}: {region.title} has {len(region):,} bases; a picture shows {LONGEST_PICTURE:,} at most: give "
+                "shorter regions with --bed, or write no .png and .html",
+            )
     return found
 
 
 def sidecar(path: Path) -> Path:
     """The JSON file that says what an array is."""
     return path.with_name(path.name + ".json")
-
-
-def check_sizes(output: Path, regions: list[Region]) -> None:
-    """UserError if a region is too long for a picture."""
-    for region in regions:
-        require(
-            len(region) <= LONGEST_PICTURE,
-            f"{output}: {region.title} has {len(region):,} bases; a picture shows {LONGEST_PICTURE:,} at most: give "
-            "shorter regions with --bed, or write no .png and .html",
-        )
 
 
 def files_of(output: Path, regions: list[Region]) -> list[Path]:
@@ -147,53 +143,49 @@ class Variant:
 def read_variants(path: Path, contigs: Collection[str]) -> list[Variant]:
     """The variants on these contigs; UserError with the line that is none, or if none is on them."""
     with open_bytes(path) as file:
-        first = file.readline()
-        rows = list(_of_vcf(path, file) if first.startswith(b"##fileformat=VCF") else _of_table(path, first, file))
+        rows = list(_variants(path, file))
     names = match_contigs(dict.fromkeys(row.contig for row in rows), contigs)
-    found = [
-        Variant(names[row.contig], row.position, row.ref, row.alt, row.value) for row in rows if row.contig in names
-    ]
+    found = [replace(row, contig=names[row.contig]) for row in rows if row.contig in names]
     require(bool(found), f"{path}: no variant on {', '.join(list(contigs)[:5])}; does it belong to another genome?")
     return found
 
 
-def _of_vcf(path: Path, file: IO[bytes]) -> Iterator[Variant]:
-    for number, line in enumerate(file, start=2):
-        if line.startswith(b"#") or not line.strip():
-            continue
-        columns = line.decode(errors="replace").rstrip("\r\n").split("\t")
-        require(len(columns) >= 8, f"{path}: line {number}: {len(columns)} columns; a VCF record has 8 or more")
-        info = next((entry[len(_LLR) :] for entry in columns[7].split(";") if entry.startswith(_LLR)), "")
-        alts = columns[4].split(",")
-        values = info.split(",") if info else ["."] * len(alts)
-        require(len(values) == len(alts), f"{path}: line {number}: {len(values)} MEGADNA_LLR for {len(alts)} alleles")
-        for alt, value in zip(alts, values, strict=True):
-            if alt not in (".", "*"):
-                yield _variant(path, number, columns[0], columns[1], columns[3], alt, value)
-
-
-def _of_table(path: Path, header: bytes, file: IO[bytes]) -> Iterator[Variant]:
-    names = header.decode(errors="replace").rstrip("\r\n").split("\t")
-    wanted = ["contig" if "contig" in names else "chrom", "pos", "ref", "alt"]
-    for name in wanted:
+def _variants(path: Path, file: IO[bytes]) -> Iterator[Variant]:
+    """Each alternative allele of a VCF, or of a TSV whose first line names its columns."""
+    names = _cells(file.readline())
+    is_vcf = names[0].startswith("##fileformat=VCF")
+    names = list(_VCF) if is_vcf else ["contig" if name == "chrom" else name for name in names]
+    for name in ("contig", "pos", "ref", "alt"):
         remedy = "give a VCF, or a TSV with contig, pos, ref, alt and llr"
         require(name in names, f"{path}: no column {name!r}; it has {', '.join(names)[:200]}; {remedy}")
     for number, line in enumerate(file, start=2):
-        columns = line.decode(errors="replace").rstrip("\r\n").split("\t")
-        if not any(columns):
+        where, cells = f"{path}: line {number}", _cells(line)
+        if not line.strip() or (is_vcf and line.startswith(b"#")):
             continue
-        require(len(columns) == len(names), f"{path}: line {number}: {len(columns)} columns of {len(names)}")
-        row = dict(zip(names, columns, strict=True))
-        contig, pos, ref, alt = (row[name] for name in wanted)
-        yield _variant(path, number, contig, pos, ref, alt, row.get("llr", ""))
+        is_whole = len(cells) >= len(names) if is_vcf else len(cells) == len(names)
+        require(is_whole, f"{where}: {len(cells)} columns of {len(names)}")
+        row = dict(zip(names, cells, strict=False))
+        alleles = _alleles(row, where) if is_vcf else [(row["alt"], row.get("llr", ""))]
+        for alt, value in alleles:
+            try:
+                score = float(value) if value.lower() not in ("", ".", "na", "nan") else None
+                yield Variant(row["contig"], int(row["pos"]) - 1, row["ref"].upper(), alt.upper(), score)
+            except ValueError:
+                wrong = f"pos {row['pos'][:20]!r} and llr {value[:20]!r}"
+                raise UserError(f"{where}: {wrong} must be numbers") from None
 
 
-def _variant(path: Path, line: int, contig: str, pos: str, ref: str, alt: str, value: str) -> Variant:
-    try:
-        score = float(value) if value.lower() not in ("", ".", "na", "nan") else None
-        return Variant(contig, int(pos) - 1, ref.upper(), alt.upper(), score)
-    except ValueError:
-        raise UserError(f"{path}: line {line}: pos {pos[:20]!r} and llr {value[:20]!r} must be numbers") from None
+def _cells(line: bytes) -> list[str]:
+    return line.decode(errors="replace").rstrip("\r\n").split("\t")
+
+
+def _alleles(row: dict[str, str], where: str) -> list[tuple[str, str]]:
+    """(ALT, MEGADNA_LLR) of a VCF record, those that are sequences."""
+    alts = row["alt"].split(",")
+    scores = next((entry.removeprefix(_LLR) for entry in row["info"].split(";") if entry.startswith(_LLR)), "")
+    values = scores.split(",") if scores else [""] * len(alts)
+    require(len(values) == len(alts), f"{where}: {len(values)} MEGADNA_LLR for {len(alts)} alleles")
+    return [(alt, value) for alt, value in zip(alts, values, strict=True) if alt not in (".", "*")]
 
 
 def read_gff(path: Path, contigs: Collection[str]) -> pd.DataFrame:

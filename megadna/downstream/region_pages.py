@@ -119,16 +119,20 @@ class RegionFigure:
         num_rows = -(-len(region) // per_row)
         self.per_row = -(-len(region) // num_rows)
         self.width = max(LEAST_WIDTH, LEFT + self.per_row * BASE_WIDTH + RIGHT)
-        lines = [_LOGO, _HEAT] * len(panels)
-        lines += [_VARIANTS] * (tracks.variants is not None)
-        lines += [] if tracks.lanes is None else [_LANE * max(1, len(tracks.lanes))]
-        self.row_height = sum(lines) + _GAP * (len(lines) - 1) + _TICKS
+        self.limits = [float(np.nanmax(np.abs(panel.effects_L4), initial=0.0)) or 1.0 for panel in panels]
+        self.lines: list[tuple[float, Callable[[Axes, slice], None]]] = []
+        for panel, limit in zip(panels, self.limits, strict=True):
+            self.lines += [(_LOGO, partial(self._logo, panel)), (_HEAT, partial(self._heat, panel, limit))]
+        if tracks.variants is not None:
+            self.lines.append((_VARIANTS, self._variants))
+        if tracks.lanes is not None:
+            self.lines.append((_LANE * max(1, len(tracks.lanes)), self._features))
+        self.row_height = sum(height + _GAP for height, _ in self.lines) - _GAP + _TICKS
         self.height = TOP + num_rows * self.row_height + 0.15 + _BAR * len(panels)
         self.figure = Figure(figsize=(self.width, self.height))
         self.figure.set_layout_engine("none")
         self.figure.text(0.12 / self.width, 1 - 0.26 / self.height, region.title, fontsize=12, weight="bold")
         self.figure.text(0.12 / self.width, 1 - 0.46 / self.height, title, fontsize=8.5, color="#444444")
-        self.limits = [float(np.nanmax(np.abs(panel.effects_L4), initial=0.0)) or 1.0 for panel in panels]
         for row in range(num_rows):
             self._draw_row(row, last=row == num_rows - 1)
         self._draw_bars()
@@ -143,36 +147,28 @@ class RegionFigure:
         width = (self.span[1] - self.span[0]) * bases / self.per_row
         return self.figure.add_axes((self.span[0], 1 - (top + height) / self.height, width, height / self.height))
 
+    def _ends(self, here: slice) -> tuple[float, float]:
+        """x of the ends of some bases."""
+        return self.x + here.start - 0.5, self.x + here.stop - 0.5
+
     def _draw_row(self, row: int, *, last: bool) -> None:
-        first = row * self.per_row
-        here = slice(first, first + self.per_row)
-        bases = len(self.region.bases[here])
-        x, top = self.x + first, TOP + row * self.row_height
+        first, top = row * self.per_row, TOP + row * self.row_height
+        here = slice(first, min(first + self.per_row, len(self.region)))
         drawn: list[Axes] = []
-
-        def add(height: float, draw: Callable[[Axes], None]) -> None:
-            nonlocal top
-            drawn.append(self._axes(top, height, bases))
-            draw(drawn[-1])
+        for height, draw in self.lines:
+            drawn.append(self._axes(top, height, here.stop - first))
+            draw(drawn[-1], here)
             top += height + _GAP
-
-        for panel, limit in zip(self.panels, self.limits, strict=True):
-            add(_LOGO, partial(self._logo, panel=panel, here=here, x=x))
-            add(_HEAT, partial(self._heat, panel=panel, here=here, x=x, limit=limit))
-        if self.tracks.variants is not None:
-            add(_VARIANTS, self._variants)
-        if self.tracks.lanes is not None:
-            add(_LANE * max(1, len(self.tracks.lanes)), partial(self._features, left=x - 0.5, right=x + bases - 0.5))
         for axes in drawn:
-            axes.set_xlim(x - 0.5, x + bases - 0.5)
+            axes.set_xlim(*self._ends(here))
             axes.tick_params(axis="x", labelbottom=axes is drawn[-1], length=3 if axes is drawn[-1] else 0, labelsize=8)
             show_positions(axes.xaxis, max(1, int(axes.get_position().width * self.width / 1.1)))
         if last:
             strand = ", minus strand, 5' to 3'" if self.region.strand == "-" else ""
             drawn[-1].set_xlabel(f"position on {self.region.contig} (0-based{strand})", fontsize=9, labelpad=2)
 
-    def _logo(self, axes: Axes, panel: Panel, here: slice, x: int) -> None:
-        draw_logo(axes, panel.heights_L4[here], first_position=x)
+    def _logo(self, panel: Panel, axes: Axes, here: slice) -> None:
+        draw_logo(axes, panel.heights_L4[here], first_position=self.x + here.start)
         up, down = (np.nan_to_num(part).clip(0).sum(axis=1).max() for part in (panel.heights_L4, -panel.heights_L4))
         room = 0.06 * (up + down) or 0.5
         axes.set_ylim(-down - room * (down > 0), up + room)
@@ -182,13 +178,14 @@ class RegionFigure:
         axes.locator_params(axis="y", nbins=4)
         axes.spines["bottom"].set_visible(False)
 
-    def _heat(self, axes: Axes, panel: Panel, here: slice, x: int, limit: float) -> None:
-        draw_heat_map(axes, panel.effects_L4[here], self.region.bases[here], first_position=x, limit=limit)
+    def _heat(self, panel: Panel, limit: float, axes: Axes, here: slice) -> None:
+        x, reference = self.x + here.start, self.region.bases[here]
+        draw_heat_map(axes, panel.effects_L4[here], reference, first_position=x, limit=limit)
         axes.tick_params(axis="y", labelsize=8)
         for spine in axes.spines.values():
             spine.set_visible(False)
 
-    def _variants(self, axes: Axes) -> None:
+    def _variants(self, axes: Axes, here: slice) -> None:
         """A stem from 0 to the value of each variant, with its alternative allele; a ring at 0 where it has none."""
         sign, minus = self.region.step, self.region.strand == "-"
         values = [variant.value for variant in self.tracks.variants or [] if variant.value is not None]
@@ -212,10 +209,11 @@ class RegionFigure:
         if not values:
             axes.set_yticks([])
 
-    def _features(self, axes: Axes, left: float, right: float) -> None:
+    def _features(self, axes: Axes, here: slice) -> None:
         """A box for each feature, with its name and strand where they fit."""
         lanes = self.tracks.lanes or [("no feature", [])]
         sign, minus = self.region.step, self.region.strand == "-"
+        left, right = self._ends(here)
         for number, (_, line) in enumerate(lanes):
             colour = _FEATURE_COLOURS.get(kind_of(lanes, number), "#009E73")
             for start, end, strand, label in line:

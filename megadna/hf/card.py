@@ -5,10 +5,11 @@ In:  the checkpoint and, where they still exist, its run folder (validation), th
 Out: text without paths, users or machines: of a path the last part at most, of settings numbers and kinds only.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment
 
 from megadna import __version__
 from megadna.config import Config
@@ -26,9 +27,12 @@ SHOWN = 5
 """Contigs named of each source."""
 CARD = """\
 ---
-library_name: {library}
+library_name: {{ library }}
 pipeline_tag: fill-mask
-{license_line}tags:
+{% if license_name %}
+license: {{ license_name }}
+{% endif %}
+tags:
 - biology
 - dna
 - genomics
@@ -36,58 +40,123 @@ pipeline_tag: fill-mask
 - megadna
 ---
 
-# DNA encoder, {parameters} parameters
+# DNA encoder, {{ parameters | commas }} parameters
 
-A masked language model of DNA: it predicts hidden bases, and its hidden states are embeddings. {summary}
+A masked language model of DNA: it predicts hidden bases, and its hidden states are embeddings. {{ summary }}
 
-Inside: {tokens}, {norm}, {positions}, {activation}. Trained with megadna {version}, exported in {dtype} in
-the format `{target}`.
+Inside: {{ tokens }}, {{ model.norm_placement }}-norm ({{ model.normalization }}), {{ model.positions }} positions, \
+{{ {"swiglu": "SwiGLU", "gelu": "GELU"}[model.activation] }}. Trained with megadna {{ version }}, exported in \
+{{ dtype }} in
+the format `{{ target }}`.
 
 ## Architecture and training
 
 | architecture | |
 |---|---|
-{architecture}
+| layers | {{ model.num_layers }} |
+| hidden size | {{ model.hidden_size }} |
+| attention heads | {{ model.num_attention_heads }} |
+| feed-forward size | {{ model.ffn_hidden_size }} |
+| tokens a sequence in training, special tokens included | {{ length }} |
 
 | training | |
 |---|---|
-{training}
+{% if not numbers.consumed_samples %}
+| by megadna | none: the weights are those of the model that it was imported from |
+{% else %}
+| optimizer steps | {{ numbers.step | commas }} of {{ train.steps | commas }} |
+| tokens read, padding included | {{ (numbers.consumed_samples * length) | commas }} |
+| sequences a step | {{ train.global_batch_size }} |
+| peak learning rate | {{ "%g" | format(train.lr) }}, {{ train.schedule }} after \
+{{ train.samples_of_warmup | commas }} sequences of warm-up |
+{% if train.optimizer == "muon" %}
+| optimizer of the layers' matrices | Muon, peak learning rate {{ "%g" | format(train.muon_lr) }} |
+{% endif %}
+| AdamW betas, epsilon, weight decay | {{ "%g, %g, %g, %g" | format(train.betas[0], train.betas[1], \
+train.eps, train.weight_decay) }} |
+| tokens chosen for prediction | {{ "%g" | format(masking.fraction) }}, mode {{ masking.mode }}, \
+{{ "%g masked, %g replaced" | format(masking.mask_share, masking.random_share) }} |
+| reverse-complement probability | {{ "%g" | format(config.data.reverse_complement) }} |
+| precision, seed | {{ config.engine.precision }}, {{ config.seed }} |
+{% endif %}
 
 ## Data
 
-{data}
+{% for data in datasets %}
+| source | species | records | bases | {{ data.splits | join(" / ") }} chunks | contigs |
+|---|---|---|---|---|---|
+{% for one in data.sources %}
+| {{ one.name | cell }} | {{ one.species | cell }} | {{ one.records | commas }} | {{ one.bases | commas }} | \
+{% for split in data.splits %}{{ one.chunks[split] | commas }}{{ " / " if not loop.last }}{% endfor %} | \
+{{ contigs.get(one.name, []) | join(", ") | cell }}\
+{{ " and {:,} more".format(one.records - shown) if one.records > shown }} |
+{% endfor %}
 
+Dataset {{ data.dataset_id }}: chunks of {{ data.chunk_length | commas }} nucleotides (\
+{% for split, count in data.chunks.items() %}{{ split }} {{ count | commas }}{{ ", " if not loop.last }}{% endfor %}\
+); contig filter `{{ data.options.contigs | last_part }}`; held out by `{{ data.options.split }}` (asked for: valid \
+{{ data.options.valid_fraction }}, test {{ data.options.test_fraction }}).
+
+{% for split, row in data.leakage.get("splits", {}).items() %}
+Leakage: {{ row.flagged | commas }} of {{ row.chunks | commas }} {{ split }} chunks share more than \
+{{ "%g" | format(data.leakage.max_containment) }} of their sketch with train.
+
+{% else %}
+Leakage between the splits was not measured.
+
+{% endfor %}
+{% else %}
+{{ "The dataset (id %s) was not at hand at the export." | format(numbers.dataset_id) if numbers.dataset_id
+   else "No dataset of megadna." }}
+
+{% endfor %}
 ## Validation
 
-{validation}
+{% if scores %}
+| split | | masked bits per base | standard error | accuracy |
+|---|---|---|---|---|
+{% for split, name, one in scores %}
+| {{ split }} | {{ name }} | {{ "%.4f" | format(one.bits_per_base) }} | \
+{{ "-" if one.standard_error is none else "%.4f" | format(one.standard_error) }} | {{ "%.4f" | format(one.accuracy) }} |
+{% endfor %}
 
+{% for text in remarks %}
+{{ text }}
+
+{% endfor %}
+{% else %}
+None by megadna.
+
+{% endif %}
 ## Use
 
 ```python
-{usage}
-```
-
-{remote}## Limits
-
-It has seen only the genomes it was trained on, and sequences of at most {max_length} tokens; what it says of others is
-untested. A probability of a base is no statement about function, disease or a person. {license_text}
-"""
-USAGE = """\
-import torch
+{{ "import multimolecule\n" if library == "multimolecule" }}import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 folder = "path/to/this/folder"
-tokenizer = AutoTokenizer.from_pretrained(folder{remote})
-model = AutoModelForMaskedLM.from_pretrained(folder{remote})
-inputs = tokenizer("{example}", return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained(folder{{ remote }})
+model = AutoModelForMaskedLM.from_pretrained(folder{{ remote }})
+inputs = tokenizer("{{ example }}", return_tensors="pt")
 with torch.no_grad():
     probabilities = model(**inputs).logits.softmax(-1)
 
-encoder = AutoModel.from_pretrained(folder{remote})  # embeddings: .last_hidden_state"""
-REMOTE_NOTE = """\
+encoder = AutoModel.from_pretrained(folder{{ remote }})  # embeddings: .last_hidden_state
+```
+
+{% if remote %}
 `trust_remote_code` runs the two Python files of this folder (Apache-2.0); they need torch and transformers >= 4.48.
 
+{% endif %}
+## Limits
+
+It has seen only the genomes it was trained on, and sequences of at most {{ length }} tokens; what it says of others is
+untested. A probability of a base is no statement about function, disease or a person. \
+{% if license_name %}Licence of the weights: {{ license_name }}.{% else %}\
+No licence is stated for the weights: whoever publishes them must name one.{% endif %}\
+{{ " The model that training started from: licence %s." | format(started) if started }}
 """
+"""Of jinja2."""
 
 _MOST_STARTS = 10
 """Most runs that are followed back through checkpoint.init_from."""
@@ -181,41 +250,26 @@ def model_card(
     target: str, config: Config, provenance: Provenance, *, parameters: int, dtype: str, license_name: str
 ) -> str:
     """README.md of an export."""
-    model, numbers = config.model, provenance.numbers
-    kind = config.tokenizer.kind
-    tokens = {"nucleotide": "one token a nucleotide", "sentencepiece": "byte-pair pieces"}.get(
-        kind, f"{config.tokenizer.k}-mers, stride {config.tokenizer.stride}"
-    )
-    remote = ", trust_remote_code=True" if target in REMOTE else ""
-    library = "multimolecule" if target == "multimolecule" else "transformers"
-    usage = USAGE.format(remote=remote, example=_example(target, config))
-    started = provenance.source.get("license")
-    return CARD.format(
-        library=library,
-        license_line=f"license: {license_name}\n" if license_name else "",
-        license_text=(
-            f"Licence of the weights: {license_name}."
-            if license_name
-            else "No licence is stated for the weights: whoever publishes them must name one."
-        )
-        + (f" The model that training started from: licence {started}." if started else ""),
-        parameters=f"{parameters:,}",
-        summary=_summary(provenance),
-        tokens=tokens,
-        norm={"pre": "pre-norm", "post": "post-norm"}[model.norm_placement] + f" ({model.normalization})",
-        positions=f"{model.positions} positions",
-        activation={"swiglu": "SwiGLU", "gelu": "GELU"}[model.activation],
-        version=numbers.get("versions", {}).get("megadna", __version__),
-        dtype=dtype,
-        target=target,
-        architecture=_table(_architecture(config)),
-        training=_table(_training(config, numbers)),
-        data=_data(provenance),
-        validation=_validation(provenance),
-        usage="import multimolecule\n" + usage if library == "multimolecule" else usage,
-        remote=REMOTE_NOTE if remote else "",
-        max_length=config.data.sequence_length,
-    )
+    numbers, k, stride = provenance.numbers, config.tokenizer.k, config.tokenizer.stride
+    kinds = {"nucleotide": "one token a nucleotide", "sentencepiece": "byte-pair pieces"}
+    scores, remarks = _scores(provenance), provenance.verdicts()
+    if scores and not provenance.evaluations:
+        remarks.append("It was not compared with baselines (`megadna evaluate`).")
+    jinja = Environment(trim_blocks=True, keep_trailing_newline=True)
+    jinja.filters |= {
+        "commas": "{:,}".format,
+        "cell": lambda text: text.replace("|", r"\|"),  # NCBI's gi|9626243|ref|
+        "last_part": lambda path: Path(str(path)).name,
+    }
+    return jinja.from_string(CARD).render(
+        config=config, model=config.model, train=config.train, masking=config.data.masking,
+        length=config.data.sequence_length, numbers=numbers, datasets=provenance.datasets, contigs=provenance.contigs,
+        started=provenance.source.get("license"), version=numbers.get("versions", {}).get("megadna", __version__),
+        library="multimolecule" if target == "multimolecule" else "transformers", target=target, dtype=dtype,
+        parameters=parameters, license_name=license_name, summary=_summary(provenance), scores=scores, remarks=remarks,
+        tokens=kinds.get(config.tokenizer.kind, f"{k}-mers, stride {stride}"), example=_example(target, config),
+        remote=", trust_remote_code=True" if target in REMOTE else "", shown=SHOWN,
+    )  # fmt: skip
 
 
 def _summary(provenance: Provenance) -> str:
@@ -249,95 +303,14 @@ def _example(target: str, config: Config) -> str:
     return "ACGTAGGCTAACGT"
 
 
-def _table(rows: Iterable[tuple[str, Any]]) -> str:
-    return "\n".join(f"| {name} | {value} |" for name, value in rows)
-
-
-def _architecture(config: Config) -> list[tuple[str, Any]]:
-    model = config.model
+def _scores(provenance: Provenance) -> list[tuple[str, str, dict[str, Any]]]:
+    """(split, what was measured, score) of every evaluation; without any, of the checkpoint's validation."""
+    numbers = provenance.numbers
+    if not provenance.evaluations and "valid_bits_per_base" in numbers:
+        keys = {"bits_per_base": "bits_per_base", "standard_error": "bits_per_base_se", "accuracy": "accuracy"}
+        return [("valid", f"step {numbers['step']}", {name: numbers[f"valid_{key}"] for name, key in keys.items()})]
     return [
-        ("layers", model.num_layers),
-        ("hidden size", model.hidden_size),
-        ("attention heads", model.num_attention_heads),
-        ("feed-forward size", model.ffn_hidden_size),
-        ("tokens a sequence in training, special tokens included", config.data.sequence_length),
-    ]
-
-
-def _training(config: Config, numbers: dict[str, Any]) -> list[tuple[str, Any]]:
-    train, masking = config.train, config.data.masking
-    if not numbers.get("consumed_samples"):
-        return [("by megadna", "none: the weights are those of the model that it was imported from")]
-    positions = numbers["consumed_samples"] * int(config.data.sequence_length)
-    return [
-        ("optimizer steps", f"{numbers['step']:,} of {train.steps:,}"),
-        ("tokens read, padding included", f"{positions:,}"),
-        ("sequences a step", train.global_batch_size),
-        ("peak learning rate", f"{train.lr:g}, {train.schedule} after {train.samples_of_warmup:,} sequences of "
-         "warm-up"),
-        *([("optimizer of the layers' matrices", f"Muon, peak learning rate {train.muon_lr:g}")]
-          if train.optimizer == "muon" else []),
-        ("AdamW betas, epsilon, weight decay", f"{train.betas[0]:g}, {train.betas[1]:g}, {train.eps:g}, "
-         f"{train.weight_decay:g}"),
-        ("tokens chosen for prediction", f"{masking.fraction:g}, mode {masking.mode}, {masking.mask_share:g} masked, "
-         f"{masking.random_share:g} replaced"),
-        ("reverse-complement probability", f"{config.data.reverse_complement:g}"),
-        ("precision, seed", f"{config.engine.precision}, {config.seed}"),
-    ]  # fmt: skip
-
-
-def _data(provenance: Provenance) -> str:
-    if not provenance.datasets:
-        known = provenance.numbers.get("dataset_id")
-        return f"The dataset (id {known}) was not at hand at the export." if known else "No dataset of megadna."
-    parts: list[str] = []
-    for dataset in provenance.datasets:
-        options = dataset.options
-        head = ("source", "species", "records", "bases", " / ".join(dataset.splits) + " chunks", "contigs")
-        rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        for source in dataset.sources:
-            names = provenance.contigs.get(source.name, [])
-            more = f" and {source.records - SHOWN:,} more" if source.records > SHOWN else ""
-            split = " / ".join(f"{source.chunks[name]:,}" for name in dataset.splits)
-            contigs = ", ".join(names) + more
-            cells = (source.name, source.species, f"{source.records:,}", f"{source.bases:,}", split, contigs)
-            rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")  # NCBI's gi|9626243|ref|
-        parts.append("\n".join(rows))
-        chosen = Path(str(options.get("contigs"))).name
-        chunks = ", ".join(f"{split} {count:,}" for split, count in dataset.chunks.items())
-        parts.append(
-            f"Dataset {dataset.dataset_id}: chunks of {dataset.chunk_length:,} nucleotides ({chunks}); contig filter "
-            f"`{chosen}`; held out by `{options.get('split')}` (asked for: valid "
-            f"{options.get('valid_fraction')}, test {options.get('test_fraction')})."
-        )
-        splits = dict(dataset.leakage.get("splits", {}))
-        parts += [
-            f"Leakage: {row['flagged']:,} of {row['chunks']:,} {split} chunks share more than "
-            f"{dataset.leakage['max_containment']:g} of their sketch with train."
-            for split, row in splits.items()
-        ] or ["Leakage between the splits was not measured."]
-    return "\n\n".join(parts)
-
-
-def _validation(provenance: Provenance) -> str:
-    rows = [
         (result.get("split", "-"), f"step {result.get('step', '-')}" if name == "model" else name, score)
         for result in provenance.evaluations
         for name, score in {"model": result["model"], **result["baselines"]}.items()
     ]
-    remarks = provenance.verdicts()
-    numbers = provenance.numbers
-    if not rows and "valid_bits_per_base" in numbers:
-        score = {"bits_per_base": numbers["valid_bits_per_base"], "standard_error": numbers["valid_bits_per_base_se"]}
-        rows = [("valid", f"step {numbers['step']}", score | {"accuracy": numbers["valid_accuracy"]})]
-        remarks.append("It was not compared with baselines (`megadna evaluate`).")
-    if not rows:
-        return "None by megadna."
-    lines = [
-        f"| {split} | {name} | {score['bits_per_base']:.4f} | "
-        f"{'-' if score['standard_error'] is None else format(score['standard_error'], '.4f')} | "
-        f"{score['accuracy']:.4f} |"
-        for split, name, score in rows
-    ]
-    head = "| split | | masked bits per base | standard error | accuracy |\n|---|---|---|---|---|"
-    return "\n\n".join(["\n".join([head, *lines]), *remarks])

@@ -15,6 +15,7 @@ import math
 import re
 import time
 import uuid
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +37,7 @@ MAX_LINE = 1 << 20
 """Bytes; a longer line is not ours, and is never in memory as a whole."""
 NUMBERS = {int, float, type(None)}
 MOST_POINTS = 4000
-"""Points of a curve; an even number."""
+"""Points of a curve, without the last line's."""
 BEST_METRICS = ("valid_bits_per_base_macro_unique", "valid_bits_per_base_macro", "valid_bits_per_base")
 """The best checkpoint is the one with the lowest value of the first of these that the run has."""
 
@@ -70,13 +71,10 @@ class MetricLines:
                 if line is not None:
                     yield line
                 elif text.strip():
-                    self._leave_out(number, is_cut=not part)
-
-    def _leave_out(self, number: int, *, is_cut: bool) -> None:
-        self.is_cut = is_cut
-        if not is_cut:
-            self.num_broken += 1
-            self.first_broken = self.first_broken or number
+                    self.is_cut = not part
+                    if part:
+                        self.num_broken += 1
+                        self.first_broken = self.first_broken or number
 
     def notes(self) -> list[str]:
         """What was left out, one sentence each."""
@@ -117,62 +115,41 @@ def cut_after(path: Path, step: int) -> None:
 
 
 class Curve:
-    """Values over steps in at most MOST_POINTS buckets, however long the run.
+    """Values over steps, drawn as at most MOST_POINTS points and the last one.
 
-    Every line has its own bucket until there are MOST_POINTS; then neighbouring buckets are merged in pairs, and from
-    then on a bucket takes twice as many lines. A bucket keeps its last step and the minimum, maximum and mean of its
-    values, so that no extreme is lost; the last line is kept unchanged. A bucket without any value is a gap.
+    Of more lines, a point summarises as many neighbours as it takes: their last step and the mean, minimum and maximum
+    of their values, so that no extreme is lost; the last line is a point of its own. A point without a value is a gap.
     """
 
     def __init__(self) -> None:
-        self.num_lines = 0
-        self._width = 1  # lines of a full bucket
-        self._room = 0  # lines that the last bucket still takes
-        self._buckets: list[list[float]] = []  # last step, number of values, their sum, lowest, highest
-        self._last: tuple[float, float] = (math.nan, math.nan)  # step and value
-        self._before = math.nan  # step of the line before the last
+        self._steps, self._values = array("d"), array("d")
 
     def add(self, step: int, value: float | None) -> None:
         """Add a line; None or a number that is not finite is no value."""
-        self.num_lines += 1
-        if not self._room:
-            if len(self._buckets) == MOST_POINTS:
-                pairs = zip(self._buckets[::2], self._buckets[1::2], strict=True)
-                self._buckets = [_joined(first, second) for first, second in pairs]
-                self._width *= 2
-            self._buckets.append([step, 0, 0.0, math.inf, -math.inf])
-            self._room = self._width
-        self._room -= 1
-        self._before, self._last = self._last[0], (step, math.nan)
-        bucket = self._buckets[-1]
-        bucket[0] = step
-        if value is not None and math.isfinite(value):
-            self._last = step, value
-            bucket[1] += 1
-            bucket[2] += value
-            bucket[3] = min(bucket[3], value)
-            bucket[4] = max(bucket[4], value)
+        self._steps.append(step)
+        self._values.append(value if value is not None and math.isfinite(value) else math.nan)
+
+    @property
+    def num_lines(self) -> int:
+        """Lines that were added."""
+        return len(self._steps)
 
     @property
     def is_thinned(self) -> bool:
         """Whether a point summarises several lines."""
-        return self._width > 1
+        return self.num_lines > MOST_POINTS
 
     def points(self) -> tuple[NDArray[np.float64], ...]:
-        """Steps, means, lowest and highest values, float64 each; NaN where a bucket has no value."""
-        steps, known, total, low, high = np.array(self._buckets).reshape(-1, 5).T
-        gap = known == 0
-        columns = [np.where(gap, np.nan, values) for values in (total / np.maximum(1, known), low, high)]
-        if self._width - self._room > 1:  # the last bucket holds more than the last line
-            steps = np.append(steps[:-1], (self._before, self._last[0]))
-            columns = [np.append(values, self._last[1]) for values in columns]
-        return steps, *columns
-
-
-def _joined(first: list[float], second: list[float]) -> list[float]:
-    """One bucket of two."""
-    low, high = min(first[3], second[3]), max(first[4], second[4])
-    return [second[0], first[1] + second[1], first[2] + second[2], low, high]
+        """Steps, means, lowest and highest values, float64 each; NaN where a point has no value."""
+        steps, values = np.array(self._steps), np.array(self._values)
+        if not self.is_thinned:
+            return steps, values, values, values
+        firsts = np.arange(0, len(steps) - 1, -(-len(steps) // MOST_POINTS))
+        sums, counts = np.add.reduceat(np.array([np.nan_to_num(values[:-1]), np.isfinite(values[:-1])]), firsts, axis=1)
+        means = np.divide(sums, counts, out=np.full(len(firsts), np.nan), where=counts > 0)
+        low, high = (edge.reduceat(values[:-1], firsts) for edge in (np.fmin, np.fmax))
+        columns = (steps[np.append(firsts[1:], len(steps) - 1) - 1], means, low, high)
+        return tuple(np.append(column, last[-1]) for column, last in zip(columns, (steps, *[values] * 3), strict=True))
 
 
 PLAIN_LINES = 25
@@ -249,9 +226,7 @@ class Metrics:
         if step == self.steps or step % every == 0 or now - self.shown >= EVERY_SECONDS:
             self.shown = now
             left = duration((self.steps - step) * (now - self.started) / max(1, step - self.first_step))
-            lr = f"{numbers['lr']:.1e}".replace("e-0", "e-").replace(
-                "0.0e+00", "0"
-            )  # with its time, the line fits 80 columns
+            lr = f"{numbers['lr']:.1e}".replace("e-0", "e-").replace("0.0e+00", "0")  # so that the line fits 80 columns
             numbered = (step, self.steps, loss, lr, speed, left)
             (log.debug if self.progress else log.info)("step %d/%d, %s, lr %s, %s, %s left", *numbered)
 

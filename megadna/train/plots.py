@@ -4,6 +4,7 @@ The training loss and masked bits per base are different quantities and never sh
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,42 +16,14 @@ from numpy.typing import NDArray
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")
 GREY = "#8a8f98"
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11.5,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 160,
-    "grid.color": "#e4e6ea",
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-}
-"""Of matplotlib, for pictures."""
-FONT = "system-ui, sans-serif"
 THEME = {
     "Axis": {
-        "axis_label_text_font": FONT,
         "axis_label_text_font_style": "normal",
         "axis_line_color": GREY,
-        "major_label_text_font": FONT,
         "major_tick_line_color": GREY,
         "minor_tick_line_color": None,
     },
-    "Grid": {"grid_line_color": STYLE["grid.color"]},
-    "Legend": {
-        "border_line_color": None,
-        "click_policy": "hide",
-        "label_text_font": FONT,
-        "location": "top_left",
-        "spacing": 6,
-    },
     "Plot": {"outline_line_color": None},
-    "Text": {"text_font": {"value": FONT}, "text_font_size": "11px"},
-    "Title": {"text_font": FONT},
 }
 """Of bokeh, for reports."""
 MARKS = {"markov": ("#000000", "dashed"), "composition": ("#5d636b", "dotted"), "uniform": (GREY, "dashdot")}
@@ -87,8 +60,8 @@ class Bar:
     """Number of the run, which selects its colour in every figure; None for a baseline."""
 
 
-Rows = Mapping[str, tuple[Sequence[Bar], Sequence[Bar]]]
-"""(bars of runs, bars of baselines) by the name of the bases that all are measured on."""
+Rows = Mapping[str, Sequence[Bar]]
+"""Bars of runs and baselines by the name of the bases that all are measured on."""
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -161,7 +134,7 @@ def bars(title: str, rows: Rows) -> Any:
     from bokeh.models import ColumnDataSource, FixedTicker
 
     figure = _figure(title, "2 - bits per base (more is better)", "")
-    found = [bar for runs, marks in rows.values() for bar in (*runs, *marks)]
+    found = [bar for bars in rows.values() for bar in bars]
     runs = sorted({(bar.run, bar.name) for bar in found if bar.run is not None})
     width = 0.8 / len(runs)
     items, hovered = [], []
@@ -171,7 +144,7 @@ def bars(title: str, rows: Rows) -> Any:
         drawn = [
             figure.hbar("y", right="gain", height=0.9 * width, source=source, name=name, **look),
             figure.segment("low", "y", "high", "y", source=source, color="#22262b", line_width=1.5),
-            figure.text("end", "y", "number", source=source, text_baseline="middle", x_offset=8),
+            figure.text("end", "y", "number", source=source, text_baseline="middle", x_offset=8, text_font_size="11px"),
         ]
         hovered += drawn[:1]
         items.append((_plain(name), drawn))
@@ -227,16 +200,15 @@ def _columns(one: Series, *, noisy: bool) -> dict[str, NDArray[np.float64]]:
 
 def _bar_columns(rows: Rows, name: str, run: int | None, offset: float) -> dict[str, Any]:
     """Columns of the bars of a run or the marks of a baseline, which lie `offset` below the middle of their rows."""
-    columns: dict[str, list[Any]] = {
-        key: [] for key in ("what", "y", "top", "bottom", "gain", "low", "high", "end", "number", "text")
-    }
-    for row, (what, (runs, marks)) in enumerate(rows.items()):
-        end = max(2.0 - bar.bits + (bar.error or 0.0) for bar in (*runs, *marks))
-        for bar in (bar for bar in (*runs, *marks) if (bar.name, bar.run) == (name, run)):
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for row, (what, bars) in enumerate(rows.items()):
+        end = max(0.0, *(2.0 - bar.bits + (bar.error or 0.0) for bar in bars))
+        for bar in (bar for bar in bars if (bar.name, bar.run) == (name, run)):
             gain, error = 2.0 - bar.bits, bar.error or 0.0
-            values = (what, row + offset, row - 0.45, row + 0.45, gain, gain - error, gain + error, max(0.0, end))
-            texts = bits_text(bar.bits, None), bits_text(bar.bits, bar.error)
-            for key, value in zip(columns, (*values, *texts), strict=True):
+            places = {"y": row + offset, "top": row - 0.45, "bottom": row + 0.45, "end": end}
+            values = {"gain": gain, "low": gain - error, "high": gain + error}
+            texts = {"what": what, "number": bits_text(bar.bits, None), "text": bits_text(bar.bits, bar.error)}
+            for key, value in (places | values | texts).items():
                 columns[key].append(value)
     return columns
 
@@ -266,7 +238,8 @@ def _legend(figure: Any, items: list[tuple[str, list[Any]]], *, width: int = 52)
     if len(items) > 1:
         columns = max(1, min(len(items), width // (max(len(label) for label, _ in items) + 5)))  # fits a narrow page
         entries = [LegendItem(label=value(label), renderers=drawn) for label, drawn in items]
-        figure.add_layout(Legend(items=entries, ncols=columns), "below")
+        look = {"border_line_color": None, "click_policy": "hide", "location": "top_left", "spacing": 6}
+        figure.add_layout(Legend(items=entries, ncols=columns, **look), "below")
         figure.height += 30 * -(-len(items) // columns)
 
 

@@ -3,12 +3,13 @@
 In:  run folders: metrics.jsonl, config.yaml, state.json of the checkpoints, and evaluation-*.json if `megadna evaluate`
      wrote any.
 Out: Runs, their evaluations grouped by what may be compared, figures and sentences; train/report_page.py is the page.
-A run may still be running, and be long: metrics.jsonl is read line by line into curves of bounded size
-(train/metrics.py); unreadable lines are counted.
+A run may still be running, and be long: metrics.jsonl is read line by line (train/metrics.py); unreadable lines are
+counted.
 """
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ class Run:
     config: dict[str, Any]
     """config.yaml as flat keys: `train.lr`."""
     config_text: str
-    curves: dict[str, Curve] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=lambda: defaultdict(Curve))
     """By the key of metrics.jsonl, for the keys that are drawn."""
     first: dict[str, Any] = field(default_factory=dict)
     """The first validation line (keys begin with valid_); empty if there is none."""
@@ -105,22 +106,19 @@ class Run:
             self.training = line
             for key in TRAINING:
                 if key in line:
-                    self._curve(key).add(line["step"], line[key])
+                    self.curves[key].add(line["step"], line[key])
         elif any(key.startswith("valid_") for key in line):
             self._add_validation(line)
 
     def _add_validation(self, line: dict[str, Any]) -> None:
         self.first, self.last = self.first or line, line
         for key in [key for key in line if key == BITS or _is_extra(key)]:
-            self._curve(key).add(line["step"], line[key])
+            self.curves[key].add(line["step"], line[key])
             if f"{key}_se" in line or f"{key}_se" in self.curves:
-                self._curve(f"{key}_se").add(line["step"], line.get(f"{key}_se"))
+                self.curves[f"{key}_se"].add(line["step"], line.get(f"{key}_se"))
         for key, value in line.items():
             if value is not None and math.isfinite(value) and value < self.lowest.get(key, (math.inf,))[0]:
                 self.lowest[key] = value, line["step"]
-
-    def _curve(self, key: str) -> Curve:
-        return self.curves.setdefault(key, Curve())
 
     @property
     def last_step(self) -> int:
@@ -209,8 +207,10 @@ def draw_figures(runs: Sequence[Run], groups: dict[str, list[Evaluated]]) -> dic
     }
     if not groups and (species := _species_of_validation(runs)):
         drawn[SPECIES] = plots.bars(SPECIES, species)
-    levels = [_levels(group[0][1]) for name, group in groups.items() if name.startswith("valid:")]
-    level = levels[0] if len(levels) == 1 else [Bar("uniform", GUESSING)]
+    valid = [group[0][1]["baselines"] for name, group in groups.items() if name.startswith("valid:")]
+    level = [Bar("uniform", GUESSING)]
+    if len(valid) == 1:
+        level = [_bar(baseline_name(key, score), score, None) for key, score in valid[0].items()]
     beside = None
     for key, (title, unit, more, _) in CURVES.items():
         keys = sorted({one for run in runs for one in run.curves if one == key or (key == EXTRA and _is_extra(one))})
@@ -228,25 +228,20 @@ def draw_figures(runs: Sequence[Run], groups: dict[str, list[Evaluated]]) -> dic
 
 def _bars(group: list[Evaluated]) -> plots.Rows:
     """All hidden bases, then species from the lowest bits to the highest, with the runs' bars and the baselines."""
-    baselines = {baseline_name(key, one): one for key, one in group[0][1]["baselines"].items() if key != "uniform"}
-    rows: dict[str, Any] = {
-        "all hidden bases": (
-            [_bar(run.name, result["model"], run.number) for run, result in group],
-            [_bar(name, one, None) for name, one in baselines.items()],
-        )
-    }
-    scores = {run.number: species_in(result) for run, result in group}
-    lowest = {
-        name: min(found[name]["bits_per_base"] for found in scores.values() if name in found)
-        for name in dict.fromkeys(name for found in scores.values() for name in found)
-    }
-    names = sorted(lowest, key=lambda name: lowest[name])
-    half = MOST_SPECIES // 2
-    for name in names if len(names) <= MOST_SPECIES else names[:half] + names[-half:]:
-        rows[name] = (
-            [_bar(run.name, scores[run.number][name], run.number) for run, _ in group if name in scores[run.number]],
-            [_bar(key, found[name], None) for key, one in baselines.items() if name in (found := species_in(one))],
-        )
+    models = [(run.name, run.number, result["model"], species_in(result)) for run, result in group]
+    others = [
+        (baseline_name(key, one), None, one, species_in(one))
+        for key, one in group[0][1]["baselines"].items()
+        if key != "uniform"
+    ]
+    lowest: dict[str, float] = {}
+    for *_, species in models:
+        for name, score in species.items():
+            lowest[name] = min(score["bits_per_base"], lowest.get(name, math.inf))
+    names, half = sorted(lowest, key=lambda name: lowest[name]), MOST_SPECIES // 2
+    rows = {"all hidden bases": [_bar(name, score, run) for name, run, score, _ in (*models, *others)]}
+    for what in names if len(names) <= MOST_SPECIES else names[:half] + names[-half:]:
+        rows[what] = [_bar(name, all_[what], run) for name, run, _, all_ in (*models, *others) if what in all_]
     return rows
 
 
@@ -254,16 +249,12 @@ def _bar(name: str, score: dict[str, Any], run: int | None) -> Bar:
     return Bar(name, score["bits_per_base"], score.get("standard_error"), run)
 
 
-def _levels(result: dict[str, Any]) -> list[Bar]:
-    return [_bar(baseline_name(key, score), score, None) for key, score in result["baselines"].items()]
-
-
 def _species_of_validation(runs: Sequence[Run]) -> plots.Rows:
-    rows: dict[str, Any] = {}
+    rows: dict[str, list[Bar]] = {}
     for run in runs:
         for key, bits in run.last.items():
             if key.startswith(f"{BITS}/") and bits is not None and math.isfinite(bits):
-                rows.setdefault(_name(key), ([], []))[0].append(Bar(run.name, bits, None, run.number))
+                rows.setdefault(_name(key), []).append(Bar(run.name, bits, None, run.number))
     return rows
 
 

@@ -8,7 +8,7 @@ Out: report.html: what a reader needs first, tables of measures by runs, figures
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def render_page(runs: Sequence[Run]) -> str:
         "<h2>Against baselines</h2>",
         *_evaluations(groups, elements),
         "<h2>Run by run</h2>",
-        _runs_table(runs),
+        _by_run(runs, list(map(_facts, runs))),
         _validation_table(runs),
         "<h2>Curves</h2><p>Point at a curve to read it, drag to zoom in, click a name below a figure to hide it; the "
         "buttons beside a figure reset it and save it as PNG.</p>",
@@ -174,15 +174,29 @@ def _evaluation_table(group: list[Evaluated]) -> str:
     return _table(headers, rows)
 
 
-def _runs_table(runs: Sequence[Run]) -> str:
-    """What each run has done."""
-    rows: list[tuple[str, list[str]]] = [
-        ("steps", [_cell(f"{run.last_step:,} of {_whole(run.config.get('train.steps'))}") for run in runs]),
-        ("validation", [_cell(*trend(run).split(": ")) for run in runs]),
-        ("best checkpoint that is there", [_checkpoint_cell(run) for run in runs]),
-        *_training_rows(runs),
-    ]
-    return _table([_heading(run) for run in runs], rows)
+def _facts(run: Run) -> dict[str, str]:
+    """What a run has done: cells by the words of their rows."""
+    found = {
+        "steps": _cell(f"{run.last_step:,} of {_whole(run.config.get('train.steps'))}"),
+        "validation": _cell(*trend(run).split(": ")),
+        "best checkpoint that is there": _cell("-"),
+    }
+    if run.best:
+        folder, metric, value = run.best
+        found["best checkpoint that is there"] = _cell(folder, f"{value:.4f} {_in_words(metric)}")
+    curves = {key: run.curves[key].points()[1] for key in ("loss", "tokens_per_second") if key in run.curves}
+    if "loss" in curves and math.isfinite(loss := plots.smoothed(curves["loss"])[-1]):
+        found["training loss, running median at the end (nats)"] = _cell(f"{loss:.4f}")
+    if "tokens_per_second" in curves and np.isfinite(curves["tokens_per_second"]).any():
+        found["tokens per second, median"] = _cell(f"{np.nanmedian(curves['tokens_per_second']):,.0f}")
+    for words, key, shown in (
+        ("bases read", "consumed_bases", "{:,.0f}"),
+        ("passes over the data", "epoch", "{:.2f}"),
+        ("memory of a rank (MiB)", "memory_mib", "{:,.0f}"),
+    ):
+        if (number := _number(run.training.get(key))) is not None:
+            found[words] = _cell(shown.format(number))
+    return found
 
 
 def _validation_table(runs: Sequence[Run]) -> str:
@@ -191,45 +205,14 @@ def _validation_table(runs: Sequence[Run]) -> str:
     alike = all(one == settings[0] for one in settings)
     rows: list[tuple[str, list[str]]] = []
     for key in dict.fromkeys(key for run in runs for key in run.last):
-        if not key.startswith("valid_") or key.endswith("_se"):
-            continue
-        values = [_number(run.last.get(key)) for run in runs]
-        best = _best(values, more=key.endswith("accuracy")) if alike else set()
-        cells = [_validation_cell(run, key, best=column in best) for column, run in enumerate(runs)]
-        rows.append((_in_words(key), cells))
-    if not rows:
-        return ""
+        if key.startswith("valid_") and not key.endswith("_se"):
+            values = [_number(run.last.get(key)) for run in runs]
+            best = _best(values, more=key.endswith("accuracy")) if alike else set()
+            cells = [_validation_cell(run, key, best=column in best) for column, run in enumerate(runs)]
+            rows.append((_in_words(key), cells))
     note = "" if alike else "<p>No best is marked: the runs validate on different bases (see the settings below).</p>"
-    return f"<h3>Last validation while training</h3>{note}" + _table([_heading(run) for run in runs], rows)
-
-
-def _training_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The last training line in words, and what is typical of all."""
-    loss, speed = "training loss, running median at the end (nats)", "tokens per second, median"
-    measures: list[tuple[str, str, list[Any]]] = [
-        (loss, "{:.4f}", [_typical(run, "loss", lambda values: plots.smoothed(values)[-1]) for run in runs]),
-        (speed, "{:,.0f}", [_typical(run, "tokens_per_second", np.nanmedian) for run in runs]),
-        ("bases read", "{:,.0f}", [run.training.get("consumed_bases") for run in runs]),
-        ("passes over the data", "{:.2f}", [run.training.get("epoch") for run in runs]),
-        ("memory of a rank (MiB)", "{:,.0f}", [run.training.get("memory_mib") for run in runs]),
-    ]
-    return [
-        (words, [_cell("-" if _number(value) is None else shown.format(value)) for value in values])
-        for words, shown, values in measures
-        if any(_number(value) is not None for value in values)
-    ]
-
-
-def _typical(run: Run, key: str, summarise: Callable[[Any], Any]) -> float | None:
-    values = run.curves[key].points()[1] if key in run.curves else np.empty(0)
-    return float(summarise(values)) if np.isfinite(values).any() else None
-
-
-def _checkpoint_cell(run: Run) -> str:
-    if run.best is None:
-        return _cell("-")
-    folder, metric, value = run.best
-    return _cell(folder, f"{value:.4f} {_in_words(metric)}")
+    head = [_heading(run) for run in runs]
+    return f"<h3>Last validation while training</h3>{note}{_table(head, rows)}" if rows else ""
 
 
 def _validation_cell(run: Run, key: str, *, best: bool) -> str:
@@ -282,11 +265,18 @@ def _data(datasets: dict[str, Manifest]) -> list[str]:
 def _config_table(runs: Sequence[Run]) -> str:
     """The settings that differ between the runs."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
-    rows = [(key, [str(run.config.get(key, "-")) for run in runs]) for key in keys]
-    rows = [(key, [_cell(value) for value in values]) for key, values in rows if len(set(values)) > 1]
-    if rows:
-        return "<p>Where the runs differ:</p>" + _table([_heading(run) for run in runs], rows)
+    different = [key for key in keys if len({str(run.config.get(key, "-")) for run in runs}) > 1]
+    if different:
+        cells = [{key: _cell(str(run.config.get(key, "-"))) for key in different} for run in runs]
+        return "<p>Where the runs differ:</p>" + _by_run(runs, cells)
     return "<p>The runs have the same settings.</p>" * (len(runs) > 1)
+
+
+def _by_run(runs: Sequence[Run], cells: Sequence[dict[str, str]]) -> str:
+    """A table with a column a run, from its cells by the words of their rows."""
+    names = dict.fromkeys(words for one in cells for words in one)
+    rows = [(words, [one.get(words, _cell("-")) for one in cells]) for words in names]
+    return _table([_heading(run) for run in runs], rows)
 
 
 def _table(headers: Sequence[str], rows: Iterable[tuple[str, list[str]]]) -> str:
