@@ -6,7 +6,6 @@ them. `refuse_foreign_pickles` reads what torch would unpickle through allow-lis
 
 import json
 import pickle
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.errors import UserError
-from megadna.files import sync, sync_tree
+from megadna.files import sync_tree
 from megadna.reading import first_line, read_json
 
 MARKER = "complete"
@@ -50,12 +49,6 @@ def seal(folder: Path) -> None:
     marker = folder / MARKER
     marker.write_text(json.dumps(entries, indent=1) + "\n")
     sync_tree(folder)
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Rename the sealed folder `temporary` to its final name, durably."""
-    temporary.rename(final)
-    sync(final.parent)
 
 
 def check(folder: Path) -> None:
@@ -158,10 +151,6 @@ class _AllowList(_Unpickler):
     }
 
 
-def _entry(path: Path) -> dict[str, int]:
-    return {"bytes": path.stat().st_size, "crc32": _checksum(path)}
-
-
 def _entry_or_problem(path: Path) -> dict[str, int] | str:
     try:
         return _entry(path) if path.is_file() else "not a file" if path.exists() else "missing"
@@ -169,14 +158,10 @@ def _entry_or_problem(path: Path) -> dict[str, int] | str:
         return f"cannot be read ({error.strerror})"
 
 
-def _checksum(path: Path) -> int:
-    """CRC-32 of the file; isa-l computes it at memory speed."""
+def _entry(path: Path) -> dict[str, int]:
+    """Size and CRC-32 of the file; isa-l computes it at memory speed."""
     value = 0
     with path.open("rb") as file:
-        for block in _blocks(file):
+        while block := file.read(BLOCK):
             value = isal_zlib.crc32(block, value)
-    return value
-
-
-def _blocks(file: Any) -> Iterable[bytes]:
-    return iter(lambda: file.read(BLOCK), b"")
+    return {"bytes": path.stat().st_size, "crc32": value}

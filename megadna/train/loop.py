@@ -229,11 +229,11 @@ class TrainingRun:
         self._log(result, perf_counter() - start, self.state.consumed_samples - first_sample)
         if result.problem:
             self.guard.skipped(self.state.step, (first_sample, self.state.consumed_samples), result.problem)
-            if self.guard.must_roll_back():
+            if len(self.guard.ranges) == MAX_SKIPPED:
                 self._roll_back()
                 return result.stop
         else:
-            self.guard.applied()
+            self.guard.ranges.clear()
         step, last = self.state.step, self.config.train.steps
         if step == last or (self.config.validation.interval and step % self.config.validation.interval == 0):
             self._validate()
@@ -261,7 +261,7 @@ class TrainingRun:
         """Go back to the last checkpoint, and leave out the samples of the steps skipped in a row."""
         ranges, failed_at = self.guard.take_ranges(), self.state.step
         self.writer.finish()  # the last checkpoint may still be on its way to the disk
-        if self.guard.has_diverged() or not complete_checkpoints(self.run):
+        if self.guard.num_rollbacks > MAX_ROLLBACKS or not complete_checkpoints(self.run):
             raise Diverged(
                 f"step {failed_at}: {MAX_SKIPPED} bad updates in a row, and no roll-back is left (of {MAX_ROLLBACKS}) "
                 f"or no checkpoint to go back to; see {self.run / 'skipped.jsonl'}, lower train.lr, rerun with --resume"
