@@ -65,7 +65,7 @@ class StepClock:
     def __init__(self, config: Config, world: World, *, sequence_length: int, vocab_rows: int) -> None:
         self.config, self.world, self.vocab_rows = config, world, vocab_rows
         self.sequence_length = sequence_length
-        self.peak = _peak(config, world)
+        self.peak = _peak(config, world.device) if world.device.type == "cuda" else None
         self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
 
     def add(self, seconds: float, samples: int, data: dict[str, float]) -> None:
@@ -100,10 +100,8 @@ class StepClock:
         return numbers if self.peak else {key: value for key, value in numbers.items() if key != "mfu"}
 
 
-def _peak(config: Config, world: World) -> float | None:
-    if world.device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(world.device)
+def _peak(config: Config, device: torch.device) -> float | None:
+    name = torch.cuda.get_device_name(device)
     peak = None if config.engine.precision == "fp32" else peak_tflops(name)
     known = f"mfu is relative to {peak} TFLOP/s, its dense 16-bit peak" if peak else "peak unknown, so no mfu"
     log.info("%s, %s: %s", name, config.engine.precision, known)
