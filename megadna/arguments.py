@@ -51,6 +51,7 @@ REMOVED: dict[str, Any] = {
     "faults.max_skipped": 3,
     "faults.spike_zscore": 0.0,
     "log.memory_snapshot": False,
+    "log.profile_steps": [],
     "train.batch_rampup": [],
     "train.end_weight_decay": None,
     "train.warmup_samples": 0,

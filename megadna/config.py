@@ -346,14 +346,9 @@ class LogConfig:
     """Write TensorBoard events into the run folder."""
     wandb: bool = False
     """Log to Weights & Biases as well (pip install 'megadna[wandb]'); WANDB_MODE=offline keeps it in RUN/wandb."""
-    profile_steps: list[int] = field(default_factory=list)
-    """First and last step to record with torch's profiler on rank 0, as [10, 12], in RUN/profile. Empty: none."""
 
     def __post_init__(self) -> None:
         require_positive("log", self, "interval")
-        steps = self.profile_steps
-        is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
-        require(not steps or is_range, f"log.profile_steps must be a first and a last step, as [10, 12], got {steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,8 +386,6 @@ class Config:
             local == "none" or kind == "nucleotide",
             f"model.local_context {local} needs tokenizer.kind nucleotide, got {kind}; set model.local_context none",
         )
-        window, last = self.log.profile_steps, self.train.steps
-        require(not window or window[1] <= last, f"log.profile_steps {window} end after train.steps ({last})")
         multiple = 16 if kind == "nucleotide" else 64  # model/shapes.py
         self.parallel.check_model(self.model.num_layers, self.model.split_by_tensor, vocabulary_multiple=multiple)
 

@@ -14,7 +14,6 @@ Muon: K. Jordan et al. 2024, kellerjordan.github.io/posts/muon.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import DistributedOptimizer
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
+from torch.nn import Parameter
 
 from megadna.config import TrainConfig
 
@@ -62,15 +62,6 @@ def matrices_of(kind: str, whole_RC: Tensor, config: TransformerConfig) -> list[
     return [whole_RC]
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A weight that consists of matrices."""
-
-    kind: str
-    parameter: torch.nn.Parameter
-    """This tensor-parallel rank's rows or columns, in the precision of the model."""
-
-
 class Muon:
     """Updates the matrices of one of megatron's optimizers before each of its steps."""
 
@@ -81,7 +72,7 @@ class Muon:
         self.dtype = torch.float32 if model.params_dtype == torch.float32 else torch.bfloat16
         named = [pair for chunk in part.model_chunks for pair in chunk.named_parameters()]
         self.weights = [
-            Weight(kind, parameter)
+            (kind, parameter)  # this tensor-parallel rank's rows or columns, in the precision of the model
             for name, parameter in named
             for kind in KINDS
             if ".layers." in name and name.endswith(f".{kind}.weight")
@@ -95,19 +86,20 @@ class Muon:
         ranks, own = dist.get_process_group_ranks(group), group.rank()
         for first in range(0, len(self.weights), len(ranks)):
             weights = self.weights[first : first + len(ranks)]
-            updates = [self._momentum(weight) for weight in weights]
+            updates = [self._momentum(parameter) for _, parameter in weights]
             pairs = list(zip(updates, ranks, strict=False))
             _wait([dist.reduce(update, rank, group=group, async_op=True) for update, rank in pairs])
             if own < len(weights):
-                updates[own].copy_(self._orthogonal(weights[own], updates[own]))
+                kind, parameter = weights[own]
+                updates[own].copy_(self._orthogonal(kind, parameter, updates[own]))
             _wait([dist.broadcast(update, rank, group=group, async_op=True) for update, rank in pairs])
-            for weight, update in zip(weights, updates, strict=True):
-                self._apply(weight, update)
+            for (_, parameter), update in zip(weights, updates, strict=True):
+                self._apply(parameter, update)
 
-    def _momentum(self, weight: Weight) -> Tensor:
+    def _momentum(self, parameter: Parameter) -> Tensor:
         """Nesterov's momentum in the range of this data-parallel rank, 0 elsewhere; fp32, flat."""
-        update = torch.zeros(weight.parameter.numel(), device=weight.parameter.device)
-        if found := self._master(weight):
+        update = torch.zeros(parameter.numel(), device=parameter.device)
+        if found := self._master(parameter):
             master, _, window = found
             assert master.grad is not None
             state = self.part.optimizer.state[master]
@@ -118,31 +110,29 @@ class Muon:
             update[window] = master.grad.lerp(state["exp_avg"], MOMENTUM)
         return update
 
-    def _orthogonal(self, weight: Weight, update: Tensor) -> Tensor:
+    def _orthogonal(self, kind: str, parameter: Parameter, update: Tensor) -> Tensor:
         """The update of this tensor-parallel rank's part of a weight, from those of all; flat."""
-        size, rank = (
-            parallel_state.get_tensor_model_parallel_world_size(),
-            parallel_state.get_tensor_model_parallel_rank(),
-        )
-        part_rc = update.view(weight.parameter.shape)
-        gated = weight.kind == "linear_fc1" and self.model.gated_linear_unit
-        by_rows = weight.kind in ("linear_qkv", "linear_fc1")
+        group = parallel_state.get_tensor_model_parallel_group()
+        size, rank = group.size(), group.rank()
+        part_rc = update.view(parameter.shape)
+        gated = kind == "linear_fc1" and self.model.gated_linear_unit
+        by_rows = kind in ("linear_qkv", "linear_fc1")
         whole_RC = part_rc
         if size > 1:
             parts = [torch.empty_like(part_rc) for _ in range(size)]
-            dist.all_gather(parts, part_rc, group=parallel_state.get_tensor_model_parallel_group())
+            dist.all_gather(parts, part_rc, group=group)
             if gated:  # each rank has rows of the gate, then of the up projection
                 parts = [half for number in (0, 1) for half in (part.chunk(2)[number] for part in parts)]
             whole_RC = torch.cat(parts, dim=0 if by_rows else 1)
-        for matrix in matrices_of(weight.kind, whole_RC, self.model):
+        for matrix in matrices_of(kind, whole_RC, self.model):
             matrix.copy_(orthogonal(matrix.reshape(-1, matrix.size(-1)), self.dtype).view(matrix.shape))
         if gated:
             return torch.cat([half.chunk(size)[rank] for half in whole_RC.chunk(2)]).flatten()
         return whole_RC.chunk(size, dim=0 if by_rows else 1)[rank].flatten()
 
-    def _apply(self, weight: Weight, update: Tensor) -> None:
+    def _apply(self, parameter: Parameter, update: Tensor) -> None:
         """Decay and move the master weights of this data-parallel rank, and take their gradient from AdamW."""
-        if found := self._master(weight):
+        if found := self._master(parameter):
             master, group, window = found
             rate = group["lr"] * self.rate
             master.mul_(1 - rate * group["weight_decay"]).add_(update[window], alpha=-rate)
@@ -150,13 +140,13 @@ class Muon:
             if "step" in self.part.optimizer.state[master]:  # megatron saves the first one's as that of all
                 self.part.optimizer.state[master]["step"] += 1
 
-    def _master(self, weight: Weight) -> tuple[Tensor, dict[str, Any], slice] | None:
+    def _master(self, parameter: Parameter) -> tuple[Tensor, dict[str, Any], slice] | None:
         """Flat fp32 master weights of this data-parallel rank, their group, their range in the weight; None: none."""
-        if weight.parameter not in self.part.model_param_group_index_map:
+        if parameter not in self.part.model_param_group_index_map:
             return None
-        number, order = self.part.model_param_group_index_map[weight.parameter]
+        number, order = self.part.model_param_group_index_map[parameter]
         group = self.part.optimizer.param_groups[number]
-        found = self.part._get_model_param_range_map(weight.parameter)["param"]
+        found = self.part._get_model_param_range_map(parameter)["param"]
         return group["params"][order], group, slice(found.start, found.end)
 
 

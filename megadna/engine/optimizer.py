@@ -40,14 +40,9 @@ def wrap_model(model: MegatronModule, config: Config, *, is_first_part: bool = T
             use_distributed_optimizer=True,
             average_in_collective=False,
         ),
-        module=to_precision(model, config),
+        module=model if config.engine.precision == "fp32" else Float16Module(model.config, model),
         disable_bucketing=not is_first_part,  # as upstream: later parts of an interleaved stage have time to overlap
     )
-
-
-def to_precision(model: MegatronModule, config: Config) -> torch.nn.Module:
-    """The model itself in fp32, or megatron's wrapper for bf16 and fp16 around it."""
-    return model if config.engine.precision == "fp32" else Float16Module(model.config, model)
 
 
 def build_optimizer(model_parts: list[DistributedDataParallel], config: Config) -> MegatronOptimizer:
@@ -229,18 +224,14 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
     megatron gives all parameters one `step` tensor, which torch's fused AdamW would then increment once for each.
     """
     parts = _parts(optimizer)
-    ours = [[_hyperparameters(group) for group in part.optimizer.param_groups] for part in parts]
+    ours = [[dict(group) for group in part.optimizer.param_groups] for part in parts]
     optimizer.load_state_dict(loaded)
     for part, groups in zip(parts, ours, strict=True):
-        for group, hyperparameters in zip(part.optimizer.param_groups, groups, strict=True):
-            group.update(hyperparameters)
+        for group, settings in zip(part.optimizer.param_groups, groups, strict=True):
+            group.update({key: value for key, value in settings.items() if key not in ("params", "step")})
         for state in part.optimizer.state.values():
             if "step" in state:
                 state["step"] = state["step"].clone()
-
-
-def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in ("params", "step")}
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:

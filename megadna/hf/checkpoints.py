@@ -45,8 +45,8 @@ class CheckpointTensors:
         tensors = tensor_entries(checkpoint / "weights")
         self._reader = FileSystemReader(checkpoint / "weights")
         self._bytes = sum(path.stat().st_size for path in (checkpoint / "weights").glob("*.distcp"))
-        self.has_master = any(name.startswith(MASTER_PREFIX) for name in tensors)
-        self._prefix = MASTER_PREFIX if master and self.has_master else ""
+        has_master = any(name.startswith(MASTER_PREFIX) for name in tensors)
+        self._prefix = MASTER_PREFIX if master and has_master else ""
         self._entries = {
             name.removeprefix(self._prefix): entry
             for name, entry in tensors.items()

@@ -17,7 +17,6 @@ from huggingface_hub import HfApi
 from torch import Tensor
 
 from megadna import __version__
-from megadna.config import Config
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder
 from megadna.hf.card import Provenance, model_card
@@ -77,7 +76,13 @@ def export(
         provenance = Provenance.of(checkpoint)
         for text in provenance.verdicts():
             log.warning("%s: %s", checkpoint, text)
-        _write_texts(temporary, target, config, dtype, provenance, license_name, parameters)
+        max_length, torch_dtype = int(config.data.sequence_length), str(DTYPES[dtype]).removeprefix("torch.")
+        _write_json(temporary / "config.json", config_json(target, config, max_length=max_length, dtype=torch_dtype))
+        write_tokenizer(target_tokenizer(target, config.tokenizer), temporary, max_length, target=target)
+        if target in REMOTE:
+            write_code(temporary, target)
+        card = model_card(target, config, provenance, parameters=parameters, dtype=dtype, license_name=license_name)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         found = NOT_COMPARED
         if check:
             found = compare(lambda name: tensors.read(name).to(DTYPES[dtype]).float(), config, table, temporary)
@@ -99,26 +104,6 @@ def _write_tensors(folder: Path, table: NameTable, tensors: CheckpointTensors, d
         groups,
         lambda name: zeros if name == "zeros" else table.to_hf(name, tensors.read(name).to(dtype)),
     )
-
-
-def _write_texts(
-    folder: Path,
-    target: str,
-    config: Config,
-    dtype: str,
-    provenance: Provenance,
-    license_name: str,
-    parameters: int,
-) -> None:
-    """config.json, tokenizer, code and card."""
-    max_length = int(config.data.sequence_length)
-    torch_dtype = str(DTYPES[dtype]).removeprefix("torch.")
-    _write_json(folder / "config.json", config_json(target, config, max_length=max_length, dtype=torch_dtype))
-    write_tokenizer(target_tokenizer(target, config.tokenizer), folder, max_length, target=target)
-    if target in REMOTE:
-        write_code(folder, target)
-    card = model_card(target, config, provenance, parameters=parameters, dtype=dtype, license_name=license_name)
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -185,7 +185,7 @@ class NameTable:
         return {part: x.flatten(0, 2).contiguous() for part, x in zip(names, parts, strict=True)}
 
     def from_hf(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """The megatron-core tensor `name`, put together from Hugging Face tensors; two are in memory at a time."""
+        """The megatron-core tensor `name`, put together from Hugging Face tensors."""
         names = self.hf_names(name)
         rows, *rest = self.shapes[name]
         if name in _VOCABULARY:
@@ -195,17 +195,12 @@ class NameTable:
             tensor[torch.tensor(self.vocab_rows)] = part
             return tensor
         groups, counts = self._division(name, len(names))
-        whole: Tensor | None = None
-        for at, (key, count) in enumerate(zip(names, counts, strict=True)):
+        parts: list[Tensor] = []
+        for key, count in zip(names, counts, strict=True):
             part = read(key)
             _check_shape(key, part, (rows * count // sum(counts), *rest))
-            if len(names) == 1:
-                return part
-            whole = part.new_empty(rows, *rest) if whole is None else whole
-            first = sum(counts[:at])
-            whole.view(groups, sum(counts), -1, *rest)[:, first : first + count] = part.view(groups, count, -1, *rest)
-        assert whole is not None
-        return whole
+            parts.append(part.reshape(groups, count, -1, *rest))
+        return torch.cat(parts, dim=1).view(rows, *rest) if len(parts) > 1 else part
 
     def _division(self, name: str, num_parts: int) -> tuple[int, tuple[int, ...]]:
         """Groups of rows, and blocks of rows in each group that go to each Hugging Face tensor."""

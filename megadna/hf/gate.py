@@ -73,22 +73,17 @@ def compare(
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         _write_reference(work, read, config, table)
-        task: dict[str, Any] = {
+        own = not foreign and table.format != "multimolecule"
+        view = folder if own else _view(table.format, read_json(folder / "config.json"), work / "view")
+        task = {
             "weights": str(folder.absolute()),
-            "config": str(folder.absolute()),
-            "runs_code": True,
-            "tokenizer": True,
-            "renamed": [],
+            "config": str(view.absolute()),
+            "runs_code": own or table.format in REMOTE,
+            "tokenizer": own,
+            "renamed": AS_BERT if table.format == "multimolecule" else [],
             "rows": table.vocab_rows,
             "bias_factor": bias_factor,
         }
-        if foreign or table.format == "multimolecule":
-            task |= {
-                "config": str(_view(table.format, read_json(folder / "config.json"), work / "view")),
-                "runs_code": table.format in REMOTE,
-                "tokenizer": False,
-                "renamed": AS_BERT if table.format == "multimolecule" else [],
-            }
         write_json(work / "task.json", task)
         return _judge(_run(work))
 

@@ -30,7 +30,15 @@ _ANY_CHARACTER = r"[\s\S]"
 
 def write_tokenizer(tokenizer: DnaTokenizer, folder: Path, max_length: int, *, target: str = "megadna") -> None:
     """Write the files of `tokenizer` for a format; `max_length` counts tokens, [CLS] and [SEP] included."""
-    config = _tokenizer_config(tokenizer, max_length)
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "padding_side": "right",
+        "truncation_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **_special_names(tokenizer),
+    }
     overlapping = isinstance(tokenizer, KmerTokenizer) and tokenizer.stride < tokenizer.bases_per_token
     if overlapping or target in _FOREIGN:
         (folder / "vocab.txt").write_text("\n".join(tokenizer.tokens()) + "\n", encoding="utf-8")
@@ -94,74 +102,40 @@ def recognise_tokenizer(folder: Path, target: str, vocab_size: int, pieces: str)
     )
 
 
-def _fast(tokenizer: DnaTokenizer) -> Tokenizer:
-    if isinstance(tokenizer, KmerTokenizer):
-        fast = _blocks(tokenizer)
-    else:
-        fast = _nucleotide(tokenizer) if isinstance(tokenizer, NucleotideTokenizer) else _byte_pairs(tokenizer)
-    return _with_special_tokens(fast, tokenizer)
-
-
 def _special_names(tokenizer: DnaTokenizer) -> dict[str, str]:
     texts = tokenizer.tokens()
     return {f"{name}_token": texts[getattr(tokenizer, f"{name}_id")] for name in ("pad", "mask", "cls", "sep", "unk")}
-
-
-def _tokenizer_config(tokenizer: DnaTokenizer, max_length: int) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_length,
-        "padding_side": "right",
-        "truncation_side": "right",
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        **_special_names(tokenizer),
-    }
 
 
 def _upper_case(bases: str) -> list[normalizers.Normalizer]:
     return [normalizers.Replace(base.lower(), base) for base in bases]
 
 
-def _nucleotide(tokenizer: DnaTokenizer) -> Tokenizer:
-    ambiguous = IUPAC_AMBIGUOUS + IUPAC_AMBIGUOUS.lower()
-    fast = Tokenizer(models.WordLevel(_vocabulary(tokenizer), unk_token=_special_names(tokenizer)["unk_token"]))
-    fast.normalizer = normalizers.Sequence([*_upper_case("ACGTU"), normalizers.Replace(Regex(f"[{ambiguous}]"), "N")])
-    fast.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY_CHARACTER), "isolated")
-    return fast
-
-
-def _blocks(tokenizer: KmerTokenizer) -> Tokenizer:
-    """Non-overlapping k-mers; an incomplete one at the end gives no token."""
-    block = Regex(f"{_ANY_CHARACTER}{{{tokenizer.bases_per_token}}}")
-    fast = Tokenizer(models.WordLevel(_vocabulary(tokenizer), unk_token=_special_names(tokenizer)["unk_token"]))
-    fast.normalizer = normalizers.Sequence(_upper_case(BASES))
-    fast.pre_tokenizer = pre_tokenizers.Split(block, "removed", invert=True)
-    return fast
-
-
-def _byte_pairs(tokenizer: DnaTokenizer) -> Tokenizer:
-    """sentencepiece's merges by rank: a piece's rank is its id, whichever two pieces it is joined from."""
-    vocabulary = _vocabulary(tokenizer)
-    pieces = tokenizer.tokens()
-    merges = [
-        (piece[:cut], piece[cut:])
-        for piece in pieces[tokenizer.nucleotide_ids[0] :]
-        for cut in range(1, len(piece))
-        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
-    ]
-    fast = Tokenizer(models.BPE(vocabulary, merges))
-    other = normalizers.Replace(Regex("[^ACGT]"), "N")
-    fast.normalizer = normalizers.Sequence([*_upper_case(BASES), other])
-    return fast
-
-
-def _vocabulary(tokenizer: DnaTokenizer) -> dict[str, int]:
-    return {text: number for number, text in enumerate(tokenizer.tokens())}
-
-
-def _with_special_tokens(fast: Tokenizer, tokenizer: DnaTokenizer) -> Tokenizer:
-    names = _special_names(tokenizer)
+def _fast(tokenizer: DnaTokenizer) -> Tokenizer:
+    texts, names = tokenizer.tokens(), _special_names(tokenizer)
+    vocabulary = {text: number for number, text in enumerate(texts)}
+    decoder: decoders.Decoder = decoders.Fuse()
+    if isinstance(tokenizer, NucleotideTokenizer):
+        ambiguous = Regex(f"[{IUPAC_AMBIGUOUS}{IUPAC_AMBIGUOUS.lower()}]")
+        fast = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
+        fast.normalizer = normalizers.Sequence([*_upper_case("ACGTU"), normalizers.Replace(ambiguous, "N")])
+        fast.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY_CHARACTER), "isolated")
+    elif isinstance(tokenizer, KmerTokenizer):  # that do not overlap; an incomplete one at the end gives no token
+        k = tokenizer.bases_per_token
+        fast = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
+        fast.normalizer = normalizers.Sequence(_upper_case(BASES))
+        fast.pre_tokenizer = pre_tokenizers.Split(Regex(f"{_ANY_CHARACTER}{{{k}}}"), "removed", invert=True)
+        decoder = decoders.Sequence([decoders.Replace(names["unk_token"], "N" * k), decoder])
+    else:  # sentencepiece's merges by rank: a piece's rank is its id, whichever two pieces it is joined from
+        merges = [
+            (piece[:cut], piece[cut:])
+            for piece in texts[tokenizer.nucleotide_ids[0] :]
+            for cut in range(1, len(piece))
+            if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+        ]
+        fast = Tokenizer(models.BPE(vocabulary, merges))
+        other = normalizers.Replace(Regex("[^ACGT]"), "N")
+        fast.normalizer = normalizers.Sequence([*_upper_case(BASES), other])
     cls, sep = names["cls_token"], names["sep_token"]
     fast.add_special_tokens(list(names.values()))
     fast.post_processor = processors.TemplateProcessing(
@@ -169,9 +143,5 @@ def _with_special_tokens(fast: Tokenizer, tokenizer: DnaTokenizer) -> Tokenizer:
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
     )
-    if isinstance(tokenizer, KmerTokenizer):
-        unknown = decoders.Replace(names["unk_token"], "N" * tokenizer.bases_per_token)
-        fast.decoder = decoders.Sequence([unknown, decoders.Fuse()])
-    else:
-        fast.decoder = decoders.Fuse()
+    fast.decoder = decoder
     return fast

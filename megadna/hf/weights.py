@@ -37,31 +37,31 @@ class FolderWeights:
     """Tensors of a Hugging Face folder by name; `renamed` (old, new) pairs change parts of the names."""
 
     def __init__(self, folder: Path, renamed: list[tuple[str, str]] | None = None) -> None:
-        self._files: dict[str, tuple[Path, str, str]] = {}
-        """File, name in it and type of each tensor of a safetensors file."""
-        self._pickled: dict[str, Tensor] = {}
+        self._found: dict[str, tuple[Path, str, str] | Tensor] = {}
+        """File, name in it and type of each tensor of a safetensors file; a mapped tensor of a .bin file."""
         for path in sorted(folder.glob("*.safetensors")):
             with _opened(path) as file:
                 types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
-            self._files |= {_renamed(name, renamed): (path, name, kind) for name, kind in types.items()}
-        for path in [] if self._files else sorted(folder.glob("pytorch_model*.bin")):
-            self._pickled |= {_renamed(name, renamed): tensor for name, tensor in _unpickled(path).items()}
-        if not self._files and not self._pickled:
+            self._found |= {_renamed(name, renamed): (path, name, kind) for name, kind in types.items()}
+        for path in [] if self._found else sorted(folder.glob("pytorch_model*.bin")):
+            self._found |= {_renamed(name, renamed): tensor for name, tensor in _unpickled(path).items()}
+        if not self._found:
             raise UserError(f"{folder}: no *.safetensors and no pytorch_model*.bin; give a Hugging Face model folder")
 
     def names(self) -> list[str]:
         """Every name but the aliases and other heads."""
-        names = (name for name in (self._files or self._pickled) if not name.endswith(ALIASES))
+        names = (name for name in self._found if not name.endswith(ALIASES))
         return [name for name in names if not any(part in name for part in OTHER_HEADS)]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files or name in self._pickled
+        return name in self._found
 
     def dtype(self, name: str) -> torch.dtype:
         """Type that a tensor is stored in; UserError where it is none of DTYPES."""
-        if name in self._pickled:
-            return self._pickled[name].dtype
-        path, stored, kind = self._files[name]
+        found = self._found[name]
+        if isinstance(found, Tensor):
+            return found.dtype
+        path, stored, kind = found
         if kind not in DTYPES:
             raise UserError(f"{path}: {stored} is stored as {kind}; convert it to one of {', '.join(DTYPES)}")
         return DTYPES[kind]
@@ -70,10 +70,11 @@ class FolderWeights:
         """One tensor; UserError where there is none of that name."""
         if name not in self:
             raise UserError(f"the Hugging Face model lacks {name}; its architecture is not that of config.json")
-        if name in self._pickled:
-            return self._pickled[name].clone()
+        found = self._found[name]
+        if isinstance(found, Tensor):
+            return found.clone()
         self.dtype(name)
-        path, stored, _ = self._files[name]
+        path, stored, _ = found
         with _opened(path) as file:
             tensor: Tensor = file.get_tensor(stored)
         return tensor

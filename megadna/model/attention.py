@@ -21,7 +21,6 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -51,11 +50,6 @@ def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, head_s
     return wanted
 
 
-def load_backend(module: str) -> ModuleType:
-    """The package of a backend; ImportError if it is not installed."""
-    return importlib.import_module(module)
-
-
 @functools.cache
 def load_varlen_attn() -> Callable[..., Any] | None:
     """torch's variable-length kernel; None before torch 2.10. Imported on a GPU only: it loads torch's compiler."""
@@ -76,7 +70,7 @@ def _obstacle(backend: str, device: torch.device, dtype: torch.dtype, head_size:
     if head_size > LARGEST_HEAD or head_size % 8:
         return f"its kernels take head dimensions up to {LARGEST_HEAD} that 8 divides, not {head_size}"
     try:
-        load_backend(MODULES[backend])
+        importlib.import_module(MODULES[backend])
     except ImportError as error:
         return f"{MODULES[backend]} cannot be imported ({error})"
     return None
@@ -161,7 +155,7 @@ def flash(
     query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, segments: PackedSeqParams | None, dropout: float
 ) -> Tensor:
     """flash-attn's kernels: context [S, B, N, D]."""
-    package = load_backend("flash_attn")
+    package = importlib.import_module("flash_attn")
     if segments is None:
         rows = (x.transpose(0, 1) for x in (query_SBND, key_SBGD, value_SBGD))
         return package.flash_attn_func(*rows, dropout_p=dropout).transpose(0, 1)
@@ -199,7 +193,7 @@ class TransformerEngineAttention:
     """
 
     def __init__(self, config: TransformerConfig, layer_number: int) -> None:
-        self.kernel = load_backend("transformer_engine.pytorch").DotProductAttention(
+        self.kernel = importlib.import_module("transformer_engine.pytorch").DotProductAttention(
             num_attention_heads=config.num_attention_heads,
             kv_channels=config.kv_channels,
             num_gqa_groups=config.num_query_groups,

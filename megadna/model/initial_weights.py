@@ -34,9 +34,9 @@ SHARDING_METADATA = {"non_homogeneous_layers": True, "singleton_local_shards": F
 """One key per layer, so that keys are names and do not depend on the pipeline split."""
 
 
-def sharded_weights(model: MegatronModule, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+def sharded_weights(model: MegatronModule) -> dict[str, Any]:
     """megatron's sharded state dict of the weights; without `_extra_state`, which only Transformer Engine fills."""
-    sharded = model.sharded_state_dict(metadata=dict(metadata or SHARDING_METADATA))
+    sharded = model.sharded_state_dict(metadata=dict(SHARDING_METADATA))
     return {name: value for name, value in sharded.items() if not name.endswith("_extra_state")}
 
 

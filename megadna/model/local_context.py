@@ -74,16 +74,15 @@ class ContextEmbedding(torch.nn.Module):
             parts = [torch.empty_like(symbols_BS) for _ in range(group.size())]
             torch.distributed.all_gather(parts, symbols_BS.contiguous(), group=group)
             symbols_BS = torch.cat(parts, dim=1)
-        total: Tensor | None = None
+        found = []
         for name, rows_BS in context_rows(symbols_BS).items():
             rows_SB = rows_BS.chunk(group.size(), dim=1)[group.rank()].transpose(0, 1)
             if self.splits_rows:
                 ranks = parallel_state.get_tensor_model_parallel_world_size()
                 rows_SB = rows_SB.chunk(ranks)[parallel_state.get_tensor_model_parallel_rank()]
-            found = look_up(getattr(self, name).weight, rows_SB)
-            total = found if total is None else total + found
-        assert total is not None
-        return total
+            found.append(look_up(getattr(self, name).weight, rows_SB))
+        left, right, around = found
+        return left + right + around
 
 
 def look_up(weight_RH: Tensor, rows: Tensor) -> Tensor:

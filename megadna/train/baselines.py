@@ -28,7 +28,7 @@ from megadna.files import write_json
 from megadna.log import get_logger
 from megadna.progress import Progress, tracked
 from megadna.reading import read_json
-from megadna.train.bits import HIDDEN, ChunkSums, UnitScores
+from megadna.train.bits import ChunkSums, UnitScores
 from megadna.train.run_folder import is_score
 
 # Shapes: C samples, E the upper-case and the lower-case bases of each, L bases of a sample, N hidden bases over all
@@ -92,20 +92,16 @@ class HiddenSamples:
 
     def sums(self, p_N4: NDArray[np.float64]) -> ChunkSums:
         """Sums per sample (or chunk) of the probabilities given for the hidden bases, in row order."""
-        row_C = np.arange(len(self.codes_CL)) if self.chunk_C is None else self.chunk_C
-        return self._sums_by_case(p_N4).by_group(np.repeat(row_C, 2))
+        return self._sums_by_case(p_N4).by_group(np.repeat(self.rows(), 2))
 
     def by_case(self, p_N4: NDArray[np.float64]) -> dict[str, float | None]:
         """Bits of upper-case (unique) and lower-case (repeat) bases, as in an Evaluation; only if both are hidden."""
-        sums_E = self._sums_by_case(p_N4)
-        found: dict[str, float | None] = {}
-        if len(np.unique(self.lower_CL[self.hidden_CL])) == 2:
-            for case, name in enumerate(("unique", "repeat")):
-                sums_C = ChunkSums(sums_E.sums_CQ[case::2])
-                score = (sums_C if self.chunk_C is None else sums_C.by_group(self.chunk_C)).score()
-                found[f"bits_per_base_{name}"] = score.bits_per_base
-                found[f"bits_per_base_{name}_se"] = score.standard_error
-        return found
+        entry_E = np.arange(2 * len(self.codes_CL))
+        return self._sums_by_case(p_N4).by_case(self.rows()[entry_E >> 1], entry_E % 2)
+
+    def rows(self) -> NDArray[np.int64]:
+        """Number of each sample's chunk, or its own."""
+        return np.arange(len(self.codes_CL)) if self.chunk_C is None else self.chunk_C
 
     def _sums_by_case(self, p_N4: NDArray[np.float64]) -> ChunkSums:
         """Sums [2 C] of the upper-case and of the lower-case bases of each sample."""
@@ -291,10 +287,8 @@ def _by_group(sums: ChunkSums, samples: HiddenSamples, groups: Sequence[str]) ->
     """{"groups": the score of each group that hides a base}, from the sums of samples or chunks; {} of one group."""
     if len(set(groups)) < 2:
         return {}
-    _, first = np.unique(np.arange(len(groups)) if samples.chunk_C is None else samples.chunk_C, return_index=True)
-    group_C, hides_C = np.array(groups)[first], sums.sums_CQ[:, HIDDEN] > 0
-    names = np.unique(group_C[hides_C]).tolist()
-    return {"groups": {name: sums.select(hides_C & (group_C == name)).score().to_dict() for name in names}}
+    rows, first = np.unique(samples.rows(), return_index=True)
+    return {"groups": {name: score.to_dict() for name, score in sums.by_name(rows, np.array(groups)[first]).items()}}
 
 
 def _read_cache(cache_file: Path | None) -> tuple[dict[str, Any], bool]:

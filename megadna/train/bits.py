@@ -46,8 +46,8 @@ class ChunkSums:
     """Columns: hidden bases; sum of -log2 p(true base); bases predicted correctly, a tie of n counting 1/n; sum of
     -ln p(true token) under the softmax over the whole vocabulary, and the number of these tokens (0 for baselines)."""
 
-    def by_group(self, group_C: NDArray[np.integer]) -> "ChunkSums":
-        """The sums of entries with the same number as one entry, in rising order of the numbers."""
+    def by_group(self, group_C: NDArray) -> "ChunkSums":
+        """The sums of entries with the same number or name as one entry, in rising order."""
         numbers, index_C = np.unique(group_C, return_inverse=True)
         sums_GQ = np.zeros((len(numbers), 5))
         np.add.at(sums_GQ, index_C, self.sums_CQ)
@@ -57,12 +57,37 @@ class ChunkSums:
         """The sums of some entries; without the loss, which belongs to tokens, not bases."""
         return ChunkSums(self.sums_CQ[kept_C] * (1, 1, 1, 0, 0))
 
-    def macro(self, group_C: NDArray[np.integer]) -> tuple[float, float | None]:
+    def macro(self, group_C: NDArray) -> tuple[float, float | None]:
         """Bits per base as the plain mean over the groups that hide a base, and its standard error over chunks."""
         sums_GQ = self.by_group(group_C).sums_CQ
         sums_GQ = sums_GQ[sums_GQ[:, HIDDEN] > 0]
         error = bootstrap_standard_error(self.sums_CQ[:, BITS], self.sums_CQ[:, HIDDEN], group_C)
         return float((sums_GQ[:, BITS] / sums_GQ[:, HIDDEN]).mean()), error
+
+    def by_case(
+        self, chunk_C: NDArray[np.integer], case_C: NDArray[np.integer], group_C: NDArray | None = None
+    ) -> dict[str, float | None]:
+        """Bits per base of upper-case (case 0, unique) and lower-case (1, repeat) entries, errors over chunks; with
+        `group_C` the means over groups too. Empty unless bases of both are hidden."""
+        hides_C = self.sums_CQ[:, HIDDEN] > 0
+        kept = {name: (case_C == case) & hides_C for case, name in enumerate(("unique", "repeat"))}
+        found: dict[str, float | None] = {}
+        for name, kept_C in kept.items() if all(kept_C.any() for kept_C in kept.values()) else ():
+            _, first = np.unique(chunk_C[kept_C], return_index=True)
+            sums = self.select(kept_C).by_group(chunk_C[kept_C])
+            score = sums.score()
+            found |= with_error(f"bits_per_base_{name}", (score.bits_per_base, score.standard_error))
+            if group_C is not None:
+                found |= with_error(f"bits_per_base_macro_{name}", sums.macro(group_C[kept_C][first]))
+        return found
+
+    def by_name(self, chunk_C: NDArray[np.integer], name_C: NDArray[np.str_]) -> dict[str, "MaskedScore"]:
+        """The score of each group that hides a base; empty if there is one group."""
+        hides_C, names = self.sums_CQ[:, HIDDEN] > 0, np.unique(name_C).tolist()
+        kept = {name: (name_C == name) & hides_C for name in names if len(names) > 1}
+        return {
+            name: self.select(kept_C).by_group(chunk_C[kept_C]).score() for name, kept_C in kept.items() if kept_C.any()
+        }
 
     def score(self) -> "MaskedScore":
         """Means over all hidden bases; UserError if nothing was hidden."""
@@ -153,8 +178,13 @@ class UnitScores:
         return ChunkSums(np.stack([*columns, *np.zeros((2, num_keys))], axis=1))
 
 
+def with_error(key: str, mean: tuple[float, float | None]) -> dict[str, float | None]:
+    """A mean and its standard error under the keys of evaluation files."""
+    return {key: mean[0], f"{key}_se": mean[1]}
+
+
 def bootstrap_standard_error(
-    sum_C: NDArray[np.float64], weight_C: NDArray[np.number], group_C: NDArray[np.integer] | None = None
+    sum_C: NDArray[np.float64], weight_C: NDArray[np.number], group_C: NDArray | None = None
 ) -> float | None:
     """Standard error of sum/weight (its mean over groups) by a bootstrap over chunks, not positions.
 
@@ -169,7 +199,7 @@ def bootstrap_standard_error(
     group_C = np.zeros(num_chunks, np.int64) if group_C is None else group_C[kept]
     order = np.argsort(group_C, kind="stable")
     sum_C, weight_C, group_C = sum_C[kept][order], weight_C[kept][order], group_C[order]
-    first_G = np.flatnonzero(np.append(True, np.diff(group_C) > 0))
+    first_G = np.flatnonzero(np.append(True, group_C[1:] != group_C[:-1]))
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     share_C = np.full(num_chunks, 1.0 / num_chunks)
     block = max(1, MAX_RESAMPLED // num_chunks)
@@ -186,19 +216,13 @@ def bootstrap_standard_error(
 # masked tokens, m those that hide the same h of their k bases, N hidden bases, 4 the bases A C G T.
 
 
-def kmer_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: KmerTokenizer) -> Tensor:
+def kmer_log_p_of_tokens(logits_MV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: KmerTokenizer) -> Tensor:
     """ln p [N, 4] of the hidden bases of a batch, one sequence a row, p averaged over the masked tokens over each.
 
-    `labels_BS` holds the true id of every masked token and a negative number elsewhere. Tokens that hide the same of
-    their k bases are computed together: the ids of their 4^h candidates have the same differences. ValueError if a
-    masked token covers anything but A, C, G, T.
+    logits_MV: of the masked tokens, row by row. labels_BS: their true ids, and a negative number elsewhere. Tokens that
+    hide the same of their k bases are computed together: the ids of their 4^h candidates have the same differences.
+    ValueError if a masked token covers anything but A, C, G, T.
     """
-    row_M, position_M = (labels_BS >= 0).nonzero(as_tuple=True)
-    return kmer_log_p_of_tokens(logits_BSV[row_M, position_M], labels_BS, hidden, tokenizer)
-
-
-def kmer_log_p_of_tokens(logits_MV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: KmerTokenizer) -> Tensor:
-    """`kmer_log_p` from the logits of the masked tokens alone, row by row."""
     device, k, stride = logits_MV.device, tokenizer.bases_per_token, tokenizer.stride
     row_M, position_M = (labels_BS >= 0).nonzero(as_tuple=True)
     words_M = labels_BS[row_M, position_M] - tokenizer.first

@@ -270,7 +270,7 @@ def sharded_state(state: TrainState, *, is_loading: bool) -> dict[str, Any]:
     """What megatron saves or fills: model, optimizer and schedule under names that do not depend on the layout."""
     allocate_moments(state.optimizer)
     gather_weights(state.model_parts)
-    model = {name: sharded_weights(module, SHARDING_METADATA) for name, module in _modules(state).items()}
+    model = {name: sharded_weights(module) for name, module in _modules(state).items()}
     gc.freeze()  # megatron collects garbage here, which would visit all objects of the imported modules: 0.2 s
     try:
         optimizer = optimizer_shards(

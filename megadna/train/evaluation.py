@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from megadna.data.batch import Batch
@@ -24,7 +23,16 @@ from megadna.errors import require
 from megadna.progress import Progress
 from megadna.tokenizer.base import Tokenizer
 from megadna.tokenizer.kmer import KmerTokenizer
-from megadna.train.bits import HIDDEN, LOSS, TOKENS, ChunkSums, MaskedScore, UnitScores, kmer_log_p, token_scores
+from megadna.train.bits import (
+    LOSS,
+    TOKENS,
+    ChunkSums,
+    MaskedScore,
+    UnitScores,
+    kmer_log_p_of_tokens,
+    token_scores,
+    with_error,
+)
 
 # Shapes: B rows of a batch, S sequence, V vocabulary, M masked tokens, N hidden bases, 4 the bases A C G T, E entries:
 # the upper-case and the lower-case bases of each sample.
@@ -140,7 +148,7 @@ def score_batch(
 def base_log_p(logits_BSV: Tensor, labels_BS: Tensor, hidden: HiddenBases, tokenizer: Tokenizer) -> Tensor:
     """ln p [N, 4] of the hidden bases of a batch, renormalised over A, C, G, T."""
     if isinstance(tokenizer, KmerTokenizer):
-        return kmer_log_p(logits_BSV, labels_BS, hidden, tokenizer)
+        return kmer_log_p_of_tokens(logits_BSV[labels_BS >= 0], labels_BS, hidden, tokenizer)
     logits_NV = logits_BSV[torch.from_numpy(hidden.row_H), torch.from_numpy(hidden.position_H) + 1].float()
     return torch.log_softmax(logits_NV[:, torch.from_numpy(tokenizer.base_ids)], dim=1)
 
@@ -168,35 +176,13 @@ def _evaluation(everyone: Sequence[Any], samples: EvaluationSamples, protocol: s
     key_E = np.concatenate([keys for keys, _ in parts])
     sums_E = ChunkSums(np.concatenate([sums.sums_CQ for _, sums in parts])).by_group(key_E)
     key_E = np.sort(key_E)
-    names, number = np.unique(samples.groups(), return_inverse=True)
-    chunk_E, group_E = samples.chunks[key_E >> 1], number[key_E >> 1]
-    score, macro = _means(sums_E, chunk_E, group_E)
-    more = _pair("bits_per_base_macro", macro)
-    hides_E = sums_E.sums_CQ[:, HIDDEN] > 0
-    cases = {f"_{name}": (key_E % 2 == case) & hides_E for case, name in enumerate(("unique", "repeat"))}
-    for suffix, kept_E in cases.items() if all(kept_E.any() for kept_E in cases.values()) else ():
-        mean, macro = _means(sums_E.select(kept_E), chunk_E[kept_E], group_E[kept_E])
-        more |= _pair(f"bits_per_base{suffix}", (mean.bits_per_base, mean.standard_error))
-        more |= _pair(f"bits_per_base_macro{suffix}", macro)
+    chunk_E, name_E = samples.chunks[key_E >> 1], np.array(samples.groups())[key_E >> 1]
+    sums_C = sums_E.by_group(chunk_E)
+    _, first = np.unique(chunk_E, return_index=True)
+    more = with_error("bits_per_base_macro", sums_C.macro(name_E[first]))
+    more |= sums_E.by_case(chunk_E, key_E % 2, name_E)
     strands = sorted(part for _, strands in everyone for part in strands)
     if hidden := sum(count for *_, count in strands):
         more["reverse_complement_divergence"] = sum(bits for _, bits, _ in strands) / hidden
-    groups = {}
-    for group, name in enumerate(names.tolist() if len(names) > 1 else ()):
-        kept_E = (group_E == group) & hides_E
-        if kept_E.any():
-            groups[name] = sums_E.select(kept_E).by_group(chunk_E[kept_E]).score()
-    return Evaluation(score=replace(score, protocol=protocol), more=more, groups=groups)
-
-
-def _means(
-    sums_E: ChunkSums, chunk_E: NDArray[np.int64], group_E: NDArray[np.int64]
-) -> tuple[MaskedScore, tuple[float, float | None]]:
-    """The score over all chunks, and the mean over groups with its standard error."""
-    _, first = np.unique(chunk_E, return_index=True)
-    sums_C = sums_E.by_group(chunk_E)
-    return sums_C.score(), sums_C.macro(group_E[first])
-
-
-def _pair(key: str, mean: tuple[float, float | None]) -> dict[str, float | None]:
-    return {key: mean[0], f"{key}_se": mean[1]}
+    score = replace(sums_C.score(), protocol=protocol)
+    return Evaluation(score=score, more=more, groups=sums_E.by_name(chunk_E, name_E))

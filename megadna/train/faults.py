@@ -22,7 +22,7 @@ import time
 from collections import Counter, deque
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -50,9 +50,7 @@ class StopRequest:
         self.previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -106,31 +104,21 @@ class FaultGuard:
         """Record a skipped step and its samples."""
         self.num_skipped += 1
         self.ranges.append(samples)
-        numbers = (samples[0], samples[1] - 1, self.num_skipped)
-        log.warning("step %d skipped: %s (samples %d to %d; %d skipped so far)", step, reason, *numbers)
+        first, end = samples
+        log.warning(
+            "step %d skipped: %s (samples %d to %d; %d skipped so far)", step, reason, first, end - 1, self.num_skipped
+        )
         if self.record is not None:
             with self.record.open("a", encoding="utf-8") as file:
-                line = {"step": step, "first_sample": samples[0], "end_sample": samples[1], "reason": reason}
+                line = {"step": step, "first_sample": first, "end_sample": end, "reason": reason}
                 file.write(json.dumps(line) + "\n")
 
-    def applied(self) -> None:
-        """A sound step ends a row of skipped ones."""
-        self.ranges.clear()
-
-    def must_roll_back(self) -> bool:
-        """True after MAX_SKIPPED skipped steps in a row."""
-        return len(self.ranges) >= MAX_SKIPPED
-
     def take_ranges(self) -> list[tuple[int, int]]:
-        """The samples to leave out after a roll-back; starts a new count."""
+        """The samples to leave out after a roll-back, which is counted."""
         ranges, self.ranges = self.ranges, []
         self.num_rollbacks += 1
         self.history.clear()
         return ranges
-
-    def has_diverged(self) -> bool:
-        """True once there were more roll-backs than allowed."""
-        return self.num_rollbacks > MAX_ROLLBACKS
 
 
 def _robust_zscore(value: float, past: tuple[float, ...]) -> float:
@@ -178,9 +166,7 @@ class Heartbeat:
         self.thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             if error is not None and is_collective_failure(error):
                 raise RankLost(self._verdict(error)) from error

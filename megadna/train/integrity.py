@@ -6,8 +6,9 @@ them. `refuse_foreign_pickles` reads what torch would unpickle through allow-lis
 
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megadna.errors import UserError
-from megadna.files import sync, sync_tree
+from megadna.files import sync_tree
 from megadna.reading import first_line, read_json
 
 MARKER = "complete"
@@ -50,12 +51,6 @@ def seal(folder: Path) -> None:
     marker = folder / MARKER
     marker.write_text(json.dumps(entries, indent=1) + "\n")
     sync_tree(folder)
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Rename the sealed folder `temporary` to its final name, durably."""
-    temporary.rename(final)
-    sync(final.parent)
 
 
 def check(folder: Path) -> None:
@@ -99,26 +94,23 @@ def _is_entry(value: Any) -> bool:
 
 def refuse_foreign_pickles(weights: Path) -> None:
     """UserError if `.metadata` or `common.pt` contain anything but tensor descriptions and plain values."""
-    try:
-        with (weights / ".metadata").open("rb") as file:
-            metadata = _AllowList(file).load()
-        for name, entry in metadata.state_dict_metadata.items():
+    with _refusing(weights / ".metadata", "not a description of tensors") as path, path.open("rb") as file:
+        for name, entry in _AllowList(file).load().state_dict_metadata.items():
             if type(entry).__name__ != "TensorStorageMetadata":
                 raise pickle.UnpicklingError(f"{name} is no tensor")
-    except OSError as error:
-        what = f"cannot be read ({error.strerror}); the checkpoint is damaged"
-        raise UserError(f"{weights / '.metadata'}: {what}") from error
-    except Exception as error:  # unpickling ends in any of a dozen, MemoryError and RecursionError among them
-        what = f"refused, not a description of tensors ({first_line(error)})"
-        raise UserError(f"{weights / '.metadata'}: {what}") from error
+    with _refusing(weights / "common.pt", "holds more than plain values") as path:
+        torch.load(path, weights_only=True)
+
+
+@contextmanager
+def _refusing(path: Path, problem: str) -> Iterator[Path]:
+    """UserError that names the file where it cannot be read, or unpickling fails in any of a dozen ways."""
     try:
-        torch.load(weights / "common.pt", weights_only=True)
+        yield path
     except OSError as error:
-        raise UserError(f"{weights / 'common.pt'}: cannot be read ({error.strerror})") from error
-    except Exception as error:
-        raise UserError(
-            f"{weights / 'common.pt'}: refused, holds more than plain values ({first_line(error)})"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); the checkpoint is damaged") from error
+    except Exception as error:  # MemoryError and RecursionError among them
+        raise UserError(f"{path}: refused, {problem} ({first_line(error)})") from error
 
 
 def tensor_entries(weights: Path) -> dict[str, TensorStorageMetadata]:
@@ -158,10 +150,6 @@ class _AllowList(_Unpickler):
     }
 
 
-def _entry(path: Path) -> dict[str, int]:
-    return {"bytes": path.stat().st_size, "crc32": _checksum(path)}
-
-
 def _entry_or_problem(path: Path) -> dict[str, int] | str:
     try:
         return _entry(path) if path.is_file() else "not a file" if path.exists() else "missing"
@@ -169,14 +157,10 @@ def _entry_or_problem(path: Path) -> dict[str, int] | str:
         return f"cannot be read ({error.strerror})"
 
 
-def _checksum(path: Path) -> int:
-    """CRC-32 of the file; isa-l computes it at memory speed."""
+def _entry(path: Path) -> dict[str, int]:
+    """Size and CRC-32 of the file; isa-l computes it at memory speed."""
     value = 0
     with path.open("rb") as file:
-        for block in _blocks(file):
+        while block := file.read(BLOCK):
             value = isal_zlib.crc32(block, value)
-    return value
-
-
-def _blocks(file: Any) -> Iterable[bytes]:
-    return iter(lambda: file.read(BLOCK), b"")
+    return {"bytes": path.stat().st_size, "crc32": value}

@@ -8,7 +8,7 @@ seconds, ranks and the dense 16-bit peak of the card; only steps count, not vali
 RUN/config.yaml      the resolved config
 RUN/log.txt          the log of all starts (commands/train.py)
 RUN/metrics.jsonl    one line per logged step, one per validation
-RUN/tensorboard/     the same as events; wandb/ if log.wandb is true, profile/ if log.profile_steps is set
+RUN/tensorboard/     the same as events; wandb/ if log.wandb is true
 RUN/checkpoints/     step-00000100/ ...
 """
 
@@ -21,10 +21,9 @@ from typing import Any
 
 import psutil
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
 
 from megadna.arguments import dump_config
-from megadna.config import Config, LogConfig
+from megadna.config import Config
 from megadna.data.dataset import open_chunks
 from megadna.data.evaluation import EvaluationSamples
 from megadna.data.loader import TrainBatches, resolve_sequence_length, train_batches
@@ -32,7 +31,7 @@ from megadna.data.order import skip_more
 from megadna.data.samples import resolve_schedule
 from megadna.engine.distributed import World
 from megadna.errors import Diverged, UserError
-from megadna.files import atomic_file, write_text
+from megadna.files import write_text
 from megadna.log import get_logger
 from megadna.model.shapes import BACKWARD, padded_vocab_size, peak_tflops, token_flops
 from megadna.progress import Progress
@@ -66,7 +65,7 @@ class StepClock:
     def __init__(self, config: Config, world: World, *, sequence_length: int, vocab_rows: int) -> None:
         self.config, self.world, self.vocab_rows = config, world, vocab_rows
         self.sequence_length = sequence_length
-        self.peak = _peak(config, world)
+        self.peak = _peak(config, world.device) if world.device.type == "cuda" else None
         self.tokens = self.seconds = self.flops = self.wait = self.stalled = 0.0
 
     def add(self, seconds: float, samples: int, data: dict[str, float]) -> None:
@@ -101,41 +100,12 @@ class StepClock:
         return numbers if self.peak else {key: value for key, value in numbers.items() if key != "mfu"}
 
 
-def _peak(config: Config, world: World) -> float | None:
-    if world.device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(world.device)
+def _peak(config: Config, device: torch.device) -> float | None:
+    name = torch.cuda.get_device_name(device)
     peak = None if config.engine.precision == "fp32" else peak_tflops(name)
     known = f"mfu is relative to {peak} TFLOP/s, its dense 16-bit peak" if peak else "peak unknown, so no mfu"
     log.info("%s, %s: %s", name, config.engine.precision, known)
     return peak
-
-
-def build_profiler(run: Path, config: LogConfig, *, first_step: int) -> profile | None:
-    """A started profiler, whose `step` must be called after every step; None if there is nothing to record.
-
-    first_step: the step after which the run starts or resumes.
-    """
-    if not config.profile_steps:
-        return None
-    first, last = config.profile_steps
-    if first <= first_step:
-        log.warning("log.profile_steps [%d, %d] begin before step %d: no profile", first, last, first_step + 1)
-        return None
-
-    def write(recorded: profile) -> None:
-        path = run / "profile" / f"steps-{first}-{last}.json"
-        path.parent.mkdir(exist_ok=True)
-        with atomic_file(path) as temporary:
-            recorded.export_chrome_trace(str(temporary))
-        log.info("profile: %s", path)
-
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    gap = first - 1 - first_step
-    window = schedule(wait=max(0, gap - 1), warmup=min(1, gap), active=last - first + 1, repeat=1)
-    profiler = profile(activities=activities, schedule=window, on_trace_ready=write)
-    profiler.start()
-    return profiler
 
 
 class TrainingRun:
@@ -153,7 +123,6 @@ class TrainingRun:
         self.state: TrainState = build_state(self.config, self.tokenizer.vocab_size, world)
         self.metrics: Metrics | None = None
         rows = padded_vocab_size(config.tokenizer, self.tokenizer.vocab_size)
-        self.profiler: profile | None = None
         self.clock = StepClock(self.config, world, sequence_length=self.sequence_length, vocab_rows=rows)
         self.last_validation: dict[str, Any] = {}
         self.heartbeat = Heartbeat(world, self.config.engine.timeout_minutes)
@@ -204,7 +173,6 @@ class TrainingRun:
         """Files that the main rank writes into the run folder."""
         write_text(self.run / "config.yaml", dump_config(self.config))
         self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
-        self.profiler = build_profiler(self.run, self.config.log, first_step=self.state.step)
 
     def _resume(self) -> None:
         checkpoint = self._agreed(lambda: find_checkpoint(self.run))
@@ -257,15 +225,13 @@ class TrainingRun:
             stop=stop,
         )
         self._log(result, perf_counter() - start, self.state.consumed_samples - first_sample)
-        if self.profiler:
-            self.profiler.step()
         if result.problem:
             self.guard.skipped(self.state.step, (first_sample, self.state.consumed_samples), result.problem)
-            if self.guard.must_roll_back():
+            if len(self.guard.ranges) == MAX_SKIPPED:
                 self._roll_back()
                 return result.stop
         else:
-            self.guard.applied()
+            self.guard.ranges.clear()
         step, last = self.state.step, self.config.train.steps
         if step == last or (self.config.validation.interval and step % self.config.validation.interval == 0):
             self._validate()
@@ -293,7 +259,7 @@ class TrainingRun:
         """Go back to the last checkpoint, and leave out the samples of the steps skipped in a row."""
         ranges, failed_at = self.guard.take_ranges(), self.state.step
         self.writer.finish()  # the last checkpoint may still be on its way to the disk
-        if self.guard.has_diverged() or not complete_checkpoints(self.run):
+        if self.guard.num_rollbacks > MAX_ROLLBACKS or not complete_checkpoints(self.run):
             raise Diverged(
                 f"step {failed_at}: {MAX_SKIPPED} bad updates in a row, and no roll-back is left (of {MAX_ROLLBACKS}) "
                 f"or no checkpoint to go back to; see {self.run / 'skipped.jsonl'}, lower train.lr, rerun with --resume"

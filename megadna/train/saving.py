@@ -34,11 +34,12 @@ from megadna.arguments import dump_config
 from megadna.config import CheckpointConfig, Config
 from megadna.engine.distributed import World
 from megadna.errors import SaveFailed, UserError
+from megadna.files import sync
 from megadna.log import get_logger
 from megadna.processes import STOP_SIGNALS, die_with_parent
 from megadna.train.checkpoint import complete_checkpoints, read_numbers, sharded_state, step_folders
 from megadna.train.faults import is_collective_failure
-from megadna.train.integrity import publish, seal
+from megadna.train.integrity import seal
 from megadna.train.metrics import BEST_METRICS
 from megadna.train.step import TrainState
 
@@ -192,12 +193,13 @@ class CheckpointWriter:
     def _commit(self, temporary: Path, final: Path) -> None:
         seal(temporary)
         former = _aside(final) if final.exists() else None  # the same step once more, after a resume
-        publish(temporary, final)
+        temporary.rename(final)
+        sync(final.parent)
         _point_to(final)
         if former is not None:
             shutil.rmtree(former, ignore_errors=True)
         for folder in superfluous(self._found(), self.config.checkpoint):
-            _remove(folder)
+            shutil.rmtree(_aside(folder), ignore_errors=True)
 
     def _failed(self, problem: BaseException | None, step: int, temporary: Path) -> bool:
         """True on all ranks if any has a problem; logged and counted once, and the partial save is removed."""
@@ -243,13 +245,8 @@ def versions() -> dict[str, str]:
     return {"megadna": __version__, "torch": torch.__version__, "megatron-core": version("megatron-core")}
 
 
-def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; a kill half-way does not leave a part under its name."""
-    shutil.rmtree(_aside(checkpoint), ignore_errors=True)
-
-
 def _aside(checkpoint: Path) -> Path:
-    """Rename a checkpoint to a name that the next start deletes."""
+    """Rename a checkpoint to a name that the next start deletes, so that a kill leaves no part under its own."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     checkpoint.rename(doomed)
     return doomed

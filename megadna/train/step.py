@@ -247,7 +247,7 @@ def train_step(
 
 @torch.no_grad()
 def evaluate_batch(
-    model_parts: Sequence[torch.nn.Module], batch: Batch, world: World, score: Callable[[Tensor], Any]
+    model_parts: Sequence[torch.nn.Module], world: World, batch: Batch, score: Callable[[Tensor], Any]
 ) -> Any:
     """`score(logits [B, S, V] fp32)`, whole vocabulary, on one rank of the last stage; None on the others."""
 
@@ -263,7 +263,7 @@ def evaluate_batch(
     # The interleaved schedule wants a micro-batch per stage: the same one fills the slots that would be idle.
     repeats = 1 if len(model_parts) == 1 else get_pipeline_model_parallel_world_size()
     outputs = get_forward_backward_func()(
-        forward_step_func=partial(_evaluation_step, world=world, loss=loss),
+        forward_step_func=lambda batches, model: (_forward(model, next(batches), world), loss),
         data_iterator=_iterators(iter([batch] * repeats), model_parts),
         model=list(model_parts),
         num_microbatches=repeats,
@@ -282,16 +282,19 @@ def evaluate_split(
     for part in model_parts:
         part.eval()
 
-    def forward(batch: Batch, score: Callable[[Tensor], Any]) -> Any:
-        return evaluate_batch(model_parts, batch, world, score)
-
     def gather(mine: Any) -> list[Any]:
         everyone: list[Any] = [None] * world.size
         torch.distributed.all_gather_object(everyone, mine)
         return everyone
 
-    rank, size = world.data_rank, world.data_size
-    evaluation = evaluate(forward, samples, micro_batch_size=micro_batch_size, rank=rank, size=size, gather=gather)
+    evaluation = evaluate(
+        partial(evaluate_batch, model_parts, world),
+        samples,
+        micro_batch_size=micro_batch_size,
+        rank=world.data_rank,
+        size=world.data_size,
+        gather=gather,
+    )
     for part in model_parts:
         part.train()
     return evaluation
@@ -307,15 +310,8 @@ def _training_step(
 ) -> tuple[Tensor, Callable]:
     batch = next(batches)
     targets = own_targets(batch, world, num_parts)
-    return _forward(model, batch, world, targets.rows_M), partial(
-        _sum_loss, targets=targets, totals=totals, world=world
-    )
-
-
-def _evaluation_step(
-    batches: Iterator[Batch], model: torch.nn.Module, *, world: World, loss: Callable
-) -> tuple[Tensor, Callable]:
-    return _forward(model, next(batches), world), loss
+    loss = partial(_sum_loss, targets=targets, totals=totals, world=world)
+    return _forward(model, batch, world, targets.rows_M), loss
 
 
 def _forward(model: torch.nn.Module, batch: Batch, world: World, rows_M: Tensor | None = None) -> Tensor:
