@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from megadna.alphabet import base_codes, dna_of
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import parsed_options
 from megadna.data.leakage import sequence_overlap
 from megadna.downstream.finetune import finetune_with, read_data
 from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
@@ -259,11 +259,8 @@ def _begin(options: BenchmarkOptions) -> None:
 
 def _recipe(options: BenchmarkOptions) -> FinetuneOptions:
     path = options.recipe or CONFIGS / "finetune" / RECIPES[options.suite]
-    parser = new_parser("finetune", "")
-    parser.add_argument("--config", action="config")
-    add_options(parser, FinetuneOptions)
     recipe = replace(
-        options_from(parse(parser, ["--config", str(path)]), FinetuneOptions),
+        parsed_options("finetune", "", FinetuneOptions, ["--config", str(path)], config="recipe"),
         model=options.model,
         seeds=options.seeds or [1, 2, 3],
         trust_remote_code=options.trust_remote_code,

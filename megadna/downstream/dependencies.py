@@ -24,7 +24,7 @@ are reported; cells within 2 of one are not used for the next.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,8 +37,7 @@ from megadna import __version__
 from megadna.alphabet import BASES, base_codes, dna_of
 from megadna.downstream.inputs import REGION, check_input, read_input
 from megadna.downstream.interpretation_options import DependencyOptions
-from megadna.downstream.options import refuse_outputs
-from megadna.downstream.outputs import write_output
+from megadna.downstream.outputs import Work
 from megadna.downstream.region_files import WHOLE, Region, checked_regions, files_of, pieces, sidecar
 from megadna.downstream.stated import most_bases, read_config, require_context
 from megadna.files import write_json
@@ -94,10 +93,10 @@ def dependencies(model: Path | str, input: Path | str, **options: Any) -> pd.Dat
     """The maps of every sequence of `input`, in memory, a row a pair (contig, start, end, name, strand, i, j, value);
     keyword arguments are the fields of DependencyOptions. `dependency_map` gives one map as an array."""
     chosen = DependencyOptions(model=str(model), input=Path(input), **options)
-    check_input(chosen.as_input())
+    check_input(chosen)
     work = Dependencies(chosen)
     work.load()
-    maps = work.maps(pa.concat_tables(list(map(work.table, work.blocks()))))
+    maps = work.maps(pa.concat_tables(work.tables()))
     return pa.concat_tables([_pairs(*one) for one in zip(work.regions, maps, strict=True)]).to_pandas()
 
 
@@ -134,13 +133,15 @@ def log2_odds(log_p_S4: np.ndarray, epsilon: float) -> np.ndarray:
     return np.log2(p_S4) - np.log2(p_S4.sum(axis=-1, keepdims=True) - p_S4)
 
 
-class Dependencies:
+class Dependencies(Work):
     """The options, the regions and a model."""
+
+    what = "mapping"
+    options: DependencyOptions
 
     def __init__(self, options: DependencyOptions) -> None:
         """UserError for what can be wrong before the model is loaded."""
-        self.progress: Progress | None = None
-        self.options = options
+        super().__init__(options)
         self.found: pd.DataFrame | None = None
         """The summary, once it is written."""
         self.regions = checked_regions(options, "row and no column")
@@ -152,8 +153,6 @@ class Dependencies:
             self._before.append(stretch.before)
             self._seen.append(len(stretch.bases))
         self._require_context(most_bases(read_config(options.model), options.model, options.max_tokens))
-        if options.output:
-            refuse_outputs(options.output[0], self.files())
 
     def load(self) -> None:
         """Load the model; UserError if a region does not fit its context."""
@@ -179,8 +178,7 @@ class Dependencies:
         rows: list[np.ndarray] = []
         for piece in block:
             rows += list(mutated_rows(self.model, piece, self.options.epsilon))
-            if self.progress:
-                self.progress.advance(piece.end - piece.start)
+            self.progress.advance(piece.end - piece.start)
         return pa.table({"values": pa.array(rows, pa.list_(pa.float32()))})
 
     def maps(self, table: pa.Table) -> list[np.ndarray]:
@@ -204,12 +202,9 @@ class Dependencies:
         nothing = run_row(self.regions[0], Run("stem", 0, 1, 0, 1, 0.0, 0.0, 0.0, 1.0))
         return pd.DataFrame(rows, columns=["region", *nothing])
 
-    def write(self, bases: int | None) -> list[Path]:
-        """Write all outputs and return their files ([] above rank 0); `bases`: those of the input, if known."""
-        self.load()
-        settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
-        self.progress = Progress("mapping", bases, "bases")
-        return write_output(self, self.options.output[0], settings, self.files(), self.progress)
+    def settings(self) -> dict[str, Any]:
+        """The options, and the size of a part."""
+        return super().settings() | {"tokens": MAX_PART_TOKENS}
 
     def files(self) -> list[Path]:
         """All files that may be written."""

@@ -10,7 +10,7 @@ TRIES times as often as sequences are asked for; what is missing then is said.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ import torch
 
 from megadna import __version__
 from megadna.alphabet import code_dna
-from megadna.downstream.effects import HeadEffects
 from megadna.downstream.encoder import load_config, load_tokenizer
 from megadna.downstream.generate_methods import Sampler, State
 from megadna.downstream.generate_options import GenerateOptions, OutputOf
 from megadna.downstream.generate_rules import IS_GC, Rules, codes_of, templates
 from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.masked_bases import MaskedBases, digest_of
+from megadna.downstream.mutate import HeadEffects
+from megadna.downstream.outputs import grouped
 from megadna.downstream.stated import read_config
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder, write_json
@@ -144,32 +145,26 @@ class Generation:
         with Progress("writing", number * size, "bases") as progress:
             while True:
                 jobs = []
-                for record, states in accepted.items():
-                    count = min(number - len(states), TRIES * number - tried[record])
+                for record, kept in accepted.items():
+                    count = min(number - len(kept), TRIES * number - tried[record])
                     jobs += [(record, tried[record] + index) for index in range(count)]
                     tried[record] += count
                 if not jobs:
                     break
-                for batch in self._batches(jobs):
+                jobs.sort(key=lambda job: (len(self.templates[job[0]].codes_L), job))  # those of one length together
+                states = (self._state(*job) for job in jobs)
+                for batch in grouped(states, (lambda state: len(state.codes_L), BATCH_BASES)):
                     self.sampler.run(batch, progress)
                     for state in batch:
                         self._take(state, accepted[state.record])
         self._say(accepted)
         return self._frame([state for states in accepted.values() for state in states])
 
-    def _batches(self, jobs: list[tuple[int, int]]) -> Iterator[list[State]]:
-        """States of about BATCH_BASES bases, those of one length together."""
-        batch: list[State] = []
-        for record, index in sorted(jobs, key=lambda job: (len(self.templates[job[0]].codes_L), job)):
-            rng = np.random.default_rng((self.options.seed, record, index))
-            template = self.templates[record]
-            units = self.rules.place(template, rng)
-            batch.append(State(replace(template, units=units), record, index, rng))
-            if sum(len(state.codes_L) for state in batch) >= BATCH_BASES:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    def _state(self, record: int, index: int) -> State:
+        """What sequence `index` of a record begins with."""
+        rng = np.random.default_rng((self.options.seed, record, index))
+        template = self.templates[record]
+        return State(replace(template, units=self.rules.place(template, rng)), record, index, rng)
 
     def _take(self, state: State, states: list[State]) -> None:
         """Add a finished state to those of its record, or count why it is refused."""

@@ -39,6 +39,11 @@ def refuse_outputs(output: Path, files: list[Path]) -> None:
             refuse_occupied(file, " or remove it", is_file=True)
 
 
+def index_of(path: Path) -> Path:
+    """The table that describes the rows of an array."""
+    return path.with_name(path.name + ".index.tsv")
+
+
 def wrote(path: Path, counted: str = "positions from 0, end not included") -> str:
     """The line that names a written file, and how the positions in a table count (those of BED and VCF are fixed)."""
     return f"wrote {path}{f' ({counted})' * (path.suffix in ('.parquet', '.tsv', '.csv', '.h5ad'))}\n"
@@ -111,7 +116,7 @@ class BatchOptions(Options):
     batch_tokens: int = 16384
     """Tokens per batch at most, padding included; a CPU takes no more than 2,048, which fit its caches."""
 
-    POSITIVE = ("batch_tokens",)
+    POSITIVE: ClassVar[tuple[str, ...]] = ("batch_tokens",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +146,10 @@ class OutputOptions(ModelOptions):
         """Which of ENDINGS --output has; "" without one."""
         name = "" if self.output is None else self.output.name
         return next((ending for ending in self.ENDINGS if name.endswith(ending) and name != ending), "")
+
+    def written(self, *endings: str) -> Path | None:
+        """The output, if it has one of these endings."""
+        return self.output if self.output is not None and self.output.suffix in endings else None
 
     def files(self) -> list[Path]:
         """All files that may be written."""
@@ -206,6 +215,12 @@ class EmbedOptions(InputOptions):
         """Whether --input is a table by its name."""
         return self.input.name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt", ".parquet"))
 
+    def files(self) -> list[Path]:
+        """The output, the table that describes the rows of an array, the picture."""
+        assert self.output is not None
+        index = [index_of(self.output)] if self.output.suffix == ".npy" else []
+        return [self.output, *index, *([self.plot] if self.plot is not None else [])]
+
     def check_files(self) -> None:
         """As for other verbs, and for --plot."""
         super().check_files()
@@ -213,9 +228,8 @@ class EmbedOptions(InputOptions):
             return
         beside = self.plot.parent.resolve() == self.output.parent.resolve()
         require(beside, f"--plot {self.plot}: must be in the folder of --output ({self.output.parent})")
-        refuse_outputs(self.output, [self.plot])
-        for name in ("sklearn", *(["umap"] if self.projection != "pca" else [])):
-            require_library(name)
+        require_library("sklearn")
+        require_library("umap" if self.projection != "pca" else None)
 
 
 @dataclass(frozen=True, kw_only=True)

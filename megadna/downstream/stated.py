@@ -8,7 +8,6 @@ Out: whether it is a masked language model, the names that a fine-tuned model pr
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +145,7 @@ def check_attribution(options: AttributeOptions) -> int | None:
     _check_label(options, config)
     bases, total = check_input(options), 0
     most = most_bases(config, options.model, options.max_tokens)
-    stretches = partial(read_input, options, circular=options.circular)
-    for stretch in stretches():
+    for stretch in read_input(options):
         size, last = stretch.end - stretch.start, max(options.target, default=0)
         total += size
         require_context(where_of(stretch), len(stretch.bases), most, options.model)
@@ -157,9 +155,7 @@ def check_attribution(options: AttributeOptions) -> int | None:
         f"--logo draws up to {MAX_LOGO_BASES:,} bases, and these are {total:,}; choose regions with --bed, or leave "
         "out --logo",
     )
-    count_unknown(
-        ((where_of(stretch), stretch.bases) for stretch in read_input(options, circular=options.circular)), "importance"
-    )
+    count_unknown(((where_of(stretch), stretch.bases) for stretch in read_input(options)), "importance")
     return bases
 
 

@@ -10,7 +10,6 @@ are the first parts.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +19,7 @@ import pyarrow as pa
 
 from megadna.alphabet import BASES, OTHER, base_codes
 from megadna.downstream.interpretation_options import DEFAULT_WINDOW, VariantOptions
-from megadna.downstream.options import refuse_outputs
-from megadna.downstream.outputs import grouped, write_output
+from megadna.downstream.outputs import Work, grouped
 from megadna.downstream.stated import most_bases, read_config, require_window
 from megadna.downstream.variant_files import (
     Survey,
@@ -100,22 +98,23 @@ def _check_scores(options: VariantOptions, found: Survey) -> None:
         log.warning("%s: written without a score; %s", options.vcf, hint)
 
 
-class Variants:
+class Variants(Work):
     """A genome, a VCF, the options and a model."""
+
+    what, unit = "scoring", "records"
+    options: VariantOptions
 
     def __init__(self, options: VariantOptions, genome: Genome, found: Survey) -> None:
         """UserError for what can be wrong before the model is loaded: --scores are for no allele, --window exceeds the
         context, --neutral is not on the genome, the header has the tags already."""
-        self.options, self.genome, self.survey = options, genome, found
+        super().__init__(options)
+        self.genome, self.survey = genome, found
         _check_scores(options, found)
         if options.ending == ".vcf.gz":
             check_header(options.vcf, found.header)
         most = most_bases(read_config(options.model), options.model, options.max_tokens)
         require_window(options.window, most, options.model)
         self.neutral = self._neutral_sites()
-        if options.output is not None:
-            refuse_outputs(options.output, self.files())
-        self._progress: Progress | None = None
 
     def load(self) -> None:
         """Load the model; UserError if the window does not fit its context."""
@@ -129,29 +128,16 @@ class Variants:
         self.window = options.window or min(most - 1 + most % 2, DEFAULT_WINDOW)
         self.scorer = VariantScorer(self.model, self.genome, self.window)
 
-    def files(self) -> list[Path]:
-        """All files that may be written."""
-        output = self.options.output
-        assert output is not None
-        index = [output.with_name(f"{output.name}.{kind}") for kind in ("tbi", "csi")]
-        return [output, *index] if self.options.ending == ".vcf.gz" else [output]
-
     def frame(self) -> pd.DataFrame:
         """The rows of the whole file, in memory."""
-        tables = [self.table(block) for block in self.blocks()]
+        tables = self.tables()
         first = self._num_neutral_parts
         means = neutral_means(tables[:first]) if first else None
         return calibrated(pa.concat_tables(tables[first:]), means).to_pandas()
 
-    def write(self) -> list[Path]:
-        """Write --output and return its files ([] above rank 0)."""
-        options, output = self.options, self.options.output
-        assert output is not None
-        self.load()
-        settings = asdict(replace(options, batch_tokens=1)) | {"part": PART_ALLELES, "weights": self.model.digest}
-        total = self.survey.num_records + len(self.neutral)
-        self._progress = Progress("scoring", total, "records")
-        return write_output(self, output, settings, self.files(), self._progress)
+    def settings(self) -> dict[str, Any]:
+        """The options, the size of a part, the weights."""
+        return super().settings() | {"part": PART_ALLELES, "weights": self.model.digest}
 
     def blocks(self) -> Iterator[list[Record] | list[NeutralSite]]:
         """Neutral sites, then the records; at least one block of records, which may be empty."""
@@ -170,8 +156,7 @@ class Variants:
         """The rows of a block, llr not calibrated yet."""
         is_neutral = bool(block) and isinstance(block[0], NeutralSite)
         table = self._neutral_table(block) if is_neutral else self._table(block)
-        if self._progress is not None:
-            self._progress.advance(len(block))
+        self.progress.advance(len(block))
         return table
 
     def _table(self, records: Sequence[Record]) -> pa.Table:

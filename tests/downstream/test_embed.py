@@ -432,7 +432,9 @@ def test_only_files_that_megadna_writes_run_unasked(tmp_path):
 
 
 def test_nothing_of_it_imports_megatron():
-    code = "import sys; from megadna import embed; import megadna.commands.embed; sys.exit('megatron' in sys.modules)"
+    code = (
+        "import sys; from megadna import embed; import megadna.commands.finished; sys.exit('megatron' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
