@@ -1,4 +1,4 @@
-"""The verbs that use or fine-tune a finished model or make labelled data for one, an entry of VERBS each.
+"""The verbs that use or fine-tune a finished model or make labelled data for one, a line of VERBS each.
 
 Options, files and input are checked first; torch and the like are imported after that. What a verb returns is printed.
 """
@@ -36,7 +36,6 @@ log = get_logger(__name__)
 class Verb(NamedTuple):
     """One command."""
 
-    description: str
     options: type
     reading: str
     """What the log says first, with options in braces."""
@@ -46,10 +45,10 @@ class Verb(NamedTuple):
     """Help of --config, where a YAML file may have the options."""
 
 
-def main(verb: str, arguments: list[str]) -> None:
+def main(verb: str, description: str, arguments: list[str]) -> None:
     """Run one of VERBS."""
     command = VERBS[verb]
-    options: Any = parsed_options(verb, command.description, command.options, arguments, config=command.config)
+    options: Any = parsed_options(verb, description, command.options, arguments, config=command.config)
     options.check_files()
     values = vars(options).items()
     shown = {key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in values}
@@ -203,11 +202,9 @@ def _splice_sites(options: SpliceOptions) -> str:
 
 
 def _variants(options: VariantOptions) -> str:
-    from megadna.downstream.variants import Variants, survey
-    from megadna.genome.records import read_genome
+    from megadna.downstream.variants import Variants
 
-    genome = read_genome(options.genome)
-    work = Variants(options, genome, survey(options.vcf, genome))
+    work = Variants(options)
     files = work.write(work.survey.num_records + len(work.neutral))
     return "".join(wrote(path, "pos from 1, as in the VCF") for path in files[:1])
 
@@ -221,60 +218,18 @@ def _windows(options: WindowOptions) -> str:
 
 
 VERBS = {
-    "embed": Verb(
-        "Embeddings of DNA sequences: one vector per sequence or per nucleotide.",
-        EmbedOptions, "reading {input}, embedding with {model}", _embed,
-    ),
-    "finetune": Verb(
-        "Fine-tune a DNA encoder on labelled sequences.",
-        FinetuneOptions, "reading {data}", _finetune, "YAML file of options (configs/finetune/)",
-    ),
-    "generate": Verb(
-        "DNA written by a masked language model: new, completed, or changed towards a goal.",
-        GenerateOptions, "writing sequences by {method} with {model}", _generate,
-    ),
-    "predict": Verb(
-        "Run a fine-tuned model over sequences, BED regions or a whole genome.",
-        PredictOptions, "reading {input}, predicting with {model}", _predict,
-    ),
-    "variants": Verb(
-        "Scores of the ALT alleles of a VCF by a masked language model.",
-        VariantOptions, "reading {vcf} and {genome}, scoring with {model}", _variants,
-    ),
-    "annotate": Verb(
-        "Clusters of a genome's windows by their embeddings, without labels.",
-        AnnotateOptions, "reading {genome}, embedding with {model}", _annotate,
-    ),
-    "search": Verb(
-        "The windows of a genome whose embeddings are nearest to those of query sequences.",
-        SearchOptions, "reading {input} and {genome}, embedding with {model}", _search,
-    ),
-    "mutate": Verb(
-        "Saturation mutagenesis: the effect of every substitution in sequences or regions.",
-        MutateOptions, "reading {input}, mutating it with {model}", _mutate,
-    ),
-    "dependencies": Verb(
-        "Dependency maps: how much each base's prediction depends on each other base.",
-        DependencyOptions, "reading {input}, mapping it with {model}", _dependencies,
-    ),
-    "attribute": Verb(
-        "How much each base contributes to what a model predicts.",
-        AttributeOptions, "reading {input}, explaining {model} by {methods}", _attribute,
-    ),
-    "motifs": Verb(
-        "Motifs in the bases of high importance, enriched against negative sequences.",
-        MotifOptions, "reading {input} and {negatives}", _motifs,
-    ),
-    "benchmark": Verb(
-        "A suite of tasks over seeds, next to baselines and published figures.",
-        BenchmarkOptions, "suite {suite}: reading {data}", _benchmark,
-    ),
-    "splice-sites": Verb(
-        "Donors, acceptors and negatives of an annotation as labelled windows.",
-        SpliceOptions, "reading {annotation} and {genome}", _splice_sites,
-    ),
-    "windows": Verb(
-        "Windows around peaks or start sites, or with bigWig values, as a labelled dataset.",
-        WindowOptions, "reading {genome}", _windows,
-    ),
-}  # fmt: skip
+    "embed": Verb(EmbedOptions, "reading {input}, embedding with {model}", _embed),
+    "finetune": Verb(FinetuneOptions, "reading {data}", _finetune, "YAML file of options (configs/finetune/)"),
+    "generate": Verb(GenerateOptions, "writing sequences by {method} with {model}", _generate),
+    "predict": Verb(PredictOptions, "reading {input}, predicting with {model}", _predict),
+    "variants": Verb(VariantOptions, "reading {vcf} and {genome}, scoring with {model}", _variants),
+    "annotate": Verb(AnnotateOptions, "reading {genome}, embedding with {model}", _annotate),
+    "search": Verb(SearchOptions, "reading {input} and {genome}, embedding with {model}", _search),
+    "mutate": Verb(MutateOptions, "reading {input}, mutating it with {model}", _mutate),
+    "dependencies": Verb(DependencyOptions, "reading {input}, mapping it with {model}", _dependencies),
+    "attribute": Verb(AttributeOptions, "reading {input}, explaining {model} by {methods}", _attribute),
+    "motifs": Verb(MotifOptions, "reading {input} and {negatives}", _motifs),
+    "benchmark": Verb(BenchmarkOptions, "suite {suite}: reading {data}", _benchmark),
+    "splice-sites": Verb(SpliceOptions, "reading {annotation} and {genome}", _splice_sites),
+    "windows": Verb(WindowOptions, "reading {genome}", _windows),
+}

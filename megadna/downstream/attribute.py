@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from torch import Tensor
 
-from megadna.downstream.encoder import load_config, load_model
+from megadna.downstream.encoder import load_model
 from megadna.downstream.explained import (
     Explained,
     ExplainedBases,
@@ -75,7 +75,6 @@ class Attributor(Inference):
 
     def __init__(self, options: AttributeOptions) -> None:
         trust: Any = {"trust_remote_code": options.trust_remote_code}
-        config = load_config(options.model, **trust)
         stated = read_config(options.model)
         if is_language_model(stated):
             masked = load_masked_bases(options, options.precision)
@@ -83,7 +82,7 @@ class Attributor(Inference):
         else:
             head = head_of(stated, options.model)
             model = load_model(options.model, head.auto_class, **trust)
-        super().__init__(options, model, config, "nucleotide", _ROW_NUMBERS + len(options.methods))
+        super().__init__(options, model, "nucleotide", _ROW_NUMBERS + len(options.methods))
         self.longest = 0  # no sequence is divided
         self._first = 0
         self._contributions: list[np.ndarray] = []
@@ -188,14 +187,14 @@ class Attributor(Inference):
             write_parquet(parts, path)
         texts = [parquet.read_schema(part).metadata[_REGIONS] for part in parts]
         facts = pd.DataFrame([row for text in texts for row in json.loads(text)])
-        facts.to_csv(path.with_name(options.table.name), sep="\t", index=False)
+        facts.to_csv(path.with_suffix(".sequences.tsv"), sep="\t", index=False)
         if options.logo:
             from megadna.downstream.logos import draw_sequences
 
             bases = pd.concat([parquet.read_table(part).to_pandas() for part in parts], ignore_index=True)
             title = f"{Path(options.model).name}: what each base contributes to {self.explained.what}"
             content = draw_sequences(bases, columns, title, self.explained.unit)
-            path.with_name(options.picture.name).write_bytes(content)
+            path.with_suffix(".png").write_bytes(content)
 
 
 def rank_correlation(one_L: np.ndarray, other_L: np.ndarray, *, signed: bool) -> float:

@@ -152,7 +152,7 @@ class Dependencies(Work):
         for stretch in read_input(options, context=options.flank):
             self._before.append(stretch.before)
             self._seen.append(len(stretch.bases))
-        self._require_context(most_bases(read_config(options.model), options.model, options.max_tokens))
+        self._require_context(most_bases(read_config(options.model), options.model))
 
     def load(self) -> None:
         """Load the model; UserError if a region does not fit its context."""

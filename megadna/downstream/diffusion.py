@@ -75,8 +75,7 @@ def build_generator(
     options: FinetuneOptions, target: Target, tokenizer: SequenceTokenizer, train: pd.DataFrame
 ) -> DnaForGenerationTask:
     """The language model (with its weights, or random ones) and a new head, which adds zeros."""
-    limits: Any = {key: getattr(options, key) for key in ("max_tokens", "trust_remote_code")}
-    model = load_masked_model(options.model, **limits)[0]
+    model = load_masked_model(options.model, trust_remote_code=options.trust_remote_code)[0]
     if options.random_weights:
         model = type(model)(model.config)
     config = task_config(options, target, tokenizer, model)

@@ -54,7 +54,7 @@ class Embedder(Inference):
             known = -num_states <= layer < num_states
             require(known, f"--layers {layer}: {options.model} has hidden states 0 to {num_states - 1}")
         reduce: Reduce = "window" if options.pooling == "cls" else options.pooling
-        super().__init__(options, model, model.config, reduce, model.config.hidden_size * len(self.layers))
+        super().__init__(options, model, reduce, model.config.hidden_size * len(self.layers))
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """Hidden states of the chosen layers, concatenated."""

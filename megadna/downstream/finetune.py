@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 
-from megadna.downstream.groups import grouped, require_groups, share_out, without_leakage
+from megadna.downstream.datasets import grouped, require_groups, share_out, without_leakage
 from megadna.downstream.inputs import count_unknown, file_names, require_names
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.stated import content_of

@@ -22,7 +22,7 @@ import torch
 
 from megadna import __version__
 from megadna.alphabet import code_dna
-from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.encoder import load_tokenizer
 from megadna.downstream.generate_methods import Sampler, State
 from megadna.downstream.generate_options import GenerateOptions, OutputOf
 from megadna.downstream.generate_rules import IS_GC, Rules, codes_of, templates
@@ -83,7 +83,7 @@ class Heads:
     def load(self) -> None:
         """Load the weights."""
         for head in self._heads:
-            head.load([])
+            head.load()
 
     def __call__(self, codes: Sequence[np.ndarray]) -> np.ndarray:
         """Scores [N, outputs]."""
@@ -102,7 +102,7 @@ class Heads:
 
 
 def _check_tokenizer(folder: str, kind: str, trust: bool, longest: int) -> None:
-    tokenizer = load_tokenizer(folder, load_config(folder, trust_remote_code=trust), trust_remote_code=trust)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     probe = "ACGTTGCA"
     known = tokenizer.tokenizer.unk_token_id not in tokenizer([probe])[0].ids
     require(known, f"{folder}: its tokenizer does not know all of A, C, G and T (--{kind}); give a model of DNA")
@@ -122,7 +122,7 @@ class Generation:
 
             self.real = real_windows(options.real, lengths * options.number, options.seed)
         trust: Any = {"trust_remote_code": options.trust_remote_code}
-        tokenizer = load_tokenizer(options.model, load_config(options.model, **trust), **trust)
+        tokenizer = load_tokenizer(options.model, **trust)
         tokenizer.require_single_bases(options.model)
         condition, self.remark = options.condition()
         if self.remark:

@@ -162,9 +162,8 @@ class GenerateOptions(ModelOptions, BatchOptions):
         """UserError where a file or folder is missing, or an oracle has no such output."""
         check_model(self.model)
         require(self.output is not None, "--output is missing: the folder to write")
-        self.must_exist("template", "start", "bed", "real", "training")
-        if self.real is not None:
-            require_library("scipy")
+        self.must_exist()
+        require_library(None if self.real is None else "scipy")
         self.condition()
         self.outputs("oracle")
         self.outputs("judge")

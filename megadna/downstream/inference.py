@@ -187,13 +187,11 @@ class Inference(Work):
     """A model, its tokenizer and the options. Subclasses define the model's outputs (`forward`) and their columns
     (`values`)."""
 
-    def __init__(self, options: Any, model: Any, config: Any, reduce: Reduce, numbers_per_base: int) -> None:
+    def __init__(self, options: Any, model: Any, reduce: Reduce, numbers_per_base: int) -> None:
         """numbers_per_base: fp32 numbers, or as many bytes / 4, that a base's row takes; for `nucleotide` only."""
         super().__init__(options)
         self.per_base = reduce == "nucleotide"
-        self.tokenizer = load_tokenizer(
-            options.model, config, max_tokens=options.max_tokens, trust_remote_code=options.trust_remote_code
-        )
+        self.tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
         device = pick_device()
         bf16 = options.precision == "bf16" or (options.precision == "auto" and device.type == "cuda")
         self.model = model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)

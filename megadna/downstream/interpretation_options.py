@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, get_args
 
 from megadna.downstream.options import (
     BatchOptions,
-    ContextOptions,
     InputOptions,
+    ModelOptions,
     Options,
     OutputOptions,
     RunOptions,
@@ -179,7 +179,7 @@ class SearchOptions(GenomeWindowOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionOptions(ContextOptions, BatchOptions, SequenceOptions):
+class RegionOptions(ModelOptions, BatchOptions, SequenceOptions):
     """What is read and written, the same for mutate and dependencies."""
 
     output: list[Path] = field(default_factory=list)
@@ -329,19 +329,7 @@ class AttributeOptions(InputOptions):
         assert self.output is not None
         is_bigwig = self.output.suffix == ".bw"
         main = list(bigwig_files(self.methods, self.output).values()) if is_bigwig else [self.output]
-        return [*main, self.table, *([self.picture] if self.logo else [])]
-
-    @property
-    def table(self) -> Path:
-        """The table of sequences, next to the output."""
-        assert self.output is not None
-        return self.output.with_name(f"{self.output.stem}.sequences.tsv")
-
-    @property
-    def picture(self) -> Path:
-        """The logos, next to the output."""
-        assert self.output is not None
-        return self.output.with_suffix(".png")
+        return [*main, *map(self.output.with_suffix, [".sequences.tsv", *([".png"] if self.logo else [])])]
 
     def check_files(self) -> None:
         """As the other verbs; captum is needed for gradients, scipy for several methods."""

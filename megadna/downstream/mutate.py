@@ -18,7 +18,6 @@ Parts are saved, and the same command, started again, goes on from there.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from megadna.alphabet import BASES, base_codes, dna_of
 from megadna.downstream.inputs import BASE, check_input, file_names, read_input
 from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.options import PredictOptions, index_of
-from megadna.downstream.outputs import Work, base_columns, fixed_vectors, grouped, write_npy
+from megadna.downstream.outputs import Work, base_columns, fixed_vectors, grouped, write_npy, write_parquet, write_tsv
 from megadna.downstream.region_files import WHOLE, Region, checked_regions, files_of, pieces
 from megadna.downstream.stated import (
     head_of,
@@ -74,10 +73,10 @@ class MaskedEffects:
     def __init__(self, options: MutateOptions, config: dict[str, Any]) -> None:
         self.options, self.is_both = options, options.strand == "both"
         require(options.scale == "probability", f"--scale {options.scale} is for fine-tuned classifiers")
-        require_window(options.window, most_bases(config, options.model, options.max_tokens), options.model)
+        require_window(options.window, most_bases(config, options.model), options.model)
 
-    def load(self, regions: Sequence[Region]) -> None:
-        """Load the model; UserError if the window does not fit. Regions: of any length."""
+    def load(self) -> None:
+        """Load the model; UserError if the window does not fit."""
         from megadna.downstream.masked_bases import load_masked_bases
 
         options = self.options
@@ -126,7 +125,7 @@ class HeadEffects:
     around = WHOLE
 
     def __init__(self, options: MutateOptions, config: dict[str, Any], regions: Sequence[Region]) -> None:
-        self.options, self._head = options, head_of(config, options.model)
+        self.options, self._head, self._regions = options, head_of(config, options.model), regions
         whole = f"--window {options.window}: a fine-tuned model reads the whole region; leave it out"
         require(options.window == 0, whole)
         if self._head.per_base:
@@ -137,19 +136,19 @@ class HeadEffects:
         fits = options.scale == "probability" or self._head.problem != "regression"
         require(fits, f"--scale {options.scale} is for classifiers; {options.model} predicts numbers")
         self.columns = tuple(f"change_{name}" for name in self._head.names)
-        most = most_bases(config, options.model, options.max_tokens)
+        most = most_bases(config, options.model)
         for region in regions:
             require_context(region.title, len(region), most, options.model)
 
-    def load(self, regions: Sequence[Region]) -> None:
+    def load(self) -> None:
         """Load the model; UserError if it cannot read one of the regions at once."""
         from megadna.downstream.predict import Predictor
 
         options = self.options
-        names = ("model", "input", "trust_remote_code", "max_tokens", "batch_tokens")
+        names = ("model", "input", "trust_remote_code", "batch_tokens")
         shared: dict[str, Any] = {name: getattr(options, name) for name in names}
         self.predictor = Predictor(PredictOptions(precision="fp32", **shared))
-        for region in regions:
+        for region in self._regions:
             most = self.predictor.tokenizer.window_bases(region.bases)
             require_context(region.title, len(region), most, options.model)
 
@@ -225,7 +224,7 @@ class Mutagenesis(Work):
     def load(self) -> None:
         """UserError where the model's tokenizer shows that something does not fit."""
         with Progress(f"loading {self.options.model}"):
-            self.effects.load(self.regions)
+            self.effects.load()
 
     def blocks(self) -> Iterator[list[Stretch]]:
         """The input in pieces, those of a saved part together."""
@@ -292,25 +291,14 @@ class Mutagenesis(Work):
             target = path.with_name(output.name)
             if output.suffix == ".npy":
                 write_npy(parts, target)
-            elif output.suffix in (".parquet", ".tsv"):
-                self._write_table(parts, target)
+            elif output.suffix == ".parquet":
+                write_parquet(parts, target, self.substitutions)
+            elif output.suffix == ".tsv":
+                write_tsv(parts, target, self.substitutions, na_rep="nan", float_format="%.7g")
             elif output.suffix == ".bw":
                 self._write_bigwigs(_whole(parts), target)
         if self.pictures:
             self.pictures.write(self.effects, self.arrays(_whole(parts)), path.parent)
-
-    def _write_table(self, parts: list[Path], path: Path) -> None:
-        """The substitutions of one part after the other: all of a genome need not fit memory."""
-        with ExitStack() as stack:
-            writer: parquet.ParquetWriter | None = None
-            for number, part in enumerate(parts):
-                rows = self.substitutions(parquet.read_table(part))
-                if path.suffix == ".parquet":
-                    writer = writer or stack.enter_context(parquet.ParquetWriter(path, rows.schema))
-                    writer.write_table(rows)
-                else:
-                    settings: Any = {"sep": "\t", "index": False, "na_rep": "nan", "float_format": "%.7g"}
-                    rows.to_pandas().to_csv(path, mode="a" if number else "w", header=number == 0, **settings)
 
     def _write_bigwigs(self, table: pa.Table, output: Path) -> None:
         from megadna.downstream.pictures import entropy_bits, probabilities

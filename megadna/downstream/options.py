@@ -71,14 +71,13 @@ class Options:
             for key in kind.__dict__.get("NOT_NEGATIVE", ()):
                 require(getattr(self, key) >= 0, f"--{key} must not be negative, got {getattr(self, key)}")
 
-    def must_exist(self, *names: str) -> None:
-        """UserError for the first of these options (default: of all that name a path to read) of which the file or
-        folder is missing; before any long work."""
-        written = ("output", "plot")
-        paths = [entry.name for entry in fields(self) if "Path" in str(entry.type) and entry.name not in written]
-        for name in names or paths:
-            path = getattr(self, name)
-            require(path is None or str(path) == "-" or path.exists(), f"{path}: no such file or folder (--{name})")
+    def must_exist(self) -> None:
+        """UserError for the first option of a path to read whose file or folder is missing; before any long work."""
+        for entry in fields(self):
+            path = getattr(self, entry.name)
+            if "Path" in str(entry.type) and entry.name not in ("output", "plot") and path is not None:
+                exists = str(path) == "-" or path.exists()
+                require(exists, f"{path}: no such file or folder (--{entry.name})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +91,7 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextOptions(ModelOptions):
-    """How much the model reads at once."""
-
-    max_tokens: int = 0
-    """Context in tokens, special tokens included; 0: what the model states."""
-
-    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("max_tokens",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(ContextOptions):
+class RunOptions(ModelOptions):
     """How the model runs."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"

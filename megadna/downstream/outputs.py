@@ -252,6 +252,13 @@ def write_parquet(parts: list[Path], path: Path, change: Change = lambda table: 
             writer.write_table(pa.concat_tables(waiting))
 
 
+def write_tsv(parts: list[Path], path: Path, change: Change = lambda table: table, **form: Any) -> None:
+    """One TSV file; form: how pandas writes values."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for number, table in enumerate(tables_of(parts, change)):
+            table.to_pandas().to_csv(file, sep="\t", index=False, header=number == 0, lineterminator="\n", **form)
+
+
 def write_npy(parts: list[Path], path: Path) -> None:
     """The vectors as one fp32 array [rows, features]; the other columns go to OUTPUT.index.tsv."""
     index = index_of(path)

@@ -53,15 +53,14 @@ def is_language_model(config: dict[str, Any]) -> bool:
     return True
 
 
-def most_bases(config: dict[str, Any], folder: str, max_tokens: int) -> int | None:
+def most_bases(config: dict[str, Any], folder: str) -> int | None:
     """Bases that fit the context, at most, if tokens are single bases; None where the vocabulary has room for k-mers,
     or nothing states the context: then only the tokenizer tells."""
     with one_line(f"{folder}: its config.json"):
         encoder = {**config, **(config.get("encoder") or {})}  # a fine-tuned model states its encoder's config
         note = Path(folder) / "tokenizer_config.json"
         stated = read_json(note).get("model_max_length") if note.is_file() else None
-        sizes = [max_tokens] if max_tokens else [encoder.get("max_position_embeddings"), stated]
-        known = [int(size) for size in sizes if size]
+        known = [int(size) for size in (encoder.get("max_position_embeddings"), stated) if size]
         specials = 2 if is_language_model(config) else 0  # [CLS] and [SEP], which other tokenizers may lack
         if not known or not 0 < int(encoder.get("vocab_size") or 0) < _FEWEST_WORDS:
             return None
@@ -144,7 +143,7 @@ def check_attribution(options: AttributeOptions) -> int | None:
     config = read_config(options.model)
     _check_label(options, config)
     bases, total = check_input(options), 0
-    most = most_bases(config, options.model, options.max_tokens)
+    most = most_bases(config, options.model)
     for stretch in read_input(options):
         size, last = stretch.end - stretch.start, max(options.target, default=0)
         total += size

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pyarrow import parquet
 
 from megadna.alphabet import BASES, OTHER, base_codes
 from megadna.downstream.interpretation_options import DEFAULT_WINDOW, VariantOptions
@@ -35,7 +36,7 @@ from megadna.downstream.variant_files import (
 from megadna.downstream.variant_scores import Change, VariantScorer
 from megadna.errors import require
 from megadna.genome.bed import locate, read_regions
-from megadna.genome.records import Genome, read_genome
+from megadna.genome.records import read_genome
 from megadna.genome.vcf import OK, Allele, Record, read_records
 from megadna.log import counted, get_logger
 from megadna.progress import Progress
@@ -55,10 +56,12 @@ UNSCORED = {
     "no_prediction": "no token of A, C, G and T alone covers a changed base",
 }
 """Why an allele has no score, by model and options."""
-
-
+SUBSTITUTION_SCORES, LENGTH_SCORES = ("llr", "influence", "distance"), ("pll", "distance")
+"""Which --scores are for substitutions, and which for changes of length."""
 MAIN_COLUMNS = ("llr", "pll", "influence", "l2")
 """A number in one of them: the allele has a score. (One strand alone gives none.)"""
+_TEXT_COLUMNS = ("ref", "alt", "method", "status")
+_ROWS = pa.schema([("contig", pa.string()), ("pos", pa.int64()), *((name, pa.string()) for name in _TEXT_COLUMNS)])
 
 
 class NeutralSite(NamedTuple):
@@ -73,14 +76,9 @@ def variants(model: Path | str, vcf: Path | str, genome: Path | str, **options: 
     """Scores of every ALT allele of `vcf`, in memory; keyword arguments are the fields of VariantOptions."""
     chosen = VariantOptions(model=str(model), vcf=Path(vcf), genome=Path(genome), **options)
     chosen.must_exist()
-    bases = read_genome(chosen.genome)
-    scorer = Variants(chosen, bases, survey(chosen.vcf, bases))
+    scorer = Variants(chosen)
     scorer.load()
     return scorer.frame()
-
-
-SUBSTITUTION_SCORES, LENGTH_SCORES = ("llr", "influence", "distance"), ("pll", "distance")
-"""Which --scores are for substitutions, and which for changes of length."""
 
 
 def _check_scores(options: VariantOptions, found: Survey) -> None:
@@ -104,20 +102,20 @@ class Variants(Work):
     what, unit = "scoring", "records"
     options: VariantOptions
 
-    def __init__(self, options: VariantOptions, genome: Genome, found: Survey) -> None:
+    def __init__(self, options: VariantOptions) -> None:
         """UserError for what can be wrong before the model is loaded: --scores are for no allele, --window exceeds the
         context, --neutral is not on the genome, the header has the tags already."""
         super().__init__(options)
-        self.genome, self.survey = genome, found
-        _check_scores(options, found)
+        self.genome = read_genome(options.genome)
+        self.survey = survey(options.vcf, self.genome)
+        _check_scores(options, self.survey)
         if options.ending == ".vcf.gz":
-            check_header(options.vcf, found.header)
-        most = most_bases(read_config(options.model), options.model, options.max_tokens)
-        require_window(options.window, most, options.model)
+            check_header(options.vcf, self.survey.header)
+        require_window(options.window, most_bases(read_config(options.model), options.model), options.model)
         self.neutral = self._neutral_sites()
 
     def load(self) -> None:
-        """Load the model; UserError if the window does not fit its context."""
+        """UserError if the window does not fit the model's context."""
         from megadna.downstream.masked_bases import load_masked_bases
 
         options = self.options
@@ -160,29 +158,27 @@ class Variants(Work):
         return table
 
     def _table(self, records: Sequence[Record]) -> pa.Table:
-        rows: list[tuple[str, int, str, str]] = []
-        status: list[str] = []
+        rows: list[dict[str, Any]] = []
         changes: list[Change | None] = []
         for record in records:
             contig = self.survey.contigs.get(record.contig, "")
             for alt in record.alts:
-                reason, allele = described(record, alt, self.genome.bases.get(contig))
+                status, allele = described(record, alt, self.genome.bases.get(contig))
                 if allele is not None:
-                    reason = self._reason(allele)
-                rows.append((record.contig, record.position, _text(record.ref), _text(alt)))
-                status.append(reason)
-                changes.append(Change(contig, allele) if allele is not None and reason == OK else None)
+                    status = self._reason(allele)
+                change = Change(contig, allele) if allele is not None and status == OK else None
+                texts = {"contig": record.contig, "ref": _text(record.ref), "alt": _text(alt), "status": status}
+                rows.append({**texts, "pos": record.position, "method": _method(change, self.options.chosen)})
+                changes.append(change)
         columns = self._scored(changes)
-        method = [_method(change, self.options.chosen) for change in changes]
         known = np.any([~np.isnan(columns[name]) for name in set(MAIN_COLUMNS).intersection(columns)], axis=0)
-        for number in np.flatnonzero(~known).tolist():
-            status[number] = "no_prediction" if status[number] == OK else status[number]
-        names = ("contig", "pos", "ref", "alt")
-        kinds = (pa.string(), pa.int64(), pa.string(), pa.string())
-        first = {n: pa.array([row[i] for row in rows], k) for i, (n, k) in enumerate(zip(names, kinds, strict=True))}
-        scores = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
-        ends = {"method": pa.array(method, pa.string()), **scores, "status": pa.array(status, pa.string())}
-        return pa.table({**first, **ends})
+        for row, is_known in zip(rows, known.tolist(), strict=True):
+            if row["status"] == OK and not is_known:
+                row["status"] = "no_prediction"
+        table = pa.Table.from_pylist(rows, _ROWS)
+        for name, values in columns.items():
+            table = table.add_column(table.num_columns - 1, name, pa.array(values, from_pandas=True))
+        return table
 
     def _reason(self, allele: Allele) -> str:
         wanted = SUBSTITUTION_SCORES if allele.is_substitution else LENGTH_SCORES
@@ -255,7 +251,8 @@ class Variants(Work):
         first = self._num_neutral_parts
         means = neutral_means(parts[:first]) if first else None
         if self.options.ending == ".vcf.gz":
-            header = header_lines(self.options, self.survey.header, self.window, self.model.digest, UNSCORED)
+            scores, found = calibrated(parquet.read_table(parts[first]), means), self.survey
+            header = header_lines(self.options, found.header, scores, self.window, self.model.digest, UNSCORED)
             write_vcf(self.options.vcf, header, parts[first:], means, path)
             self._index(path)
         else:
