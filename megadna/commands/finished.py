@@ -6,7 +6,7 @@ Options, files and input are checked first; torch and the like are imported afte
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +26,6 @@ from megadna.downstream.interpretation_options import (
 from megadna.downstream.options import BenchmarkOptions, EmbedOptions, FinetuneOptions, PredictOptions, wrote
 from megadna.log import counted, get_logger
 from megadna.progress import Progress
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = get_logger(__name__)
 
@@ -88,9 +85,9 @@ def _attribute(options: AttributeOptions) -> str:
 
 def _benchmark(options: BenchmarkOptions) -> str:
     with Progress("loading the libraries"):
-        from megadna.downstream.benchmark import benchmark_with, markdown
+        from megadna.downstream.benchmark import benchmark, markdown
 
-    return markdown(benchmark_with(options)) + f"written to {options.output}/results.md and results.csv\n"
+    return markdown(benchmark(**vars(options))) + f"written to {options.output}/results.md and results.csv\n"
 
 
 def _dependencies(options: DependencyOptions) -> str:
@@ -118,9 +115,9 @@ def _embed(options: EmbedOptions) -> str:
 
 def _finetune(options: FinetuneOptions) -> str:
     with Progress("loading the libraries"):
-        from megadna.downstream.finetune import finetune_with
+        from megadna.downstream.finetune import finetune
 
-    scores = finetune_with(options)
+    scores = finetune(**vars(options))
     if scores.empty:  # above rank 0
         return ""
     table = Table("split", "score", "mean", "low", "high", title=f"{options.output}: {scores.seed.nunique()} seeds")
@@ -131,8 +128,8 @@ def _finetune(options: FinetuneOptions) -> str:
     return "".join(f"{line}\n" for line in _remarks(scores))
 
 
-def _remarks(scores: "pd.DataFrame") -> list[str]:
-    """One line per remark on a split, with its runs unless it applies to all."""
+def _remarks(scores: Any) -> list[str]:
+    """One line per remark on a split of a table of scores, with its runs unless it applies to all."""
     runs = scores[["seed", "fold", "split", "remark"]].drop_duplicates()
     lines = []
     for (split, remark), rows in runs[runs["remark"] != ""].groupby(["split", "remark"], sort=False):
@@ -147,9 +144,9 @@ def _generate(options: GenerateOptions) -> str:
 
     templates(options)
     with Progress("loading the libraries"):
-        from megadna.downstream.generate import generate_with
+        from megadna.downstream.generate import generate
 
-    table = generate_with(options)
+    table = generate(**vars(options))
     log.info("run a screening tool (docs/generation.md) before any of them is synthesised")
     return f"wrote {len(table)} sequences: {options.output}\n"
 

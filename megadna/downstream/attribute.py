@@ -74,14 +74,13 @@ class Attributor(Inference):
     options: AttributeOptions
 
     def __init__(self, options: AttributeOptions) -> None:
-        trust: Any = {"trust_remote_code": options.trust_remote_code}
         stated = read_config(options.model)
         if is_language_model(stated):
             masked = load_masked_bases(options, options.precision)
             model = masked.model
         else:
             head = head_of(stated, options.model)
-            model = load_model(options.model, head.auto_class, **trust)
+            model = load_model(options.model, head.auto_class, trust_remote_code=options.trust_remote_code)
         super().__init__(options, model, "nucleotide", _ROW_NUMBERS + len(options.methods))
         self.longest = 0  # no sequence is divided
         self._first = 0

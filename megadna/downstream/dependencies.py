@@ -24,7 +24,7 @@ are reported; cells within 2 of one are not used for the next.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,13 +145,8 @@ class Dependencies(Work):
         self.found: pd.DataFrame | None = None
         """The summary, once it is written."""
         self.regions = checked_regions(options, "row and no column")
-        self._before: list[int] = []
-        """Bases of flank before each region."""
-        self._seen: list[int] = []
-        """Bases of each region with its flanks."""
-        for stretch in read_input(options, context=options.flank):
-            self._before.append(stretch.before)
-            self._seen.append(len(stretch.bases))
+        self._flanked = [(stretch.before, len(stretch.bases)) for stretch in read_input(options, context=options.flank)]
+        """Bases of flank before each region, and its bases with both flanks."""
         self._require_context(most_bases(read_config(options.model), options.model))
 
     def load(self) -> None:
@@ -164,7 +159,7 @@ class Dependencies(Work):
 
     def _require_context(self, most: int | None) -> None:
         flank = f", --flank {self.options.flank}" if self.options.flank else ""
-        for region, seen in zip(self.regions, self._seen, strict=True):
+        for region, (_, seen) in zip(self.regions, self._flanked, strict=True):
             require_context(region.title + flank, seen, most, self.options.model)
 
     def blocks(self) -> Iterator[list[Stretch]]:
@@ -183,11 +178,9 @@ class Dependencies(Work):
 
     def maps(self, table: pa.Table) -> list[np.ndarray]:
         """The map [L, L] of each region."""
-        rows, found = table["values"], []
-        start = 0
-        for region, before in zip(self.regions, self._before, strict=True):
-            part = rows.slice(start, len(region)).combine_chunks()
-            map_LS = part.flatten().to_numpy().reshape(len(region), -1)
+        rows, found, start = table["values"], [], 0
+        for region, (before, seen) in zip(self.regions, self._flanked, strict=True):
+            map_LS = rows.slice(start, len(region)).combine_chunks().flatten().to_numpy().reshape(-1, seen)
             found.append(np.ascontiguousarray(map_LS[:, before : before + len(region)]))
             start += len(region)
         return found
@@ -238,22 +231,14 @@ class Dependencies(Work):
 
     def facts(self, region: Region) -> dict[str, Any]:
         """What the map of a region is."""
-        options = self.options
-        return {
-            "program": f"megadna {__version__} dependencies",
-            "model": options.model,
-            "epsilon": options.epsilon,
+        facts: dict[str, Any] = {"program": f"megadna {__version__} dependencies", "model": self.options.model}
+        facts |= {
+            "epsilon": self.options.epsilon,
             "log_base": 2,
             "rows": "mutated base i",
             "columns": "affected base j",
-            "contig": region.contig,
-            "start": region.start,
-            "end": region.end,
-            "strand": region.strand,
-            "name": region.name,
-            "bases": region.bases,
-            "flank": options.flank,
         }
+        return {**facts, **asdict(region), "flank": self.options.flank}
 
 
 def run_row(region: Region, run: Run) -> dict[str, Any]:
@@ -277,15 +262,9 @@ def _pairs(region: Region, map_LL: np.ndarray) -> pa.Table:
     """A row a pair of bases."""
     rows, columns = map_LL.shape
     positions = np.array([region.position(index) for index in range(max(rows, columns))])
-    texts = (region.contig, region.start, region.end, region.name, region.strand)
-    types = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.string())
-    facts = [pa.repeat(pa.scalar(value, kind), rows * columns) for value, kind in zip(texts, types, strict=True)]
-    pairs = {
-        "i": np.repeat(positions[:rows], columns),
-        "j": np.tile(positions[:columns], rows),
-        "value": map_LL.ravel(),
-    }
-    return pa.table({**dict(zip(REGION, facts, strict=True)), **pairs})
+    facts = {key: pa.repeat(getattr(region, key), rows * columns) for key in REGION}
+    i, j = np.repeat(positions[:rows], columns), np.tile(positions[:columns], rows)
+    return pa.table({**facts, "i": i, "j": j, "value": map_LL.ravel()})
 
 
 def find_runs(map_LL: np.ndarray, *, min_distance: int, shuffles: int, seed: int) -> list[Run]:

@@ -50,15 +50,11 @@ def generate(model: Path | str, **options: Any) -> pd.DataFrame:
     """The sequences, one row each; keyword arguments are the fields of GenerateOptions. Written too, if `output` is
     given. Columns: name, sequence, template, index, gc, edits (of --start and metropolis), and a column for each oracle
     and judge."""
-    return generate_with(GenerateOptions(model=str(model), **options))
-
-
-def generate_with(options: GenerateOptions) -> pd.DataFrame:
-    """As `generate`."""
-    generation = Generation(options)
+    chosen = GenerateOptions(model=str(model), **options)
+    generation = Generation(chosen)
     table = generation.table()
-    if options.output is not None:
-        with atomic_folder(options.output) as folder:
+    if chosen.output is not None:
+        with atomic_folder(chosen.output) as folder:
             generation.write(folder, table)
     return table
 

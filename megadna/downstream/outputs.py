@@ -31,19 +31,13 @@ from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
 MAX_ROW_GROUP = 1 << 24  # bytes of a row group of the joined Parquet file
-
-
-Join = Callable[[list[Path], Path], None]
-"""Writes the output from its parts; the path has the output's name, in the folder to write in."""
 Change = Callable[[pa.Table], pa.Table]
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
 def _num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-Item = TypeVar("Item")
 
 
 def grouped(items: Iterable[Item], *limits: tuple[Callable[[Item], int], int]) -> Iterator[list[Item]]:
@@ -308,7 +302,11 @@ def write_tracks(tables: Iterable[pd.DataFrame], columns: dict[str, str], path: 
     write_bigwigs(placed, paths, record_lengths(options.input, options.column))
 
 
-WRITERS: dict[str, Join] = {".parquet": write_parquet, ".npy": write_npy, ".h5ad": write_anndata}
+WRITERS: dict[str, Callable[[list[Path], Path], None]] = {
+    ".parquet": write_parquet,
+    ".npy": write_npy,
+    ".h5ad": write_anndata,
+}
 
 
 def _shape(parts: list[Path]) -> tuple[int, int]:

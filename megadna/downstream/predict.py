@@ -21,7 +21,7 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from megadna.downstream.encoder import load_model
+from megadna.downstream.encoder import load_config, load_model
 from megadna.downstream.inference import Inference
 from megadna.downstream.inputs import bigwig_files, check_input, value_columns
 from megadna.downstream.options import PredictOptions
@@ -48,10 +48,12 @@ class Predictor(Inference):
     options: PredictOptions
 
     def __init__(self, options: PredictOptions) -> None:
+        trust: Any = {"trust_remote_code": options.trust_remote_code}
+        load_config(options.model, **trust)  # refuses a folder that leads to other files
         head = head_of(read_config(options.model), options.model)
         self.names, self.problem, per_base = head.names, head.problem, head.per_base
         self.columns = value_columns(self.names, is_regression=self.problem == "regression")
-        model = load_model(options.model, head.auto_class, trust_remote_code=options.trust_remote_code)
+        model = load_model(options.model, head.auto_class, **trust)
         reduce: Any = "nucleotide" if per_base else "window"
         super().__init__(options, model, reduce, _ROW_NUMBERS + len(self.names))
         if options.bed is not None and options.written(".bw"):

@@ -55,21 +55,18 @@ class Searcher(WindowEmbedder):
         """The best windows among these for each query: number of the query, contig, start, end, strand, similarity."""
         strands = [_unit(np.stack(self.runner(some))) for some in (stretches, [s.reversed() for s in stretches])]
         count = min(self.options.top, len(stretches))
-        found: list[tuple[np.ndarray, ...]] = []
+        windows = pd.DataFrame([(s.name, s.start, s.end) for s in stretches], columns=["contig", "start", "end"])
+        found = []
         for first in range(0, len(self._queries_QH), _QUERIES_AT_ONCE):
             queries_QH = self._queries_QH[first : first + _QUERIES_AT_ONCE]
             forward_QN, backward_QN = (queries_QH @ windows_NH.T for windows_NH in strands)
             best_QN = np.maximum(forward_QN, backward_QN)
             order = np.argsort(-best_QN, axis=1, kind="stable")[:, :count]  # of equals, the first in the genome
             number = np.repeat(first + np.arange(len(order)), count)
-            is_minus = np.take_along_axis(backward_QN > forward_QN, order, 1)
-            found.append((number, order.ravel(), is_minus.ravel(), np.take_along_axis(best_QN, order, 1).ravel()))
-        number, window, is_minus, similarity = (np.concatenate(column) for column in zip(*found, strict=True))
-        contigs = pa.array([stretch.name for stretch in stretches], pa.string())
-        starts, ends = (np.array([getattr(s, key) for s in stretches]) for key in ("start", "end"))
-        columns = {"number": number, "contig": contigs.take(pa.array(window)), "start": starts[window]}
-        strand = pa.array(np.where(is_minus, "-", "+").tolist())
-        return pa.table({**columns, "end": ends[window], "strand": strand, "similarity": similarity})
+            strand = np.where(np.take_along_axis(backward_QN > forward_QN, order, 1), "-", "+").ravel()
+            similarity = np.take_along_axis(best_QN, order, 1).ravel()
+            found.append(windows.iloc[order.ravel()].assign(number=number, strand=strand, similarity=similarity))
+        return pa.Table.from_pandas(pd.concat(found), preserve_index=False)
 
     def hits(self, tables: Iterable[pa.Table]) -> pd.DataFrame:
         """The best windows of all parts: the columns of `search`."""
