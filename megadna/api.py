@@ -78,8 +78,8 @@ def evaluate(model: PathLike, *, data: PathLike | Sequence[PathLike] = "", **opt
 
     Columns: kind (model, group, baseline), name, bits_per_base, standard_error, perplexity, accuracy.
     data: dataset folder; without it the one the run was trained on. Keyword arguments are the other options of `megadna
-    evaluate`: split ("test"), protocol, samples, seed, max_tokens, trust_remote_code, output. evaluation-SPLIT.json is
-    written into the model's folder, or to output.
+    evaluate`: split ("test"), protocol, samples, seed, trust_remote_code, output. evaluation-SPLIT.json is written
+    into the model's folder, or to output.
     """
     import pandas as pd
 

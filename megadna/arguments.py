@@ -306,18 +306,15 @@ def options_from(namespace: Namespace, options: type[Options]) -> Options:
     return options(**{entry.name: namespace[entry.name] for entry in fields(options)})  # type: ignore[arg-type]
 
 
-def parsed_options(command: str, description: str, options: type[Options], arguments: list[str]) -> Options:
-    """The dataclass of a command's arguments."""
+def parsed_options(
+    command: str, description: str, options: type[Options], arguments: list[str], *, config: str = ""
+) -> Options:
+    """The dataclass of a command's arguments; config: the help of --config, a YAML file of them."""
     parser = new_parser(command, description)
+    if config:
+        parser.add_argument("--config", action="config", help=config)
     add_options(parser, options)
     return options_from(parse(parser, arguments), options)
-
-
-def checked_options(command: str, description: str, options: type[Options], arguments: list[str]) -> Options:
-    """The dataclass of a command's arguments, its files checked (`check_files`)."""
-    found = parsed_options(command, description, options, arguments)
-    found.check_files()  # type: ignore[attr-defined]
-    return found
 
 
 def config_parser(command: str, description: str) -> ArgumentParser:

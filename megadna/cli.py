@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(verb: str, arguments: list[str]) -> None:
     name = "import_" if verb == "import" else verb.replace("-", "_")  # a keyword of Python
     if find_spec(f"megadna.commands.{name}") is None:
-        importlib.import_module("megadna.commands.finished").main(verb, arguments)
+        importlib.import_module("megadna.commands.finished").main(verb, COMMANDS[verb], arguments)
     else:
         importlib.import_module(f"megadna.commands.{name}").main(arguments)
 

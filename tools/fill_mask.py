@@ -26,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone is enough, installed or not
 
-from megadna.downstream.encoder import load_config, load_model, load_tokenizer
+from megadna.downstream.encoder import load_model, load_tokenizer
 from megadna.errors import UserError
 
 BASES = "ACGT"
@@ -67,8 +67,7 @@ class Model:
 
     def __init__(self, folder: str, *, trust_remote_code: bool = False) -> None:
         self.folder = folder
-        config = load_config(folder, trust_remote_code=trust_remote_code)
-        self.tokenizer = load_tokenizer(folder, config, trust_remote_code=trust_remote_code).tokenizer
+        self.tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code).tokenizer
         self.model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code)
 
     def check_length(self, length: int) -> None:

@@ -59,7 +59,7 @@ def evaluation(options: Namespace) -> tuple[dict[str, Any], Path]:
     samples = EvaluationSamples(
         open_chunks(path, options.split),
         tokenizer,
-        sequence_length=options.max_tokens or length,
+        sequence_length=length,
         samples=options.samples,
         seed=config.seed if options.seed is None else options.seed,
         protocol=protocol,
@@ -100,12 +100,10 @@ def parsed(arguments: list[str]) -> Namespace:
     add("--protocol", type=Literal["as_trained", "base", "block6"], default="as_trained", help=what)
     add("--samples", type=int, default=1024, help="windows of the context (chunks under a protocol), spread evenly")
     add("--seed", type=int | None, default=None, help="seed that chooses what is hidden; default: the run's, or 1234")
-    add("--max_tokens", type=int, default=0, help="tokens per row; default: as trained")
     add("--trust_remote_code", action="store_true", help="run the code of a Hugging Face folder")
     add("--output", type=Path | None, default=None, help="JSON file; default: MODEL/evaluation-SPLIT[-PROTOCOL].json")
     options = parse(parser, arguments)
     require(options.samples > 0, f"--samples must be positive, got {options.samples}")
-    require(options.max_tokens >= 0, f"--max_tokens must not be negative, got {options.max_tokens}")
     require(options.model.is_dir(), f"{options.model}: no such run, checkpoint or Hugging Face folder")
     return options
 
@@ -142,9 +140,7 @@ def _hugging_face(options: Namespace) -> Model:
         from megadna.downstream.encoder import load_masked_lm
 
         trust = options.trust_remote_code
-        forward, tokenizer, length = load_masked_lm(
-            str(options.model), max_tokens=options.max_tokens, trust_remote_code=trust
-        )
+        forward, tokenizer, length = load_masked_lm(str(options.model), trust_remote_code=trust)
 
     def measure(samples: "EvaluationSamples") -> "Evaluation":
         return evaluate(forward, samples, micro_batch_size=MICRO_BATCH_SIZE)

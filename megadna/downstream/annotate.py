@@ -10,7 +10,6 @@ is the table of windows, about 50 bytes each. Each channel is set to mean 0 and 
 are those of k-means (scikit-learn's MiniBatchKMeans, 5 starts).
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ import pyarrow as pa
 from pyarrow import parquet
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import silhouette_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from megadna.downstream.embed import WindowEmbedder
 from megadna.downstream.enrichment import enrichment, own_parts, read_track
-from megadna.downstream.genome_windows import check_windows
+from megadna.downstream.inputs import check_windows
 from megadna.downstream.interpretation_options import AnnotateOptions
 from megadna.downstream.outputs import vectors_of
 from megadna.downstream.projection import (
@@ -32,7 +33,6 @@ from megadna.downstream.projection import (
     Panel,
     Tables,
     draw,
-    mean_and_scale,
     project,
     rows_at,
 )
@@ -57,41 +57,24 @@ def annotate(model: Path | str, genome: Path | str, **options: Any) -> pd.DataFr
     found = check_windows(chosen)
     features = None if chosen.annotation is None else read_track(chosen.annotation, found.lengths)
     embedder = Annotator(chosen, features)
-    tables = list(map(embedder.table, embedder.blocks()))
+    tables = embedder.tables()
     windows = clustered(lambda: iter(tables), found.windows, chosen)
     if features is not None:
         windows.attrs["enrichment"] = enrichment(windows, features)
     return windows
 
 
-@dataclass(frozen=True)
-class Clustering:
-    """k-means of standardised embeddings."""
-
-    mean_H: np.ndarray
-    scale_H: np.ndarray
-    kmeans: MiniBatchKMeans
-
-    def standardised(self, vectors_NH: np.ndarray) -> np.ndarray:
-        """fp32 [N, H]; mean 0 and variance 1 over the sample."""
-        return (vectors_NH - self.mean_H) / self.scale_H
-
-    def __call__(self, vectors_NH: np.ndarray) -> np.ndarray:
-        """Number of the nearest centre, int32 [N]."""
-        return self.kmeans.predict(self.standardised(vectors_NH))
-
-
-def fit(vectors_nH: np.ndarray, num_clusters: int, seed: int) -> Clustering:
-    """Clusters of a sample of embeddings; num_clusters 0: that of 2 to 10 with the highest silhouette (Rousseeuw 1987)
-    over at most 2,000 windows."""
-    mean_H, scale_H = mean_and_scale(vectors_nH)
-    standard_nH = (vectors_nH - mean_H) / scale_H
+def fit(vectors_nH: np.ndarray, num_clusters: int, seed: int) -> Pipeline:
+    """Standardisation and k-means of a sample of embeddings; num_clusters 0: as many clusters, of 2 to 10, as have the
+    highest silhouette (Rousseeuw 1987) over at most 2,000 windows."""
+    scaler = StandardScaler().fit(vectors_nH)
+    standard_nH = scaler.transform(vectors_nH)
 
     def kmeans(count: int) -> MiniBatchKMeans:
         return MiniBatchKMeans(count, random_state=seed, n_init=5, batch_size=4096).fit(standard_nH)
 
     if num_clusters:
-        return Clustering(mean_H, scale_H, kmeans(num_clusters))
+        return make_pipeline(scaler, kmeans(num_clusters))
     scores: dict[int, float] = {}
     found = {count: kmeans(count) for count in range(2, min(MAX_CHOSEN_K, len(vectors_nH) - 1) + 1)}
     some = np.random.default_rng((seed, 2)).permutation(len(standard_nH))[:_SILHOUETTES]
@@ -102,7 +85,7 @@ def fit(vectors_nH: np.ndarray, num_clusters: int, seed: int) -> Clustering:
     require(bool(scores), "the windows' embeddings are all alike: no clusters to choose from")
     best = max(scores, key=lambda count: scores[count])
     log.info("silhouette by clusters: %s; %d taken", ", ".join(f"{k}: {s:.3f}" for k, s in scores.items()), best)
-    return Clustering(mean_H, scale_H, found[best])
+    return make_pipeline(scaler, found[best])
 
 
 def clustered(tables: Tables, num_windows: int, options: AnnotateOptions) -> pd.DataFrame:
@@ -116,19 +99,19 @@ def clustered(tables: Tables, num_windows: int, options: AnnotateOptions) -> pd.
     labels, positions = [], []
     with Progress("assigning windows", num_windows, "windows") as progress:
         for table in tables():
-            labels.append(clustering(vectors_of(table)))
+            labels.append(clustering.predict(vectors_of(table)))
             contigs = table["contig"].dictionary_encode()  # a name for millions of windows is in memory once
             positions.append(pa.table({"contig": contigs, "start": table["start"], "end": table["end"]}))
             progress.advance(len(table))
     labels_N = np.concatenate(labels)
-    sizes_K = np.bincount(labels_N, minlength=clustering.kmeans.n_clusters)
+    sizes_K = np.bincount(labels_N, minlength=clustering[-1].n_clusters)
     rank_K = np.argsort(np.argsort(-sizes_K, kind="stable"), kind="stable")
     windows = pa.concat_tables(positions).unify_dictionaries().to_pandas()
     windows = windows.assign(cluster=1 + rank_K[labels_N], x=np.nan, y=np.nan)
     if options.projection != "none":
         drawn = np.sort(order_N[:MAX_DRAWN])
         with Progress(f"projecting ({options.projection})"):
-            vectors_nH = clustering.standardised(vectors_of(rows_at(tables, drawn)))
+            vectors_nH = clustering[0].transform(vectors_of(rows_at(tables, drawn)))
             panel = project(vectors_nH, options.projection, options.seed)
         windows.loc[drawn, ["x", "y"]] = panel.points
         windows.attrs["axes"] = panel.axes
@@ -186,24 +169,20 @@ def draw_windows(windows: pd.DataFrame, options: AnnotateOptions, path: Path) ->
 class Annotator(WindowEmbedder):
     """An encoder, the options, and the features of the annotation."""
 
-    chosen: AnnotateOptions
+    options: AnnotateOptions
 
     def __init__(self, options: AnnotateOptions, features: pd.DataFrame | None) -> None:
         super().__init__(options, options.window, options.step or options.window)
         self.features = features
 
-    def files(self, output: Path) -> list[Path]:
-        """BED, windows, and what else is wanted."""
-        return self.chosen.files()
-
     def join(self, parts: list[Path], path: Path) -> None:
         """Cluster the windows of the parts and write all files."""
         num_windows = sum(parquet.read_metadata(part).num_rows for part in parts)
-        windows = clustered(lambda: map(parquet.read_table, parts), num_windows, self.chosen)
+        windows = clustered(lambda: map(parquet.read_table, parts), num_windows, self.options)
         write_bed(windows, path)
         parquet.write_table(pa.Table.from_pandas(windows, preserve_index=False), path.with_suffix(".windows.parquet"))
         if self.features is not None:
             table = enrichment(windows, self.features)
             table.to_csv(path.with_suffix(".enrichment.tsv"), sep="\t", index=False, float_format="%.6g")
-        if self.chosen.projection != "none":
-            draw_windows(windows, self.chosen, path.with_suffix(".png"))
+        if self.options.projection != "none":
+            draw_windows(windows, self.options, path.with_suffix(".png"))

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from torch import Tensor
 
-from megadna.downstream.encoder import load_config, load_model
+from megadna.downstream.encoder import load_model
 from megadna.downstream.explained import (
     Explained,
     ExplainedBases,
@@ -36,10 +36,9 @@ from megadna.downstream.explained import (
     use_eager_attention,
 )
 from megadna.downstream.inference import Inference, Runner
-from megadna.downstream.inputs import TRACK_OF_STRAND, bigwig_files
 from megadna.downstream.interpretation_options import HYPOTHETICAL, AttributeOptions
 from megadna.downstream.masked_bases import MaskedBases, load_masked_bases
-from megadna.downstream.outputs import base_columns, sequence_columns, write_parquet
+from megadna.downstream.outputs import base_columns, sequence_columns, write_parquet, write_tracks
 from megadna.downstream.stated import (
     check_attribution,
     head_of,
@@ -48,7 +47,7 @@ from megadna.downstream.stated import (
     require_context,
     where_of,
 )
-from megadna.genome.records import Stretch, record_lengths
+from megadna.genome.records import Stretch
 from megadna.log import get_logger
 
 log = get_logger(__name__)
@@ -71,20 +70,18 @@ def attribute(model: Path | str, input: Path | str, **options: Any) -> pd.DataFr
 class Attributor(Inference):
     """A model and the options, loaded once."""
 
-    work = "attributing"
+    what = "attributing"
     options: AttributeOptions
 
     def __init__(self, options: AttributeOptions) -> None:
-        trust: Any = {"trust_remote_code": options.trust_remote_code}
-        config = load_config(options.model, **trust)
         stated = read_config(options.model)
         if is_language_model(stated):
             masked = load_masked_bases(options, options.precision)
             model = masked.model
         else:
             head = head_of(stated, options.model)
-            model = load_model(options.model, head.auto_class, **trust)
-        super().__init__(options, model, config, "nucleotide", _ROW_NUMBERS + len(options.methods))
+            model = load_model(options.model, head.auto_class, trust_remote_code=options.trust_remote_code)
+        super().__init__(options, model, "nucleotide", _ROW_NUMBERS + len(options.methods))
         self.longest = 0  # no sequence is divided
         self._first = 0
         self._contributions: list[np.ndarray] = []
@@ -174,46 +171,29 @@ class Attributor(Inference):
 
     def frame(self) -> pd.DataFrame:
         """The rows of the whole input, in memory."""
-        tables = list(map(self.table, self.blocks()))
+        tables = self.tables()
         found = pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).to_pandas()
         found.attrs["sequences"] = [row for table in tables for row in json.loads(table.schema.metadata[_REGIONS])]
         return found
-
-    def files(self, output: Path) -> list[Path]:
-        """All that may be written."""
-        return self.options.files()
 
     def join(self, parts: list[Path], path: Path) -> None:
         """The bases in the format of the file's extension, the table of sequences, and the logos."""
         options = self.options
         columns = dict(zip(options.methods, options.columns, strict=True))
         if path.suffix == ".bw":
-            self._write_bigwigs(parts, path, columns)
+            write_tracks((parquet.read_table(part).to_pandas() for part in parts), columns, path, options)
         else:
             write_parquet(parts, path)
         texts = [parquet.read_schema(part).metadata[_REGIONS] for part in parts]
         facts = pd.DataFrame([row for text in texts for row in json.loads(text)])
-        facts.to_csv(path.with_name(options.table.name), sep="\t", index=False)
+        facts.to_csv(path.with_suffix(".sequences.tsv"), sep="\t", index=False)
         if options.logo:
             from megadna.downstream.logos import draw_sequences
 
             bases = pd.concat([parquet.read_table(part).to_pandas() for part in parts], ignore_index=True)
             title = f"{Path(options.model).name}: what each base contributes to {self.explained.what}"
             content = draw_sequences(bases, columns, title, self.explained.unit)
-            path.with_name(options.picture.name).write_bytes(content)
-
-    def _write_bigwigs(self, parts: list[Path], path: Path, columns: dict[str, str]) -> None:
-        """A file for each method and strand, in genome coordinates."""
-        from megadna.genome.bigwig import write_bigwigs
-
-        files = bigwig_files(self.options.methods, path)
-        paths = {(columns[method], sign): file for (method, sign), file in files.items()}
-        frames = (parquet.read_table(part).to_pandas() for part in parts)
-        tables = (
-            rows.assign(start=rows["position"], end=rows["position"] + 1, group=rows["strand"].map(TRACK_OF_STRAND))
-            for rows in frames
-        )
-        write_bigwigs(tables, paths, record_lengths(self.options.input, self.options.column))
+            path.with_suffix(".png").write_bytes(content)
 
 
 def rank_correlation(one_L: np.ndarray, other_L: np.ndarray, *, signed: bool) -> float:

@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 
 from megadna.alphabet import base_codes, dna_of
-from megadna.arguments import add_options, new_parser, options_from, parse
+from megadna.arguments import parsed_options
 from megadna.data.leakage import sequence_overlap
-from megadna.downstream.finetune import finetune_with, read_data
+from megadna.downstream.finetune import finetune, read_data
 from megadna.downstream.options import BenchmarkOptions, FinetuneOptions
 from megadna.downstream.tasks import SPLICE_NAMES, Target, find_tasks
 from megadna.errors import UserError, require
@@ -207,40 +207,36 @@ PUBLISHED: dict[str, list[tuple[str, str, str, float, str]]] = {
 def benchmark(suite: str, model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:
     """Run a suite and return its table; keyword arguments are the fields of BenchmarkOptions."""
     given: Any = {"suite": suite, "model": str(model), "data": data, "output": output}
-    return benchmark_with(BenchmarkOptions(**given, **options))
-
-
-def benchmark_with(options: BenchmarkOptions) -> pd.DataFrame:
-    """What `megadna benchmark` does."""
+    chosen = BenchmarkOptions(**given, **options)
     require(os.environ.get("WORLD_SIZE", "1") == "1", "benchmark runs as one process; several ranks: megadna finetune")
-    options.check_files()
-    recipe = _recipe(options)
-    for word in options.baseline:
+    chosen.check_files()
+    recipe = _recipe(chosen)
+    for word in chosen.baseline:
         known = word == "none" or any(word.lower() in method.lower() for method in [*BASELINES, "random weights"])
         names = ", ".join([*BASELINES, "random weights"])
         require(known, f"--baseline {word}: is in no baseline's name; there are {names}, or none")
-    tasks = find_tasks(options.data)
-    require(MEAN not in tasks, f"{options.data}: a task is called {MEAN!r}, as the mean's row is; rename the folder")
+    tasks = find_tasks(chosen.data)
+    require(MEAN not in tasks, f"{chosen.data}: a task is called {MEAN!r}, as the mean's row is; rename the folder")
     for folder in tasks.values():  # all, before the first model is loaded
-        _read(folder, recipe, options)
-    _begin(options)
+        _read(folder, recipe, chosen)
+    _begin(chosen)
     try:
         each = tracked(tasks.items(), "benchmark", len(tasks), "tasks")
-        table = pd.concat([_one_task(name, folder, recipe, options) for name, folder in each])
+        table = pd.concat([_one_task(name, folder, recipe, chosen) for name, folder in each])
     except UserError:
-        if all(path.is_dir() or path.name == MARKER for path in options.output.rglob("*")):
-            shutil.rmtree(options.output)
+        if all(path.is_dir() or path.name == MARKER for path in chosen.output.rglob("*")):
+            shutil.rmtree(chosen.output)
         raise
     mcc = table[table["score"] == "mcc"]
     if mcc["task"].nunique() > 1:
         means = mcc.groupby("method", sort=False)[["mean", "sd"]].agg(_mean).reset_index()
         table = pd.concat([table, means.assign(task=MEAN, score="mcc", source="measured")])
     columns = ["task", "method", "score", "mean", "source"]
-    table = pd.concat([table, pd.DataFrame(PUBLISHED.get(options.suite, []), columns=columns)], ignore_index=True)
+    table = pd.concat([table, pd.DataFrame(PUBLISHED.get(chosen.suite, []), columns=columns)], ignore_index=True)
     table["remark"] = table["remark"].fillna("")
-    with atomic_file(options.output / "results.csv") as temporary:
+    with atomic_file(chosen.output / "results.csv") as temporary:
         table.to_csv(temporary, index=False)
-    write_text(options.output / "results.md", markdown(table))
+    write_text(chosen.output / "results.md", markdown(table))
     return table
 
 
@@ -259,11 +255,8 @@ def _begin(options: BenchmarkOptions) -> None:
 
 def _recipe(options: BenchmarkOptions) -> FinetuneOptions:
     path = options.recipe or CONFIGS / "finetune" / RECIPES[options.suite]
-    parser = new_parser("finetune", "")
-    parser.add_argument("--config", action="config")
-    add_options(parser, FinetuneOptions)
     recipe = replace(
-        options_from(parse(parser, ["--config", str(path)]), FinetuneOptions),
+        parsed_options("finetune", "", FinetuneOptions, ["--config", str(path)], config="recipe"),
         model=options.model,
         seeds=options.seeds or [1, 2, 3],
         trust_remote_code=options.trust_remote_code,
@@ -299,7 +292,7 @@ def _one_task(name: str, folder: Path, recipe: FinetuneOptions, options: Benchma
     for method, random in (("model", False), ("random weights", True)):
         if not random or _wanted(method, options):
             run = options.output / "runs" / name / method.replace(" ", "_")
-            scores = finetune_with(replace(recipe, random_weights=random, output=run))
+            scores = finetune(**vars(replace(recipe, random_weights=random, output=run)))
             found.append(scores[scores["split"] == "test"].assign(method=method))
     found += [_baseline(method, tables, target, recipe.seeds) for method in baselines]
     scores = pd.concat(found)

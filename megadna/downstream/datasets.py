@@ -1,15 +1,19 @@
-"""Labelled positions on a genome -> labelled windows -> a folder of train, dev and test tables.
+"""Labelled rows: which must not be parted, splits that keep them together, and the folder of a dataset of windows.
 
-Every table has `sequence,label` first, then the window's coordinates (contig, start, end on the forward strand, 0-based
-and half-open; name of its gene or peak; strand of the sequence) and its kind. The folder also has manifest.json: every
-option and count.
+Groups: rows are of one group if they share a stretch of 31 bases on either strand (copies, reverse complements,
+overlapping windows, variants of one promoter), the whole sequence or a name (column `family`): directly, or through
+other rows. The codes of all 31-mers are in memory at once: about 40 bytes a base.
 
-Splits. chromosome: whole contigs. random: each window independently, as the DNABERT card did; the leakage is counted.
-Otherwise windows of one name (their gene, their peak), overlapping windows and windows of the same sequence (on either
-strand) stay together: no test window overlaps or repeats what was trained on.
+A dataset of windows: tables of train, dev and test with `sequence,label` first, then the window's coordinates (contig,
+start, end on the forward strand, 0-based and half-open; name of its gene or peak; strand of the sequence) and its kind;
+and manifest.json: every option and count. Splits. chromosome: whole contigs. random: each window independently, as the
+DNABERT card did; the leakage is counted. Otherwise windows of one name (their gene, their peak), overlapping windows
+and windows of the same sequence (on either strand) stay together: no test window overlaps or repeats what was trained
+on.
 """
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +22,14 @@ import numpy as np
 import pandas as pd
 
 from megadna import __version__
+from megadna.alphabet import dna_of
+from megadna.data.leakage import K, kmer_codes
 from megadna.downstream.dataset_options import SpliceOptions, WindowOptions
-from megadna.downstream.groups import connected, either_strand, share_out
 from megadna.downstream.inputs import REGION
 from megadna.errors import require
 from megadna.files import atomic_folder
 from megadna.genome.contigs import nearest
-from megadna.genome.records import PLAIN, Genome, as_text
+from megadna.genome.records import PLAIN, Genome, as_text, reverse_complement
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -138,3 +143,122 @@ def _write(table: pd.DataFrame, output: Path) -> None:
             rows.drop(columns="split").to_csv(work / f"{split}.csv", index=False)
         (work / "manifest.json").write_text(json.dumps(table.attrs["manifest"], indent=1) + "\n", encoding="utf-8")
     log.info("wrote %s (contig, start, end: positions from 0, end not included)", output)
+
+
+Keys = tuple[np.ndarray, np.ndarray]
+"""Numbers of rows, and a key of each; a row may come several times, or never."""
+_BATCH = 1 << 17  # bases whose codes are computed at a time: the arrays stay in the cache
+
+
+def connected(keys: Iterable[Keys], count: int) -> np.ndarray:
+    """Group [count] of each row, numbered by first row: those with an equal key are joined, directly or through
+    others."""
+    from scipy.sparse import coo_array  # after tables have been read: scipy is slow to import
+    from scipy.sparse.csgraph import connected_components
+
+    links = []
+    for rows, values in keys:
+        order = np.argsort(values, kind="stable")
+        same = values[order][1:] == values[order][:-1]
+        links.append((rows[order][:-1][same], rows[order][1:][same]))
+    ends, others = (np.concatenate(parts) for parts in zip(*links, strict=True))
+    graph = coo_array((np.ones(len(ends), bool), (ends, others)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
+
+
+def either_strand(sequences: Iterable[str]) -> np.ndarray:
+    """The sequence or its reverse complement, whichever is first in the alphabet."""
+    return np.array([min(sequence, reverse_complement(sequence)) for sequence in sequences])
+
+
+def share_out(groups: np.ndarray, fractions: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """`train`, `dev` or `test` of each row, for the shares of dev and test: groups in random order to test, then dev,
+    as long as they fit; at least one (the smallest) for a share above 0."""
+    sizes = np.bincount(groups)
+    order = rng.permutation(len(sizes))
+    chosen = np.full(len(sizes), "train", dtype="<U5")
+    for split, fraction in (("test", fractions[1]), ("dev", fractions[0])):
+        left = round(fraction * len(groups))
+        free = order[chosen[order] == "train"]
+        for group in free[sizes[free] <= left]:
+            if sizes[group] <= left:
+                chosen[group] = split
+                left -= sizes[group]
+        if fraction and not (chosen == split).any():
+            chosen[free[np.argmin(sizes[free])]] = split
+    return chosen[groups]
+
+
+def grouped(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The tables with their column `group`, numbered over all of them; how many there are is logged."""
+    rows = pd.concat(tables.values(), ignore_index=True)
+    keys = [*_shared_stretches(rows["sequence"]), (np.arange(len(rows)), either_strand(rows["sequence"]))]
+    if "family" in rows:
+        keys.append((np.arange(len(rows)), rows["family"].to_numpy(str)))
+    groups = connected(keys, len(rows))
+    sizes = np.bincount(groups)
+    text = "%d rows form %d groups (rows that share %d bases on either strand%s); the largest has %d"
+    log.info(text, len(rows), len(sizes), K, ", or a name" if "family" in rows else "", sizes.max())
+    ends = np.cumsum([len(table) for table in tables.values()])
+    parts = np.split(groups, ends[:-1])
+    return {name: table.assign(group=part) for (name, table), part in zip(tables.items(), parts, strict=True)}
+
+
+def _shared_stretches(sequences: Sequence[str]) -> Iterator[Keys]:
+    """The canonical code of every 31-mer of A, C, G and T, and the row that it is of."""
+    rows, codes, start = [], [], 0
+    lengths = np.array([len(sequence) for sequence in sequences])
+    batches = np.cumsum(lengths) // _BATCH
+    for stop in [*(np.flatnonzero(np.diff(batches)) + 1), len(lengths)]:
+        owners = np.repeat(np.arange(start, stop, dtype=np.int32), lengths[start:stop])
+        found, known = kmer_codes(dna_of("".join(sequences[start:stop])))
+        whole = known & (owners[: len(found)] == owners[K - 1 :])
+        rows.append(owners[: len(found)][whole])
+        codes.append(found[whole])
+        start = stop
+    yield np.concatenate(rows), np.concatenate(codes)
+
+
+def without_leakage(tables: dict[str, pd.DataFrame], policy: str, where: str) -> dict[str, pd.DataFrame]:
+    """The tables, no row of train in a group of dev or of a test set, and none of dev in a group of a test set, as
+    `policy` wants: UserError (refuse), those rows left out (drop_from_train), or no more than a warning (report)."""
+    kept = dict(tables)
+    for split, later in (("dev", ("train", "dev")), ("train", ("train",))):
+        if split not in tables:
+            continue
+        others = {name: table for name, table in tables.items() if name not in later}
+        shared = np.zeros(len(tables[split]), bool)
+        for name, table in others.items():
+            found = tables[split]["group"].isin(table["group"]).to_numpy()
+            _tell(tables[split][found], table, f"{where}: {name}", split, policy)
+            shared |= found
+        if policy == "drop_from_train":
+            kept[split] = tables[split][~shared]
+            text = f"{where}: every row of {split} is of a group that is held out; make other splits"
+            require(not shared.all(), text)
+    return kept
+
+
+def _tell(parted: pd.DataFrame, held: pd.DataFrame, where: str, split: str, policy: str) -> None:
+    """Count the rows of `held` and those of train or dev (`parted`) that are of one group."""
+    if not len(parted):
+        return
+    found = held[held["group"].isin(parted["group"])]
+    first = parted.index[(parted["group"] == found["group"].iloc[0]).to_numpy()][0] + 1
+    text = (
+        f"{where}: {len(found)} of {len(held)} rows are of a group (rows that share {K} bases, on either strand) that "
+        f"{split} has {len(parted)} rows of, as its row {found.index[0] + 1} and row {first} of {split}"
+    )
+    remedy = f"leave out those of {split} with --leakage drop_from_train, or say --leakage report"
+    require(policy != "refuse", f"{text}; {remedy}")
+    log.warning("%s%s", text, f"; left out of {split}" if policy == "drop_from_train" else "")
+
+
+def require_groups(table: pd.DataFrame, parts: int, option: str, where: str) -> None:
+    """UserError unless the table has this number of groups, a part of its own for each."""
+    groups = table["group"].nunique()
+    require(
+        groups >= parts,
+        f"{where}: {option} needs {parts} groups of rows, and the {len(table)} rows of train form {groups} (rows that "
+        f"share {K} bases on either strand stay together); give more families",
+    )

@@ -24,7 +24,7 @@ are reported; cells within 2 of one are not used for the next.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,8 +37,7 @@ from megadna import __version__
 from megadna.alphabet import BASES, base_codes, dna_of
 from megadna.downstream.inputs import REGION, check_input, read_input
 from megadna.downstream.interpretation_options import DependencyOptions
-from megadna.downstream.options import refuse_outputs
-from megadna.downstream.outputs import write_output
+from megadna.downstream.outputs import Work
 from megadna.downstream.region_files import WHOLE, Region, checked_regions, files_of, pieces, sidecar
 from megadna.downstream.stated import most_bases, read_config, require_context
 from megadna.files import write_json
@@ -94,10 +93,10 @@ def dependencies(model: Path | str, input: Path | str, **options: Any) -> pd.Dat
     """The maps of every sequence of `input`, in memory, a row a pair (contig, start, end, name, strand, i, j, value);
     keyword arguments are the fields of DependencyOptions. `dependency_map` gives one map as an array."""
     chosen = DependencyOptions(model=str(model), input=Path(input), **options)
-    check_input(chosen.as_input())
+    check_input(chosen)
     work = Dependencies(chosen)
     work.load()
-    maps = work.maps(pa.concat_tables(list(map(work.table, work.blocks()))))
+    maps = work.maps(pa.concat_tables(work.tables()))
     return pa.concat_tables([_pairs(*one) for one in zip(work.regions, maps, strict=True)]).to_pandas()
 
 
@@ -134,26 +133,21 @@ def log2_odds(log_p_S4: np.ndarray, epsilon: float) -> np.ndarray:
     return np.log2(p_S4) - np.log2(p_S4.sum(axis=-1, keepdims=True) - p_S4)
 
 
-class Dependencies:
+class Dependencies(Work):
     """The options, the regions and a model."""
+
+    what = "mapping"
+    options: DependencyOptions
 
     def __init__(self, options: DependencyOptions) -> None:
         """UserError for what can be wrong before the model is loaded."""
-        self.progress: Progress | None = None
-        self.options = options
+        super().__init__(options)
         self.found: pd.DataFrame | None = None
         """The summary, once it is written."""
         self.regions = checked_regions(options, "row and no column")
-        self._before: list[int] = []
-        """Bases of flank before each region."""
-        self._seen: list[int] = []
-        """Bases of each region with its flanks."""
-        for stretch in read_input(options, context=options.flank):
-            self._before.append(stretch.before)
-            self._seen.append(len(stretch.bases))
-        self._require_context(most_bases(read_config(options.model), options.model, options.max_tokens))
-        if options.output:
-            refuse_outputs(options.output[0], self.files())
+        self._flanked = [(stretch.before, len(stretch.bases)) for stretch in read_input(options, context=options.flank)]
+        """Bases of flank before each region, and its bases with both flanks."""
+        self._require_context(most_bases(read_config(options.model), options.model))
 
     def load(self) -> None:
         """Load the model; UserError if a region does not fit its context."""
@@ -165,7 +159,7 @@ class Dependencies:
 
     def _require_context(self, most: int | None) -> None:
         flank = f", --flank {self.options.flank}" if self.options.flank else ""
-        for region, seen in zip(self.regions, self._seen, strict=True):
+        for region, (_, seen) in zip(self.regions, self._flanked, strict=True):
             require_context(region.title + flank, seen, most, self.options.model)
 
     def blocks(self) -> Iterator[list[Stretch]]:
@@ -179,17 +173,14 @@ class Dependencies:
         rows: list[np.ndarray] = []
         for piece in block:
             rows += list(mutated_rows(self.model, piece, self.options.epsilon))
-            if self.progress:
-                self.progress.advance(piece.end - piece.start)
+            self.progress.advance(piece.end - piece.start)
         return pa.table({"values": pa.array(rows, pa.list_(pa.float32()))})
 
     def maps(self, table: pa.Table) -> list[np.ndarray]:
         """The map [L, L] of each region."""
-        rows, found = table["values"], []
-        start = 0
-        for region, before in zip(self.regions, self._before, strict=True):
-            part = rows.slice(start, len(region)).combine_chunks()
-            map_LS = part.flatten().to_numpy().reshape(len(region), -1)
+        rows, found, start = table["values"], [], 0
+        for region, (before, seen) in zip(self.regions, self._flanked, strict=True):
+            map_LS = rows.slice(start, len(region)).combine_chunks().flatten().to_numpy().reshape(-1, seen)
             found.append(np.ascontiguousarray(map_LS[:, before : before + len(region)]))
             start += len(region)
         return found
@@ -204,12 +195,9 @@ class Dependencies:
         nothing = run_row(self.regions[0], Run("stem", 0, 1, 0, 1, 0.0, 0.0, 0.0, 1.0))
         return pd.DataFrame(rows, columns=["region", *nothing])
 
-    def write(self, bases: int | None) -> list[Path]:
-        """Write all outputs and return their files ([] above rank 0); `bases`: those of the input, if known."""
-        self.load()
-        settings = asdict(replace(self.options, batch_tokens=1)) | {"tokens": MAX_PART_TOKENS}
-        self.progress = Progress("mapping", bases, "bases")
-        return write_output(self, self.options.output[0], settings, self.files(), self.progress)
+    def settings(self) -> dict[str, Any]:
+        """The options, and the size of a part."""
+        return super().settings() | {"tokens": MAX_PART_TOKENS}
 
     def files(self) -> list[Path]:
         """All files that may be written."""
@@ -243,22 +231,14 @@ class Dependencies:
 
     def facts(self, region: Region) -> dict[str, Any]:
         """What the map of a region is."""
-        options = self.options
-        return {
-            "program": f"megadna {__version__} dependencies",
-            "model": options.model,
-            "epsilon": options.epsilon,
+        facts: dict[str, Any] = {"program": f"megadna {__version__} dependencies", "model": self.options.model}
+        facts |= {
+            "epsilon": self.options.epsilon,
             "log_base": 2,
             "rows": "mutated base i",
             "columns": "affected base j",
-            "contig": region.contig,
-            "start": region.start,
-            "end": region.end,
-            "strand": region.strand,
-            "name": region.name,
-            "bases": region.bases,
-            "flank": options.flank,
         }
+        return {**facts, **asdict(region), "flank": self.options.flank}
 
 
 def run_row(region: Region, run: Run) -> dict[str, Any]:
@@ -282,15 +262,9 @@ def _pairs(region: Region, map_LL: np.ndarray) -> pa.Table:
     """A row a pair of bases."""
     rows, columns = map_LL.shape
     positions = np.array([region.position(index) for index in range(max(rows, columns))])
-    texts = (region.contig, region.start, region.end, region.name, region.strand)
-    types = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.string())
-    facts = [pa.repeat(pa.scalar(value, kind), rows * columns) for value, kind in zip(texts, types, strict=True)]
-    pairs = {
-        "i": np.repeat(positions[:rows], columns),
-        "j": np.tile(positions[:columns], rows),
-        "value": map_LL.ravel(),
-    }
-    return pa.table({**dict(zip(REGION, facts, strict=True)), **pairs})
+    facts = {key: pa.repeat(getattr(region, key), rows * columns) for key in REGION}
+    i, j = np.repeat(positions[:rows], columns), np.tile(positions[:columns], rows)
+    return pa.table({**facts, "i": i, "j": j, "value": map_LL.ravel()})
 
 
 def find_runs(map_LL: np.ndarray, *, min_distance: int, shuffles: int, seed: int) -> list[Run]:

@@ -16,7 +16,6 @@ log2(CONDITIONS) bits a sequence. (The model told nothing is no control: it lear
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from megadna.downstream.inputs import file_names
 from megadna.downstream.metrics import with_intervals
 from megadna.downstream.modeling_dna_task import DnaForGenerationTask
 from megadna.downstream.options import FinetuneOptions
-from megadna.downstream.task_training import save_model, shared_with_train, task_config, trained
+from megadna.downstream.task_training import shared_with_train, task_config, trained
 from megadna.downstream.tasks import Target
 from megadna.log import rank_from_environment
 from megadna.progress import Progress
@@ -52,25 +51,17 @@ def train_generator(
     with Progress(f"loading {options.model}"):
         model = build_generator(options, target, tokenizer, tables["train"])
     noise = Noise(tokenizer, model.config.base_ids, tables["train"]["target"].to_list(), options.dropout, seed)
-    trainer, reporter = trained(
-        model, options, "loss", seed, work,
-        train_dataset=examples["train"],
-        eval_dataset=noise.drawn(examples["dev"], 1),
-        data_collator=noise,
+    rows = {split: noise.drawn(examples[split], CONDITIONS) for split in tables if split != "train"}
+    trainer, predictions = trained(
+        model, tokenizer, options, "loss", seed, work,
+        train=examples["train"], dev=noise.drawn(examples["dev"], 1), predicted=rows, data_collator=noise,
     )  # fmt: skip
-    rows, nats = {}, {}
-    for split in (name for name in tables if name != "train"):
-        with reporter.during(f"predicting {split}", "batches"):
-            rows[split] = noise.drawn(examples[split], CONDITIONS)
-            nats[split] = trainer.predict(rows[split]).predictions
     if not trainer.is_world_process_zero():
         return
-    shutil.rmtree(work / "trainer", ignore_errors=True)
-    save_model(trainer.model, model, tokenizer, work / "model")
-    found, stems = {}, file_names(list(nats), "predictions-{}.parquet")
-    for split, nats_M in nats.items():
+    found, stems = {}, file_names(list(rows), "predictions-{}.parquet")
+    for split, output in predictions.items():
         sizes_N = np.array([len(noise.bases(example["ids"])) for example in examples[split]])
-        bits_N2 = bits_of(nats_M, np.array([len(row["hidden"]) for row in rows[split]]), sizes_N)
+        bits_N2 = bits_of(output.predictions, np.array([len(row["hidden"]) for row in rows[split]]), sizes_N)
         scores = bound_scores(bits_N2, sizes_N, target, tables[split]["group"].to_numpy(), seed)
         found[split] = {key: {**values, "remark": shared_with_train(tables, split)} for key, values in scores.items()}
         truth = [target.names[one] if target.has_classes else float(one[0]) for one in tables[split]["target"]]
@@ -84,8 +75,7 @@ def build_generator(
     options: FinetuneOptions, target: Target, tokenizer: SequenceTokenizer, train: pd.DataFrame
 ) -> DnaForGenerationTask:
     """The language model (with its weights, or random ones) and a new head, which adds zeros."""
-    limits: Any = {key: getattr(options, key) for key in ("max_tokens", "trust_remote_code")}
-    model = load_masked_model(options.model, **limits)[0]
+    model = load_masked_model(options.model, trust_remote_code=options.trust_remote_code)[0]
     if options.random_weights:
         model = type(model)(model.config)
     config = task_config(options, target, tokenizer, model)

@@ -1,7 +1,6 @@
 """Embeddings of DNA sequences, or of the windows of a genome, by any Hugging Face encoder."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from pyarrow import parquet
 from torch import Tensor
 
 from megadna.downstream.encoder import load_model
-from megadna.downstream.genome_windows import windows_of
 from megadna.downstream.inference import Inference, Reduce
-from megadna.downstream.inputs import check_input
+from megadna.downstream.inputs import check_input, windows_of
 from megadna.downstream.interpretation_options import GenomeWindowOptions
 from megadna.downstream.options import EmbedOptions
-from megadna.downstream.outputs import WRITERS, fixed_vectors, index_of
+from megadna.downstream.outputs import WRITERS, fixed_vectors
 from megadna.errors import require
 from megadna.genome.records import Stretch
 
@@ -33,7 +31,7 @@ def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
     chosen = EmbedOptions(model=str(model), input=Path(input), **options)
     check_input(chosen)
     embedder = Embedder(chosen)
-    tables = list(map(embedder.table, embedder.blocks()))
+    tables = embedder.tables()
     if embedder.picture is not None and chosen.plot is not None:
         embedder.picture.write(lambda: iter(tables), chosen.plot)
     return pa.concat_tables(tables).to_pandas()
@@ -42,11 +40,11 @@ def embed(model: Path | str, input: Path | str, **options: Any) -> pd.DataFrame:
 class Embedder(Inference):
     """An encoder and the options, loaded once."""
 
-    work = "embedding"
+    what = "embedding"
 
-    def __init__(self, options: EmbedOptions) -> None:
-        self.picture, self.plot = None, options.plot
-        if options.plot is not None:
+    def __init__(self, options: EmbedOptions | GenomeWindowOptions) -> None:
+        self.picture = None
+        if isinstance(options, EmbedOptions) and options.plot is not None:
             from megadna.downstream.projection import Picture  # imports scikit-learn
 
             self.picture = Picture(options)
@@ -56,7 +54,7 @@ class Embedder(Inference):
             known = -num_states <= layer < num_states
             require(known, f"--layers {layer}: {options.model} has hidden states 0 to {num_states - 1}")
         reduce: Reduce = "window" if options.pooling == "cls" else options.pooling
-        super().__init__(options, model, model.config, reduce, model.config.hidden_size * len(self.layers))
+        super().__init__(options, model, reduce, model.config.hidden_size * len(self.layers))
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """Hidden states of the chosen layers, concatenated."""
@@ -75,30 +73,24 @@ class Embedder(Inference):
             for name, vectors_NH in zip(names, np.split(features_NF, len(self.layers), axis=1), strict=True)
         }
 
-    def files(self, output: Path) -> list[Path]:
-        """The output, the index of an array, the picture."""
-        index = [index_of(output)] if output.suffix == ".npy" else []
-        return [output, *index, *([self.plot] if self.plot is not None else [])]
-
     def join(self, parts: list[Path], path: Path) -> None:
         """In the format of the file's extension; the picture beside it."""
         WRITERS[path.suffix](parts, path)
-        if self.picture is not None and self.plot is not None:
-            self.picture.write(lambda: map(parquet.read_table, parts), path.with_name(self.plot.name))
+        if self.picture is not None:
+            self.picture.write(lambda: map(parquet.read_table, parts), path.with_name(self.options.plot.name))
 
 
 class WindowEmbedder(Embedder):
     """An encoder over the windows of a genome: the mean over the tokens of their bases, and over both strands."""
 
-    def __init__(self, chosen: GenomeWindowOptions, window: int, step: int) -> None:
-        super().__init__(chosen.embedding())
-        self.chosen, self.window, self.step = chosen, window, step
+    def __init__(self, options: GenomeWindowOptions, window: int, step: int) -> None:
+        super().__init__(options)
+        self.window, self.step = window, step
 
     def settings(self) -> dict[str, Any]:
-        """All options of the verb, and the windows."""
-        own = asdict(replace(self.chosen, batch_tokens=1)) | {"window": self.window, "step": self.step}
-        return super().settings() | own
+        """The options, and the windows."""
+        return super().settings() | {"window": self.window, "step": self.step}
 
     def stretches(self) -> Iterator[Stretch]:
         """The windows that are not mostly N."""
-        return windows_of(self.chosen, self.window, self.step)
+        return windows_of(self.options, self.window, self.step)

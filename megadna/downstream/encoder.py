@@ -24,7 +24,7 @@ from megadna.alphabet import BASES, IUPAC_AMBIGUOUS, dna_of, table
 from megadna.downstream.options import check_model
 from megadna.downstream.stated import one_line
 from megadna.downstream.trust import check_folder
-from megadna.errors import UserError
+from megadna.errors import UserError, require
 from megadna.genome.records import reverse_complement
 from megadna.tokenizer.base import NucleotideTokenizer, Tokenizer
 from megadna.tokenizer.kmer import LAYOUTS, KmerTokenizer
@@ -158,18 +158,17 @@ def _spread(bases: str) -> str:
     return "".join(bases[i * step : i * step + size] for i in range(16))
 
 
-def load_tokenizer(folder: str, config: Any, *, trust_remote_code: bool, max_tokens: int = 0) -> SequenceTokenizer:
-    """The folder's tokenizer; the context is `max_tokens`, or the smallest that tokenizer and config state."""
+def load_tokenizer(folder: str, *, trust_remote_code: bool) -> SequenceTokenizer:
+    """The folder's tokenizer; the context is the smallest that tokenizer and config state."""
+    config = load_config(folder, trust_remote_code=trust_remote_code)
     tokenizer = _load(transformers.AutoTokenizer, folder, trust_remote_code)
     with one_line(f"{folder}: its tokenizer reads no sequence"):
-        if not max_tokens:
-            stated = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or _FAR)
-            max_tokens = min(int(size) for size in stated)
-        if max_tokens >= _FAR:
-            raise UserError(f"{folder}: neither tokenizer nor config states the context; give it with --max_tokens")
+        stated = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or _FAR)
+        max_tokens = min(int(size) for size in stated)
+        missing = "neither tokenizer nor config states the context; write model_max_length into tokenizer_config.json"
+        require(max_tokens < _FAR, f"{folder}: {missing}")
         found = SequenceTokenizer(tokenizer, max_tokens)
-    if found.max_bases() < 1:
-        raise UserError(f"{folder}: a context of {max_tokens} tokens leaves no room for a base; raise --max_tokens")
+    require(found.max_bases() > 0, f"{folder}: a context of {max_tokens} tokens leaves no room for a base")
     return found
 
 
@@ -270,12 +269,10 @@ class VocabularyNucleotides(NucleotideTokenizer):
         return [self._texts.get(number, "") for number in range(max(self._texts) + 1)]
 
 
-def load_masked_lm(
-    folder: str, *, max_tokens: int = 0, trust_remote_code: bool = False
-) -> tuple["Forward", Tokenizer, int]:
+def load_masked_lm(folder: str, *, trust_remote_code: bool = False) -> tuple["Forward", Tokenizer, int]:
     """(forward, tokenizer, context in tokens) of a masked language model over nucleotides or k-mers; UserError if the
-    folder does not load, or has tokens of another kind. `max_tokens` replaces the context that the folder states."""
-    model, tokenizer, context = load_masked_model(folder, max_tokens=max_tokens, trust_remote_code=trust_remote_code)
+    folder does not load, or has tokens of another kind."""
+    model, tokenizer, context = load_masked_model(folder, trust_remote_code=trust_remote_code)
     device = pick_device()
     model.to(device)
 
@@ -292,12 +289,12 @@ def load_masked_lm(
 
 
 def load_masked_model(
-    folder: str, *, max_tokens: int = 0, trust_remote_code: bool = False, condition: Tensor | None = None
+    folder: str, *, trust_remote_code: bool = False, condition: Tensor | None = None
 ) -> tuple[Any, Tokenizer, int]:
     """(model in fp32 on the CPU, tokenizer, context in tokens), as `load_masked_lm`; condition: the class [1] or number
     [1, 1] for which a model of `finetune --task generation` is to write."""
     config = load_config(folder, trust_remote_code=trust_remote_code)
-    found = load_tokenizer(folder, config, trust_remote_code=trust_remote_code, max_tokens=max_tokens)
+    found = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     tokenizer = _tokenizer(found, folder)
     model = load_model(folder, "AutoModelForMaskedLM", trust_remote_code=trust_remote_code)
     if config.model_type == "dna-task":

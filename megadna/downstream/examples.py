@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from megadna.downstream.encoder import SequenceTokenizer, load_config, load_tokenizer, padded
+from megadna.downstream.encoder import SequenceTokenizer, load_tokenizer, padded
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.tasks import Target
 from megadna.errors import require
@@ -20,9 +20,7 @@ def tokenized(
     options: FinetuneOptions, tables: dict[str, pd.DataFrame]
 ) -> tuple[SequenceTokenizer, dict[str, list[dict[str, Any]]]]:
     """The model's tokenizer, and the examples of each split."""
-    trust = options.trust_remote_code
-    config = load_config(options.model, trust_remote_code=trust)
-    tokenizer = load_tokenizer(options.model, config, trust_remote_code=trust, max_tokens=options.max_tokens)
+    tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
     return tokenizer, {
         split: examples_of(table, tokenizer, options, augment=options.augment and split == "train")
         for split, table in tracked(tables.items(), "tokenizing", len(tables), "tables")
@@ -61,7 +59,7 @@ def examples_of(
         size = min(len(text), limit if tokenizer.k else tokenizer.max_bases(text))
         if len(text) > size:
             message = f"{options.data}: a sequence of {len(text)} bases is longer than the context ({size} bases)"
-            require(options.crop, f"{message}; --crop keeps its middle, --max_tokens widens the context")
+            require(options.crop, f"{message}; --crop keeps its middle")
             start = (len(text) - size) // 2
             texts[row] = text[start : start + size]
             if axes:

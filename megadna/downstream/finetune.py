@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 
-from megadna.downstream.groups import grouped, require_groups, share_out, without_leakage
+from megadna.downstream.datasets import grouped, require_groups, share_out, without_leakage
 from megadna.downstream.inputs import count_unknown, file_names, require_names
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.stated import content_of
@@ -35,36 +35,32 @@ _TEST_SEED = 1234  # the same rows are test in every run
 def finetune(model: Path | str, data: Path | str, output: Path | str, **options: Any) -> pd.DataFrame:
     """Fine-tune, write `output`, return every score: seed, fold, split, score, value, low, high, remark. Keyword
     arguments are the fields of FinetuneOptions."""
-    return finetune_with(FinetuneOptions(model=str(model), data=Path(data), output=Path(output), **options))
-
-
-def finetune_with(options: FinetuneOptions) -> pd.DataFrame:
-    """What `megadna finetune` does."""
-    options.check_files()
-    assert options.output is not None
-    with Progress(f"reading {options.data}"):
-        tables, target = read_data(options)
+    chosen = FinetuneOptions(model=str(model), data=Path(data), output=Path(output), **options)
+    chosen.check_files()
+    assert chosen.output is not None
+    with Progress(f"reading {chosen.data}"):
+        tables, target = read_data(chosen)
     for name, table in tables.items():
         if absent := missing_classes(table, target):
             log.warning("%s: no %s of class %s", name, target.unit, ", ".join(absent))
-    stranded = options.stranded or "strand" in tables["train"]
-    require(not (options.augment and stranded), "--augment: the label of this task depends on the strand; leave it out")
+    stranded = chosen.stranded or "strand" in tables["train"]
+    require(not (chosen.augment and stranded), "--augment: the label of this task depends on the strand; leave it out")
     is_main = rank_from_environment() == 0
-    is_new = is_main and _begin(options, _stated(options, tables, target))
+    is_new = is_main and _begin(chosen, _stated(chosen, tables, target))
     try:
         found = [
-            _one_run(options, tables, target, seed, fold)
-            for seed in options.seeds or [1]
-            for fold in range(max(1, options.folds))
+            _one_run(chosen, tables, target, seed, fold)
+            for seed in chosen.seeds or [1]
+            for fold in range(max(1, chosen.folds))
         ]
     except UserError:
-        if is_new and [entry.name for entry in options.output.iterdir()] == ["options.json"]:
-            clear_folder(options.output)
-            options.output.rmdir()
+        if is_new and [entry.name for entry in chosen.output.iterdir()] == ["options.json"]:
+            clear_folder(chosen.output)
+            chosen.output.rmdir()
         raise
     frame = pd.concat(found, ignore_index=True)
     if is_main:
-        with atomic_file(options.output / "metrics.csv") as temporary:
+        with atomic_file(chosen.output / "metrics.csv") as temporary:
             frame.to_csv(temporary, index=False)
     return frame
 

@@ -10,7 +10,7 @@ TRIES times as often as sequences are asked for; what is missing then is said.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ import torch
 
 from megadna import __version__
 from megadna.alphabet import code_dna
-from megadna.downstream.effects import HeadEffects
-from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.encoder import load_tokenizer
 from megadna.downstream.generate_methods import Sampler, State
 from megadna.downstream.generate_options import GenerateOptions, OutputOf
 from megadna.downstream.generate_rules import IS_GC, Rules, codes_of, templates
 from megadna.downstream.interpretation_options import MutateOptions
 from megadna.downstream.masked_bases import MaskedBases, digest_of
+from megadna.downstream.mutate import HeadEffects
+from megadna.downstream.outputs import grouped
 from megadna.downstream.stated import read_config
 from megadna.errors import UserError, require
 from megadna.files import atomic_folder, write_json
@@ -49,15 +50,11 @@ def generate(model: Path | str, **options: Any) -> pd.DataFrame:
     """The sequences, one row each; keyword arguments are the fields of GenerateOptions. Written too, if `output` is
     given. Columns: name, sequence, template, index, gc, edits (of --start and metropolis), and a column for each oracle
     and judge."""
-    return generate_with(GenerateOptions(model=str(model), **options))
-
-
-def generate_with(options: GenerateOptions) -> pd.DataFrame:
-    """As `generate`."""
-    generation = Generation(options)
+    chosen = GenerateOptions(model=str(model), **options)
+    generation = Generation(chosen)
     table = generation.table()
-    if options.output is not None:
-        with atomic_folder(options.output) as folder:
+    if chosen.output is not None:
+        with atomic_folder(chosen.output) as folder:
             generation.write(folder, table)
     return table
 
@@ -82,7 +79,7 @@ class Heads:
     def load(self) -> None:
         """Load the weights."""
         for head in self._heads:
-            head.load([])
+            head.load()
 
     def __call__(self, codes: Sequence[np.ndarray]) -> np.ndarray:
         """Scores [N, outputs]."""
@@ -101,7 +98,7 @@ class Heads:
 
 
 def _check_tokenizer(folder: str, kind: str, trust: bool, longest: int) -> None:
-    tokenizer = load_tokenizer(folder, load_config(folder, trust_remote_code=trust), trust_remote_code=trust)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     probe = "ACGTTGCA"
     known = tokenizer.tokenizer.unk_token_id not in tokenizer([probe])[0].ids
     require(known, f"{folder}: its tokenizer does not know all of A, C, G and T (--{kind}); give a model of DNA")
@@ -121,7 +118,7 @@ class Generation:
 
             self.real = real_windows(options.real, lengths * options.number, options.seed)
         trust: Any = {"trust_remote_code": options.trust_remote_code}
-        tokenizer = load_tokenizer(options.model, load_config(options.model, **trust), **trust)
+        tokenizer = load_tokenizer(options.model, **trust)
         tokenizer.require_single_bases(options.model)
         condition, self.remark = options.condition()
         if self.remark:
@@ -144,32 +141,26 @@ class Generation:
         with Progress("writing", number * size, "bases") as progress:
             while True:
                 jobs = []
-                for record, states in accepted.items():
-                    count = min(number - len(states), TRIES * number - tried[record])
+                for record, kept in accepted.items():
+                    count = min(number - len(kept), TRIES * number - tried[record])
                     jobs += [(record, tried[record] + index) for index in range(count)]
                     tried[record] += count
                 if not jobs:
                     break
-                for batch in self._batches(jobs):
+                jobs.sort(key=lambda job: (len(self.templates[job[0]].codes_L), job))  # those of one length together
+                states = (self._state(*job) for job in jobs)
+                for batch in grouped(states, (lambda state: len(state.codes_L), BATCH_BASES)):
                     self.sampler.run(batch, progress)
                     for state in batch:
                         self._take(state, accepted[state.record])
         self._say(accepted)
         return self._frame([state for states in accepted.values() for state in states])
 
-    def _batches(self, jobs: list[tuple[int, int]]) -> Iterator[list[State]]:
-        """States of about BATCH_BASES bases, those of one length together."""
-        batch: list[State] = []
-        for record, index in sorted(jobs, key=lambda job: (len(self.templates[job[0]].codes_L), job)):
-            rng = np.random.default_rng((self.options.seed, record, index))
-            template = self.templates[record]
-            units = self.rules.place(template, rng)
-            batch.append(State(replace(template, units=units), record, index, rng))
-            if sum(len(state.codes_L) for state in batch) >= BATCH_BASES:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    def _state(self, record: int, index: int) -> State:
+        """What sequence `index` of a record begins with."""
+        rng = np.random.default_rng((self.options.seed, record, index))
+        template = self.templates[record]
+        return State(replace(template, units=self.rules.place(template, rng)), record, index, rng)
 
     def _take(self, state: State, states: list[State]) -> None:
         """Add a finished state to those of its record, or count why it is refused."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from megadna.downstream.options import ModelOptions, check_model, require_library
+from megadna.downstream.options import BatchOptions, ModelOptions, check_model, require_library
 from megadna.errors import UserError, require
 from megadna.ownership import check_folder
 
@@ -41,7 +41,7 @@ class OutputOf(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(ModelOptions):
+class GenerateOptions(ModelOptions, BatchOptions):
     """`megadna generate`: what to write, how, towards what, and what to compare it with."""
 
     output: Path | None = None
@@ -99,18 +99,15 @@ class GenerateOptions(ModelOptions):
     """Held-out real sequences (FASTA) with which the report compares what was written."""
     training: Path | None = None
     """What the model was trained on (FASTA): the report looks for copies of it on both strands."""
-    batch_tokens: int = 16384
-    """Tokens per batch at most; a CPU takes no more than 2,048, which fit its caches."""
+
+    POSITIVE = ("number", "candidates", "block", "temperature")
+    NOT_NEGATIVE = ("length", "steps", "max_edits", "min_distance", "seed")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         sources = [f"--{key}" for key in ("length", "template", "start") if getattr(self, key)]
         require(len(sources) == 1, f"give one of --length, --template and --start; got {', '.join(sources) or 'none'}")
         require(not self.label or self.value is None, "--label and --value exclude each other; a model takes one")
-        for key in ("number", "candidates", "block", "temperature", "batch_tokens"):
-            require(getattr(self, key) > 0, f"--{key} must be positive, got {getattr(self, key)}")
-        for key in ("length", "steps", "max_edits", "min_distance", "seed"):
-            require(getattr(self, key) >= 0, f"--{key} must not be negative, got {getattr(self, key)}")
         require(0 < self.top_p <= 1, f"--top_p must lie in (0, 1], got {self.top_p}")
         ranged = not self.gc or (len(self.gc) == 2 and 0 <= self.gc[0] <= self.gc[1] <= 1)
         require(ranged, f"--gc needs two shares, the lower first, as 0.4 0.6; got {' '.join(map(str, self.gc))}")
@@ -165,9 +162,8 @@ class GenerateOptions(ModelOptions):
         """UserError where a file or folder is missing, or an oracle has no such output."""
         check_model(self.model)
         require(self.output is not None, "--output is missing: the folder to write")
-        self.must_exist("template", "start", "bed", "real", "training")
-        if self.real is not None:
-            require_library("scipy")
+        self.must_exist()
+        require_library(None if self.real is None else "scipy")
         self.condition()
         self.outputs("oracle")
         self.outputs("judge")

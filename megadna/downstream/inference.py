@@ -12,12 +12,10 @@ are averaged over windows; per nucleotide, a base gets the mean of the tokens th
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -32,12 +30,9 @@ from megadna.downstream.encoder import (
     pick_device,
 )
 from megadna.downstream.inputs import read_input
-from megadna.downstream.interpretation_options import AttributeOptions
-from megadna.downstream.options import EmbedOptions, PredictOptions
-from megadna.downstream.outputs import base_columns, grouped, sequence_columns, write_output, write_parquet
+from megadna.downstream.outputs import Work, base_columns, grouped, sequence_columns
 from megadna.errors import UserError
 from megadna.genome.records import Stretch, divided, window_grid
-from megadna.progress import Progress
 
 # Shapes: B batch, S sequence (tokens), T tokens of a window, F features, L bases, N rows.
 Reduce = Literal["mean", "max", "window", "nucleotide"]
@@ -188,31 +183,22 @@ class _Merged:
             return (self._total / self._count).astype(np.float32)
 
 
-class Inference:
-    """A model, its tokenizer and the options. Subclasses define the model's outputs (`forward`), their columns
-    (`values`) and the files to write (`files`, `join`)."""
+class Inference(Work):
+    """A model, its tokenizer and the options. Subclasses define the model's outputs (`forward`) and their columns
+    (`values`)."""
 
-    work = "running"
-    """What the progress bar calls it."""
-
-    def __init__(
-        self,
-        options: EmbedOptions | PredictOptions | AttributeOptions,
-        model: Any,
-        config: Any,
-        reduce: Reduce,
-        numbers_per_base: int,
-    ) -> None:
+    def __init__(self, options: Any, model: Any, reduce: Reduce, numbers_per_base: int) -> None:
         """numbers_per_base: fp32 numbers, or as many bytes / 4, that a base's row takes; for `nucleotide` only."""
-        self.options, self.per_base = options, reduce == "nucleotide"
-        self.tokenizer = load_tokenizer(
-            options.model, config, max_tokens=options.max_tokens, trust_remote_code=options.trust_remote_code
-        )
+        super().__init__(options)
+        self.per_base = reduce == "nucleotide"
+        self.tokenizer = load_tokenizer(options.model, trust_remote_code=options.trust_remote_code)
         device = pick_device()
         bf16 = options.precision == "bf16" or (options.precision == "auto" and device.type == "cuda")
         self.model = model.to(device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
         tokens = batch_limit(options.batch_tokens, device)
         self.runner = Runner(self.tokenizer, self.forward, reduce, device=device, batch_tokens=tokens)
+        passes = 2 if options.strand in ("both", "apart") else 1  # both strands of a base count as one base
+        self.runner.report = lambda done: self.progress.advance(done / passes)
         self.block_size = max(1, MAX_BLOCK_BYTES // (4 * numbers_per_base)) if self.per_base else MAX_BLOCK_BASES
         """Bases of a saved part, approximately."""
         self.longest = self.block_size if self.per_base else 0
@@ -226,19 +212,11 @@ class Inference:
         """The columns of outputs, by name."""
         raise NotImplementedError
 
-    def files(self, output: Path) -> list[Path]:
-        """All files that may be written."""
-        return [output]
-
-    def join(self, parts: list[Path], path: Path) -> None:
-        """Write the output from its parts; `path` has the name of --output, in the folder to write in."""
-        write_parquet(parts, path)
-
     def stretches(self) -> Iterator[Stretch]:
         """The whole input."""
         options, tokenizer = self.options, self.tokenizer
         context = tokenizer.max_bases() // 8 if options.bed is None else 0
-        found = read_input(options, circular=options.circular, context=context)
+        found = read_input(options, context=context)
         return divided(found, longest=self.longest, window=tokenizer.window_bases, stride=tokenizer.stride)
 
     def blocks(self) -> Iterator[list[Stretch]]:
@@ -258,19 +236,6 @@ class Inference:
         columns = base_columns(stretches) if self.per_base else sequence_columns(stretches)
         return pa.table({**columns, **self.values(features_NF)})
 
-    def frame(self) -> pd.DataFrame:
-        """The rows of the whole input, in memory."""
-        return pa.concat_tables(list(map(self.table, self.blocks()))).to_pandas()
-
     def settings(self) -> dict[str, Any]:
-        """What a stopped command must have in common with the one that resumes it."""
-        return asdict(replace(self.options, batch_tokens=1)) | {"block": self.block_size}
-
-    def write(self, bases: int | None) -> list[Path]:
-        """Write --output and return its files ([] above rank 0); `bases`: those of the input, if known."""
-        output = self.options.output
-        assert output is not None
-        passes = 2 if self.options.strand in ("both", "apart") else 1  # both strands of a base count as one base
-        progress = Progress(self.work, bases, "bases")
-        self.runner.report = lambda done: progress.advance(done / passes)
-        return write_output(self, output, self.settings(), self.files(output), progress)
+        """The options, and the size of a part."""
+        return super().settings() | {"block": self.block_size}

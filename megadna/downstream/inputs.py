@@ -4,14 +4,16 @@ Names that the user chose (classes, labels, numbers, test sets): their order, th
 columns are contig, start, end, position, name, strand, sequence, truth and label. Columns named after the user's names
 have a prefix that none of those has: a class called `start` is the column `p_start`.
 
-Input of embed and predict: one pass by the readers that run later, so that what they would refuse after hours is
-refused now. It costs little: a model takes far longer for a base than reading does.
+Input: one pass by the readers that run later, so that what they would refuse after hours is refused now. It costs
+little: a model takes far longer for a base than reading does. Windows of a genome (annotate, search) of which more than
+half is N (or another ambiguous base) are left out and counted.
 """
 
 import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from unicodedata import normalize
@@ -19,10 +21,16 @@ from unicodedata import normalize
 import numpy as np
 
 from megadna.alphabet import BASES
-from megadna.downstream.options import InputOptions, PredictOptions, SequenceOptions
+from megadna.downstream.interpretation_options import (
+    AnnotateOptions,
+    GenomeWindowOptions,
+    RegionOptions,
+    SearchOptions,
+)
+from megadna.downstream.options import InputOptions, PredictOptions
 from megadna.errors import UserError, require, require_one_line
-from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths
-from megadna.log import get_logger
+from megadna.genome.records import Stretch, read_regions, read_stretches, record_lengths, sliding_stretches
+from megadna.log import counted, get_logger
 from megadna.progress import Progress
 
 log = get_logger(__name__)
@@ -37,6 +45,7 @@ _INTEGER = re.compile("-?[0-9]+")
 _DIGITS = re.compile("([0-9]+)")
 _NOT_IN_FILE_NAMES = re.compile(r'[\x00-\x1f\x7f%/\\:*?"<>|]')
 _NO_LOWER_CASE = re.compile("[^a-z0-9]")
+_LEAST_FOR_UMAP = 20  # windows
 _LONGEST_FILE_NAME = 240  # bytes: file systems allow 255, and a temporary name needs some of them
 
 
@@ -110,14 +119,14 @@ def count_unknown(sequences: Iterable[tuple[str, str]], missing: str) -> None:
         log.warning("%d of %d bases are N: they have no %s", unknown, total, missing)
 
 
-def read_input(options: SequenceOptions, *, circular: Sequence[str] = (), context: int = 0) -> Iterator[Stretch]:
+def read_input(options: InputOptions | RegionOptions, *, context: int = 0) -> Iterator[Stretch]:
     """Every record or region of --bed, with at most `context` bases of its contig (of a circular record) around it."""
     if options.bed is not None:
         return read_regions(options.input, options.bed, record_lengths(options.input), context=context)
-    return read_stretches(options.input, column=options.column, circular=tuple(circular), context=context)
+    return read_stretches(options.input, column=options.column, circular=tuple(options.circular), context=context)
 
 
-def check_input(options: InputOptions) -> int | None:
+def check_input(options: InputOptions | RegionOptions) -> int | None:
     """Bases that a model will read; UserError if a record, a region or a name does not fit. None for standard input,
     which can be read only once.
 
@@ -129,36 +138,110 @@ def check_input(options: InputOptions) -> int | None:
         return _check_records(options) if options.bed is None else _check_regions(options)
 
 
-def _check_regions(options: InputOptions) -> int:
-    assert options.bed is not None
-    is_bigwig = options.output is not None and options.output.suffix == ".bw"
+def _check_regions(options: InputOptions | RegionOptions) -> int:
+    bigwig = options.written(".bw")
     apart = isinstance(options, PredictOptions) and options.strand == "apart"
     last: dict[tuple[str, str], int] = {}
     bases = 0
-    for region in read_regions(options.input, options.bed, record_lengths(options.input)):
+    for region in read_input(options):
         bases += region.end - region.start
         key = region.name, "" if apart else region.strand  # a bigWig file each
-        if is_bigwig and region.start < last.get(key, 0):
-            raise UserError(
-                f"{options.output}: a bigWig needs regions that are sorted and do not overlap; use .parquet"
-            )
+        if bigwig is not None and region.start < last.get(key, 0):
+            raise UserError(f"{bigwig}: a bigWig needs regions that are sorted and do not overlap; use .parquet")
         last[key] = region.end
     return bases
 
 
-def _check_records(options: InputOptions) -> int:
-    window = options.window if isinstance(options, PredictOptions) else 0
-    step = (isinstance(options, PredictOptions) and options.step) or window
+def _check_records(options: InputOptions | RegionOptions) -> int:
+    window, step = (options.window, options.step) if isinstance(options, PredictOptions) else (0, 0)
     hashes, bases = array("q"), 0
-    for record in read_stretches(options.input, column=options.column, circular=tuple(options.circular)):
+    for record in read_input(options):
         hashes.append(hash(record.name))  # 8 bytes per record
         size = record.end - record.start
-        bases += min(size, window) * (1 + -(-max(0, size - window) // step)) if window else size
+        bases += min(size, window) * (1 + -(-max(0, size - window) // (step or window))) if window else size
     repeated = len(hashes) - len(np.unique(hashes))
-    in_coordinates = options.output is not None and options.output.suffix in (".bw", ".bed")
-    if repeated and (window or in_coordinates or options.circular):
+    if repeated and (window or options.written(".bw", ".bed") or options.circular):
         record_lengths(options.input, options.column)  # names the record
     if repeated:
         text = "%s: %d of %d records have the name of an earlier one; the rows are in the file's order"
         log.warning(text, options.input, repeated, len(hashes))
     return bases
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a genome has to embed."""
+
+    lengths: dict[str, int]
+    """Bases by contig."""
+    windows: int
+    bases: int
+    """Of all windows together: those in two windows count twice."""
+
+
+def windows_of(options: GenomeWindowOptions, window: int, step: int) -> Iterator[Stretch]:
+    """The windows that are not mostly N, in the order of the genome."""
+    windows = sliding_stretches(options.genome, window, step, tuple(options.circular))
+    return (stretch for stretch in windows if not _is_mostly_n(stretch))
+
+
+def survey(options: GenomeWindowOptions, window: int, step: int) -> Survey:
+    """Read the whole genome; UserError if it cannot be read, two contigs share a name, or no window remains."""
+    with Progress(f"checking {options.genome}"):
+        lengths = record_lengths(options.genome)
+        if short := [name for name, length in lengths.items() if length < window]:
+            text = "%s shorter than a window (%d bases), one window each: %s"
+            log.warning(text, counted(len(short), "contig"), window, ", ".join(short[:10]))
+        kept = bases = left_out = 0
+        for stretch in sliding_stretches(options.genome, window, step, tuple(options.circular)):
+            if _is_mostly_n(stretch):
+                left_out += 1
+            else:
+                kept += 1
+                bases += stretch.end - stretch.start
+    if left_out:
+        text = "%d of %s left out: more than half of the bases are N"
+        log.info(text, left_out, counted(left_out + kept, "window"))
+    require(kept > 0, f"{options.genome}: more than half of every window is N; give a genome with known bases")
+    return Survey(lengths, kept, bases)
+
+
+def check_windows(options: AnnotateOptions) -> Survey:
+    """What will be embedded; UserError if there are too few windows."""
+    found = survey(options, options.window, options.step or options.window)
+    least = max(options.clusters, 3)
+    require(
+        found.windows >= least,
+        f"{options.genome}: {counted(found.windows, 'window')} of {options.window} bases, and --clusters "
+        f"{options.clusters} needs at least {least}; take a smaller --window or --step, or fewer --clusters",
+    )
+    enough = options.projection != "umap" or found.windows >= _LEAST_FOR_UMAP
+    require(
+        enough, f"{options.genome}: UMAP needs {_LEAST_FOR_UMAP} windows, not {found.windows}; say --projection pca"
+    )
+    return found
+
+
+def queries_of(options: SearchOptions) -> tuple[list[Stretch], int, int]:
+    """(queries, bases of a window, bases from one to the next); UserError if a query is longer than a window, or has
+    no A, C, G or T."""
+    queries = list(read_stretches(options.input, column=options.column))
+    window = options.window or max(len(query.bases) for query in queries)
+    step = options.step or max(1, window // 4)
+    require(step <= window, f"--step {step} is longer than the windows, which have {window} bases; say --window too")
+    for query in queries:
+        known = len(query.bases) - query.bases.count("N")
+        require(known > 0, f"{options.input}: query {query.name} has no A, C, G or T; leave it out")
+        require(
+            len(query.bases) <= window,
+            f"{options.input}: query {query.name} has {len(query.bases):,} bases, more than --window {window}; cut it, "
+            "or give a longer --window",
+        )
+    if short := sum(2 * len(query.bases) < window for query in queries):
+        text = "%d of %s with less than half the bases of a window (%d): compare like with like, by --window"
+        log.warning(text, short, counted(len(queries), "query", "queries"), window)
+    return queries, window, step
+
+
+def _is_mostly_n(stretch: Stretch) -> bool:
+    return 2 * stretch.bases.count("N") > len(stretch.bases)

@@ -8,9 +8,8 @@ from typing import ClassVar, Literal, get_args
 
 from megadna.downstream.options import (
     BatchOptions,
-    ContextOptions,
-    EmbedOptions,
     InputOptions,
+    ModelOptions,
     Options,
     OutputOptions,
     RunOptions,
@@ -75,6 +74,12 @@ class VariantOptions(RunOptions, BatchOptions, OutputOptions):
         """The scores, in the order of their columns."""
         return tuple(score for score in get_args(Score) if score in (self.scores or ["llr"]))
 
+    def files(self) -> list[Path]:
+        """The output, and the index of a VCF."""
+        assert self.output is not None
+        index = [self.output.with_name(f"{self.output.name}.{kind}") for kind in ("tbi", "csi")]
+        return [self.output, *index] if self.ending == ".vcf.gz" else [self.output]
+
     def check_files(self) -> None:
         """As all verbs; BCF is read, and .vcf.gz written, by pysam."""
         from megadna.genome.vcf import is_bcf  # which imports numpy and pyarrow
@@ -98,11 +103,13 @@ class GenomeWindowOptions(RunOptions, BatchOptions, OutputOptions):
 
     NOT_NEGATIVE = ("step",)
 
-    def embedding(self) -> EmbedOptions:
-        """How the windows are embedded: the mean over the tokens of their bases."""
-        names = ("model", "trust_remote_code", "precision", "max_tokens", "output", "circular", "batch_tokens")
-        shared = {name: getattr(self, name) for name in names}
-        return EmbedOptions(input=self.genome, layers=[self.layer], strand="both", **shared)
+    pooling: ClassVar[Literal["mean"]] = "mean"  # how the windows are embedded
+    strand: ClassVar[Literal["both"]] = "both"
+
+    @property
+    def layers(self) -> list[int]:
+        """As EmbedOptions."""
+        return [self.layer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +179,7 @@ class SearchOptions(GenomeWindowOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionOptions(ContextOptions, BatchOptions, SequenceOptions):
+class RegionOptions(ModelOptions, BatchOptions, SequenceOptions):
     """What is read and written, the same for mutate and dependencies."""
 
     output: list[Path] = field(default_factory=list)
@@ -180,13 +187,13 @@ class RegionOptions(ContextOptions, BatchOptions, SequenceOptions):
 
     ENDINGS: ClassVar[tuple[str, ...]] = ()
     """Allowed for --output."""
+    circular = ()  # not annotated: no field. Regions and records do not wrap around the ends of contigs
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "output", [Path(path) for path in self.output])
-        require(
-            str(self.input) != "-", "--input - can be read only once, and the input is read several times; give a file"
-        )
+        once = "--input - can be read only once, and the input is read several times; give a file"
+        require(str(self.input) != "-", once)
 
     def written(self, *endings: str) -> Path | None:
         """The first output with one of these endings."""
@@ -209,12 +216,6 @@ class RegionOptions(ContextOptions, BatchOptions, SequenceOptions):
             require(count == 1, f"--output names {count} files that end in {ending}; name one")
         refuse_outputs(self.output[0], self.output)
         require_library("pyBigWig" if self.written(".bw") else None)
-
-    def as_input(self) -> InputOptions:
-        """What `check_input` checks: the records and regions, and that they can be written to a bigWig."""
-        return InputOptions(
-            model=self.model, input=self.input, bed=self.bed, column=self.column, output=self.written(".bw")
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,19 +329,7 @@ class AttributeOptions(InputOptions):
         assert self.output is not None
         is_bigwig = self.output.suffix == ".bw"
         main = list(bigwig_files(self.methods, self.output).values()) if is_bigwig else [self.output]
-        return [*main, self.table, *([self.picture] if self.logo else [])]
-
-    @property
-    def table(self) -> Path:
-        """The table of sequences, next to the output."""
-        assert self.output is not None
-        return self.output.with_name(f"{self.output.stem}.sequences.tsv")
-
-    @property
-    def picture(self) -> Path:
-        """The logos, next to the output."""
-        assert self.output is not None
-        return self.output.with_suffix(".png")
+        return [*main, *map(self.output.with_suffix, [".sequences.tsv", *([".png"] if self.logo else [])])]
 
     def check_files(self) -> None:
         """As the other verbs; captum is needed for gradients, scipy for several methods."""

@@ -48,7 +48,6 @@ class MaskedBases:
         self,
         model: Path | str,
         *,
-        max_tokens: int = 0,
         trust_remote_code: bool = False,
         batch_tokens: int = 16384,
         precision: str = "fp32",
@@ -56,7 +55,7 @@ class MaskedBases:
     ) -> None:
         """precision: fp32, bf16, or auto (bf16 on a GPU); condition: see load_masked_model."""
         self.model, self.tokenizer, context = load_masked_model(
-            str(model), max_tokens=max_tokens, trust_remote_code=trust_remote_code, condition=condition
+            str(model), trust_remote_code=trust_remote_code, condition=condition
         )
         self.digest = digest_of(self.model)
         """See digest_of."""
@@ -70,15 +69,15 @@ class MaskedBases:
 
     def hidden(self, windows: Sequence[str], hidden: Sequence[Hidden]) -> list[np.ndarray]:
         """ln p, fp32 [H, 4], of the hidden bases of each window; each window is one row of a batch."""
-        return self._run(windows, hidden, self._hidden)
+        return self._run(windows, lambda batch: self._hidden([windows[i] for i in batch], [hidden[i] for i in batch]))
 
     def shown(self, windows: Sequence[str]) -> list[np.ndarray]:
         """ln p, fp32 [L, 4], of every base of each window, none hidden."""
-        return self._run(windows, [()] * len(windows), self._shown)
+        return self._run(windows, lambda batch: self._shown([windows[i] for i in batch]))
 
     def pooled(self, windows: Sequence[str]) -> list[np.ndarray]:
         """Mean of the last hidden states over the tokens of the bases of each window, none hidden: fp32 [E]."""
-        return self._run(windows, [()] * len(windows), self._pooled)
+        return self._run(windows, lambda batch: self._pooled([windows[i] for i in batch]))
 
     def at(self, codes_BL: np.ndarray, row_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
         """ln p, fp32 [N, 4], of the bases at these rows and positions by a model of single nucleotides; codes_BL: codes
@@ -93,18 +92,15 @@ class MaskedBases:
             batch_BS = torch.from_numpy(ids_BS[first : first + count])
             lengths_B = torch.full((len(batch_BS),), batch_BS.shape[1])
             inside_N = (row_N >= first) & (row_N < first + count)
-            where = torch.from_numpy(row_N[inside_N] - first), torch.from_numpy(position_N[inside_N] + 1)
-            log_p_N4[inside_N] = self._of_bases(self._forward.logits(batch_BS, lengths_B, *where))
+            log_p_N4[inside_N] = self._of_bases(batch_BS, lengths_B, row_N[inside_N] - first, position_N[inside_N])
         return log_p_N4
 
-    def _run(
-        self, windows: Sequence[str], hidden: Sequence[Hidden], score: Callable[[list[str], list[Hidden]], list[Any]]
-    ) -> list[np.ndarray]:
+    def _run(self, windows: Sequence[str], score: Callable[[list[int]], list[np.ndarray]]) -> list[np.ndarray]:
+        """What `score` gives of the windows with these numbers, batch by batch, in the order of the windows."""
         found: list[Any] = [None] * len(windows)
         for batch in batches_by_length([len(bases) + 2 for bases in windows], self._batch_tokens):
-            scores = score([windows[i] for i in batch], [hidden[i] for i in batch])
-            for i, log_p_H4 in zip(batch, scores, strict=True):
-                found[i] = log_p_H4
+            for i, values in zip(batch, score(batch), strict=True):
+                found[i] = values
         return found
 
     def _tokens(self, windows: list[str]) -> tuple[Tensor, Tensor]:
@@ -127,34 +123,31 @@ class MaskedBases:
             masked_BS[row, first + 1 : min(last + 1, int(lengths_B[row]) - 2) + 1] = True
         ids_BS = truth_BS.masked_fill(masked_BS, tokenizer.mask_id)
         if k == 1:
-            row_N, position_N = torch.from_numpy(where.row_H), torch.from_numpy(where.position_H) + 1
-            log_p_N4 = self._of_bases(self._forward.logits(ids_BS, lengths_B, row_N, position_N))
+            log_p_N4 = self._of_bases(ids_BS, lengths_B, where.row_H, where.position_H)
         else:
             labels_BS = self._words(truth_BS.masked_fill(~masked_BS, IGNORE_INDEX))
             logits_MV = self._forward.logits(ids_BS, lengths_B, *(labels_BS >= 0).nonzero(as_tuple=True))
             log_p_N4 = self._of_kmers(logits_MV, labels_BS, where)
         return np.split(log_p_N4, np.cumsum([len(one) for one in hidden])[:-1])
 
-    def _shown(self, windows: list[str], _: list[Hidden]) -> list[np.ndarray]:
+    def _shown(self, windows: list[str]) -> list[np.ndarray]:
         ids_BS, lengths_B = self._tokens(windows)
         k = self.tokenizer.bases_per_token
+        if k == 1:
+            where = _all_hidden(windows, [range(len(bases)) for bases in windows])
+            log_p_N4 = self._of_bases(ids_BS, lengths_B, where.row_H, where.position_H)
+            return np.split(log_p_N4, np.cumsum([len(bases) for bases in windows])[:-1])
         found = [np.full((len(bases), 4), np.nan, np.float32) for bases in windows]
-        labels_BS = ids_BS if k == 1 else self._words(ids_BS)
-        if k > 1:
-            logits_MV = self._forward.logits(ids_BS, lengths_B, *(labels_BS >= 0).nonzero(as_tuple=True))
+        labels_BS = self._words(ids_BS)
+        logits_MV = self._forward.logits(ids_BS, lengths_B, *(labels_BS >= 0).nonzero(as_tuple=True))
         for phase in range(k):  # so that no token covers two of the bases that are asked for
             hidden = [range(phase, len(bases), k) for bases in windows]
-            where = _all_hidden(windows, hidden)
-            if k == 1:
-                row_N, position_N = torch.from_numpy(where.row_H), torch.from_numpy(where.position_H) + 1
-                log_p_N4 = self._of_bases(self._forward.logits(ids_BS, lengths_B, row_N, position_N))
-            else:
-                log_p_N4 = self._of_kmers(logits_MV, labels_BS, where)
+            log_p_N4 = self._of_kmers(logits_MV, labels_BS, _all_hidden(windows, hidden))
             for row, part_H4 in enumerate(np.split(log_p_N4, np.cumsum([len(one) for one in hidden])[:-1])):
                 found[row][phase::k] = part_H4
         return found
 
-    def _pooled(self, windows: list[str], _: list[Hidden]) -> list[np.ndarray]:
+    def _pooled(self, windows: list[str]) -> list[np.ndarray]:
         ids_BS, lengths_B = self._tokens(windows)
         states_BSE = self._forward.states(ids_BS, lengths_B).float()
         return [
@@ -168,7 +161,9 @@ class MaskedBases:
         assert isinstance(tokenizer, KmerTokenizer)
         return ids_BS.masked_fill(ids_BS < tokenizer.first, IGNORE_INDEX)
 
-    def _of_bases(self, logits_NV: Tensor) -> np.ndarray:
+    def _of_bases(self, ids_BS: Tensor, lengths_B: Tensor, row_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+        """ln p [N, 4] of the bases at these rows and positions by a model of single nucleotides."""
+        logits_NV = self._forward.logits(ids_BS, lengths_B, torch.from_numpy(row_N), torch.from_numpy(position_N) + 1)
         ids_4 = torch.from_numpy(self.tokenizer.base_ids).to(logits_NV.device)
         return torch.log_softmax(logits_NV[:, ids_4].float(), dim=1).cpu().numpy()
 
@@ -180,8 +175,8 @@ class MaskedBases:
 
 def load_masked_bases(options: Any, precision: str = "fp32") -> MaskedBases:
     """The model that the options of a verb name."""
-    names = ("max_tokens", "trust_remote_code", "batch_tokens")
-    return MaskedBases(options.model, precision=precision, **{name: getattr(options, name) for name in names})
+    shared = {name: getattr(options, name) for name in ("trust_remote_code", "batch_tokens")}
+    return MaskedBases(options.model, precision=precision, **shared)
 
 
 def digest_of(model: Any) -> str:

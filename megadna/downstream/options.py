@@ -39,6 +39,11 @@ def refuse_outputs(output: Path, files: list[Path]) -> None:
             refuse_occupied(file, " or remove it", is_file=True)
 
 
+def index_of(path: Path) -> Path:
+    """The table that describes the rows of an array."""
+    return path.with_name(path.name + ".index.tsv")
+
+
 def wrote(path: Path, counted: str = "positions from 0, end not included") -> str:
     """The line that names a written file, and how the positions in a table count (those of BED and VCF are fixed)."""
     return f"wrote {path}{f' ({counted})' * (path.suffix in ('.parquet', '.tsv', '.csv', '.h5ad'))}\n"
@@ -66,14 +71,13 @@ class Options:
             for key in kind.__dict__.get("NOT_NEGATIVE", ()):
                 require(getattr(self, key) >= 0, f"--{key} must not be negative, got {getattr(self, key)}")
 
-    def must_exist(self, *names: str) -> None:
-        """UserError for the first of these options (default: of all that name a path to read) of which the file or
-        folder is missing; before any long work."""
-        written = ("output", "plot")
-        paths = [entry.name for entry in fields(self) if "Path" in str(entry.type) and entry.name not in written]
-        for name in names or paths:
-            path = getattr(self, name)
-            require(path is None or str(path) == "-" or path.exists(), f"{path}: no such file or folder (--{name})")
+    def must_exist(self) -> None:
+        """UserError for the first option of a path to read whose file or folder is missing; before any long work."""
+        for entry in fields(self):
+            path = getattr(self, entry.name)
+            if "Path" in str(entry.type) and entry.name not in ("output", "plot") and path is not None:
+                exists = str(path) == "-" or path.exists()
+                require(exists, f"{path}: no such file or folder (--{entry.name})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +91,7 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextOptions(ModelOptions):
-    """How much the model reads at once."""
-
-    max_tokens: int = 0
-    """Context in tokens, special tokens included; 0: what the model states."""
-
-    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("max_tokens",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(ContextOptions):
+class RunOptions(ModelOptions):
     """How the model runs."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -111,7 +105,7 @@ class BatchOptions(Options):
     batch_tokens: int = 16384
     """Tokens per batch at most, padding included; a CPU takes no more than 2,048, which fit its caches."""
 
-    POSITIVE = ("batch_tokens",)
+    POSITIVE: ClassVar[tuple[str, ...]] = ("batch_tokens",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +135,10 @@ class OutputOptions(ModelOptions):
         """Which of ENDINGS --output has; "" without one."""
         name = "" if self.output is None else self.output.name
         return next((ending for ending in self.ENDINGS if name.endswith(ending) and name != ending), "")
+
+    def written(self, *endings: str) -> Path | None:
+        """The output, if it has one of these endings."""
+        return self.output if self.output is not None and self.output.suffix in endings else None
 
     def files(self) -> list[Path]:
         """All files that may be written."""
@@ -206,6 +204,12 @@ class EmbedOptions(InputOptions):
         """Whether --input is a table by its name."""
         return self.input.name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt", ".parquet"))
 
+    def files(self) -> list[Path]:
+        """The output, the table that describes the rows of an array, the picture."""
+        assert self.output is not None
+        index = [index_of(self.output)] if self.output.suffix == ".npy" else []
+        return [self.output, *index, *([self.plot] if self.plot is not None else [])]
+
     def check_files(self) -> None:
         """As for other verbs, and for --plot."""
         super().check_files()
@@ -213,9 +217,8 @@ class EmbedOptions(InputOptions):
             return
         beside = self.plot.parent.resolve() == self.output.parent.resolve()
         require(beside, f"--plot {self.plot}: must be in the folder of --output ({self.output.parent})")
-        refuse_outputs(self.output, [self.plot])
-        for name in ("sklearn", *(["umap"] if self.projection != "pca" else [])):
-            require_library(name)
+        require_library("sklearn")
+        require_library("umap" if self.projection != "pca" else None)
 
 
 @dataclass(frozen=True, kw_only=True)

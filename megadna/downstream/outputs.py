@@ -7,58 +7,37 @@ ranks are done, the first joins the parts in order (ready/), renames the files i
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from megadna.downstream.inputs import BASE, REGION
+from megadna.downstream.inputs import BASE, REGION, TRACK_OF_STRAND, bigwig_files
+from megadna.downstream.options import index_of, refuse_outputs
 from megadna.downstream.stated import content_of
 from megadna.errors import UserError
 from megadna.files import LOCK, Claim, atomic_file, claimed, publish_files, sync_tree, write_text
-from megadna.genome.records import Stretch
+from megadna.genome.records import Stretch, record_lengths
 from megadna.log import get_logger, rank_from_environment
 from megadna.ownership import clear_folder, refuse_occupied, resolved
 from megadna.progress import Progress, tracked
 
 log = get_logger(__name__)
 MAX_ROW_GROUP = 1 << 24  # bytes of a row group of the joined Parquet file
-
-
-class Work(Protocol):
-    """What is computed in parts: a table of each block of the input, from which the outputs are made."""
-
-    def blocks(self) -> Iterator[Any]: ...  # noqa: D102 - sequences of Piece
-    def table(self, block: Any, /) -> pa.Table: ...  # noqa: D102 - advances the progress bar
-    def join(self, parts: list[Path], path: Path, /) -> None: ...  # noqa: D102 - path: the output in the folder to write
-
-
-class Piece(Protocol):
-    """A piece of the input, which counts `end - start` in the progress bar: a stretch of DNA, a record of a VCF."""
-
-    @property
-    def start(self) -> int: ...  # noqa: D102
-    @property
-    def end(self) -> int: ...  # noqa: D102
-
-
-Join = Callable[[list[Path], Path], None]
-"""Writes the output from its parts; the path has the output's name, in the folder to write in."""
 Change = Callable[[pa.Table], pa.Table]
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
 def _num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-Item = TypeVar("Item")
 
 
 def grouped(items: Iterable[Item], *limits: tuple[Callable[[Item], int], int]) -> Iterator[list[Item]]:
@@ -128,50 +107,95 @@ def _stated(value: Any) -> str:
     return str(value)
 
 
-def write_output(
-    work: Work, output: Path, settings: dict[str, Any], files: list[Path], progress: Progress
-) -> list[Path]:
-    """Compute the parts, join them and rename the output files into place; these files, on rank 0 ([] elsewhere).
+class Work:
+    """What a verb computes in parts: a table of each block of its input, from which its files are made."""
 
-    settings: the options of the verb, `model` among them, and what else decides on the parts. files: all that may be
-    written; UserError on all ranks if one exists, if the folder was left by a command with other settings, input or
-    model, or if another command fills it. A command stopped between two renames resumes there: the files are complete
-    before the first is renamed.
-    """
-    with _held_parts(output, settings, files) as (folder, claim), progress:
-        ready = folder / "ready"  # appears when the output files in it are complete
-        paths = [] if _from_rank_0(ready.is_dir()) else _write_parts(work, folder, progress)
-        if claim is None:
-            return []
-        if paths:
-            joined = folder / "joined"
-            shutil.rmtree(joined, ignore_errors=True)
-            joined.mkdir()
-            work.join(paths, joined / output.name)
-            sync_tree(joined)
-            joined.rename(ready)
-        return publish_files(ready, folder.parent) if ready.is_dir() else []
+    what = "running"
+    """In the progress bar."""
+    unit = "bases"
+    options: Any
 
+    def __init__(self, options: Any) -> None:
+        self.options = options
+        self.progress = Progress(self.what)
+        """Which `table` advances."""
 
-def _write_parts(work: Work, folder: Path, progress: Progress) -> list[Path]:
-    """Compute each block on one of the ranks; the files of all parts, in order."""
-    if found := len(list(folder.glob("part-*.parquet"))):
-        log.info("resuming in %s, where %d parts are finished", folder, found)
-    paths = []
-    for number, block in enumerate(work.blocks()):
-        part = folder / f"part-{number:06d}.parquet"
-        paths.append(part)
-        bases = sum(piece.end - piece.start for piece in block)
-        if part.exists():
-            progress.skip(bases)
-        elif number % _num_ranks() == rank_from_environment():
-            table = work.table(block)
-            with atomic_file(part) as temporary:
-                parquet.write_table(table, temporary, use_dictionary=_texts(table.schema))
-        else:
-            progress.advance(bases)  # another rank's, which is about as far
-    _from_rank_0("")  # when all are done
-    return paths
+    def load(self) -> None:
+        """Load the model, if it is not loaded yet."""
+
+    def blocks(self) -> Iterator[Sequence[Any]]:
+        """The input, those pieces together that are one part; each counts `end - start` in the progress bar."""
+        raise NotImplementedError
+
+    def table(self, block: Any, /) -> pa.Table:
+        """The rows of a block."""
+        raise NotImplementedError
+
+    def join(self, parts: list[Path], path: Path) -> None:
+        """Write the output from its parts; `path` has its name, in the folder to write in."""
+        raise NotImplementedError
+
+    def files(self) -> list[Path]:
+        """All files that may be written."""
+        return self.options.files()
+
+    def settings(self) -> dict[str, Any]:
+        """What a stopped command must have in common with the one that resumes it."""
+        return asdict(replace(self.options, batch_tokens=1))
+
+    def tables(self) -> list[pa.Table]:
+        """Those of the whole input, in memory."""
+        return list(map(self.table, self.blocks()))
+
+    def frame(self) -> pd.DataFrame:
+        """The rows of the whole input, in memory."""
+        return pa.concat_tables(self.tables()).to_pandas()
+
+    def write(self, total: int | None) -> list[Path]:
+        """Compute the parts of the input (`total` units, if known), join them and rename the output files into place;
+        these files, on rank 0 ([] elsewhere).
+
+        UserError on all ranks if a file exists, if the folder was left by a command with other settings, input or
+        model, or if another command fills it. A command stopped between two renames resumes there: the files are
+        complete before the first is renamed.
+        """
+        output = self.options.output[0] if isinstance(self.options.output, list) else self.options.output
+        refuse_outputs(output, self.files())  # before the model is loaded
+        self.load()
+        self.progress = Progress(self.what, total, self.unit)
+        with _held_parts(output, self.settings(), self.files()) as (folder, claim), self.progress:
+            ready = folder / "ready"  # appears when the output files in it are complete
+            paths = [] if _from_rank_0(ready.is_dir()) else self._write_parts(folder)
+            if claim is None:
+                return []
+            if paths:
+                joined = folder / "joined"
+                shutil.rmtree(joined, ignore_errors=True)
+                joined.mkdir()
+                self.join(paths, joined / output.name)
+                sync_tree(joined)
+                joined.rename(ready)
+            return publish_files(ready, folder.parent) if ready.is_dir() else []
+
+    def _write_parts(self, folder: Path) -> list[Path]:
+        """Compute each block on one of the ranks; the files of all parts, in order."""
+        if found := len(list(folder.glob("part-*.parquet"))):
+            log.info("resuming in %s, where %d parts are finished", folder, found)
+        paths = []
+        for number, block in enumerate(self.blocks()):
+            part = folder / f"part-{number:06d}.parquet"
+            paths.append(part)
+            bases = sum(piece.end - piece.start for piece in block)
+            if part.exists():
+                self.progress.skip(bases)
+            elif number % _num_ranks() == rank_from_environment():
+                table = self.table(block)
+                with atomic_file(part) as temporary:
+                    parquet.write_table(table, temporary, use_dictionary=_texts(table.schema))
+            else:
+                self.progress.advance(bases)  # another rank's, which is about as far
+        _from_rank_0("")  # when all are done
+        return paths
 
 
 @contextmanager
@@ -222,6 +246,13 @@ def write_parquet(parts: list[Path], path: Path, change: Change = lambda table: 
             writer.write_table(pa.concat_tables(waiting))
 
 
+def write_tsv(parts: list[Path], path: Path, change: Change = lambda table: table, **form: Any) -> None:
+    """One TSV file; form: how pandas writes values."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for number, table in enumerate(tables_of(parts, change)):
+            table.to_pandas().to_csv(file, sep="\t", index=False, header=number == 0, lineterminator="\n", **form)
+
+
 def write_npy(parts: list[Path], path: Path) -> None:
     """The vectors as one fp32 array [rows, features]; the other columns go to OUTPUT.index.tsv."""
     index = index_of(path)
@@ -231,11 +262,6 @@ def write_npy(parts: list[Path], path: Path) -> None:
         for number, table in enumerate(tables_of(parts)):
             np.ascontiguousarray(vectors_of(table), "<f4").tofile(file)
             _others(table).to_csv(index, sep="\t", index=False, mode="a" if number else "w", header=number == 0)
-
-
-def index_of(path: Path) -> Path:
-    """The table that describes the rows of an array."""
-    return path.with_name(path.name + ".index.tsv")
 
 
 def write_anndata(parts: list[Path], path: Path) -> None:
@@ -262,7 +288,25 @@ def write_anndata(parts: list[Path], path: Path) -> None:
             write_elem(file, key, texts.set_axis(texts.index.astype(object)))
 
 
-WRITERS: dict[str, Join] = {".parquet": write_parquet, ".npy": write_npy, ".h5ad": write_anndata}
+def write_tracks(tables: Iterable[pd.DataFrame], columns: dict[str, str], path: Path, options: Any) -> None:
+    """A bigWig file for each name (its column: `columns`) and strand; a table of bases has positions, any other start
+    and end. options: those that name the sequences."""
+    from megadna.genome.bigwig import write_bigwigs
+
+    paths = {(columns[name], sign): file for (name, sign), file in bigwig_files(list(columns), path).items()}
+    stranded = (table.assign(group=table["strand"].map(TRACK_OF_STRAND)) for table in tables)
+    placed = (
+        table.assign(start=table["position"], end=table["position"] + 1) if "position" in table else table
+        for table in stranded
+    )
+    write_bigwigs(placed, paths, record_lengths(options.input, options.column))
+
+
+WRITERS: dict[str, Callable[[list[Path], Path], None]] = {
+    ".parquet": write_parquet,
+    ".npy": write_npy,
+    ".h5ad": write_anndata,
+}
 
 
 def _shape(parts: list[Path]) -> tuple[int, int]:

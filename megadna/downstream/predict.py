@@ -23,12 +23,12 @@ from torch import Tensor
 
 from megadna.downstream.encoder import load_config, load_model
 from megadna.downstream.inference import Inference
-from megadna.downstream.inputs import TRACK_OF_STRAND, bigwig_files, check_input, value_columns
+from megadna.downstream.inputs import bigwig_files, check_input, value_columns
 from megadna.downstream.options import PredictOptions
-from megadna.downstream.outputs import write_parquet
+from megadna.downstream.outputs import write_parquet, write_tracks
 from megadna.downstream.stated import head_of, read_config
 from megadna.errors import require
-from megadna.genome.records import Stretch, record_lengths, sliding_stretches
+from megadna.genome.records import Stretch, sliding_stretches
 
 _OPPOSITE = {"+": "-", "-": "+", ".": "-"}
 _ROW_NUMBERS = 15  # position, name, label and so on of a base take 60 bytes while its row is made
@@ -44,19 +44,19 @@ def predict(model: Path | str, input: Path | str, **options: Any) -> pd.DataFram
 class Predictor(Inference):
     """A fine-tuned model and the options, loaded once."""
 
-    work = "predicting"
+    what = "predicting"
     options: PredictOptions
 
     def __init__(self, options: PredictOptions) -> None:
         trust: Any = {"trust_remote_code": options.trust_remote_code}
-        config = load_config(options.model, **trust)
+        load_config(options.model, **trust)  # refuses a folder that leads to other files
         head = head_of(read_config(options.model), options.model)
         self.names, self.problem, per_base = head.names, head.problem, head.per_base
         self.columns = value_columns(self.names, is_regression=self.problem == "regression")
         model = load_model(options.model, head.auto_class, **trust)
         reduce: Any = "nucleotide" if per_base else "window"
-        super().__init__(options, model, config, reduce, _ROW_NUMBERS + len(self.names))
-        if options.bed is not None and options.output is not None and options.output.suffix == ".bw":
+        super().__init__(options, model, reduce, _ROW_NUMBERS + len(self.names))
+        if options.bed is not None and options.written(".bw"):
             self.longest = 0  # positions of a minus-strand region descend, and only one part is sorted for a bigWig
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
@@ -99,8 +99,10 @@ class Predictor(Inference):
             values_NC = values_NC.sigmoid()
         return {**columns, **dict(zip(self.columns, values_NC.numpy().T, strict=True))}
 
-    def files(self, output: Path) -> list[Path]:
+    def files(self) -> list[Path]:
         """The output, or a bigWig file for each name and strand."""
+        output = self.options.output
+        assert output is not None
         table_only = output.suffix == ".bed" and self.per_base
         require(not table_only, f"{output}: a nucleotide model writes .parquet or .bw")
         return list(bigwig_files(self.names, output).values()) if output.suffix == ".bw" else [output]
@@ -133,18 +135,12 @@ class Predictor(Inference):
 
     def _write_bigwigs(self, parts: list[Path], path: Path) -> None:
         """A file for each name and strand."""
-        from megadna.genome.bigwig import write_bigwigs
+        tables = (self._middles(parquet.read_table(part).to_pandas()) for part in parts)
+        write_tracks(tables, dict(zip(self.names, self.columns, strict=True)), path, self.options)
 
-        sizes = record_lengths(self.options.input, self.options.column)
-        columns, files = dict(zip(self.names, self.columns, strict=True)), bigwig_files(self.names, path)
-        paths = {(columns[name], sign): file for (name, sign), file in files.items()}
-        write_bigwigs((self._filled(parquet.read_table(part).to_pandas()) for part in parts), paths, sizes)
-
-    def _filled(self, table: pd.DataFrame) -> pd.DataFrame:
-        """With the start and end of what each row's value fills, and the strand's file as group."""
-        table, options = table.assign(group=table["strand"].map(TRACK_OF_STRAND)), self.options
-        if self.per_base:
-            return table.assign(start=table["position"], end=table["position"] + 1)
+    def _middles(self, table: pd.DataFrame) -> pd.DataFrame:
+        """With the start and end of the `step` bases in the middle of each window; as it is without windows."""
+        options = self.options
         if not options.window:
             return table
         step = options.step or options.window

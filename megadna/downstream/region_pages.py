@@ -41,7 +41,7 @@ from megadna.log import counted, get_logger
 from megadna.progress import tracked
 
 if TYPE_CHECKING:
-    from megadna.downstream.effects import Effects
+    from megadna.downstream.mutate import Effects
 
 log = get_logger(__name__)
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from megadna.downstream.embed import WindowEmbedder
-from megadna.downstream.genome_windows import queries_of, survey
+from megadna.downstream.inputs import queries_of, survey
 from megadna.downstream.interpretation_options import SearchOptions
 from megadna.genome.records import Stretch
 from megadna.progress import tracked
@@ -43,8 +43,8 @@ def search(model: Path | str, genome: Path | str, input: Path | str, **options: 
 class Searcher(WindowEmbedder):
     """An encoder, the options, and the embedded queries."""
 
-    work = "searching"
-    chosen: SearchOptions
+    what = "searching"
+    options: SearchOptions
 
     def __init__(self, options: SearchOptions, queries: list[Stretch], window: int, step: int) -> None:
         super().__init__(options, window, step)
@@ -54,43 +54,36 @@ class Searcher(WindowEmbedder):
     def table(self, stretches: list[Stretch]) -> pa.Table:
         """The best windows among these for each query: number of the query, contig, start, end, strand, similarity."""
         strands = [_unit(np.stack(self.runner(some))) for some in (stretches, [s.reversed() for s in stretches])]
-        count = min(self.chosen.top, len(stretches))
-        found: list[tuple[np.ndarray, ...]] = []
+        count = min(self.options.top, len(stretches))
+        windows = pd.DataFrame([(s.name, s.start, s.end) for s in stretches], columns=["contig", "start", "end"])
+        found = []
         for first in range(0, len(self._queries_QH), _QUERIES_AT_ONCE):
             queries_QH = self._queries_QH[first : first + _QUERIES_AT_ONCE]
             forward_QN, backward_QN = (queries_QH @ windows_NH.T for windows_NH in strands)
             best_QN = np.maximum(forward_QN, backward_QN)
             order = np.argsort(-best_QN, axis=1, kind="stable")[:, :count]  # of equals, the first in the genome
             number = np.repeat(first + np.arange(len(order)), count)
-            is_minus = np.take_along_axis(backward_QN > forward_QN, order, 1)
-            found.append((number, order.ravel(), is_minus.ravel(), np.take_along_axis(best_QN, order, 1).ravel()))
-        number, window, is_minus, similarity = (np.concatenate(column) for column in zip(*found, strict=True))
-        contigs = pa.array([stretch.name for stretch in stretches], pa.string())
-        starts, ends = (np.array([getattr(s, key) for s in stretches]) for key in ("start", "end"))
-        columns = {"number": number, "contig": contigs.take(pa.array(window)), "start": starts[window]}
-        strand = pa.array(np.where(is_minus, "-", "+").tolist())
-        return pa.table({**columns, "end": ends[window], "strand": strand, "similarity": similarity})
+            strand = np.where(np.take_along_axis(backward_QN > forward_QN, order, 1), "-", "+").ravel()
+            similarity = np.take_along_axis(best_QN, order, 1).ravel()
+            found.append(windows.iloc[order.ravel()].assign(number=number, strand=strand, similarity=similarity))
+        return pa.Table.from_pandas(pd.concat(found), preserve_index=False)
 
     def hits(self, tables: Iterable[pa.Table]) -> pd.DataFrame:
         """The best windows of all parts: the columns of `search`."""
-        waiting: list[pa.Table] = []
+        waiting: list[pd.DataFrame] = []
         for table in tables:
-            waiting.append(table)
-            if len(waiting) > 1 and sum(map(len, waiting)) > _MAX_WAITING:
+            waiting.append(table.to_pandas())
+            if sum(map(len, waiting)) > _MAX_WAITING:
                 waiting = [self._best(waiting)]
-        found = self._best(waiting).to_pandas()
+        found = self._best(waiting)
         names = np.array(self.names, object)[found["number"]]
-        ranks = 1 + found.groupby("number").cumcount()
-        return found.assign(query=names, rank=ranks)[list(COLUMNS)]
+        return found.assign(query=names, rank=1 + found.groupby("number").cumcount())[list(COLUMNS)]
 
-    def _best(self, tables: list[pa.Table]) -> pa.Table:
-        """The `top` of each query, best first."""
-        table = pa.concat_tables(tables)
-        numbers, similarity = (table[name].to_numpy() for name in ("number", "similarity"))
-        order = np.lexsort((-similarity, numbers))  # stable: of equals, the first in the genome
-        edges = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-        rank = np.arange(len(order)) - np.repeat(edges, np.diff(edges, append=len(order)))
-        return table.take(pa.array(order[rank < self.chosen.top]))
+    def _best(self, tables: list[pd.DataFrame]) -> pd.DataFrame:
+        """The `top` of each query, best first; of equals, the first in the genome."""
+        rows = pd.concat(tables, ignore_index=True)
+        order = np.lexsort((-rows["similarity"], rows["number"]))  # stable
+        return rows.iloc[order].groupby("number").head(self.options.top)
 
     def join(self, parts: list[Path], path: Path) -> None:
         """In the format of the file's extension."""

@@ -8,7 +8,6 @@ Out: whether it is a masked language model, the names that a fine-tuned model pr
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +53,14 @@ def is_language_model(config: dict[str, Any]) -> bool:
     return True
 
 
-def most_bases(config: dict[str, Any], folder: str, max_tokens: int) -> int | None:
+def most_bases(config: dict[str, Any], folder: str) -> int | None:
     """Bases that fit the context, at most, if tokens are single bases; None where the vocabulary has room for k-mers,
     or nothing states the context: then only the tokenizer tells."""
     with one_line(f"{folder}: its config.json"):
         encoder = {**config, **(config.get("encoder") or {})}  # a fine-tuned model states its encoder's config
         note = Path(folder) / "tokenizer_config.json"
         stated = read_json(note).get("model_max_length") if note.is_file() else None
-        sizes = [max_tokens] if max_tokens else [encoder.get("max_position_embeddings"), stated]
-        known = [int(size) for size in sizes if size]
+        known = [int(size) for size in (encoder.get("max_position_embeddings"), stated) if size]
         specials = 2 if is_language_model(config) else 0  # [CLS] and [SEP], which other tokenizers may lack
         if not known or not 0 < int(encoder.get("vocab_size") or 0) < _FEWEST_WORDS:
             return None
@@ -145,9 +143,8 @@ def check_attribution(options: AttributeOptions) -> int | None:
     config = read_config(options.model)
     _check_label(options, config)
     bases, total = check_input(options), 0
-    most = most_bases(config, options.model, options.max_tokens)
-    stretches = partial(read_input, options, circular=options.circular)
-    for stretch in stretches():
+    most = most_bases(config, options.model)
+    for stretch in read_input(options):
         size, last = stretch.end - stretch.start, max(options.target, default=0)
         total += size
         require_context(where_of(stretch), len(stretch.bases), most, options.model)
@@ -157,9 +154,7 @@ def check_attribution(options: AttributeOptions) -> int | None:
         f"--logo draws up to {MAX_LOGO_BASES:,} bases, and these are {total:,}; choose regions with --bed, or leave "
         "out --logo",
     )
-    count_unknown(
-        ((where_of(stretch), stretch.bases) for stretch in read_input(options, circular=options.circular)), "importance"
-    )
+    count_unknown(((where_of(stretch), stretch.bases) for stretch in read_input(options)), "importance")
     return bases
 
 

@@ -64,22 +64,14 @@ def train_and_score(
     weights = _class_weights(tables["train"], target) if options.class_weights else None
     with Progress(f"loading {options.model}"):
         model = build_model(options, target, tokenizer, weights)
-    trainer, reporter = trained(
-        model, options, target.main_score, seed, work,
-        train_dataset=examples["train"],
-        eval_dataset=examples["dev"],
+    trainer, predictions = trained(
+        model, tokenizer, options, target.main_score, seed, work,
+        train=examples.pop("train"), dev=examples["dev"], predicted=examples,
         data_collator=Collator(tokenizer.pad_id, target),
         compute_metrics=lambda found: scores(*_flat(*_rows(found.label_ids, found.predictions, target)), target),
     )  # fmt: skip
-    predictions = {}
-    for split in (name for name in tables if name != "train"):
-        with reporter.during(f"predicting {split}", "batches"):
-            predictions[split] = trainer.predict(examples[split])
-        _log_scores(split, trainer.state, predictions[split].metrics)
     if not trainer.is_world_process_zero():
         return
-    shutil.rmtree(work / "trainer", ignore_errors=True)
-    save_model(trainer.model, model, tokenizer, work / "model")
     found, stems = {}, file_names(list(predictions), "predictions-{}.parquet")
     for split, output in predictions.items():
         truth, predicted = _rows(output.label_ids, output.predictions, target)
@@ -95,20 +87,41 @@ def train_and_score(
 
 
 def trained(
-    model: Any, options: FinetuneOptions, best: str, seed: int, work: Path, **data: Any
-) -> tuple[Trainer, "Reporter"]:
-    """A Trainer that has trained; `best`: the score on dev that chooses the model; data: what it takes besides."""
+    model: Any,
+    tokenizer: SequenceTokenizer,
+    options: FinetuneOptions,
+    best: str,
+    seed: int,
+    work: Path,
+    *,
+    train: list[Any],
+    dev: list[Any],
+    predicted: dict[str, list[Any]],
+    **how: Any,
+) -> tuple[Trainer, dict[str, Any]]:
+    """A Trainer that has trained, and what it predicts of each of the `predicted` splits; model/ is written. best: the
+    score on dev that chooses the model; how: what the Trainer takes besides."""
     trainer = Trainer(
         model=adapt(model, options),
-        args=_arguments(options, best, len(data["train_dataset"]), seed, work),
+        args=_arguments(options, best, len(train), seed, work),
         callbacks=[EarlyStoppingCallback(options.patience)] if options.patience else [],
-        **data,
+        train_dataset=train,
+        eval_dataset=dev,
+        **how,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(reporter := Reporter())
     with reporter.during(f"training with seed {seed}", "steps"):
         trainer.train()
-    return trainer, reporter
+    predictions = {}
+    for split, examples in predicted.items():
+        with reporter.during(f"predicting {split}", "batches"):
+            predictions[split] = trainer.predict(examples)
+        _log_scores(split, trainer.state, predictions[split].metrics)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(work / "trainer", ignore_errors=True)
+        save_model(trainer.model, model, tokenizer, work / "model")
+    return trainer, predictions
 
 
 def _remark_on_training(dev: dict[str, dict[str, Any]], best: str, history: list[dict[str, float]]) -> None:

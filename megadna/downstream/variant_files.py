@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
 from megadna import __version__
 from megadna.downstream.interpretation_options import VariantOptions
-from megadna.downstream.outputs import tables_of, write_parquet
+from megadna.downstream.outputs import tables_of, write_parquet, write_tsv
 from megadna.errors import UserError, require
 from megadna.genome.contigs import match_contigs, nearest, renamed
 from megadna.genome.records import Genome
@@ -182,56 +183,31 @@ _TEXTS = {
     "l2": "Euclidean distance between the mean last hidden states with REF and ALT; mean of both strands",
     "cosine": "1 - cosine between the mean last hidden states with REF and ALT; mean of both strands",
 }
-_COLUMNS = {
-    "llr": ["llr_forward", "llr_reverse", "llr"],
-    "pll": ["pll_forward", "pll_reverse", "pll"],
-    "influence": ["influence"],
-    "distance": ["l2", "cosine"],
-}
-
-Means = Mapping[int, float]
-"""Mean llr by the number of a pentanucleotide and ALT (VariantScorer.context)."""
 
 
-def score_columns(options: VariantOptions) -> list[str]:
-    """The columns of the scores that are chosen."""
-    names = [name for score in options.chosen for name in _COLUMNS[score]]
-    if options.neutral is not None:
-        names.insert(names.index("llr") + 1, "llr_calibrated")
-    return names
-
-
-def neutral_means(parts: Iterable[Path | pa.Table]) -> dict[int, float]:
-    """Mean llr of each context that has LEAST_SITES neutral sites."""
+def neutral_means(parts: Iterable[Path | pa.Table]) -> pd.Series:
+    """Mean llr of each context (VariantScorer.context) that has LEAST_SITES neutral sites."""
     tables = [part if isinstance(part, pa.Table) else parquet.read_table(part) for part in parts]
-    table = pa.concat_tables(tables)
-    context_N, llr_N = table["context"].to_numpy(), table["llr"].to_numpy()
-    known_N = ~np.isnan(llr_N)
-    count, total = (np.bincount(context_N[known_N], weights) for weights in (None, llr_N[known_N]))
-    return {number: float(total[number] / count[number]) for number in np.flatnonzero(count >= LEAST_SITES).tolist()}
+    found = pa.concat_tables(tables).to_pandas().groupby("context")["llr"].agg(["mean", "count"])
+    return found["mean"][found["count"] >= LEAST_SITES]
 
 
-def calibrated(table: pa.Table, means: Means | None) -> pa.Table:
+def calibrated(table: pa.Table, means: pd.Series | None) -> pa.Table:
     """With llr_calibrated after llr, and without `context`; as it is without means."""
     if means is None:
         return table
-    mean_N = np.array([means.get(number, np.nan) for number in table["context"].to_pylist()], float)
+    values_N = table["llr"].to_numpy() - table["context"].to_pandas().map(means).to_numpy(float)
     at = table.column_names.index("llr") + 1
-    return table.drop_columns(["context"]).add_column(
-        at, "llr_calibrated", pa.array(table["llr"].to_numpy() - mean_N, from_pandas=True)
-    )
+    return table.drop_columns(["context"]).add_column(at, "llr_calibrated", pa.array(values_N, from_pandas=True))
 
 
-def write_table(parts: list[Path], means: Means | None, path: Path) -> None:
+def write_table(parts: list[Path], means: pd.Series | None, path: Path) -> None:
     """TSV or Parquet, as the file's ending says."""
     change = partial(calibrated, means=means)
     if path.suffix == ".parquet":
         write_parquet(parts, path, change)
-        return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        for number, table in enumerate(tables_of(parts, change)):
-            frame = table.to_pandas()
-            frame.to_csv(file, sep="\t", index=False, header=number == 0, float_format="%.9g", lineterminator="\n")
+    else:
+        write_tsv(parts, path, change, float_format="%.9g")
 
 
 def check_header(vcf: Path, header: Header) -> None:
@@ -242,13 +218,14 @@ def check_header(vcf: Path, header: Header) -> None:
 
 
 def header_lines(
-    options: VariantOptions, header: Header, window: int, digest: str, reasons: Mapping[str, str]
+    options: VariantOptions, header: Header, scores: pa.Table, window: int, digest: str, reasons: Mapping[str, str]
 ) -> list[bytes]:
-    """The header with the tags' declarations and the command."""
+    """The header with the declarations of the tags of a table of scores, and the command."""
     end = f" Window of {window} bases, model {digest}"
     added = [
         f'##INFO=<ID={TAG}{name.upper()},Number=A,Type=Float,Description="{_TEXTS[name]}.{end}">'
-        for name in score_columns(options)
+        for name in scores.column_names
+        if name in _TEXTS
     ]
     how = "llr: log-odds at hidden bases (substitutions), pll: difference of pseudo-log-likelihoods (others)"
     added.append(f'##INFO=<ID={TAG}METHOD,Number=A,Type=String,Description="Which score the ALT has; {how}">')
@@ -269,7 +246,7 @@ def _command(options: VariantOptions, window: int, digest: str) -> str:
     return f"##megadna_command=megadna variants {text} (megadna {__version__}, weights xxh3_128 {digest})"
 
 
-def write_vcf(vcf: Path, header: list[bytes], parts: list[Path], means: Means | None, path: Path) -> None:
+def write_vcf(vcf: Path, header: list[bytes], parts: list[Path], means: pd.Series | None, path: Path) -> None:
     """The lines of `vcf` with tags; UserError if one has no INFO column."""
     import pysam
 

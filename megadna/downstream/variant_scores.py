@@ -98,7 +98,8 @@ class VariantScorer:
         if OTHER in codes:
             return -1
         (alt,) = _codes(allele.alt)
-        return min(_number([*codes, alt]), _number([*(3 - code for code in codes[::-1]), 3 - alt]))
+        strands = [*codes, alt], [*(3 - code for code in codes[::-1]), 3 - alt]
+        return min(int(np.polyval(strand, 4)) for strand in strands)
 
     def _compared(
         self,
@@ -173,10 +174,3 @@ def _distances(ref_E: np.ndarray, alt_E: np.ndarray, _: list[int]) -> np.ndarray
 
 def _codes(bases: bytes) -> list[int]:
     return base_codes(np.frombuffer(bases, np.uint8)).tolist()
-
-
-def _number(codes: list[int]) -> int:
-    number = 0
-    for code in codes:
-        number = 4 * number + code
-    return number

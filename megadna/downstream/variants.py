@@ -10,18 +10,17 @@ are the first parts.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pyarrow import parquet
 
 from megadna.alphabet import BASES, OTHER, base_codes
 from megadna.downstream.interpretation_options import DEFAULT_WINDOW, VariantOptions
-from megadna.downstream.options import refuse_outputs
-from megadna.downstream.outputs import grouped, write_output
+from megadna.downstream.outputs import Work, grouped
 from megadna.downstream.stated import most_bases, read_config, require_window
 from megadna.downstream.variant_files import (
     Survey,
@@ -37,7 +36,7 @@ from megadna.downstream.variant_files import (
 from megadna.downstream.variant_scores import Change, VariantScorer
 from megadna.errors import require
 from megadna.genome.bed import locate, read_regions
-from megadna.genome.records import Genome, read_genome
+from megadna.genome.records import read_genome
 from megadna.genome.vcf import OK, Allele, Record, read_records
 from megadna.log import counted, get_logger
 from megadna.progress import Progress
@@ -57,10 +56,12 @@ UNSCORED = {
     "no_prediction": "no token of A, C, G and T alone covers a changed base",
 }
 """Why an allele has no score, by model and options."""
-
-
+SUBSTITUTION_SCORES, LENGTH_SCORES = ("llr", "influence", "distance"), ("pll", "distance")
+"""Which --scores are for substitutions, and which for changes of length."""
 MAIN_COLUMNS = ("llr", "pll", "influence", "l2")
 """A number in one of them: the allele has a score. (One strand alone gives none.)"""
+_TEXT_COLUMNS = ("ref", "alt", "method", "status")
+_ROWS = pa.schema([("contig", pa.string()), ("pos", pa.int64()), *((name, pa.string()) for name in _TEXT_COLUMNS)])
 
 
 class NeutralSite(NamedTuple):
@@ -75,14 +76,9 @@ def variants(model: Path | str, vcf: Path | str, genome: Path | str, **options: 
     """Scores of every ALT allele of `vcf`, in memory; keyword arguments are the fields of VariantOptions."""
     chosen = VariantOptions(model=str(model), vcf=Path(vcf), genome=Path(genome), **options)
     chosen.must_exist()
-    bases = read_genome(chosen.genome)
-    scorer = Variants(chosen, bases, survey(chosen.vcf, bases))
+    scorer = Variants(chosen)
     scorer.load()
     return scorer.frame()
-
-
-SUBSTITUTION_SCORES, LENGTH_SCORES = ("llr", "influence", "distance"), ("pll", "distance")
-"""Which --scores are for substitutions, and which for changes of length."""
 
 
 def _check_scores(options: VariantOptions, found: Survey) -> None:
@@ -100,25 +96,26 @@ def _check_scores(options: VariantOptions, found: Survey) -> None:
         log.warning("%s: written without a score; %s", options.vcf, hint)
 
 
-class Variants:
+class Variants(Work):
     """A genome, a VCF, the options and a model."""
 
-    def __init__(self, options: VariantOptions, genome: Genome, found: Survey) -> None:
+    what, unit = "scoring", "records"
+    options: VariantOptions
+
+    def __init__(self, options: VariantOptions) -> None:
         """UserError for what can be wrong before the model is loaded: --scores are for no allele, --window exceeds the
         context, --neutral is not on the genome, the header has the tags already."""
-        self.options, self.genome, self.survey = options, genome, found
-        _check_scores(options, found)
+        super().__init__(options)
+        self.genome = read_genome(options.genome)
+        self.survey = survey(options.vcf, self.genome)
+        _check_scores(options, self.survey)
         if options.ending == ".vcf.gz":
-            check_header(options.vcf, found.header)
-        most = most_bases(read_config(options.model), options.model, options.max_tokens)
-        require_window(options.window, most, options.model)
+            check_header(options.vcf, self.survey.header)
+        require_window(options.window, most_bases(read_config(options.model), options.model), options.model)
         self.neutral = self._neutral_sites()
-        if options.output is not None:
-            refuse_outputs(options.output, self.files())
-        self._progress: Progress | None = None
 
     def load(self) -> None:
-        """Load the model; UserError if the window does not fit its context."""
+        """UserError if the window does not fit the model's context."""
         from megadna.downstream.masked_bases import load_masked_bases
 
         options = self.options
@@ -129,29 +126,16 @@ class Variants:
         self.window = options.window or min(most - 1 + most % 2, DEFAULT_WINDOW)
         self.scorer = VariantScorer(self.model, self.genome, self.window)
 
-    def files(self) -> list[Path]:
-        """All files that may be written."""
-        output = self.options.output
-        assert output is not None
-        index = [output.with_name(f"{output.name}.{kind}") for kind in ("tbi", "csi")]
-        return [output, *index] if self.options.ending == ".vcf.gz" else [output]
-
     def frame(self) -> pd.DataFrame:
         """The rows of the whole file, in memory."""
-        tables = [self.table(block) for block in self.blocks()]
+        tables = self.tables()
         first = self._num_neutral_parts
         means = neutral_means(tables[:first]) if first else None
         return calibrated(pa.concat_tables(tables[first:]), means).to_pandas()
 
-    def write(self) -> list[Path]:
-        """Write --output and return its files ([] above rank 0)."""
-        options, output = self.options, self.options.output
-        assert output is not None
-        self.load()
-        settings = asdict(replace(options, batch_tokens=1)) | {"part": PART_ALLELES, "weights": self.model.digest}
-        total = self.survey.num_records + len(self.neutral)
-        self._progress = Progress("scoring", total, "records")
-        return write_output(self, output, settings, self.files(), self._progress)
+    def settings(self) -> dict[str, Any]:
+        """The options, the size of a part, the weights."""
+        return super().settings() | {"part": PART_ALLELES, "weights": self.model.digest}
 
     def blocks(self) -> Iterator[list[Record] | list[NeutralSite]]:
         """Neutral sites, then the records; at least one block of records, which may be empty."""
@@ -170,34 +154,31 @@ class Variants:
         """The rows of a block, llr not calibrated yet."""
         is_neutral = bool(block) and isinstance(block[0], NeutralSite)
         table = self._neutral_table(block) if is_neutral else self._table(block)
-        if self._progress is not None:
-            self._progress.advance(len(block))
+        self.progress.advance(len(block))
         return table
 
     def _table(self, records: Sequence[Record]) -> pa.Table:
-        rows: list[tuple[str, int, str, str]] = []
-        status: list[str] = []
+        rows: list[dict[str, Any]] = []
         changes: list[Change | None] = []
         for record in records:
             contig = self.survey.contigs.get(record.contig, "")
             for alt in record.alts:
-                reason, allele = described(record, alt, self.genome.bases.get(contig))
+                status, allele = described(record, alt, self.genome.bases.get(contig))
                 if allele is not None:
-                    reason = self._reason(allele)
-                rows.append((record.contig, record.position, _text(record.ref), _text(alt)))
-                status.append(reason)
-                changes.append(Change(contig, allele) if allele is not None and reason == OK else None)
+                    status = self._reason(allele)
+                change = Change(contig, allele) if allele is not None and status == OK else None
+                texts = {"contig": record.contig, "ref": _text(record.ref), "alt": _text(alt), "status": status}
+                rows.append({**texts, "pos": record.position, "method": _method(change, self.options.chosen)})
+                changes.append(change)
         columns = self._scored(changes)
-        method = [_method(change, self.options.chosen) for change in changes]
         known = np.any([~np.isnan(columns[name]) for name in set(MAIN_COLUMNS).intersection(columns)], axis=0)
-        for number in np.flatnonzero(~known).tolist():
-            status[number] = "no_prediction" if status[number] == OK else status[number]
-        names = ("contig", "pos", "ref", "alt")
-        kinds = (pa.string(), pa.int64(), pa.string(), pa.string())
-        first = {n: pa.array([row[i] for row in rows], k) for i, (n, k) in enumerate(zip(names, kinds, strict=True))}
-        scores = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
-        ends = {"method": pa.array(method, pa.string()), **scores, "status": pa.array(status, pa.string())}
-        return pa.table({**first, **ends})
+        for row, is_known in zip(rows, known.tolist(), strict=True):
+            if row["status"] == OK and not is_known:
+                row["status"] = "no_prediction"
+        table = pa.Table.from_pylist(rows, _ROWS)
+        for name, values in columns.items():
+            table = table.add_column(table.num_columns - 1, name, pa.array(values, from_pandas=True))
+        return table
 
     def _reason(self, allele: Allele) -> str:
         wanted = SUBSTITUTION_SCORES if allele.is_substitution else LENGTH_SCORES
@@ -270,7 +251,8 @@ class Variants:
         first = self._num_neutral_parts
         means = neutral_means(parts[:first]) if first else None
         if self.options.ending == ".vcf.gz":
-            header = header_lines(self.options, self.survey.header, self.window, self.model.digest, UNSCORED)
+            scores, found = calibrated(parquet.read_table(parts[first]), means), self.survey
+            header = header_lines(self.options, found.header, scores, self.window, self.model.digest, UNSCORED)
             write_vcf(self.options.vcf, header, parts[first:], means, path)
             self._index(path)
         else:

@@ -79,7 +79,7 @@ def test_clusters_are_those_of_standardised_embeddings():
     vectors = np.random.default_rng(1).normal(size=(60, 4)).astype(np.float32)
     vectors[:30, 0] += 50
     vectors[:, 1] *= 1e4  # a channel of large numbers decides nothing by its scale
-    found = fit(vectors, 2, 1)(vectors)
+    found = fit(vectors, 2, 1).predict(vectors)
     assert adjusted_rand_score(np.arange(60) < 30, found) == 1
     with pytest.raises(UserError, match="all alike"):
         fit(np.ones((30, 4), np.float32), 0, 1)

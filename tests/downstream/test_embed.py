@@ -21,7 +21,7 @@ from toy_models import bpe_folder, dnabert_folder, kmer_folder, megadna_folder
 from megadna import embed
 from megadna.cli import main
 from megadna.downstream import encoder, inference, outputs
-from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.encoder import load_tokenizer
 from megadna.downstream.trust import check_folder
 from megadna.errors import UserError
 from megadna.files import claimed
@@ -155,8 +155,7 @@ def test_a_long_region_of_the_minus_strand_is_divided_in_the_order_of_its_bases(
 
 
 def test_ids_by_table_are_what_the_tokenizer_gives(folders):
-    config = load_config(folders["nucleotide"], trust_remote_code=False)
-    tokenizer = load_tokenizer(folders["nucleotide"], config, trust_remote_code=False)
+    tokenizer = load_tokenizer(folders["nucleotide"], trust_remote_code=False)
     texts = ["ACGTN", "NNNN", "T" * 50, "ACGRYT", "acgt", "A"]  # the last but one are not in the table
     assert tokenizer._id_of_base is not None
     for some in (texts[:3], texts):
@@ -164,8 +163,7 @@ def test_ids_by_table_are_what_the_tokenizer_gives(folders):
 
 
 def test_windows_of_byte_pairs_are_estimated_from_pieces_of_a_long_record(folders, genome, monkeypatch):
-    config = load_config(folders["bpe"], trust_remote_code=False)
-    tokenizer = load_tokenizer(folders["bpe"], config, trust_remote_code=False)
+    tokenizer = load_tokenizer(folders["bpe"], trust_remote_code=False)
     whole = tokenizer.max_bases(genome[:40_000])
     monkeypatch.setattr(encoder, "_SAMPLE", 1600)
     assert tokenizer.max_bases(genome[:40_000]) == pytest.approx(whole, rel=0.1)
@@ -359,6 +357,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
     (tmp_path / "t.parquet").write_bytes(b"\x8e\n")
     (tmp_path / "twice.fa").write_text(">s0 a\nACGT\n>s0 b\nACGTACGT\n")
     (tmp_path / "short.fa").write_text(">a\nACGT\n>b\nAC\n")
+    narrow = str(megadna_folder(tmp_path / "narrow", 2))
     foreign = megadna_folder(tmp_path / "foreign")
     (foreign / "modeling_megadna.py").write_text("raise SystemExit('ran')\n")
     torn = megadna_folder(tmp_path / "torn")
@@ -383,7 +382,7 @@ def test_mistakes_end_in_one_line(folders, genome, tmp_path, capsys):
             "--circular chrs0: no such record; did you mean s0?",
         ),
         (model, "twice.fa", "x.npy", ["--bed", str(tmp_path / "past.bed")], "two records are called s0"),
-        (model, "a.fa", "x.npy", ["--max_tokens", "2"], "2 tokens leaves no room for a base"),
+        (narrow, "a.fa", "x.npy", [], "2 tokens leaves no room for a base"),
         (folders["kmer"], "short.fa", "x.npy", [], "b: 2 bases give no token"),
         (str(tmp_path / "nowhere"), "a.fa", "x.npy", [], "no such folder"),
         (str(tmp_path), "a.fa", "x.npy", [], "no config.json"),
@@ -432,7 +431,9 @@ def test_only_files_that_megadna_writes_run_unasked(tmp_path):
 
 
 def test_nothing_of_it_imports_megatron():
-    code = "import sys; from megadna import embed; import megadna.commands.embed; sys.exit('megatron' in sys.modules)"
+    code = (
+        "import sys; from megadna import embed; import megadna.commands.finished; sys.exit('megatron' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 

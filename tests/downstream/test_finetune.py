@@ -223,9 +223,9 @@ def test_contacts_are_cut_and_turned_with_their_sequence(folders):
 
 
 def _tokenizer(folder):
-    from megadna.downstream.encoder import load_config, load_tokenizer
+    from megadna.downstream.encoder import load_tokenizer
 
-    return load_tokenizer(folder, load_config(folder, trust_remote_code=False), trust_remote_code=False)
+    return load_tokenizer(folder, trust_remote_code=False)
 
 
 def test_logits_of_kmers_are_spread_over_their_bases():

@@ -64,8 +64,7 @@ def test_shown_next_to_n(tmp_path):
 
 
 def test_a_context_shorter_than_what_tells_the_tokenizer(tmp_path):
-    folder = megadna_folder(tmp_path)
-    short, long = (MaskedBases(folder, max_tokens=size) for size in (34, 0))
+    short, long = (MaskedBases(megadna_folder(tmp_path / str(size), size)) for size in (34, 128))
     assert short.max_bases == 32
     np.testing.assert_allclose(short.hidden(WINDOWS[:1], [[3]]), long.hidden(WINDOWS[:1], [[3]]), atol=1e-6)
 

@@ -20,7 +20,7 @@ from toy_models import kmer_folder, megadna_folder
 
 from megadna import embed, predict
 from megadna.config import Config
-from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.encoder import load_tokenizer
 from megadna.downstream.examples import Collator, examples_of
 from megadna.downstream.modeling_dna_task import DnaTaskConfig
 from megadna.downstream.options import FinetuneOptions
@@ -67,7 +67,7 @@ def by_loop(folder: str, sequences: list[str], pooling: str, *, special: bool) -
 def task_folder(encoder: str, folder: Path, sequences: list[str], pooling: str):
     """A fine-tuned folder (with its random head), its model, and a padded batch of the sequences."""
     options = FinetuneOptions(model=encoder, pooling=pooling)
-    tokenizer = load_tokenizer(encoder, load_config(encoder, trust_remote_code=False), trust_remote_code=False)
+    tokenizer = load_tokenizer(encoder, trust_remote_code=False)
     torch.manual_seed(4)
     model = build_model(options, TARGET, tokenizer, None).eval()
     save_model(model, model, tokenizer, folder)

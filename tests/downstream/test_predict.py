@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from megadna import embed, predict
 from megadna.cli import main
-from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.encoder import load_tokenizer
 from megadna.downstream.inference import Runner
 from megadna.downstream.options import FinetuneOptions, PredictOptions
 from megadna.downstream.predict import Predictor
@@ -31,8 +31,7 @@ PROBABILITIES = ["p_donor", "p_acceptor", "p_negative"]
 
 def task_folder(encoder: Path, folder: Path, target: Target) -> str:
     """A head of random weights, saved as `megadna finetune` saves one."""
-    config = load_config(str(encoder), trust_remote_code=False)
-    tokenizer = load_tokenizer(str(encoder), config, trust_remote_code=False)
+    tokenizer = load_tokenizer(str(encoder), trust_remote_code=False)
     torch.manual_seed(1)
     model = build_model(FinetuneOptions(model=str(encoder), head_sizes=[8]), target, tokenizer, None)
     save_model(model, model, tokenizer, folder)

@@ -19,9 +19,9 @@ from megadna import benchmark, finetune, predict
 from megadna.cli import main
 from megadna.downstream import metrics
 from megadna.downstream.benchmark import BASELINES
-from megadna.downstream.encoder import load_config, load_tokenizer
+from megadna.downstream.datasets import grouped
+from megadna.downstream.encoder import load_tokenizer
 from megadna.downstream.finetune import _with_dev, read_data
-from megadna.downstream.groups import grouped
 from megadna.downstream.metrics import scored, scores
 from megadna.downstream.options import FinetuneOptions
 from megadna.downstream.task_training import build_model, save_model
@@ -148,7 +148,7 @@ def test_groups_are_those_of_shared_stretches_sequences_and_names(monkeypatch):
     halves = {"train": slice(0, 30), "test": slice(30, None)}
     given = pd.DataFrame({"sequence": sequences, "family": families})
     for batch in (1 << 17, 100):
-        monkeypatch.setattr("megadna.downstream.groups._BATCH", batch)
+        monkeypatch.setattr("megadna.downstream.datasets._BATCH", batch)
         tables = grouped({name: given.iloc[rows] for name, rows in halves.items()})
         numbers = np.concatenate([table.group for table in tables.values()])
         found = {frozenset(np.flatnonzero(numbers == number)) for number in np.unique(numbers)}
@@ -278,7 +278,7 @@ def test_the_expression_suite_compares_by_groups(model, families, tmp_path):
 
 @pytest.mark.parametrize("version", ["unscaled", "predicting"])  # before z-scores; before --task generation
 def test_a_folder_of_an_earlier_version_gives_its_numbers(version, model, tmp_path):
-    tokenizer = load_tokenizer(model, load_config(model, trust_remote_code=False), trust_remote_code=False)
+    tokenizer = load_tokenizer(model, trust_remote_code=False)
     built = build_model(FinetuneOptions(model=model, task="regression"), ONE, tokenizer, None)
     save_model(built, built, tokenizer, tmp_path / "new")
     (tmp_path / "a.csv").write_text(f"sequence\n{texts(1)[0]}\n")

@@ -101,14 +101,14 @@ def test_mistakes_are_refused_before_torch_is_imported(folders, tmp_path):
 
 def test_what_a_folder_states(folders, tmp_path):
     config = read_config(folders["nucleotide"])
-    assert is_language_model(config) and most_bases(config, folders["nucleotide"], 0) == 126
-    assert most_bases(config, folders["nucleotide"], 50) == 48
+    assert is_language_model(config) and most_bases(config, folders["nucleotide"]) == 126
+    assert most_bases(config | {"max_position_embeddings": 50}, folders["nucleotide"]) == 48
     words = read_config(folders["kmer"])
-    assert is_language_model(words) and most_bases(words, folders["kmer"], 0) is None
+    assert is_language_model(words) and most_bases(words, folders["kmer"]) is None
     tuned = read_config(folders["classes"])
     head = head_of(tuned, folders["classes"])
     assert not is_language_model(tuned) and head.names == ["donor", "acceptor"] and not head.per_base
-    assert most_bases(tuned, folders["classes"], 0) == 128  # its tokenizer may have no special tokens
+    assert most_bases(tuned, folders["classes"]) == 128  # its tokenizer may have no special tokens
     with pytest.raises(UserError, match="not a fine-tuned model of sequences"):
         head_of(config, folders["nucleotide"])
 
@@ -132,7 +132,7 @@ def test_files_of_strangers_end_in_one_line(tmp_path):
     for text, message in (("[1]", "not JSON"), ("{", "not JSON"), ('{"vocab_size": "many"}', "its config.json")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=message):
-            most_bases({"max_position_embeddings": 9, **read_config(str(tmp_path))}, str(tmp_path), 0)
+            most_bases({"max_position_embeddings": 9, **read_config(str(tmp_path))}, str(tmp_path))
     with pytest.raises(UserError, match="id2label of its config"):
         head_of({"architectures": ["XForSequenceClassification"], "id2label": {"a": "b"}}, "x")
 

@@ -60,8 +60,7 @@ def plant(folders, tmp_path):
 
 def load(folder):
     """All that a verb loads."""
-    config = load_config(str(folder), trust_remote_code=False)
-    load_tokenizer(str(folder), config, trust_remote_code=False, max_tokens=64)
+    load_tokenizer(str(folder), trust_remote_code=False)
     load_model(str(folder), trust_remote_code=False)
 
 
@@ -127,8 +126,7 @@ def test_a_fine_tuned_model_imports_an_encoder_and_nothing_else(folders, tmp_pat
     from megadna.downstream.modeling_dna_task import DnaForSequenceTask, DnaTaskConfig
 
     encoder = load_model(str(folders["foreign"]), trust_remote_code=False)
-    config = load_config(str(folders["foreign"]), trust_remote_code=False)
-    tokenizer = load_tokenizer(str(folders["foreign"]), config, trust_remote_code=False)
+    tokenizer = load_tokenizer(str(folders["foreign"]), trust_remote_code=False)
     model = DnaForSequenceTask(DnaTaskConfig(encoder=encoder.config.to_dict(), num_labels=2), encoder)
     folder = tmp_path / "model"
     save_model(model, model, tokenizer, folder)
@@ -253,8 +251,7 @@ def test_numbers_that_do_not_fit_are_one_line(plant, kind, file, change):
 
 
 def load_all(folder):
-    config = load_config(str(folder), trust_remote_code=False)
-    load_tokenizer(str(folder), config, trust_remote_code=False)
+    load_tokenizer(str(folder), trust_remote_code=False)
     load_model(str(folder), trust_remote_code=False)
 
 
