@@ -104,15 +104,11 @@ def _same_dataset(options: PreprocessOptions, sources: list[SourceFile], side: S
     manifest = load_manifest(options.output)
     if not is_recorded(options, manifest.options) or dict(manifest.side_files) != side.sha256:
         return None
-    hashed = not options.no_source_hash
-    old = [(s.path, s.name, s.size, s.species, dict(s.taxa), s.split, s.modified) for s in manifest.sources]
-    new = [
-        (str(s.path.absolute()), s.name, s.size, s.species, s.taxa, s.split_name, 0 if hashed else s.modified)
-        for s in sources
-    ]
+    old = [(s.path, s.name, s.size, s.species, dict(s.taxa), s.split) for s in manifest.sources]
+    new = [(str(s.path.absolute()), s.name, s.size, s.species, s.taxa, s.split_name) for s in sources]
     if old != new or any(source.kind == "stdin" for source in sources):
         return None
-    hasher = SourceHasher(enabled=hashed)
+    hasher = SourceHasher()
     for source in sources:
         hasher.start(source.path)
     with Progress(f"comparing the sources with those of {options.output}"):
@@ -154,7 +150,7 @@ class Build:
         self, options: PreprocessOptions, sources: list[SourceFile], side: SideFiles, notes: list[str], work: Path
     ) -> None:
         self.options, self.sources, self.side, self.notes, self.work = options, sources, side, list(notes), work
-        self._hasher = SourceHasher(enabled=not options.no_source_hash)
+        self._hasher = SourceHasher()
         self._left_out: dict[int, frozenset[tuple[int, int]]] = {}
         self._leakage: dict[str, Any] = {}
 
@@ -299,14 +295,14 @@ class Build:
             return parts
         from megadna.data.leakage import leaking_chunks, measure_leakage
 
-        self._leakage = measure_leakage(self.work, self.options.max_containment)
+        self._leakage = measure_leakage(self.work)
         if self.options.leakage == "report" or not self._leakage["flagged"]:
             return parts
-        self._left_out = leaking_chunks(self.work, parts, self.options)
+        self._left_out = leaking_chunks(self.work, parts, self.options.leakage)
         parts = self._write(forced, again=True)
         assemble(self.work, parts, [source.name for source in self.sources])
         flagged = {"flagged_before": self._leakage["flagged"]}
-        self._leakage = measure_leakage(self.work, self.options.max_containment) | flagged
+        self._leakage = measure_leakage(self.work) | flagged
         return parts
 
 

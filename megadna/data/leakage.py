@@ -20,7 +20,6 @@ import numpy as np
 
 from megadna.alphabet import OTHER, table
 from megadna.data.dataset import ChunkDataset, ContigTable, map_file, read_index
-from megadna.data.options import PreprocessOptions
 from megadna.data.order import mix
 from megadna.data.parts import Part
 from megadna.errors import UserError
@@ -36,6 +35,8 @@ log = get_logger(__name__)
 
 K = 31
 SCALE = 64
+MAX_CONTAINMENT = 0.2
+"""Share of a held-out chunk's sketch that train may contain."""
 HELD_OUT = ("valid", "test")
 _CODES = table({"A": 0, "C": 1, "G": 2, "T": 3, "U": 3}, OTHER)
 _BATCH = 1 << 17  # bases sketched at a time: the arrays stay in the cache
@@ -156,7 +157,7 @@ class Containment:
             return (hits / self.sizes).astype(np.float32)
 
 
-def measure_leakage(folder: Path, max_containment: float) -> dict[str, Any]:
+def measure_leakage(folder: Path) -> dict[str, Any]:
     """Write {split}.containment.npy (float32 per held-out chunk) and return the summary for the manifest."""
     held = {}
     for split in HELD_OUT:
@@ -171,36 +172,34 @@ def measure_leakage(folder: Path, max_containment: float) -> dict[str, Any]:
         shares = containment.shares()
         with atomic_file(folder / f"{split}.containment.npy") as temporary, temporary.open("wb") as file:
             np.save(file, shares)
-        splits[split] = _summary(shares, max_containment)
+        splits[split] = _summary(shares)
     flagged = sum(summary["flagged"] for summary in splits.values())
-    return {"max_containment": max_containment, "flagged": flagged, "splits": splits}
+    return {"max_containment": MAX_CONTAINMENT, "flagged": flagged, "splits": splits}
 
 
-def _summary(shares: np.ndarray, max_containment: float) -> dict[str, Any]:
+def _summary(shares: np.ndarray) -> dict[str, Any]:
     known = shares[~np.isnan(shares)]
     return {
         "chunks": len(shares),
         "without_sketch": len(shares) - len(known),
-        "flagged": int((known > max_containment).sum()),
+        "flagged": int((known > MAX_CONTAINMENT).sum()),
         "mean": round(float(known.mean()), 6) if len(known) else None,
         "highest": round(float(known.max()), 6) if len(known) else None,
     }
 
 
-def leaking_chunks(
-    folder: Path, parts: list[Part], options: PreprocessOptions
-) -> dict[int, frozenset[tuple[int, int]]]:
+def leaking_chunks(folder: Path, parts: list[Part], leakage: str) -> dict[int, frozenset[tuple[int, int]]]:
     """Chunks to drop, by source: (record number, start on the contig).
 
-    drop_from_heldout: held-out chunks above --max_containment. drop_from_train: train chunks that share a sketched
+    drop_from_heldout: held-out chunks above MAX_CONTAINMENT. drop_from_train: train chunks that share a sketched
     31-mer with such a chunk, so that nothing of it is left in train.
     """
     leaking: dict[str, np.ndarray] = {}
     for split in HELD_OUT:
         if (folder / f"{split}.containment.npy").exists():
             shares = np.load(folder / f"{split}.containment.npy")
-            leaking[split] = np.flatnonzero(shares > options.max_containment)
-    if options.leakage == "drop_from_train":
+            leaking[split] = np.flatnonzero(shares > MAX_CONTAINMENT)
+    if leakage == "drop_from_train":
         leaking = {"train": _train_chunks_with(folder, leaking)}
     return _by_source(folder, parts, leaking)
 

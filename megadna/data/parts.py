@@ -220,7 +220,7 @@ def make_manifest(
     for source, part, digest in zip(sources, parts, sha256, strict=True):
         last = [a + b for a, b in zip(first, part.totals.chunks, strict=True)]
         ranges = {name: (first[split], last[split]) for split, name in enumerate(SPLITS)}
-        entries.append(_source(source, part, ranges, digest, modified=options.no_source_hash))
+        entries.append(_source(source, part, ranges, digest))
         first = last
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -238,9 +238,7 @@ def make_manifest(
     )
 
 
-def _source(
-    source: SourceFile, part: Part, ranges: dict[str, tuple[int, int]], sha256: str, *, modified: bool
-) -> Source:
+def _source(source: SourceFile, part: Part, ranges: dict[str, tuple[int, int]], sha256: str) -> Source:
     totals = part.totals
     return Source(
         name=source.name,
@@ -250,7 +248,6 @@ def _source(
         split=source.split_name,
         size=source.size,
         sha256=sha256,
-        modified=source.modified if modified else 0,
         records=totals.records,
         **{**asdict(totals.counts), "other": dict(sorted(totals.counts.other.items()))},
         chunks=dict(zip(SPLITS, totals.chunks, strict=True)),

@@ -4,7 +4,7 @@ In:  a folder with FASTA files, subfolders and links included, and anything else
 Out: Genomes. A file that cannot be read, is no nucleotide FASTA, is empty or repeats another file is left out and
      named; UserError only where no genome remains.
 
-Near-identical records and files share more than MAX_SHARED of the smaller one's sketch of 31-mers
+Near-identical records and files share more than MAX_CONTAINMENT of the smaller one's sketch of 31-mers
 (megadna/data/leakage.py): a region held out of one is also in the other. At 31 bases, two sequences that differ in 1 %
 of their bases share 73 % of the sketch, in 5 % 20 %. A sketch begins with one 31-mer in 64 and is halved whenever all
 sketches together exceed MOST_HASHES. Records of fewer than LEAST_HASHES (about 1,000 bases at first) are too short to
@@ -26,7 +26,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from megadna.data.inputs import SEQUENCE_FILE, SourceFile, find_sources
-from megadna.data.leakage import SCALE, K, sketch_by_chunk
+from megadna.data.leakage import MAX_CONTAINMENT, SCALE, K, sketch_by_chunk
 from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError, require
 from megadna.genome.contigs import contig_filter, names_of
@@ -34,8 +34,6 @@ from megadna.genome.fasta import Piece
 from megadna.genome.pieces import scan_file
 from megadna.progress import tracked
 
-MAX_SHARED = 0.2
-"""As --max_containment of megadna preprocess."""
 MOST_HASHES, LEAST_HASHES = 1 << 22, 16
 _STRETCH = 1 << 17  # bases sketched at a time: the arrays stay in the cache
 HELD_OUT_BASES = 200 * 4000
@@ -153,7 +151,7 @@ class Sketches:
 
 
 def _grouped(hashes: NDArray[np.uint64], owners: NDArray[np.int64]) -> tuple[list[list[int]], Counter[int]]:
-    """Groups of owners that share more than MAX_SHARED; the pairs counted by how many linked owners have their hash."""
+    """Groups of near-identical owners; the pairs counted by how many linked owners have their hash."""
     order = np.lexsort((owners, hashes))
     hash_P, owner_P = hashes[order], owners[order]
     new = np.append(True, (hash_P[1:] != hash_P[:-1]) | (owner_P[1:] != owner_P[:-1]))
@@ -166,7 +164,7 @@ def _grouped(hashes: NDArray[np.uint64], owners: NDArray[np.int64]) -> tuple[lis
     code, count = np.unique((leader_P * len(size) + owner_P)[owner_P != leader_P], return_counts=True)
     one, two = np.divmod(code, len(size))
     smaller = np.minimum(size[one], size[two])
-    linked = (smaller >= LEAST_HASHES) & (count > MAX_SHARED * smaller)
+    linked = (smaller >= LEAST_HASHES) & (count > MAX_CONTAINMENT * smaller)
     root = np.arange(len(size))
     for a, b in zip(one[linked].tolist(), two[linked].tolist(), strict=True):
         a, b = _root(root, a), _root(root, b)
