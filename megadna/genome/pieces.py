@@ -3,7 +3,7 @@
 In:  sequence files of any kind that megadna.genome.sources opens.
 Out: Found (read_pieces) or (Piece, its bases) of one file (scan_file).
 
-Of N workers each scans every N-th task: a range of a plain or BGZF file, or any other file as a whole. The bases are in
+Of N workers each scans every N-th task: a range of a plain file, or any other file as a whole. The bases are in
 memory that both processes share, the rest of a piece goes through a pipe. The result does not depend on N. (Threads did
 not scale: bytes.replace and the like hold the interpreter's lock.)
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 from megadna.errors import UserError
 from megadna.genome.fasta import MAX_HEADER, FastaError, Piece, Scanner, count_lines
-from megadna.genome.sources import BLOCK, SequenceFile, TextRange, range_blocks, split_ranges, stream_blocks
+from megadna.genome.sources import BLOCK, SequenceFile, TextRange, split_ranges, stream_blocks
 from megadna.processes import die_with_parent
 
 PIECE = 1 << 23
@@ -145,7 +145,7 @@ class _Worker:
 
 def _tasks(sources: Sequence[SequenceFile], first: int, *, cut: bool) -> Iterator[_Task]:
     for number, source in enumerate(sources[first:], first):
-        ranges = split_ranges(source, PIECE) if cut and source.kind in ("plain", "bgzf") else None
+        ranges = split_ranges(source.path, PIECE) if cut and source.kind == "plain" else None
         for text_range in ranges or [TextRange()]:
             yield number, source, text_range
 
@@ -154,9 +154,8 @@ def _scan(task: _Task, scanner: Scanner) -> Iterator[Found]:
     """The pieces of one range, at least one; UserError with file and line where it is not FASTA."""
     number, source, text_range = task
     scanner.start(text_range.start, at_line_start=text_range.line_start, in_record=text_range.start > 0)
-    blocks = stream_blocks(source) if text_range == TextRange() else range_blocks(source, text_range)
     try:
-        for block in blocks:
+        for block in stream_blocks(source, text_range):
             for at in range(0, len(block), BLOCK):
                 scanner.feed(block if len(block) <= BLOCK else block[at : at + BLOCK])
                 if scanner.size >= PIECE:

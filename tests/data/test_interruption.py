@@ -55,7 +55,7 @@ def test_resume_goes_on_from_finished_sources(tmp_path, monkeypatch, workers):
     opened = []
     real = megadna.genome.pieces.stream_blocks
     monkeypatch.setattr(
-        megadna.genome.pieces, "stream_blocks", lambda source: opened.append(source.path) or real(source)
+        megadna.genome.pieces, "stream_blocks", lambda source, part: opened.append(source.path) or real(source, part)
     )
     with pytest.raises(UserError, match="built with other options"):
         build(tmp_path, *files, resume=True, seed=9)
@@ -173,9 +173,9 @@ def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(megadna.genome.pieces, "PIECE", 1000)
     real = megadna.genome.pieces.stream_blocks
 
-    def stream(source):
+    def stream(source, part):
         os.kill(os.getpid(), signal.SIGKILL) if source.path.name == "g3.fa.gz" else None
-        return real(source)
+        return real(source, part)
 
     monkeypatch.setattr(megadna.genome.pieces, "stream_blocks", stream)
     for file in _genomes(tmp_path):
