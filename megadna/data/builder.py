@@ -44,7 +44,7 @@ from megadna.data.splits import (
 from megadna.errors import UserError, require
 from megadna.files import Claim, claimed, write_json
 from megadna.genome.contigs import contig_filter
-from megadna.genome.pieces import Found, Recipe, read_pieces
+from megadna.genome.pieces import Found, read_pieces
 from megadna.log import get_logger
 from megadna.ownership import Kind, check_folder, refuse_replacing
 from megadna.progress import Progress
@@ -226,14 +226,14 @@ class Build:
         if again:
             self._forget()
         policies = [self._policy(number, forced) for number in range(len(self.sources))]
-        recipe = Recipe(options.soft_mask == "fold", headroom=options.chunk_length)
         parts = [Part(self.work, number) for number in range(len(self.sources))]
         self._fingerprints = [_fingerprint(source, self.side) for source in self.sources]
         finished = 0 if again else self._resume(parts)
         for source in self.sources:
             self._hasher.start(source.path)
         bins = Bins(self.work, sizes_of(parts[:finished]))
-        found = read_pieces(self.sources, finished, recipe, options.workers)
+        scan: Any = {"fold": options.soft_mask == "fold", "headroom": options.chunk_length}
+        found = read_pieces(self.sources, finished, options.workers, **scan)
         with _reading(self.sources[finished:]) as progress, closing(found) as pieces:
             self._write_pieces(pieces, policies, parts, bins, progress)
         self._bins = bins.close()

@@ -151,7 +151,7 @@ import megadna.genome.pieces as pieces
 from megadna.data.inputs import SourceFile
 pieces.PIECE = 1000
 path = Path(sys.argv[1])
-found = pieces.read_pieces([SourceFile(path, "g", "plain", 0)], 0, pieces.Recipe(), 3)
+found = pieces.read_pieces([SourceFile(path, "g", "plain", 0)], 0, 3, fold=False, headroom=0)
 next(found), next(found)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 os.kill(os.getpid(), 9)

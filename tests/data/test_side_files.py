@@ -103,8 +103,8 @@ def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch):
     values = inputs(tmp_path)
     real = megadna.data.builder.read_pieces
 
-    def read(sources, *rest):
-        for found in real(sources, *rest):
+    def read(sources, *rest, **options):
+        for found in real(sources, *rest, **options):
             if found.source == 1:
                 sources[1].path.write_bytes(fasta({"c": genome(700), "d": genome(700)}))
             yield found
