@@ -115,7 +115,7 @@ def unpacked_blocks(path: Path, kind: str) -> Iterator[bytes]:
         yield from blocks
 
 
-def file_blocks(file: BinaryIO) -> Iterator[bytes]:
+def file_blocks(file: Any) -> Iterator[bytes]:
     """The rest of a file, block by block."""
     while block := file.read(BLOCK):
         yield block
@@ -159,6 +159,6 @@ class _Blocks(io.RawIOBase):
         return size
 
 
-def as_file(blocks: Iterable[bytes]) -> BinaryIO:
+def as_file(blocks: Iterable[bytes]) -> io.BufferedReader:
     """A file that reads these blocks."""
     return io.BufferedReader(_Blocks(blocks), BLOCK)
