@@ -320,23 +320,23 @@ def blend_groups(pool: ChunkPool, split: str, blend: BlendConfig) -> list[Group]
         bases_of_all = sum(dataset.manifest.bases[split] for dataset in pool.datasets)
         return [Group("all", [(0, len(pool))], 1.0, bases_of_all)]
     ranges: dict[str, list[tuple[int, int]]] = {}
-    if blend.by == "dataset":
-        for dataset, start in zip(pool.datasets, pool.offsets, strict=False):
-            ranges.setdefault(Path(dataset.path).name, []).append((start, start + len(dataset)))
-    else:
-        _by_source(pool, split, blend.by, ranges)
+    for name, span in _named_spans(pool, split, blend.by):
+        ranges.setdefault(name, []).append(span)
     bases = {name: sum(int(pool.lengths_of(*span).sum()) for span in spans) for name, spans in ranges.items()}
     shares = _shares(bases, blend)
     return [Group(name, spans, shares[name], bases[name]) for name, spans in ranges.items() if name in shares]
 
 
-def _by_source(pool: ChunkPool, split: str, column: str, ranges: dict[str, list[tuple[int, int]]]) -> None:
+def _named_spans(pool: ChunkPool, split: str, by: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(group, range of chunk numbers) of each dataset, or of each source that has chunks."""
     for dataset, offset in zip(pool.datasets, pool.offsets, strict=False):
+        if by == "dataset":
+            yield dataset.path.name, (offset, offset + len(dataset))
+            continue
         for source in dataset.manifest.sources:
             start, stop = source.ranges[split]
             if start < stop:
-                name = _column(source, column, dataset)
-                ranges.setdefault(name, []).append((offset + start, offset + stop))
+                yield _column(source, by, dataset), (offset + start, offset + stop)
 
 
 def _column(source: Source, column: str, dataset: ChunkDataset) -> str:

@@ -109,8 +109,13 @@ def unpacked_blocks(path: Path, kind: str) -> Iterator[bytes]:
     """The bytes in a file packed as `kind` says, block by block; UserError where it is cut short or damaged, or
     contains something packed again."""
     blocks = _gzip(path) if kind == "gzip" else _zstd(path)
+    return text_blocks(blocks, path, "packed twice; unpack it once (gzip -d, zstd -d)")
+
+
+def text_blocks(blocks: Iterator[bytes], where: Path | str, packed: str) -> Iterator[bytes]:
+    """The blocks; UserError where they begin as no text does (`packed`: its message where they are packed)."""
     for first in blocks:
-        refuse(path, first[:18], "packed twice; unpack it once (gzip -d, zstd -d)")
+        refuse(where, first[:18], packed)
         yield first
         yield from blocks
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from megadna.errors import UserError
 from megadna.genome.fasta import MAX_HEADER
-from megadna.genome.packed import BLOCK, file_blocks, packing, refuse, unpacked_blocks
+from megadna.genome.packed import BLOCK, file_blocks, packing, text_blocks, unpacked_blocks
 from megadna.genome.tables import table_blocks
 
 TWOBIT_MAGICS = (b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43")
@@ -167,16 +167,9 @@ def stream_blocks(source: SequenceFile, part: TextRange | None = None) -> Iterat
     if source.kind == "table":
         return table_blocks(source.path, source.column)
     if source.kind == "stdin":
-        return _stdin_blocks()
+        packed = "packed; unpack it before the pipe (gzip -dc FILE | ...)"
+        return text_blocks(file_blocks(sys.stdin.buffer), "standard input", packed)
     return _plain_blocks(source.path, part or TextRange())
-
-
-def _stdin_blocks() -> Iterator[bytes]:
-    blocks = file_blocks(sys.stdin.buffer)
-    for first in blocks:
-        refuse("standard input", first[:18], "packed; unpack it before the pipe (gzip -dc FILE | ...)")
-        yield first
-        yield from blocks
 
 
 def _plain_blocks(path: Path, part: TextRange) -> Iterator[bytes | bytearray]:
