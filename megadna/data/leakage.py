@@ -25,9 +25,8 @@ from megadna.data.parts import Part
 from megadna.errors import UserError
 from megadna.files import atomic_file
 from megadna.genome.bed import bases_before, locate, read_regions
-from megadna.genome.contigs import names_of, renamed
-from megadna.genome.pieces import scan_file
-from megadna.genome.sources import open_sequences
+from megadna.genome.contigs import name_of, renamed
+from megadna.genome.records import read_bases
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -249,27 +248,14 @@ def sequence_overlap(dataset: Path, split: str, path: Path, column: str = "") ->
     that each has about 20 hashes."""
     ChunkDataset(dataset, split)  # UserError where it is not a finished dataset
     with Progress(f"reading {path}"):
-        names, bases, lengths = _read(path, column)
+        headers, records = zip(*read_bases(path, column), strict=True)
+    bases, lengths = np.concatenate(records), np.array([len(record) for record in records])
     mean_kmers = max(1, int(lengths.mean()) - K + 1)
     scale = int(np.clip(mean_kmers // _WANTED_HASHES, 1, SCALE))
     containment = Containment(batches(bases, lengths), len(lengths), scale)
     for _, chunks, ends in _SplitFiles(dataset, split).batches(f"comparing with {split}"):
         containment.mark(chunks, ends)
-    return Overlap(names, containment.shares())
-
-
-def _read(path: Path, column: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, DNA one after the other, and lengths of the sequences of a file."""
-    names: list[str] = []
-    parts, starts, size = [], [], 0
-    for piece, bases in scan_file(open_sequences(path, column)):
-        parts.append(bases.copy())
-        starts.append(piece.positions + size)
-        names += [name.decode(errors="replace") for name in names_of(piece.headers)]
-        size += piece.size
-    if not names:
-        raise UserError(f"{path}: holds no sequence")
-    return names, np.concatenate(parts), np.diff(np.concatenate(starts), append=size)
+    return Overlap([name_of(header) for header in headers], containment.shares())
 
 
 def interval_overlap(dataset: Path, split: str, bed: Path) -> Overlap:
