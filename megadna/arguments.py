@@ -241,15 +241,12 @@ def _compose(text: str, where: str) -> Any:
     """The nodes of a YAML text (None: it is empty); UserError, beginning with `where`, if it nests too deeply, or if
     aliases (`*name`) make it endless or larger than MAX_YAML_VALUES. YAMLError if it is not YAML."""
     depth: int = 0
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # unlike compose, does not recurse
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_YAML_DEPTH:
-                line = "" if event.start_mark is None else f" line {event.start_mark.line + 1}:"
-                raise UserError(f"{where}:{line} nested more than {MAX_YAML_DEPTH} levels deep; simplify it")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError as error:
-        raise UserError(f"{where}: nested too deeply; simplify it") from error
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):  # unlike compose, does not recurse
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            line = "" if event.start_mark is None else f" line {event.start_mark.line + 1}:"
+            raise UserError(f"{where}:{line} nested more than {MAX_YAML_DEPTH} levels deep; simplify it")
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
     if root is not None:
         _count_values(root, where, {})
     return root

@@ -213,12 +213,6 @@ class ModelConfig:
         """Whether the first layers have a convolution beside their attention."""
         return self.local_context in ("convolution", "both")
 
-    @property
-    def split_by_tensor(self) -> dict[str, int]:
-        """What parallel.tensor must divide, by key."""
-        heads = {"num_attention_heads": self.num_attention_heads, "num_query_groups": self.query_groups}
-        return {**heads, "ffn_hidden_size": self.ffn_hidden_size}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -387,7 +381,7 @@ class Config:
             f"model.local_context {local} needs tokenizer.kind nucleotide, got {kind}; set model.local_context none",
         )
         multiple = 16 if kind == "nucleotide" else 64  # model/shapes.py
-        self.parallel.check_model(self.model.num_layers, self.model.split_by_tensor, vocabulary_multiple=multiple)
+        self.parallel.check_model(self.model, vocabulary_multiple=multiple)
 
     def data_parallel_size(self, world_size: int) -> int:
         """Data-parallel size with `world_size` ranks; UserError with the numbers if they do not divide."""

@@ -3,12 +3,8 @@
 import re
 from typing import Any
 
-EXIT_DIVERGED = 70
-"""Exit status of a run that still met bad updates after the last roll-back allowed."""
 EXIT_RANK_LOST = 71
 """Exit status of the remaining ranks when one died or hung; --resume continues from the last checkpoint."""
-EXIT_SAVE_FAILED = 74
-"""Exit status of a run whose last checkpoint, or checkpoint.max_failed in a row, could not be saved."""
 EXIT_REQUEUE = 75
 """Exit status of a run that stopped early with everything saved: rerun the same command with --resume."""
 
@@ -21,15 +17,15 @@ class RunEnded(RuntimeError):
 
 
 class Diverged(RunEnded):
-    """Training met bad updates after the last roll-back allowed; the message says where."""
+    """Training still met bad updates after the last roll-back allowed; the message says where."""
 
-    status = EXIT_DIVERGED
+    status = 70
 
 
 class SaveFailed(RunEnded):
-    """Checkpoints could not be saved where they must be."""
+    """The last checkpoint, or checkpoint.max_failed in a row, could not be saved."""
 
-    status = EXIT_SAVE_FAILED
+    status = 74
 
 
 class RankLost(RunEnded):

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
@@ -53,7 +53,7 @@ def atomic_file(path: Path, *, replace: bool = True) -> Iterator[Path]:
     require(not path.exists() or path.is_file(), f"{path}: is a device or a pipe; name a file")
     temporary = path.with_name(f".{path.name}.megadna-partial")
     with _one_line(path):
-        descriptor = _first(lambda: _locked(temporary, path, wait=True), path)
+        descriptor = _locked(temporary, path, wait=True)
         done = False
         try:
             os.ftruncate(descriptor, 0)
@@ -173,7 +173,7 @@ def claimed(output: Path, folder: Path | None = None) -> Iterator[Claim]:
     descriptor = None
     try:
         with _one_line(output):
-            descriptor = _first(lambda: _enter(folder, output), output)
+            descriptor = _enter(folder, output)
             claim = Claim(output, folder)
             try:
                 yield claim
@@ -269,14 +269,10 @@ def _set_aside(source: Path, target: Path) -> None:
     )
 
 
-def _enter(folder: Path, output: Path) -> int | None:
-    """Make and lock a work folder; None where another process removed it meanwhile."""
+def _enter(folder: Path, output: Path) -> int:
+    """Descriptor of the lock of a work folder, which is made if it is absent."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        names = {entry.name for entry in folder.iterdir()}
-        foreign = f"{folder}: blocks {output} and megadna did not make it; move it away"
-        require(not names or LOCK in names, foreign)
-        return _locked(folder / LOCK, output)
+        return _locked(folder / LOCK, output, wait=False)
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise
@@ -284,44 +280,46 @@ def _enter(folder: Path, output: Path) -> int | None:
         raise UserError(f"{output}: cannot be made ({where}); choose another --output") from error
 
 
-def _first(attempt: Callable[[], int | None], output: Path) -> int:
-    """The first result of `attempt` that is not None: another process may remove a lock's file as it is opened."""
-    for _ in range(1000):
-        found = attempt()
-        if found is not None:
-            return found
+def _locked(path: Path, output: Path, *, wait: bool) -> int:
+    """Descriptor of the locked file `path`, created if absent: a file being written, for which others wait, or the lock
+    of a work folder, which then names this process."""
+    for _ in range(1000):  # another process may remove the file, or its folder, as it is opened
+        if not wait:
+            _make_work_folder(path.parent, output)
+        is_new = not path.exists()
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            if wait:
+                raise
+            continue
+        try:
+            _lock(descriptor, path, output, wait=wait, is_new=is_new)
+            if _is_at(descriptor, path):
+                if not wait:
+                    holder = (
+                        f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}, on {socket.gethostname()}"
+                    )
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{holder}\n".encode(), 0)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
     raise UserError(f"{output}: cannot be locked, as other processes keep replacing it; stop them first")
+
+
+def _make_work_folder(folder: Path, output: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {entry.name for entry in folder.iterdir()}
+    require(not names or LOCK in names, f"{folder}: blocks {output} and megadna did not make it; move it away")
 
 
 def _release(descriptor: int) -> None:
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # also in the processes that this one has forked
     os.close(descriptor)
-
-
-def _locked(path: Path, output: Path, *, wait: bool = False) -> int | None:
-    """Descriptor of the locked file `path`, created if absent; None where it was removed meanwhile."""
-    is_new = not path.exists()
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except FileNotFoundError:  # the folder
-        if wait:
-            raise
-        return None
-    try:
-        _lock(descriptor, path, output, wait=wait, is_new=is_new)
-        if not _is_at(descriptor, path):
-            os.close(descriptor)
-            return None
-        if not wait:
-            holder = f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}, on {socket.gethostname()}\n"
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, holder.encode(), 0)
-    except BaseException:
-        with suppress(OSError):
-            os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _lock(descriptor: int, path: Path, output: Path, *, wait: bool, is_new: bool) -> None:

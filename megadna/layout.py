@@ -6,7 +6,7 @@ Every layout that passes is proved equal to one rank by the parity tests.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from megadna.errors import require, require_positive
 
@@ -86,9 +86,11 @@ class ParallelConfig:
         """What the sequence length must be divisible by."""
         return self.context * (self.tensor if self.sequence else 1)
 
-    def check_model(self, num_layers: int, split: dict[str, int], vocabulary_multiple: int) -> None:
-        """UserError if the model cannot be split; `split`: numbers that `tensor` must divide, by key of `model`."""
-        for key, value in split.items():
+    def check_model(self, model: Any, vocabulary_multiple: int) -> None:
+        """UserError if the model (a ModelConfig) cannot be split."""
+        num_layers = model.num_layers
+        split = {"num_attention_heads": model.num_attention_heads, "num_query_groups": model.query_groups}
+        for key, value in {**split, "ffn_hidden_size": model.ffn_hidden_size}.items():
             require(
                 value % self.tensor == 0,
                 f"model.{key} ({value}) must be divisible by parallel.tensor ({self.tensor})",

@@ -148,11 +148,8 @@ def speed(bench: Bench, size: int) -> None:
     folder, text = bench.folder, letters(size)
     plain = write_fasta(folder / "p.fa", text, contigs=33)
     bench.compare("plain FASTA, 1 worker, against cat", ">= 0.45", lambda: bench.cat(plain), lambda: bench.build(plain))
-    bare = lambda: bench.build(plain, "--no_source_hash")  # noqa: E731
-    bench.compare("the same, --no_source_hash", ">= 0.45", lambda: bench.cat(plain), bare)
-    for name, options in (("", ()), (", --no_source_hash", ("--no_source_hash",))):
-        cpu = min(bench.build(plain, *options)[1] for _ in range(bench.rounds))
-        bench.row(f"CPU seconds per Gb, 1 worker{name}", "", f"{cpu / size * 1e9:.2f}")
+    cpu = min(bench.build(plain)[1] for _ in range(bench.rounds))
+    bench.row("CPU seconds per Gb, 1 worker", "", f"{cpu / size * 1e9:.2f}")
     plain.unlink()
     single = write_fasta(folder / "s.fa", text, contigs=1)
     draft = write_fasta(folder / "d.fa", text, contigs=10_000)
@@ -161,8 +158,7 @@ def speed(bench: Bench, size: int) -> None:
     draft.unlink()
     part = text[: size // 3]
     short = write_fasta(folder / "r.fa", part, contigs=len(part) // 300)
-    bare = lambda: bench.build(short, "--no_source_hash")  # noqa: E731
-    bench.compare("records of 300 nt against cat, --no_source_hash", ">= 0.25", lambda: bench.cat(short), bare)
+    bench.compare("records of 300 nt against cat", ">= 0.25", lambda: bench.cat(short), lambda: bench.build(short))
     short.unlink()
 
 
@@ -173,16 +169,9 @@ def scaling(bench: Bench, size: int) -> None:
     plain = write_fasta(bench.folder / "p.fa", text, contigs=33)
     blocks = write_bgzf(bench.folder / "b.fa.gz", write_fasta(bench.folder / "g.fa", text[: size // 3], contigs=11))
 
-    def compare(name: str, target: str, path: Path, *options: str) -> None:
-        one, two = (lambda: bench.build(path, *options)), (lambda: bench.build(path, "--workers", "2", *options))
+    for name, target, path in (("plain", ">= 1.3", plain), ("BGZF", "", blocks)):
+        one, two = (lambda path=path: bench.build(path)), (lambda path=path: bench.build(path, "--workers", "2"))
         bench.compare(f"{name}, 2 workers against 1", target, one, two)
-
-    compare("plain, --no_source_hash", ">= 1.7", plain, "--no_source_hash")
-    compare("plain", ">= 1.3", plain)
-    compare("BGZF, --no_source_hash", ">= 1.5", blocks, "--no_source_hash")
-    one = lambda: bench.build_pinned(blocks, "--no_source_hash")  # noqa: E731
-    two = lambda: bench.build(blocks, "--workers", "2", "--no_source_hash")  # noqa: E731
-    bench.compare("the same, 1 worker with its decode thread on one core", "", one, two)
     plain.unlink()
     blocks.unlink()
 
@@ -221,7 +210,7 @@ def memory(bench: Bench, size: int) -> None:
                 file.write(text)
             file.write(b"\n")
         for workers in ("1", "2"):
-            peak = bench.peak(path, "--workers", workers, "--no_source_hash")
+            peak = bench.peak(path, "--workers", workers)
             bench.row(f"peak MiB beyond imports, {size / 1e9:g} Gb {name}, {workers} workers", "< 150", f"{peak:.0f}")
         path.unlink()
 

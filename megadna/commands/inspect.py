@@ -31,8 +31,6 @@ class InspectOptions:
     """`split:i`: print the position of chunk i of a split as `contig:first-last`, counted from 1 (samtools faidx)."""
     leakage: bool = False
     """Compare held-out chunks with train and store the result in the dataset."""
-    max_containment: float = 0.2
-    """Share of a held-out chunk's sketch above which it is flagged."""
     show_batch: bool = False
     """Print the first training batch as text, by --config."""
     config: str = ""
@@ -101,7 +99,7 @@ def inspect_dataset(path: Path, options: InspectOptions) -> None:
         return
     manifest = load_manifest(path)
     if options.leakage:
-        manifest = replace(manifest, leakage=measure_leakage(path, options.max_containment))
+        manifest = replace(manifest, leakage=measure_leakage(path))
         write_text(path / MANIFEST_NAME, dump_manifest(manifest))
     check_files(path, manifest, checksums=options.verify)
     print_dataset(path, manifest)

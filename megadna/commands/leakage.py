@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from megadna.arguments import parsed_options
-from megadna.data.leakage import Overlap, interval_overlap, sequence_overlap
+from megadna.data.leakage import MAX_CONTAINMENT, Overlap, interval_overlap, sequence_overlap
 from megadna.errors import require
 from megadna.files import atomic_file
 from megadna.log import get_logger
@@ -30,8 +30,6 @@ class LeakageOptions:
     """Split of the dataset to compare with."""
     column: str = ""
     """Column that holds the sequences; default: sequence."""
-    max_containment: float = 0.2
-    """A sequence counts as contained above this share."""
     output: Path | None = None
     """TSV to write: name (of a BED interval contig:start-end, from 0 as in the BED file) and contained share of each
     sequence."""
@@ -54,12 +52,12 @@ def main(arguments: list[str]) -> None:
 
 def _report(overlap: Overlap, options: LeakageOptions) -> None:
     known = overlap.shares[~np.isnan(overlap.shares)]
-    contained = int((known > options.max_containment).sum())
+    contained = int((known > MAX_CONTAINMENT).sum())
     share = 100 * contained / max(1, len(known))
     mean = float(known.mean()) if len(known) else float("nan")
     sys.stdout.write(
         f"{options.input}: {contained:,} of {len(known):,} sequences ({share:.2f} %) share more than "
-        f"{100 * options.max_containment:g} % with {options.split} of {options.data}; mean contained share {mean:.4f}\n"
+        f"{100 * MAX_CONTAINMENT:g} % with {options.split} of {options.data}; mean contained share {mean:.4f}\n"
     )
     if len(known) < len(overlap.shares):
         sys.stdout.write(f"{len(overlap.shares) - len(known):,} sequences are too short or too ambiguous to tell\n")

@@ -44,14 +44,14 @@ from megadna.data.splits import (
 from megadna.errors import UserError, require
 from megadna.files import Claim, claimed, write_json
 from megadna.genome.contigs import contig_filter
-from megadna.genome.pieces import Found, Recipe, read_pieces
+from megadna.genome.pieces import Found, read_pieces
 from megadna.log import get_logger
 from megadna.ownership import Kind, check_folder, refuse_replacing
 from megadna.progress import Progress
 
 log = get_logger(__name__)
 
-_BASES_PER_BYTE = {"gzip": 4.0, "bgzf": 3.6, "zstd": 4.2, "2bit": 4.0}  # a guess, for the progress bar
+_BASES_PER_BYTE = {"gzip": 3.8, "zstd": 4.2, "2bit": 4.0}  # a guess, for the progress bar
 
 
 def build_dataset(options: PreprocessOptions) -> tuple[Manifest, bool]:
@@ -104,15 +104,11 @@ def _same_dataset(options: PreprocessOptions, sources: list[SourceFile], side: S
     manifest = load_manifest(options.output)
     if not is_recorded(options, manifest.options) or dict(manifest.side_files) != side.sha256:
         return None
-    hashed = not options.no_source_hash
-    old = [(s.path, s.name, s.size, s.species, dict(s.taxa), s.split, s.modified) for s in manifest.sources]
-    new = [
-        (str(s.path.absolute()), s.name, s.size, s.species, s.taxa, s.split_name, 0 if hashed else s.modified)
-        for s in sources
-    ]
+    old = [(s.path, s.name, s.size, s.species, dict(s.taxa), s.split) for s in manifest.sources]
+    new = [(str(s.path.absolute()), s.name, s.size, s.species, s.taxa, s.split_name) for s in sources]
     if old != new or any(source.kind == "stdin" for source in sources):
         return None
-    hasher = SourceHasher(enabled=hashed)
+    hasher = SourceHasher()
     for source in sources:
         hasher.start(source.path)
     with Progress(f"comparing the sources with those of {options.output}"):
@@ -154,7 +150,7 @@ class Build:
         self, options: PreprocessOptions, sources: list[SourceFile], side: SideFiles, notes: list[str], work: Path
     ) -> None:
         self.options, self.sources, self.side, self.notes, self.work = options, sources, side, list(notes), work
-        self._hasher = SourceHasher(enabled=not options.no_source_hash)
+        self._hasher = SourceHasher()
         self._left_out: dict[int, frozenset[tuple[int, int]]] = {}
         self._leakage: dict[str, Any] = {}
 
@@ -230,14 +226,14 @@ class Build:
         if again:
             self._forget()
         policies = [self._policy(number, forced) for number in range(len(self.sources))]
-        recipe = Recipe(options.soft_mask == "fold", headroom=options.chunk_length)
         parts = [Part(self.work, number) for number in range(len(self.sources))]
         self._fingerprints = [_fingerprint(source, self.side) for source in self.sources]
         finished = 0 if again else self._resume(parts)
         for source in self.sources:
             self._hasher.start(source.path)
         bins = Bins(self.work, sizes_of(parts[:finished]))
-        found = read_pieces(self.sources, finished, recipe, options.workers)
+        scan: Any = {"fold": options.soft_mask == "fold", "headroom": options.chunk_length}
+        found = read_pieces(self.sources, finished, options.workers, **scan)
         with _reading(self.sources[finished:]) as progress, closing(found) as pieces:
             self._write_pieces(pieces, policies, parts, bins, progress)
         self._bins = bins.close()
@@ -299,14 +295,14 @@ class Build:
             return parts
         from megadna.data.leakage import leaking_chunks, measure_leakage
 
-        self._leakage = measure_leakage(self.work, self.options.max_containment)
+        self._leakage = measure_leakage(self.work)
         if self.options.leakage == "report" or not self._leakage["flagged"]:
             return parts
-        self._left_out = leaking_chunks(self.work, parts, self.options)
+        self._left_out = leaking_chunks(self.work, parts, self.options.leakage)
         parts = self._write(forced, again=True)
         assemble(self.work, parts, [source.name for source in self.sources])
         flagged = {"flagged_before": self._leakage["flagged"]}
-        self._leakage = measure_leakage(self.work, self.options.max_containment) | flagged
+        self._leakage = measure_leakage(self.work) | flagged
         return parts
 
 

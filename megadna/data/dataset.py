@@ -88,8 +88,9 @@ COLUMNS = ("source", "record", "length", *(f"{split}_{end}" for split in SPLITS 
 HEADER = "\t".join(COLUMNS) + "\n"
 
 
-def contig_rows(path: Path) -> Iterator[list[str]]:
-    """The fields of each line, one line in memory at a time; UserError with the line that does not fit."""
+def contig_rows(path: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Source, record and the numbers of each line (-1: none), one line in memory at a time; UserError that names the
+    line that does not fit."""
     if not path.is_file():
         raise UserError(f"{path}: missing; {_AGAIN}")
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
@@ -98,35 +99,30 @@ def contig_rows(path: Path) -> Iterator[list[str]]:
             if len(fields) != len(COLUMNS) or not line.endswith("\n") or (number == 1 and line != HEADER):
                 raise UserError(f"{path}: line {number}: damaged; {_AGAIN}")
             if number > 1:
-                yield fields
+                source, record, *texts = fields
+                for text in texts:
+                    if text and not text.isdecimal():
+                        raise UserError(f"{path}: line {number}: damaged ({text[:20]!r} is no number); {_AGAIN}")
+                yield source, record, [int(text) if text else -1 for text in texts]
 
 
 def find_contig(path: Path, split: str, index: int) -> tuple[str, str]:
     """Source and record that hold sequence `index` of `split`; one line in memory at a time."""
-    column = COLUMNS.index(f"{split}_first")
-    for fields in contig_rows(path):
-        if fields[column] and _number(path, fields[column]) <= index <= _number(path, fields[column + 1]):
-            return fields[0], fields[1]
+    column = COLUMNS.index(f"{split}_first") - 2
+    for source, record, numbers in contig_rows(path):
+        if -1 < numbers[column] <= index <= numbers[column + 1]:
+            return source, record
     raise UserError(f"{path}: no record holds {split} chunk {index}; {_AGAIN}")
 
 
 def check_rising(path: Path) -> None:
     """UserError where the sequence indices of a split do not rise from line to line; one line in memory at a time."""
-    columns = {split: COLUMNS.index(f"{split}_first") for split in SPLITS}
-    before = dict.fromkeys(SPLITS, -1)
-    for fields in contig_rows(path):
-        for split, column in columns.items():
-            if fields[column]:
-                first = _number(path, fields[column])
-                if first <= before[split]:
-                    raise UserError(f"{path}: {split} columns do not rise; {_AGAIN}")
-                before[split] = first
-
-
-def _number(path: Path, text: str) -> int:
-    if not text.isdecimal():
-        raise UserError(f"{path}: damaged ({text[:20]!r} is no number); {_AGAIN}")
-    return int(text)
+    before = [-1] * len(SPLITS)
+    for _, _, numbers in contig_rows(path):
+        for split, first in enumerate(numbers[1::2]):
+            if -1 < first <= before[split]:
+                raise UserError(f"{path}: {SPLITS[split]} columns do not rise; {_AGAIN}")
+            before[split] = max(first, before[split])
 
 
 @dataclass(frozen=True)
@@ -324,23 +320,23 @@ def blend_groups(pool: ChunkPool, split: str, blend: BlendConfig) -> list[Group]
         bases_of_all = sum(dataset.manifest.bases[split] for dataset in pool.datasets)
         return [Group("all", [(0, len(pool))], 1.0, bases_of_all)]
     ranges: dict[str, list[tuple[int, int]]] = {}
-    if blend.by == "dataset":
-        for dataset, start in zip(pool.datasets, pool.offsets, strict=False):
-            ranges.setdefault(Path(dataset.path).name, []).append((start, start + len(dataset)))
-    else:
-        _by_source(pool, split, blend.by, ranges)
+    for name, span in _named_spans(pool, split, blend.by):
+        ranges.setdefault(name, []).append(span)
     bases = {name: sum(int(pool.lengths_of(*span).sum()) for span in spans) for name, spans in ranges.items()}
     shares = _shares(bases, blend)
     return [Group(name, spans, shares[name], bases[name]) for name, spans in ranges.items() if name in shares]
 
 
-def _by_source(pool: ChunkPool, split: str, column: str, ranges: dict[str, list[tuple[int, int]]]) -> None:
+def _named_spans(pool: ChunkPool, split: str, by: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(group, range of chunk numbers) of each dataset, or of each source that has chunks."""
     for dataset, offset in zip(pool.datasets, pool.offsets, strict=False):
+        if by == "dataset":
+            yield dataset.path.name, (offset, offset + len(dataset))
+            continue
         for source in dataset.manifest.sources:
             start, stop = source.ranges[split]
             if start < stop:
-                name = _column(source, column, dataset)
-                ranges.setdefault(name, []).append((offset + start, offset + stop))
+                yield _column(source, by, dataset), (offset + start, offset + stop)
 
 
 def _column(source: Source, column: str, dataset: ChunkDataset) -> str:

@@ -33,8 +33,6 @@ class SourceFile(SequenceFile):
     """Row of the sample sheet, from 0."""
     sheet_rows: int = 0
     """Rows of the sample sheet, those without a path included."""
-    modified: int = 0
-    """Time of the file's last change, in ns since 1970."""
 
     @property
     def split_name(self) -> str:
@@ -61,9 +59,8 @@ def _source(path: Path, column: str) -> SourceFile:
     kind = detect_format(path, column)
     if path == STDIN:
         return SourceFile(path, "stdin", kind, 0, column)
-    status = path.stat()
     name = _ENDINGS.sub("", path.name) or path.name
-    return SourceFile(path, name, kind, status.st_size, column, modified=status.st_mtime_ns)
+    return SourceFile(path, name, kind, path.stat().st_size, column)
 
 
 def _expand(inputs: list[Path]) -> list[Path]:

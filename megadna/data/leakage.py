@@ -20,15 +20,13 @@ import numpy as np
 
 from megadna.alphabet import OTHER, table
 from megadna.data.dataset import ChunkDataset, ContigTable, map_file, read_index
-from megadna.data.options import PreprocessOptions
 from megadna.data.order import mix
 from megadna.data.parts import Part
 from megadna.errors import UserError
 from megadna.files import atomic_file
 from megadna.genome.bed import bases_before, locate, read_regions
-from megadna.genome.contigs import names_of, renamed
-from megadna.genome.pieces import scan_file
-from megadna.genome.sources import open_sequences
+from megadna.genome.contigs import name_of, renamed
+from megadna.genome.records import read_bases
 from megadna.log import get_logger
 from megadna.progress import Progress
 
@@ -36,6 +34,8 @@ log = get_logger(__name__)
 
 K = 31
 SCALE = 64
+MAX_CONTAINMENT = 0.2
+"""Share of a held-out chunk's sketch that train may contain."""
 HELD_OUT = ("valid", "test")
 _CODES = table({"A": 0, "C": 1, "G": 2, "T": 3, "U": 3}, OTHER)
 _BATCH = 1 << 17  # bases sketched at a time: the arrays stay in the cache
@@ -156,7 +156,7 @@ class Containment:
             return (hits / self.sizes).astype(np.float32)
 
 
-def measure_leakage(folder: Path, max_containment: float) -> dict[str, Any]:
+def measure_leakage(folder: Path) -> dict[str, Any]:
     """Write {split}.containment.npy (float32 per held-out chunk) and return the summary for the manifest."""
     held = {}
     for split in HELD_OUT:
@@ -171,36 +171,34 @@ def measure_leakage(folder: Path, max_containment: float) -> dict[str, Any]:
         shares = containment.shares()
         with atomic_file(folder / f"{split}.containment.npy") as temporary, temporary.open("wb") as file:
             np.save(file, shares)
-        splits[split] = _summary(shares, max_containment)
+        splits[split] = _summary(shares)
     flagged = sum(summary["flagged"] for summary in splits.values())
-    return {"max_containment": max_containment, "flagged": flagged, "splits": splits}
+    return {"max_containment": MAX_CONTAINMENT, "flagged": flagged, "splits": splits}
 
 
-def _summary(shares: np.ndarray, max_containment: float) -> dict[str, Any]:
+def _summary(shares: np.ndarray) -> dict[str, Any]:
     known = shares[~np.isnan(shares)]
     return {
         "chunks": len(shares),
         "without_sketch": len(shares) - len(known),
-        "flagged": int((known > max_containment).sum()),
+        "flagged": int((known > MAX_CONTAINMENT).sum()),
         "mean": round(float(known.mean()), 6) if len(known) else None,
         "highest": round(float(known.max()), 6) if len(known) else None,
     }
 
 
-def leaking_chunks(
-    folder: Path, parts: list[Part], options: PreprocessOptions
-) -> dict[int, frozenset[tuple[int, int]]]:
+def leaking_chunks(folder: Path, parts: list[Part], leakage: str) -> dict[int, frozenset[tuple[int, int]]]:
     """Chunks to drop, by source: (record number, start on the contig).
 
-    drop_from_heldout: held-out chunks above --max_containment. drop_from_train: train chunks that share a sketched
+    drop_from_heldout: held-out chunks above MAX_CONTAINMENT. drop_from_train: train chunks that share a sketched
     31-mer with such a chunk, so that nothing of it is left in train.
     """
     leaking: dict[str, np.ndarray] = {}
     for split in HELD_OUT:
         if (folder / f"{split}.containment.npy").exists():
             shares = np.load(folder / f"{split}.containment.npy")
-            leaking[split] = np.flatnonzero(shares > options.max_containment)
-    if options.leakage == "drop_from_train":
+            leaking[split] = np.flatnonzero(shares > MAX_CONTAINMENT)
+    if leakage == "drop_from_train":
         leaking = {"train": _train_chunks_with(folder, leaking)}
     return _by_source(folder, parts, leaking)
 
@@ -250,27 +248,14 @@ def sequence_overlap(dataset: Path, split: str, path: Path, column: str = "") ->
     that each has about 20 hashes."""
     ChunkDataset(dataset, split)  # UserError where it is not a finished dataset
     with Progress(f"reading {path}"):
-        names, bases, lengths = _read(path, column)
+        headers, records = zip(*read_bases(path, column), strict=True)
+    bases, lengths = np.concatenate(records), np.array([len(record) for record in records])
     mean_kmers = max(1, int(lengths.mean()) - K + 1)
     scale = int(np.clip(mean_kmers // _WANTED_HASHES, 1, SCALE))
     containment = Containment(batches(bases, lengths), len(lengths), scale)
     for _, chunks, ends in _SplitFiles(dataset, split).batches(f"comparing with {split}"):
         containment.mark(chunks, ends)
-    return Overlap(names, containment.shares())
-
-
-def _read(path: Path, column: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, DNA one after the other, and lengths of the sequences of a file."""
-    names: list[str] = []
-    parts, starts, size = [], [], 0
-    for piece, bases in scan_file(open_sequences(path, column)):
-        parts.append(bases.copy())
-        starts.append(piece.positions + size)
-        names += [name.decode(errors="replace") for name in names_of(piece.headers)]
-        size += piece.size
-    if not names:
-        raise UserError(f"{path}: holds no sequence")
-    return names, np.concatenate(parts), np.diff(np.concatenate(starts), append=size)
+    return Overlap([name_of(header) for header in headers], containment.shares())
 
 
 def interval_overlap(dataset: Path, split: str, bed: Path) -> Overlap:

@@ -23,7 +23,7 @@ from megadna.config import Config
 from megadna.data.batch import Batch, Rows
 from megadna.data.dataset import open_chunks
 from megadna.data.samples import Samples, masking_fraction, resolve_schedule
-from megadna.errors import UserError, require
+from megadna.errors import require
 from megadna.log import get_logger
 from megadna.processes import STOP_SIGNALS, die_with_parent
 from megadna.tokenizer.base import NUM_SPECIAL, Tokenizer
@@ -45,36 +45,31 @@ def resolve_sequence_length(config: Config, chunk_length: int, tokenizer: Tokeni
     """Tokens of a row, special tokens included.
 
     `auto`: what a chunk gives, rounded down to a multiple of 32 (where that costs at most 1/64) or of what the layout
-    divides. A number is rounded up to what the layout divides; UserError where a chunk is shorter.
+    divides. A number is rounded up to what the layout divides; UserError where a chunk, or the table of learned
+    positions, is shorter.
     """
-    layout = config.parallel.sequence_multiple
+    layout, model = config.parallel.sequence_multiple, config.model
     longest = tokenizer.num_tokens(chunk_length) + NUM_SPECIAL
     asked = config.data.sequence_length
     if asked == "auto":
         multiple = math.lcm(AUTO_MULTIPLE, layout)
-        rounded = longest // multiple * multiple
-        if longest - rounded > longest // AUTO_LOSS:
-            rounded = longest // layout * layout
-        return _check_positions(config, rounded)
-    if asked > longest:
-        raise UserError(
+        length = longest // multiple * multiple
+        if longest - length > longest // AUTO_LOSS:
+            length = longest // layout * layout
+    else:
+        require(
+            asked <= longest,
             f"data.sequence_length {asked} is larger than the dataset's chunks allow: {chunk_length} bases give "
             f"{longest} tokens, [CLS] and [SEP] included; use at most {longest}, or preprocess "
-            "with a larger --chunk_length"
+            "with a larger --chunk_length",
         )
-    rounded = -(-asked // layout) * layout
-    if rounded != asked:
-        log.info("data.sequence_length %d is padded to %d, a multiple of %d (parallel)", asked, rounded, layout)
-    return _check_positions(config, rounded)
-
-
-def _check_positions(config: Config, length: int) -> int:
-    """The length; UserError where learned positions end before it."""
-    model = config.model
+        length = -(-asked // layout) * layout
+        if length != asked:
+            log.info("data.sequence_length %d is padded to %d, a multiple of %d (parallel)", asked, length, layout)
     require(
         model.positions == "rotary" or length <= model.max_positions,
-        f"data.sequence_length {config.data.sequence_length} makes rows of {length} tokens, model.max_positions is "
-        f"{model.max_positions}; set data.sequence_length to at most that",
+        f"data.sequence_length {asked} makes rows of {length} tokens, model.max_positions is {model.max_positions}; "
+        "set data.sequence_length to at most that",
     )
     return length
 

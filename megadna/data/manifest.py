@@ -45,9 +45,9 @@ class Source:
     size: int
     """Bytes of the file on disk."""
     sha256: str
-    """Of the file on disk; empty with --no_source_hash."""
+    """Of the file on disk; empty for standard input."""
     modified: int = 0
-    """With --no_source_hash: time of the file's last change, in ns since 1970."""
+    """0; in older manifests without a sha256, the time of the file's last change."""
     records: int
     """FASTA records."""
     bases: int
@@ -248,13 +248,13 @@ _BLOCK = 1 << 18
 class SourceHasher:
     """SHA-256 of files, one after the other in a background thread."""
 
-    def __init__(self, *, enabled: bool) -> None:
-        self._pool = ThreadPoolExecutor(1) if enabled else None
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
         self._results: dict[Path, Future[str]] = {}
 
     def start(self, path: Path) -> None:
-        """Begin, once; standard input and a disabled hasher have no checksum."""
-        if self._pool is not None and path not in self._results and str(path) != "-":
+        """Begin, once; standard input has no checksum."""
+        if path not in self._results and str(path) != "-":
             self._results[path] = self._pool.submit(_hashed, path, hashlib.sha256())
 
     def result(self, path: Path) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megadna.errors import UserError, require, require_share
+from megadna.errors import UserError, require
 
 _NOT_RECORDED = ("input", "output", "workers", "resume", "overwrite")
 _REMOVED: dict[str, Any] = {
@@ -17,6 +17,8 @@ _REMOVED: dict[str, Any] = {
     "uracil": "t",
     "lines": False,
     "spaced_kmers": False,
+    "max_containment": 0.2,
+    "no_source_hash": False,
 }
 """Options of earlier versions, which older manifests record, at the values that all builds have now."""
 
@@ -68,11 +70,7 @@ class PreprocessOptions:
     column: str = ""
     """Column of a Parquet, CSV or TSV file that holds the sequences."""
     leakage: Literal["off", "report", "drop_from_train", "drop_from_heldout"] = "off"
-    """Compare held-out chunks with train by sketches of 31-mers."""
-    max_containment: float = 0.2
-    """Share of a held-out chunk's sketch that train may contain."""
-    no_source_hash: bool = False
-    """Do not compute the SHA-256 of the sequence files; size and time then tell whether one has changed."""
+    """Compare held-out chunks with train by sketches of 31-mers; dropped is what shares more than 20 % of them."""
     workers: int = 1
     """Processes that read; the dataset does not depend on it."""
     resume: bool = False
@@ -87,7 +85,6 @@ class PreprocessOptions:
             require(getattr(self, key) >= 1, f"--{key} must be at least 1, got {getattr(self, key)}")
         self._check_splits()
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
-        require_share("--max_containment", self.max_containment)
 
     def _check_splits(self) -> None:
         for key in ("valid_fraction", "test_fraction"):
@@ -117,7 +114,10 @@ class PreprocessOptions:
 
 def is_recorded(options: PreprocessOptions, recorded: Mapping[str, Any]) -> bool:
     """Whether a manifest, perhaps of an earlier version, records these options."""
-    return dict(recorded) in (recorded_options(options), recorded_options(options) | _REMOVED)
+    gone = object()
+    return recorded_options(options) == {
+        key: value for key, value in recorded.items() if _REMOVED.get(key, gone) != value
+    }
 
 
 def recorded_options(options: PreprocessOptions) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+from pyarrow import compute
 
 from megadna import __version__
 from megadna.data.chunker import Plan, Totals
@@ -170,31 +172,15 @@ def _write_contigs(path: Path, parts: list[Part], source_names: list[str]) -> in
 
 def _contig_lines(source: bytes, names: list[bytes], rows: np.ndarray, ends: np.ndarray) -> bytes:
     """Lines of contigs.tsv; `rows` are length and chunks by split, `ends` the sequence indices after each record."""
-    fields = [_digits(len(rows), np.arange(len(rows)), rows[:, 0])]
-    for split in range(3):
-        present = np.flatnonzero(rows[:, 1 + split])
-        end = ends[present, split]
-        fields += [_digits(len(rows), present, first) for first in (end - rows[present, 1 + split], end - 1)]
-    fields.append(np.full((len(rows), 1), ord("\n"), np.uint8))
-    numbers = np.concatenate(fields, axis=1).tobytes().translate(None, b"\0").splitlines(keepends=True)
-    cells = [source + b"\t"] * (3 * len(rows))
-    cells[1::3], cells[2::3] = names, numbers
-    lines = b"".join(cells)
-    return lines if lines.isascii() else lines.decode(errors="replace").encode()
-
-
-def _digits(num_rows: int, present: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """uint8 [num_rows, W]: a tab in every row, and the decimal digits of `numbers` in the rows `present`; zero bytes
-    elsewhere."""
-    width = len(str(numbers.max(initial=0)))
-    field = np.zeros((num_rows, 1 + width), np.uint8)
-    field[:, 0] = ord("\t")
-    for column in range(width, 0, -1):
-        tens = numbers // 10
-        digit = numbers - 10 * tens + ord("0")
-        field[present, column] = digit if column == width else np.where(numbers, digit, 0)
-        numbers = tens
-    return field
+    numbers = [pyarrow.array(rows[:, 0])]
+    for count, end in zip(rows[:, 1:].T, ends.T, strict=True):
+        numbers += [pyarrow.array(index, mask=count == 0) for index in (end - count, end - 1)]
+    cells = [column.cast(pyarrow.string()).cast(pyarrow.binary()) for column in numbers]
+    lines = compute.binary_join_element_wise(
+        pyarrow.scalar(source), pyarrow.array(names), *cells, b"\t", null_handling="replace", null_replacement=b""
+    )
+    text = b"\n".join(lines.to_pylist()) + b"\n"
+    return text if text.isascii() else text.decode(errors="replace").encode()
 
 
 _FEW_CHUNKS = 200
@@ -220,7 +206,7 @@ def make_manifest(
     for source, part, digest in zip(sources, parts, sha256, strict=True):
         last = [a + b for a, b in zip(first, part.totals.chunks, strict=True)]
         ranges = {name: (first[split], last[split]) for split, name in enumerate(SPLITS)}
-        entries.append(_source(source, part, ranges, digest, modified=options.no_source_hash))
+        entries.append(_source(source, part, ranges, digest))
         first = last
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -238,9 +224,7 @@ def make_manifest(
     )
 
 
-def _source(
-    source: SourceFile, part: Part, ranges: dict[str, tuple[int, int]], sha256: str, *, modified: bool
-) -> Source:
+def _source(source: SourceFile, part: Part, ranges: dict[str, tuple[int, int]], sha256: str) -> Source:
     totals = part.totals
     return Source(
         name=source.name,
@@ -250,7 +234,6 @@ def _source(
         split=source.split_name,
         size=source.size,
         sha256=sha256,
-        modified=source.modified if modified else 0,
         records=totals.records,
         **{**asdict(totals.counts), "other": dict(sorted(totals.counts.other.items()))},
         chunks=dict(zip(SPLITS, totals.chunks, strict=True)),

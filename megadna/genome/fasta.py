@@ -27,8 +27,8 @@ _OTHER_TEXT = {
     b"LOCUS": "a GenBank file",
     b"ID ": "an EMBL file",
     b"##": "a GFF or VCF file",
+    b"<": "a web page",
 }
-_OTHER_TEXT |= {b"<": "a web page"}
 
 
 class FastaError(Exception):

@@ -39,36 +39,53 @@ _INSIDE = (
 
 
 def packing(path: Path) -> str:
-    """gzip, bgzf, zstd, or "" for what is not packed; UserError for a file that is missing, UTF-16, packed in another
-    way, or BGZF without its end."""
+    """gzip (BGZF too), zstd, or "" for what is not packed; UserError for a file that is missing, UTF-16, packed in
+    another way, or BGZF without its end."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder, not a file")
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    skipped = 0
     try:
         with path.open("rb") as file:
-            kind, head = _packing_of(file)
+            head = file.read(18)
+            if head[:2] == _GZIP:
+                _require_end(path, file)
+                return "gzip"
+            # Frames to be skipped may precede those of zstd (RFC 8878, section 3.1.2; pzstd writes them) and of LZ4.
+            while len(head) >= 8 and head[0] >> 4 == 5 and head[1:4] == b"\x2a\x4d\x18":
+                skipped += 8 + int.from_bytes(head[4:8], "little")
+                file.seek(skipped)
+                head = file.read(18)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if kind == "bgzf":
-        _require_end(path)
-    if not kind:
-        refuse(path, head)
-    return kind
+    if head[:4] == _ZSTD or (skipped and not head):
+        return "zstd"
+    refuse(path, head)
+    return ""
 
 
-def _packing_of(file: BinaryIO) -> tuple[str, bytes]:
-    """As `packing`, and the first bytes."""
-    head = file.read(18)
-    if head[:2] == _GZIP:
-        return "bgzf" if _is_bgzf(head) else "gzip", head
-    skipped = 0
-    # Frames to be skipped may precede those of zstd (RFC 8878, section 3.1.2), as pzstd writes them, and of LZ4.
-    while len(head) >= 8 and head[0] >> 4 == 5 and head[1:4] == b"\x2a\x4d\x18":
-        skipped += 8 + int.from_bytes(head[4:8], "little")
-        file.seek(skipped)
-        head = file.read(18)
-    return "zstd" if head[:4] == _ZSTD or (skipped and not head) else "", head
+def _require_end(path: Path, file: BinaryIO) -> None:
+    """UserError where the last BGZF block is not an empty one: without it a cut between two blocks looks whole. Nothing
+    where the file does not begin with BGZF; gzip members and zeros may follow the last block."""
+    file.seek(max(0, path.stat().st_size - len(_BGZF_END)))
+    if file.read() == _BGZF_END:
+        return
+    offset, is_end = 0, True
+    while _is_bgzf(head := os.pread(file.fileno(), 18, offset)):
+        offset += struct.unpack("<H", head[16:18])[0] + 1
+        is_end = os.pread(file.fileno(), 4, offset - 4) == bytes(4)  # the number of bytes in the block
+    if not is_end:
+        raise UserError(
+            f"{path}: the BGZF file is cut short: it lacks its end block; fetch it again (if it is complete "
+            "nevertheless, `bgzip -dc FILE | bgzip > NEW` adds the block)"
+        )
+
+
+def _is_bgzf(head: bytes) -> bool:
+    """Whether a BGZF block begins with these 18 bytes (SAM specification, section 4.1): a gzip member whose only extra
+    field is BC."""
+    return len(head) >= 18 and head[:4] == b"\x1f\x8b\x08\x04" and head[10:16] == b"\x06\x00BC\x02\x00"
 
 
 def refuse(path: Path | str, head: bytes, packed: str = "") -> None:
@@ -91,42 +108,32 @@ def open_bytes(path: Path) -> BinaryIO:
 def unpacked_blocks(path: Path, kind: str) -> Iterator[bytes]:
     """The bytes in a file packed as `kind` says, block by block; UserError where it is cut short or damaged, or
     contains something packed again."""
-    blocks = bgzf_blocks(path) if kind == "bgzf" else _gzip_blocks(path, 0) if kind == "gzip" else _zstd(path)
+    blocks = _gzip(path) if kind == "gzip" else _zstd(path)
+    return text_blocks(blocks, path, "packed twice; unpack it once (gzip -d, zstd -d)")
+
+
+def text_blocks(blocks: Iterator[bytes], where: Path | str, packed: str) -> Iterator[bytes]:
+    """The blocks; UserError where they begin as no text does (`packed`: its message where they are packed)."""
     for first in blocks:
-        refuse(path, first[:18], "packed twice; unpack it once (gzip -d, zstd -d)")
+        refuse(where, first[:18], packed)
         yield first
         yield from blocks
 
 
-def file_blocks(file: BinaryIO) -> Iterator[bytes]:
+def file_blocks(file: Any) -> Iterator[bytes]:
     """The rest of a file, block by block."""
     while block := file.read(BLOCK):
         yield block
 
 
-def _gzip_blocks(path: Path, offset: int) -> Iterator[bytes]:
-    """Text of the gzip members from byte `offset` on; zeros may follow a member."""
+def _gzip(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as packed:
-            packed.seek(_after_zeros(packed, offset) if offset else 0)
-            if offset and not packed.peek(1):
-                return
-            with igzip.open(packed, "rb") as file:
-                yield from file_blocks(file)
+        with igzip.open(path, "rb") as file:
+            yield from file_blocks(file)
     except (EOFError, OSError, _IsalError) as error:
         if str(error).startswith("Not a gzipped file"):  # the file began as one
             raise UserError(f"{path}: other bytes follow its gzip data; fetch it again") from error
         raise UserError(f"{path}: the gzip file is cut short or damaged ({error}); fetch it again") from error
-
-
-def _after_zeros(file: BinaryIO, offset: int) -> int:
-    """End of the zeros that begin at byte `offset`."""
-    file.seek(offset)
-    for block in file_blocks(file):
-        if rest := block.lstrip(b"\0"):
-            return offset + len(block) - len(rest)
-        offset += len(block)
-    return offset
 
 
 def _zstd(path: Path) -> Iterator[bytes]:
@@ -135,78 +142,6 @@ def _zstd(path: Path) -> Iterator[bytes]:
             yield from file_blocks(file)
     except OSError as error:
         raise UserError(f"{path}: the zstd file is cut short or damaged ({error}); fetch it again") from error
-
-
-def _is_bgzf(head: bytes) -> bool:
-    """Whether a BGZF block begins with these 18 bytes (SAM specification, section 4.1): a gzip member whose only extra
-    field is BC."""
-    return len(head) >= 18 and head[:4] == b"\x1f\x8b\x08\x04" and head[10:16] == b"\x06\x00BC\x02\x00"
-
-
-def bgzf_index(path: Path) -> Iterator[tuple[int, int]]:
-    """(file offset, bytes of text) of each BGZF block; gzip members or zeros after them are not listed."""
-    end = path.stat().st_size
-    with path.open("rb") as file:
-        offset = 0
-        while offset < end:
-            head = os.pread(file.fileno(), 18, offset)
-            if not _is_bgzf(head):
-                if len(head) < 18 and (b"\x1f\x8b\x08\x04").startswith(head[:4]):
-                    raise _cut(path)
-                return
-            size = struct.unpack("<H", head[16:18])[0] + 1
-            tail = os.pread(file.fileno(), 4, offset + size - 4)
-            if offset + size > end or len(tail) < 4:
-                raise _cut(path)
-            yield offset, struct.unpack("<I", tail)[0]
-            offset += size
-
-
-def _cut(path: Path) -> UserError:
-    return UserError(
-        f"{path}: the BGZF file is cut short: it lacks its end block; fetch it again (if it is complete nevertheless, "
-        "`bgzip -dc FILE | bgzip > NEW` adds the block)"
-    )
-
-
-def _require_end(path: Path) -> None:
-    """UserError where the last BGZF block is not an empty one: without it a cut between two blocks looks whole."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - len(_BGZF_END)))
-        if file.read() == _BGZF_END:
-            return
-    length = 1
-    for _, length in bgzf_index(path):  # noqa: B007 - the last one counts
-        pass
-    if length:
-        raise _cut(path)
-
-
-def bgzf_blocks(path: Path, offset: int = 0, least: int = BLOCK) -> Iterator[bytes]:
-    """Text from the BGZF block at byte `offset` on, in blocks of at least `least` bytes."""
-    texts, held = [], 0
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            while _is_bgzf(head := file.read(18)):
-                size = struct.unpack("<H", head[16:18])[0] + 1
-                data = file.read(max(0, size - 18))
-                text = isal_zlib.decompress(data[:-8], wbits=-15)
-                check, length = struct.unpack("<II", data[-8:])
-                if len(text) != length or isal_zlib.crc32(text) != check:
-                    raise UserError(f"{path}: BGZF block at byte {offset} is damaged; fetch it again")
-                offset += size
-                texts.append(text)
-                held += length
-                if held >= least:
-                    yield b"".join(texts)
-                    texts, held = [], 0
-    except (struct.error, _IsalError) as error:
-        raise UserError(f"{path}: the BGZF file is cut short or damaged ({error}); fetch it again") from error
-    if held:
-        yield b"".join(texts)
-    if head:
-        yield from _gzip_blocks(path, offset)
 
 
 class _Blocks(io.RawIOBase):
@@ -229,6 +164,6 @@ class _Blocks(io.RawIOBase):
         return size
 
 
-def as_file(blocks: Iterable[bytes]) -> BinaryIO:
+def as_file(blocks: Iterable[bytes]) -> io.BufferedReader:
     """A file that reads these blocks."""
     return io.BufferedReader(_Blocks(blocks), BLOCK)

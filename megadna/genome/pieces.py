@@ -3,7 +3,7 @@
 In:  sequence files of any kind that megadna.genome.sources opens.
 Out: Found (read_pieces) or (Piece, its bases) of one file (scan_file).
 
-Of N workers each scans every N-th task: a range of a plain or BGZF file, or any other file as a whole. The bases are in
+Of N workers each scans every N-th task: a range of a plain file, or any other file as a whole. The bases are in
 memory that both processes share, the rest of a piece goes through a pipe. The result does not depend on N. (Threads did
 not scale: bytes.replace and the like hold the interpreter's lock.)
 """
@@ -21,29 +21,11 @@ import numpy as np
 
 from megadna.errors import UserError
 from megadna.genome.fasta import MAX_HEADER, FastaError, Piece, Scanner, count_lines
-from megadna.genome.sources import BLOCK, SequenceFile, TextRange, range_blocks, split_ranges, stream_blocks
+from megadna.genome.sources import BLOCK, SequenceFile, TextRange, split_ranges, stream_blocks
 from megadna.processes import die_with_parent
 
 PIECE = 1 << 23
 _Task = tuple[int, SequenceFile, TextRange]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How bases are stored, the same for every source."""
-
-    fold: bool = False
-    """Upper case alone."""
-    headroom: int = 0
-    """Bytes free in front of the bases of a piece."""
-
-    def scanner(self) -> Scanner:
-        """A scanner with its buffer."""
-        return Scanner(self.buffer(), self.headroom, fold=self.fold)
-
-    def buffer(self) -> np.ndarray:
-        """Room for a piece, uint8; a process forked later shares it."""
-        return np.frombuffer(mmap(-1, self.headroom + PIECE + MAX_HEADER + 2 * BLOCK), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -53,28 +35,37 @@ class Found:
     source: int
     piece: Piece
     buffer: np.ndarray
-    """uint8: `Recipe.headroom` bytes of room, then the bases of the piece."""
+    """uint8: `headroom` bytes that are free, then the bases of the piece."""
     last: bool
     """Whether the source ends with it."""
 
 
 def scan_file(source: SequenceFile) -> Iterator[tuple[Piece, np.ndarray]]:
     """(piece, its bases as uint8) of one file; both are valid until the next pair is asked for."""
-    for found in _scan((0, source, TextRange()), Recipe().scanner()):
+    for found in _scan((0, source, TextRange()), Scanner(_buffer(0), 0, fold=False)):
         yield found.piece, found.buffer[: found.piece.size]
 
 
+def _buffer(headroom: int) -> np.ndarray:
+    """Room for a piece, uint8; a process forked later shares it."""
+    return np.frombuffer(mmap(-1, headroom + PIECE + MAX_HEADER + 2 * BLOCK), np.uint8)
+
+
 def read_pieces(
-    sources: Sequence[SequenceFile], first: int, recipe: Recipe, workers: int
+    sources: Sequence[SequenceFile], first: int, workers: int, *, fold: bool, headroom: int
 ) -> Generator[Found, None, None]:
-    """The pieces of all sources from number `first` on; close it, so that its workers end."""
+    """The pieces of all sources from number `first` on; close it, so that its workers end.
+
+    fold: upper case alone. headroom: bytes left free in front of the bases of a piece.
+    """
     if workers == 1 or any(source.kind == "stdin" for source in sources):  # a worker cannot wait for a terminal
-        scanner = recipe.scanner()
+        scanner = Scanner(_buffer(headroom), headroom, fold=fold)
         for task in _tasks(sources, first, cut=False):
             yield from _scan(task, scanner)
         return
     others = [
-        _Worker(islice(_tasks(sources, first, cut=True), number, None, workers), recipe) for number in range(workers)
+        _Worker(islice(_tasks(sources, first, cut=True), number, None, workers), headroom, fold=fold)
+        for number in range(workers)
     ]
     try:
         for worker in cycle(others if first < len(sources) else []):
@@ -90,9 +81,11 @@ def read_pieces(
 class _Worker:
     """A process that scans its tasks into two buffers in turn: one is filled while the other is read here."""
 
-    def __init__(self, tasks: Iterable[_Task], recipe: Recipe) -> None:
-        self._tasks, self._recipe = tasks, recipe
-        self._buffers = cycle([recipe.buffer(), recipe.buffer()])
+    def __init__(self, tasks: Iterable[_Task], headroom: int, *, fold: bool) -> None:
+        self._tasks = tasks
+        first = _buffer(headroom)
+        self._buffers = cycle([first, _buffer(headroom)])
+        self._scanner = Scanner(first, headroom, fold=fold)
         self._here, self._there = multiprocessing.Pipe()
         context = multiprocessing.get_context("fork")  # a fresh interpreter would need half a second for its imports
         self._process = context.Process(target=self._run, args=(os.getpid(),), daemon=True)
@@ -133,19 +126,18 @@ class _Worker:
                 self._there.recv()  # the pipe must live until the last message is read
 
     def _work(self) -> None:
-        scanner = self._recipe.scanner()
-        scanner.buffer = next(self._buffers)
+        next(self._buffers)  # the scanner has the first
         for task in self._tasks:
-            for found in _scan(task, scanner):
+            for found in _scan(task, self._scanner):
                 self._there.send((found.source, found.piece, found.last))
-                scanner.buffer = next(self._buffers)
+                self._scanner.buffer = next(self._buffers)
                 self._there.recv()  # until that one is free
             self._there.send(None)
 
 
 def _tasks(sources: Sequence[SequenceFile], first: int, *, cut: bool) -> Iterator[_Task]:
     for number, source in enumerate(sources[first:], first):
-        ranges = split_ranges(source, PIECE) if cut and source.kind in ("plain", "bgzf") else None
+        ranges = split_ranges(source.path, PIECE) if cut and source.kind == "plain" else None
         for text_range in ranges or [TextRange()]:
             yield number, source, text_range
 
@@ -154,9 +146,8 @@ def _scan(task: _Task, scanner: Scanner) -> Iterator[Found]:
     """The pieces of one range, at least one; UserError with file and line where it is not FASTA."""
     number, source, text_range = task
     scanner.start(text_range.start, at_line_start=text_range.line_start, in_record=text_range.start > 0)
-    blocks = stream_blocks(source) if text_range == TextRange() else range_blocks(source, text_range)
     try:
-        for block in blocks:
+        for block in stream_blocks(source, text_range):
             for at in range(0, len(block), BLOCK):
                 scanner.feed(block if len(block) <= BLOCK else block[at : at + BLOCK])
                 if scanner.size >= PIECE:

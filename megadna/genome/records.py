@@ -55,7 +55,7 @@ class Genome:
         return np.where(np.reshape(reverse, (-1, 1)), COMPLEMENT[found[:, ::-1]], found)
 
 
-def _read(path: Path, column: str = "") -> Iterator[tuple[bytes, np.ndarray]]:
+def read_bases(path: Path, column: str = "") -> Iterator[tuple[bytes, np.ndarray]]:
     """(header line without '>', uint8 bases as a dataset stores them) of each record, one in memory at a time."""
     header: bytes | None = None
     parts: list[np.ndarray] = []
@@ -75,7 +75,7 @@ def read_genome(path: Path) -> Genome:
     """Every record of the file; UserError if it is not FASTA, is empty, or has two contigs of one name."""
     require(open_sequences(path).kind not in ("stdin", "table"), f"{path}: a genome is a FASTA or 2bit file")
     genome: dict[str, np.ndarray] = {}
-    for header, bases in tracked(_read(path), f"reading {path}", unit="contigs"):
+    for header, bases in tracked(read_bases(path), f"reading {path}", unit="contigs"):
         name = name_of(header)
         require(name not in genome, f"{path}: contig {name} occurs twice; keep one of them")
         genome[name] = bases
@@ -167,7 +167,7 @@ def centred_starts(positions: np.ndarray, window: int, length: int) -> np.ndarra
 
 def read_records(path: Path, column: str = "") -> Iterator[tuple[bytes, str]]:
     """(header line without '>', bases); UserError with file and line if it cannot be read, or is empty."""
-    for header, bases in _read(path, column):
+    for header, bases in read_bases(path, column):
         yield header, bases.tobytes().translate(_MODEL_INPUT).decode()
 
 

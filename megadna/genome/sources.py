@@ -2,7 +2,7 @@
 
 In:  FASTA as plain text, gzip, BGZF, zstd or UCSC 2bit (genome.ucsc.edu/FAQ/FAQformat.html#format7; soft mask and runs
      of N are applied), standard input ("-"), or tables (megadna.genome.tables).
-Out: FASTA text. Plain text and BGZF can be read in ranges; none begins or ends inside a header line.
+Out: FASTA text. Plain text can be read in ranges; none begins or ends inside a header line.
 """
 
 import os
@@ -19,7 +19,7 @@ import numpy as np
 
 from megadna.errors import UserError
 from megadna.genome.fasta import MAX_HEADER
-from megadna.genome.packed import BLOCK, bgzf_blocks, bgzf_index, file_blocks, packing, refuse, unpacked_blocks
+from megadna.genome.packed import BLOCK, file_blocks, packing, text_blocks, unpacked_blocks
 from megadna.genome.tables import table_blocks
 
 TWOBIT_MAGICS = (b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43")
@@ -52,8 +52,6 @@ def twobit_blocks(path: Path) -> Iterator[bytes]:
                         raise ValueError("records that overlap")
                     yield bases
                 room -= file.tell() - offset
-                if room < 0:
-                    raise ValueError("records that overlap")
                 yield b"\n"
     except (struct.error, IndexError, ValueError, OverflowError, OSError) as error:
         if isinstance(error, UserError):
@@ -113,7 +111,7 @@ class SequenceFile:
     name: str
     """Name of the genome, unique among the inputs of a command."""
     kind: str
-    """Format: plain, gzip, bgzf, zstd, 2bit, table or stdin."""
+    """Format: plain, gzip (BGZF too), zstd, 2bit, table or stdin."""
     size: int
     """Bytes on disk; 0 for standard input."""
     column: str = ""
@@ -122,16 +120,12 @@ class SequenceFile:
 
 @dataclass(frozen=True)
 class TextRange:
-    """The part of a file's text that one worker reads."""
+    """The part of a plain file that one worker reads."""
 
     start: int = 0
-    """First byte of the text."""
+    """First byte."""
     end: int = sys.maxsize
-    """One past the last byte; sys.maxsize for the rest of the text."""
-    offset: int = 0
-    """Where to seek in the file: to this byte of the text (plain) or to this compressed block (BGZF)."""
-    skip: int = 0
-    """Bytes of text between `offset` and `start`."""
+    """One past the last byte; sys.maxsize for the rest of the file."""
     line_start: bool = True
     """Whether it begins with a line; else inside a sequence line."""
 
@@ -142,7 +136,7 @@ class TextRange:
 
 
 def detect_format(path: Path, column: str = "") -> str:
-    """plain, gzip, bgzf, zstd, 2bit, table or stdin; UserError for what cannot be read."""
+    """plain, gzip, zstd, 2bit, table or stdin; UserError for what cannot be read."""
     if path == STDIN:
         return "stdin"
     kind = packing(path)
@@ -161,33 +155,28 @@ def open_sequences(path: Path, column: str = "") -> SequenceFile:
     return SequenceFile(path, path.name, detect_format(path, column), 0, column)
 
 
-def stream_blocks(source: SequenceFile) -> Iterator[bytes | bytearray]:
-    """The whole text of a file, block by block (a block is valid until the next one is asked for)."""
-    if source.kind in ("gzip", "bgzf", "zstd"):
+def stream_blocks(source: SequenceFile, part: TextRange | None = None) -> Iterator[bytes | bytearray]:
+    """The text of a file (`part`: a range of a plain one), block by block; a block is valid until the next one is asked
+    for."""
+    if source.kind in ("gzip", "zstd"):
         return _in_thread(unpacked_blocks(source.path, source.kind))
     if source.kind == "2bit":
         return twobit_blocks(source.path)
     if source.kind == "table":
         return table_blocks(source.path, source.column)
     if source.kind == "stdin":
-        return _stdin_blocks()
-    return _plain_blocks(source.path, 0)
+        packed = "packed; unpack it before the pipe (gzip -dc FILE | ...)"
+        return text_blocks(file_blocks(sys.stdin.buffer), "standard input", packed)
+    return _plain_blocks(source.path, part or TextRange())
 
 
-def _stdin_blocks() -> Iterator[bytes]:
-    blocks = file_blocks(sys.stdin.buffer)
-    for first in blocks:
-        refuse("standard input", first[:18], "packed; unpack it before the pipe (gzip -dc FILE | ...)")
-        yield first
-        yield from blocks
-
-
-def _plain_blocks(path: Path, start: int) -> Iterator[bytes | bytearray]:
-    buffer = bytearray(BLOCK)
+def _plain_blocks(path: Path, part: TextRange) -> Iterator[bytes | bytearray]:
+    buffer, left = bytearray(BLOCK), part.end - part.start
     with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        while size := file.readinto(buffer):
+        file.seek(part.start)
+        while left > 0 and (size := min(left, file.readinto(buffer))):
             yield buffer if size == BLOCK else bytes(buffer[:size])
+            left -= size
 
 
 def _in_thread(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -199,21 +188,13 @@ def _in_thread(blocks: Iterator[bytes]) -> Iterator[bytes]:
             yield block
 
 
-def split_ranges(source: SequenceFile, size: int) -> Iterator[TextRange]:
-    """Ranges of about `size` bytes of text for a plain or BGZF file, in order.
+def split_ranges(path: Path, size: int) -> Iterator[TextRange]:
+    """Ranges of about `size` bytes of a plain file, in order.
 
     A range begins after the first line end past a multiple of `size`. Where a megabyte holds none, it begins right
     there: no header line is as long, so the cut is inside a sequence line.
     """
-    before, cuts = TextRange(), _plain_cuts if source.kind == "plain" else _bgzf_cuts
-    for cut in cuts(source.path, size):
-        yield replace(before, end=cut.start)
-        before = cut
-    yield before
-
-
-def _plain_cuts(path: Path, size: int) -> Iterator[TextRange]:
-    total = path.stat().st_size
+    before, total = TextRange(), path.stat().st_size
     with path.open("rb") as file:
         for start in range(size, total, size):
             for look in (1 << 10, MAX_HEADER + 2):  # most lines are short
@@ -221,45 +202,12 @@ def _plain_cuts(path: Path, size: int) -> Iterator[TextRange]:
                 cut = start + _line_end(text)
                 if cut > start:
                     break
-            if start < cut < min(start + size, total):
-                yield TextRange(cut, offset=cut)
-            elif cut == start and len(text) > MAX_HEADER + 1:
-                yield TextRange(start, offset=start, line_start=False)
-
-
-def _bgzf_cuts(path: Path, size: int) -> Iterator[TextRange]:
-    start = least = 0
-    for offset, length in bgzf_index(path):
-        if start >= least + size:
-            text = b""
-            for block in bgzf_blocks(path, offset, least=1):
-                text += block
-                if _line_end(text) or len(text) > MAX_HEADER + 1:
-                    break
-            skip = _line_end(text)
-            if skip or len(text) > MAX_HEADER + 1:
-                least = start + skip
-                yield TextRange(least, offset=offset, skip=skip, line_start=skip > 0)
-        start += length
+            if start < cut < min(start + size, total) or (cut == start and len(text) > MAX_HEADER + 1):
+                yield replace(before, end=cut)
+                before = TextRange(cut, line_start=cut > start)
+    yield before
 
 
 def _line_end(text: bytes) -> int:
     """Position after the first line end; 0 if there is none."""
     return min((end + 1 for end in (text.find(b"\n"), text.find(b"\r")) if end >= 0), default=0)
-
-
-def range_blocks(source: SequenceFile, text_range: TextRange) -> Iterator[bytes | bytearray]:
-    """The text of a range, block by block."""
-    start, end, at = text_range.start, text_range.end, text_range.start - text_range.skip
-    if source.kind == "plain":
-        blocks = _plain_blocks(source.path, text_range.offset)
-    elif text_range.offset:
-        blocks = bgzf_blocks(source.path, text_range.offset)
-    else:
-        blocks = unpacked_blocks(source.path, source.kind)
-    for block in blocks:
-        whole = start <= at and at + len(block) <= end
-        yield block if whole else block[max(0, start - at) : end - at]
-        at += len(block)
-        if at >= end:
-            break

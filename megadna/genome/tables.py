@@ -10,14 +10,14 @@ import io
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow
 from isal import igzip
 from pyarrow import compute, csv, parquet
 
 from megadna.errors import UserError
-from megadna.genome.packed import refuse
+from megadna.genome.packed import as_file, file_blocks, refuse
 
 _ROWS = 1024
 _BATCH = 1 << 24  # bytes of a batch of rows
@@ -94,7 +94,6 @@ def _rows(chunk: Any, longest: int) -> int:
 _FLUSH = 1 << 17
 _SMALL = 1 << 29  # bytes that any file may take
 _RATIO = 200  # times its own size that a larger one may take; sequences take 4 to 20 times, labels of bases 40
-_HEADER = 1 << 16  # bytes in which columns are counted
 _COLUMNS = 5_000
 _LONGEST_ROW = 1 << 25  # bytes
 
@@ -124,12 +123,10 @@ def join_kmers(text: str, where: str) -> str:
     return "".join(kmers[:1] + [kmer[-1] for kmer in kmers[1:]])
 
 
-def open_bounded(path: Path, separator: str) -> IO[bytes]:
+def open_bounded(path: Path, separator: str) -> io.BufferedReader:
     """The bytes of a table file, plain or gzip, for a reader that takes all of it; UserError where it is no text
     (UTF-16, a PDF ...), has more columns than a table has, or where more comes out than `refuse_bomb` allows."""
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    opened = io.BufferedReader(_Bounded(path, igzip.open(path, "rb") if packed else path.open("rb")), _HEADER)
+    opened = as_file(_bounded_blocks(path))
     refuse(path, opened.peek()[:18])
     columns = opened.peek().partition(b"\n")[0].count(separator.encode()) + 1
     if columns > _COLUMNS:
@@ -137,28 +134,16 @@ def open_bounded(path: Path, separator: str) -> IO[bytes]:
     return opened
 
 
-class _Bounded(io.RawIOBase):
-    """A file that may be compressed, whose bytes are counted."""
-
-    def __init__(self, path: Path, file: Any) -> None:
-        self._path, self._file, self._read = path, file, 0
-        self._size = path.stat().st_size
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """As any raw file; UserError beyond what `refuse_bomb` allows."""
-        count = int(self._file.readinto(buffer))
-        self._read += count
-        refuse_bomb(self._path, self._read, self._size)
-        return count
-
-    def close(self) -> None:
-        """Close the file below too."""
-        self._file.close()
-        super().close()
+def _bounded_blocks(path: Path) -> Iterator[bytes]:
+    """The bytes, unpacked if they are packed as gzip; UserError beyond what `refuse_bomb` allows."""
+    with path.open("rb") as packed:
+        is_gzip = packed.read(2) == b"\x1f\x8b"
+        packed.seek(0)
+        read, size = 0, path.stat().st_size
+        for block in file_blocks(igzip.open(packed, "rb") if is_gzip else packed):
+            read += len(block)
+            refuse_bomb(path, read, size)
+            yield block
 
 
 def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:

@@ -16,9 +16,10 @@ f feed-forward width):
     feed-forward         3 f, 2 f       SwiGLU: gate, up and their product (a CPU keeps the activated gate too); GELU:
                                         its input and output
 
-Tensor parallelism divides all but the first row, which sequence parallelism divides; context parallelism divides the
-tokens. A recomputed layer keeps its input alone. Counted as in arXiv:2205.05198, with an attention kernel that keeps no
-S x S scores; tests compare the figures with what torch saves.
+Not counted, as below 1 %: statistics of the norms and of attention. Tensor parallelism divides all but the first row,
+which sequence parallelism divides; context parallelism divides the tokens. A recomputed layer keeps its input alone.
+Counted as in arXiv:2205.05198, with an attention kernel that keeps no S x S scores; tests compare the figures with what
+torch saves.
 """
 
 import math
@@ -35,8 +36,6 @@ CONTEXT_BYTES = 2e9
 """CUDA context, workspaces of the matrix library, buffers of NCCL: a guess, as is the next."""
 FRAGMENTATION = 0.05
 """Share of everything else that the allocator loses between its blocks."""
-NORM_STATISTICS = 8
-"""Bytes a token: mean and inverse deviation in fp32."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +212,8 @@ def layer_bytes(config: Config, tokens: int, *, on_gpu: bool = True) -> float:
     split += (4 - on_gpu if model.activation == "swiglu" else 2) * model.ffn_hidden_size
     whole = 4 * model.hidden_size / _sequence_parts(config)
     drops = (2 * model.hidden_size / _sequence_parts(config)) if model.dropout else 0  # masks of a byte an element
-    statistics = 2 * NORM_STATISTICS / _sequence_parts(config) + 4 * model.num_attention_heads / tensor
     angles = 4 * model.head_size / config.train.micro_batch_size if model.positions == "rotary" else 0.0
-    return tokens * (element_bytes(config) * (whole + angles + split / tensor) + drops + statistics)
+    return tokens * (element_bytes(config) * (whole + angles + split / tensor) + drops)
 
 
 def recomputed_layer_bytes(config: Config, tokens: int) -> float:

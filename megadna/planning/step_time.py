@@ -14,7 +14,7 @@ order of magnitude.
 from dataclasses import dataclass
 
 from megadna.config import Config
-from megadna.errors import require
+from megadna.errors import require_positive
 from megadna.model.shapes import BACKWARD, PEAK_TFLOPS, training_flops
 from megadna.planning.memory import Position, part_layers, state_bytes
 
@@ -40,8 +40,7 @@ class Gpu:
     """Share of the peak that wide matrix products reach in training: fitted, see planning/step_time.py."""
 
     def __post_init__(self) -> None:
-        for key in ("memory_gb", "tflops", "bandwidth", "link", "network", "reached"):
-            require(getattr(self, key) > 0, f"gpu: {key} must be positive, got {getattr(self, key)}")
+        require_positive("gpu", self, "memory_gb", "tflops", "bandwidth", "link", "network", "reached")
 
 
 AMPERE = {"link": 300, "network": 25, "reached": 0.96}

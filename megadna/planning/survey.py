@@ -4,7 +4,7 @@ In:  a folder with FASTA files, subfolders and links included, and anything else
 Out: Genomes. A file that cannot be read, is no nucleotide FASTA, is empty or repeats another file is left out and
      named; UserError only where no genome remains.
 
-Near-identical records and files share more than MAX_SHARED of the smaller one's sketch of 31-mers
+Near-identical records and files share more than MAX_CONTAINMENT of the smaller one's sketch of 31-mers
 (megadna/data/leakage.py): a region held out of one is also in the other. At 31 bases, two sequences that differ in 1 %
 of their bases share 73 % of the sketch, in 5 % 20 %. A sketch begins with one 31-mer in 64 and is halved whenever all
 sketches together exceed MOST_HASHES. Records of fewer than LEAST_HASHES (about 1,000 bases at first) are too short to
@@ -26,7 +26,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from megadna.data.inputs import SEQUENCE_FILE, SourceFile, find_sources
-from megadna.data.leakage import SCALE, K, sketch_by_chunk
+from megadna.data.leakage import MAX_CONTAINMENT, SCALE, K, sketch_by_chunk
 from megadna.data.options import PreprocessOptions
 from megadna.errors import UserError, require
 from megadna.genome.contigs import contig_filter, names_of
@@ -34,8 +34,6 @@ from megadna.genome.fasta import Piece
 from megadna.genome.pieces import scan_file
 from megadna.progress import tracked
 
-MAX_SHARED = 0.2
-"""As --max_containment of megadna preprocess."""
 MOST_HASHES, LEAST_HASHES = 1 << 22, 16
 _STRETCH = 1 << 17  # bases sketched at a time: the arrays stay in the cache
 HELD_OUT_BASES = 200 * 4000
@@ -153,7 +151,7 @@ class Sketches:
 
 
 def _grouped(hashes: NDArray[np.uint64], owners: NDArray[np.int64]) -> tuple[list[list[int]], Counter[int]]:
-    """Groups of owners that share more than MAX_SHARED; the pairs counted by how many linked owners have their hash."""
+    """Groups of near-identical owners; the pairs counted by how many linked owners have their hash."""
     order = np.lexsort((owners, hashes))
     hash_P, owner_P = hashes[order], owners[order]
     new = np.append(True, (hash_P[1:] != hash_P[:-1]) | (owner_P[1:] != owner_P[:-1]))
@@ -166,7 +164,7 @@ def _grouped(hashes: NDArray[np.uint64], owners: NDArray[np.int64]) -> tuple[lis
     code, count = np.unique((leader_P * len(size) + owner_P)[owner_P != leader_P], return_counts=True)
     one, two = np.divmod(code, len(size))
     smaller = np.minimum(size[one], size[two])
-    linked = (smaller >= LEAST_HASHES) & (count > MAX_SHARED * smaller)
+    linked = (smaller >= LEAST_HASHES) & (count > MAX_CONTAINMENT * smaller)
     root = np.arange(len(size))
     for a, b in zip(one[linked].tolist(), two[linked].tolist(), strict=True):
         a, b = _root(root, a), _root(root, b)
@@ -240,48 +238,34 @@ class _Survey:
     def take(self, path: Path) -> None:
         """Read a file, or record why it is left out."""
         name = str(path.relative_to(self.folder))
-        reason = _by_name(path)
-        resolved = path.resolve()
-        if not reason and resolved in self._same_file:
-            reason = f"the same file as {self._same_file[resolved]}"
-        if not reason:
-            reason = self._read_safely(path, name)
-            self._same_file[resolved] = name
-        if reason:
-            self.ignored.append((name, reason))
-
-    def _read_safely(self, path: Path, name: str) -> str:
         self.sketches.start_file(name)
         try:
-            (source,) = find_sources(PreprocessOptions(input=[path], output=self.folder))
-            if _TRANSCRIPTS.search(source.name):
-                raise UserError("transcripts by its name")
-            bases, row, digest = self._read(source)
+            _check_name(path)
+            before = self._same_file.setdefault(path.resolve(), name)
+            require(before == name, f"the same file as {before}")
+            self._read_file(path, name)
         except UserError as error:
             reason = str(error).removeprefix(f"{path}: ")
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
         else:
-            reason = self._reason(bases, self._same_text.get(digest))
-            self._same_text.setdefault(digest, name)
-        if reason:
-            self.sketches.drop_file()
-            return reason
+            return
+        self.sketches.drop_file()
+        self.ignored.append((name, reason))
+
+    def _read_file(self, path: Path, name: str) -> None:
+        """UserError says why a file is left out."""
+        (source,) = find_sources(PreprocessOptions(input=[path], output=self.folder))
+        require(not _TRANSCRIPTS.search(source.name), "transcripts by its name")
+        bases, row, digest = self._read(source)
+        twin = self._same_text.setdefault(digest, name)
+        require(bases["contigs"] > 0, "empty: no header line that begins with '>'")
+        left = ", ".join(key.removeprefix("contig_") for key in bases if key.startswith("contig_") and bases[key])
+        require(bases["kept"] > 0, f"every contig is left out ({left})" if left else "holds no base")
+        require(bases["kept"] > bases["n"], "holds N alone")
+        require(twin == name, f"holds the same sequences as {twin}")
         self.rows.append(row)
         self.bases.update(bases)
-        return ""
-
-    @staticmethod
-    def _reason(bases: Counter[str], twin: str | None) -> str:
-        """Why a file is left out after it was read; empty if it is used."""
-        if not bases["contigs"]:
-            return "empty: no header line that begins with '>'"
-        if not bases["kept"]:
-            left = [key.removeprefix("contig_") for key in bases if key.startswith("contig_") and bases[key]]
-            return f"every contig is left out ({', '.join(left)})" if left else "holds no base"
-        if bases["kept"] == bases["n"]:
-            return "holds N alone"
-        return f"holds the same sequences as {twin}" if twin else ""
 
     def _read(self, source: SourceFile) -> tuple[Counter[str], tuple[str, str, str], str]:
         """Bases of one file, its row of the sample sheet, and a digest of its sequences.
@@ -363,13 +347,11 @@ def _files(folder: Path, ignored: list[tuple[str, str]]) -> Iterator[Path]:
                 yield here / name
 
 
-def _by_name(path: Path) -> str:
-    """Why a file is left out unread; empty for a FASTA file."""
-    if not path.exists():
-        return "a link to nothing"
-    if not path.is_file():
-        return "no regular file"
+def _check_name(path: Path) -> None:
+    """UserError says why a file is left out unread."""
+    require(path.exists(), "a link to nothing")
+    require(path.is_file(), "no regular file")
     if not SEQUENCE_FILE.search(path.name):
         packed = r"(\.(gz|bgz|zst))?$"
-        return next((kind for ending, kind in _KINDS if re.search(ending + packed, path.name, re.I)), _OTHER)
-    return "" if path.stat().st_size else "empty"
+        raise UserError(next((kind for ending, kind in _KINDS if re.search(ending + packed, path.name, re.I)), _OTHER))
+    require(path.stat().st_size > 0, "empty")

@@ -5,7 +5,7 @@ finished, a checkpoint is written, and the program exits with EXIT_REQUEUE. A se
 
 A step is not applied if its loss or gradient is not finite, or far above those of the last steps. It is skipped on all
 ranks, and its samples are recorded in RUN/skipped.jsonl. After MAX_SKIPPED in a row the run goes back to its last
-checkpoint and leaves those samples out; after MAX_ROLLBACKS of these it ends with EXIT_DIVERGED.
+checkpoint and leaves those samples out; after MAX_ROLLBACKS of these it ends with Diverged.
 
 Heartbeat: a thread of every rank writes a count, the last step and the current line of the main thread into the
 rendezvous store. When a collective fails, the remaining ranks compare two readings: a rank whose count has not changed

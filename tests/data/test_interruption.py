@@ -55,7 +55,7 @@ def test_resume_goes_on_from_finished_sources(tmp_path, monkeypatch, workers):
     opened = []
     real = megadna.genome.pieces.stream_blocks
     monkeypatch.setattr(
-        megadna.genome.pieces, "stream_blocks", lambda source: opened.append(source.path) or real(source)
+        megadna.genome.pieces, "stream_blocks", lambda source, part: opened.append(source.path) or real(source, part)
     )
     with pytest.raises(UserError, match="built with other options"):
         build(tmp_path, *files, resume=True, seed=9)
@@ -151,7 +151,7 @@ import megadna.genome.pieces as pieces
 from megadna.data.inputs import SourceFile
 pieces.PIECE = 1000
 path = Path(sys.argv[1])
-found = pieces.read_pieces([SourceFile(path, "g", "plain", 0)], 0, pieces.Recipe(), 3)
+found = pieces.read_pieces([SourceFile(path, "g", "plain", 0)], 0, 3, fold=False, headroom=0)
 next(found), next(found)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 os.kill(os.getpid(), 9)
@@ -173,9 +173,9 @@ def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(megadna.genome.pieces, "PIECE", 1000)
     real = megadna.genome.pieces.stream_blocks
 
-    def stream(source):
+    def stream(source, part):
         os.kill(os.getpid(), signal.SIGKILL) if source.path.name == "g3.fa.gz" else None
-        return real(source)
+        return real(source, part)
 
     monkeypatch.setattr(megadna.genome.pieces, "stream_blocks", stream)
     for file in _genomes(tmp_path):
