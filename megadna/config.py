@@ -237,7 +237,7 @@ class TrainConfig:
     warmup_fraction: float = 0.0
     """Warm-up as a share of the steps of the schedule (decay_steps, else `steps`), so that it follows train.steps."""
     schedule: Literal["cosine", "linear", "trapezoid", "constant"] = "cosine"
-    """Shape of the decay from lr to min_lr after the warm-up; `trapezoid`: lr, and a linear fall over the last fifth."""
+    """Shape of the decay from lr to min_lr after the warm-up; `trapezoid`: lr, then a linear fall in the last fifth."""
     decay_steps: int | None = None
     """Step at which the decay reaches min_lr; null: `steps`. If it is later, the run stops before the decay is over."""
     weight_decay: float = 0.01

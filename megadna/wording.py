@@ -15,6 +15,7 @@ MEANT = {
     "char": "nucleotide",
     "base": "nucleotide",
     "cosine_annealing": "cosine",
+    "wsd": "trapezoid",
     "gpu": "cuda",
 }
 """Other systems' words for a choice of ours."""

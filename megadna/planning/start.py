@@ -22,6 +22,7 @@ from megadna.config import (
     Config,
     DataConfig,
     EngineConfig,
+    MaskingConfig,
     ModelConfig,
     TrainConfig,
     ValidationConfig,
@@ -41,8 +42,6 @@ LEAST_STEPS, LEAST_BATCH, LEAST_TOKENS = 5000, 8, 4000
 our choice."""
 FEW_STEPS = 298
 """With fewer steps there is a warning: the shortest run that was measured (docs/pretrain_your_genomes.md)."""
-WARMUP = 0.05
-"""Share of the steps: our choice; configs/demo.yaml has it, the larger recipes 2 % of many more steps."""
 CORE_FLOPS = 80e9
 """FLOPs a second of a CPU core in fp32: 2,077 tokens of 38 MFLOPs (docs/benchmarks.md, training on a CPU)."""
 STEP_SECONDS = 0.05
@@ -70,9 +69,12 @@ LOCAL_CONTEXT: dict[str, Literal["none", "convolution", "both"]] = {
 }
 """model.local_context of each size (docs/results.md): context tables pay in short runs."""
 MUON_LR = 0.01
-"""Peak rate of Muon with a size's own tokens a step, whatever the width (docs/results.md). AIDO.DNA's sizes, without
-local context, keep its AdamW. What Muon adds to a step, a tenth of its FLOPs for demo on one core and less for the
-others, fits in the room of SHARE."""
+"""Peak rate of Muon with a size's own tokens a step, whatever the width (docs/results.md). What Muon adds to a step, a
+tenth of its FLOPs for demo on one core and less for the others, fits in the room of SHARE."""
+HIDDEN, WARMUP = 0.3, 0.1
+"""Shares of the bases that are hidden and of the steps that the rate rises, with local context (docs/results.md).
+AIDO.DNA's sizes keep 15 %, AdamW and a cosine; their warm-up of PLAIN_WARMUP is our choice."""
+PLAIN_WARMUP = 0.05
 
 
 @dataclass(frozen=True)
@@ -158,15 +160,15 @@ def _config(name: str, model: ModelConfig, genomes: Genomes, num_ranks: int, tok
     length = GPU_TOKENS if gpu else SHORT_TOKENS if name in ("tiny", "demo") else CPU_TOKENS
     while batch < LEAST_BATCH or batch * length < LEAST_TOKENS or 2 * batch * length <= min(most, tokens / LEAST_STEPS):
         batch *= 2
-    lr = peak_rate(name, batch * length)
+    lr, ours = peak_rate(name, batch * length), model.local_context != "none"
     is_repeats = bases["soft_masked"] > 0.25 * bases["kept"]
     data = DataConfig(
         sequence_length=length,
         num_workers=4 if gpu else 1,
         packing=bases["kept"] / bases["contigs"] < 0.75 * length,  # short contigs: several in a row
         lower_case_weight=0.1 if is_repeats else 1.0,  # as configs/megadna-86m-soft-masked.yaml
+        masking=MaskingConfig(fraction=HIDDEN if ours else MaskingConfig.fraction),
     )
-    muon = model.local_context != "none"
     here = 1 if gpu and num_ranks > GPUS_PER_NODE else num_ranks
     engine = EngineConfig(device="cuda", num_processes=here)
     if not gpu:
@@ -175,9 +177,10 @@ def _config(name: str, model: ModelConfig, genomes: Genomes, num_ranks: int, tok
         global_batch_size=batch,
         micro_batch_size=min(8, batch // num_ranks),
         lr=lr,
-        min_lr=float(f"{lr / 10:.2g}"),
-        warmup_fraction=WARMUP,
-        optimizer="muon" if muon else "adamw",
-        muon_lr=float(f"{MUON_LR * lr / SIZES[name][4]:.1e}") if muon else TrainConfig.muon_lr,
+        min_lr=0.0 if ours else float(f"{lr / 10:.2g}"),
+        schedule="trapezoid" if ours else "cosine",
+        warmup_fraction=WARMUP if ours else PLAIN_WARMUP,
+        optimizer="muon" if ours else "adamw",
+        muon_lr=float(f"{MUON_LR * lr / SIZES[name][4]:.1e}") if ours else TrainConfig.muon_lr,
     )
     return Config(data=data, model=model, engine=engine, train=train)

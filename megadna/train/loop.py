@@ -22,7 +22,6 @@ from typing import Any
 import psutil
 import torch
 
-from megadna.arguments import dump_config
 from megadna.config import Config
 from megadna.data.dataset import open_chunks
 from megadna.data.evaluation import EvaluationSamples
@@ -171,7 +170,7 @@ class TrainingRun:
 
     def _open_files(self) -> None:
         """Files that the main rank writes into the run folder."""
-        write_text(self.run / "config.yaml", dump_config(self.config))
+        write_text(self.run / "config.yaml", self.writer.config_text)
         self.metrics = Metrics(self.run, self.config, first_step=self.state.step)
 
     def _resume(self) -> None:
