@@ -92,7 +92,9 @@ def case_config(preset: str, rows: int, num_layers: int | None, *, dry_run: bool
         config,
         model=model,
         parallel=ParallelConfig(),
-        train=replace(config.train, micro_batch_size=rows, global_batch_size=rows, steps=1000, warmup_steps=1),
+        train=replace(
+            config.train, micro_batch_size=rows, global_batch_size=rows, steps=1000, warmup_steps=1, warmup_fraction=0.0
+        ),
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from docstring_parser import parse_from_object
 
@@ -146,7 +147,13 @@ def _yaml(config: Config) -> Iterator[str]:
         about = {entry.arg_name: entry.description or "" for entry in parse_from_object(type(chosen)).params}
         values = {entry.name: getattr(chosen, entry.name) for entry in fields(chosen)}
         kept = [key for key, value in values.items() if value != getattr(usual, key) or key in SHAPE]
+        texts = {key: json.dumps(values[key], default=_changed) for key in kept}
         yield from [f"{section}:"] * bool(kept)
         yield from (
-            f"  {key}: {json.dumps(values[key])}  # {' '.join(about[key].split()).partition('. ')[0]}" for key in kept
+            f"  {key}: {text}  # {' '.join(about[key].split()).partition('. ')[0]}" for key, text in texts.items()
         )
+
+
+def _changed(part: Any) -> dict[str, Any]:
+    """The keys of a part of a section that are not at their defaults."""
+    return {name: value for name, value in vars(part).items() if value != getattr(type(part)(), name)}
