@@ -226,10 +226,11 @@ def is_whole_stem(run: Run, size: int) -> bool:
 
 
 def trained_on_hairpins(folder: Path, seed: int = 0) -> list[str]:
-    """Fill `folder` with a small megadna model trained on hairpins for a minute; eight hairpins that it never saw.
+    """Fill `folder` with a small megadna model trained on hairpins for half a minute; eight hairpins that it never saw.
 
     Trainings differ by rounding from machine to machine, so it goes on until the arms are learnt (composition alone is
-    ln 4 = 1.386, the arms known wherever the partner is seen 0.60), then the learning rate falls to 0.
+    ln 4 = 1.386, the arms known wherever the partner is seen 0.60), then the learning rate falls to 0. Muon learns them
+    in about 260 steps.
     """
     torch.manual_seed(seed)
     megadna_folder(folder, 64)
@@ -240,21 +241,28 @@ def trained_on_hairpins(folder: Path, seed: int = 0) -> list[str]:
     torch.manual_seed(seed)
     model, tokenizer, rng = MegaDnaForMaskedLM(config), NucleotideTokenizer(), np.random.default_rng(seed)
     ids_4 = torch.from_numpy(tokenizer.base_ids.astype(np.int64))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0, betas=(0.9, 0.98))
-    step, smooth_loss, falling = 0, math.log(4), 400
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layer." in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layer." not in name]
+    rates = {
+        torch.optim.Muon(matrices, weight_decay=0.0): 0.02,
+        torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.98)): 5e-3,
+    }
+    step, smooth_loss, falling = 0, math.log(4), 200
     while falling:
-        falling -= smooth_loss < 0.83 or falling < 400 or step > 2000
-        optimizer.param_groups[0]["lr"] = 5e-3 * min(1, step / 100) * falling / 400
+        falling -= smooth_loss < 0.83 or falling < 200 or step > 1000
+        for optimizer, rate in rates.items():
+            optimizer.param_groups[0]["lr"] = rate * min(1, step / 100) * falling / 200
         codes_BL = torch.from_numpy(hairpins(rng, 128))
         hidden_BL = torch.rand(codes_BL.shape) < 0.15
         ids_BS = torch.nn.functional.pad(ids_4[codes_BL].masked_fill(hidden_BL, tokenizer.mask_id), (1, 1))
         ids_BS[:, 0], ids_BS[:, -1] = tokenizer.cls_id, tokenizer.sep_id
         logits_N4 = model(input_ids=ids_BS).logits[:, 1:-1][hidden_BL][:, ids_4]
         loss = torch.nn.functional.cross_entropy(logits_N4, codes_BL[hidden_BL])
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in rates:
+            optimizer.step()
         step, smooth_loss = step + 1, 0.95 * smooth_loss + 0.05 * loss.item()
     stated = json.loads((folder / "config.json").read_text())
     model.save_pretrained(folder)
