@@ -55,7 +55,11 @@ def kill_after_checkpoint(command: list[str], run: Path) -> list[dict[str, Any]]
 def compare(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:
     """Largest relative difference of a loss that both logged; validations and speed of the whole run."""
     losses = {line["step"]: line["loss"] for line in after if "loss" in line}
-    pairs = {line["step"]: (line["loss"], losses[line["step"]]) for line in before if line.get("step") in losses}
+    pairs = {
+        line["step"]: (line["loss"], losses[line["step"]])
+        for line in before
+        if "loss" in line and line["step"] in losses
+    }
     training = [line for line in after if "loss" in line][FIRST:]
     return {
         "killed_at": max(pairs),
