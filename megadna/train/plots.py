@@ -16,14 +16,20 @@ from numpy.typing import NDArray
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")
 GREY = "#8a8f98"
+FONT = "system-ui, sans-serif"
 THEME = {
     "Axis": {
+        "axis_label_text_font": FONT,
         "axis_label_text_font_style": "normal",
         "axis_line_color": GREY,
+        "major_label_text_font": FONT,
         "major_tick_line_color": GREY,
         "minor_tick_line_color": None,
     },
+    "Legend": {"label_text_font": FONT},
     "Plot": {"outline_line_color": None},
+    "Text": {"text_font": {"value": FONT}},
+    "Title": {"text_font": FONT},
 }
 """Of bokeh, for reports."""
 MARKS = {"markov": ("#000000", "dashed"), "composition": ("#5d636b", "dotted"), "uniform": (GREY, "dashdot")}
