@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
 from megadna.arguments import parsed_options
 from megadna.downstream.dataset_options import SpliceOptions, WindowOptions
 from megadna.downstream.generate_options import GenerateOptions
@@ -115,6 +112,9 @@ def _embed(options: EmbedOptions) -> str:
 
 def _finetune(options: FinetuneOptions) -> str:
     with Progress("loading the libraries"):
+        from rich.console import Console
+        from rich.table import Table
+
         from megadna.downstream.finetune import finetune
 
     scores = finetune(**vars(options))
