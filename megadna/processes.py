@@ -1,11 +1,14 @@
 """Several ranks on this machine from one plain command: `megadna train --engine.num_processes 2`.
 
 Each rank is the same command again; RANK, LOCAL_RANK, WORLD_SIZE and a rendezvous file state its rank. Here and
-wherever else a process starts another one, that one ends with it (`die_with_parent`), even after a SIGKILL.
+wherever else a process starts another one, that one ends with it (`die_with_parent`), even after a SIGKILL. And what
+the CPU under them has (`has_bf16_instructions`).
 """
 
 import ctypes
+import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +29,14 @@ LAUNCHER = "MEGADNA_LAUNCHER"
 """Environment variable with the process number of the one that started this process."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 WATCH_SECONDS = 1.0
+
+
+@functools.cache
+def has_bf16_instructions() -> bool:
+    """Whether Linux lists those of AVX-512, AMX or Arm among the flags of the CPU."""
+    with suppress(OSError):
+        return bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", Path("/proc/cpuinfo").read_text()))
+    return False
 
 
 def launched_here() -> bool:

@@ -10,14 +10,13 @@ Only the few functions that megatron calls this way are replaced: models compute
 
 import functools
 import logging
-import re
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from megadna.processes import has_bf16_instructions
 
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "empty_like")
 """torch functions that megatron-core calls with device="cuda"."""
@@ -108,14 +107,6 @@ def widened(*tensors: torch.Tensor | None) -> list[Any]:
     """
     wide = (x is not None and x.is_cpu and x.dtype == torch.bfloat16 and not has_bf16_instructions() for x in tensors)
     return [x.float() if is_wide and x is not None else x for x, is_wide in zip(tensors, wide, strict=True)]
-
-
-@functools.cache
-def has_bf16_instructions() -> bool:
-    """Whether Linux lists those of AVX-512, AMX or Arm among the flags of the CPU."""
-    with suppress(OSError):
-        return bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", Path("/proc/cpuinfo").read_text()))
-    return False
 
 
 _type = torch.Tensor.type

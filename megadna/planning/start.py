@@ -32,6 +32,7 @@ from megadna.model.shapes import num_parameters, training_flops
 from megadna.planning.layouts import Layout, rank_layouts
 from megadna.planning.step_time import GPUS_PER_NODE, Gpu
 from megadna.planning.survey import Genomes
+from megadna.processes import has_bf16_instructions
 
 TOKENS_PER_PARAMETER, MOST_PASSES, FEW_PASSES = 20, 40, 4
 SHARE = 0.8
@@ -43,7 +44,9 @@ our choice."""
 FEW_STEPS = 297
 """With fewer steps there is a warning: the shortest run that was measured (docs/pretrain_your_genomes.md)."""
 CORE_FLOPS = 80e9
-"""FLOPs a second of a CPU core in fp32: 2,077 tokens of 38 MFLOPs (docs/benchmarks.md, training on a CPU)."""
+"""FLOPs a second of a CPU core: 2,077 tokens of 38 MFLOPs in fp32 (docs/benchmarks.md, training on a CPU)."""
+BF16_WIDTH = 128
+"""From this width on bf16 is the faster precision on a CPU with instructions for it (docs/benchmarks.md)."""
 STEP_SECONDS = 0.05
 """Overhead of a step on a CPU: tiny reaches 42,000 tokens a second on a core, where its FLOPs alone allow 80,000."""
 ROWS, GPU_TOKENS, CPU_TOKENS, SHORT_TOKENS = 16, 4000, 502, 252
@@ -171,7 +174,8 @@ def _config(name: str, model: ModelConfig, genomes: Genomes, num_ranks: int, tok
     here = 1 if gpu and num_ranks > GPUS_PER_NODE else num_ranks
     engine = EngineConfig(device="cuda", num_processes=here)
     if not gpu:
-        engine = EngineConfig(device="cpu", num_processes=here, precision="fp32")
+        is_faster = has_bf16_instructions() and model.hidden_size >= BF16_WIDTH
+        engine = EngineConfig(device="cpu", num_processes=here, precision="bf16" if is_faster else "fp32")
     train = TrainConfig(
         global_batch_size=batch,
         micro_batch_size=min(8, batch // num_ranks),

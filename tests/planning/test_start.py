@@ -89,6 +89,16 @@ def test_every_plan_has_a_batch_a_rate_that_goes_with_it_and_a_warm_up(num_ranks
         assert few == (train.steps < FEW_STEPS)
 
 
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_a_cpu_trains_in_bf16_where_that_is_faster(has_instructions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With instructions for it and from a width of 128 on; GPUs train in bf16."""
+    monkeypatch.setattr("megadna.planning.start.has_bf16_instructions", lambda: has_instructions)
+    found = [choose(genomes_of(1e9), 2, hours, None) for hours in (0.01, 1000)]
+    assert found[0].size == "tiny" and found[1].config.model.hidden_size >= 128
+    assert [start.config.engine.precision for start in found] == ["fp32", "bf16" if has_instructions else "fp32"]
+    assert choose(genomes_of(1e9), 2, 24, GPUS["h100"]).config.engine.precision == "bf16"
+
+
 def test_the_sheet_builds_the_dataset_that_was_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Alternate contigs are left out of both; the config is read back and fits the dataset's chunks."""
     folder = folder_of(tmp_path / "genomes", "lambda.fa.gz", "human_mt.fa.gz", "mgenitalium_G37.fa.gz")
