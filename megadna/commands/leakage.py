@@ -54,10 +54,10 @@ def _report(overlap: Overlap, options: LeakageOptions) -> None:
     known = overlap.shares[~np.isnan(overlap.shares)]
     contained = int((known > MAX_CONTAINMENT).sum())
     share = 100 * contained / max(1, len(known))
-    mean = float(known.mean()) if len(known) else float("nan")
+    mean = f"; mean contained share {known.mean():.4f}" if len(known) else ""
     sys.stdout.write(
         f"{options.input}: {contained:,} of {len(known):,} sequences ({share:.2f} %) share more than "
-        f"{100 * MAX_CONTAINMENT:g} % with {options.split} of {options.data}; mean contained share {mean:.4f}\n"
+        f"{100 * MAX_CONTAINMENT:g} % with {options.split} of {options.data}{mean}\n"
     )
     if len(known) < len(overlap.shares):
         sys.stdout.write(f"{len(overlap.shares) - len(known):,} sequences are too short or too ambiguous to tell\n")

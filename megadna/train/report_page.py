@@ -327,7 +327,7 @@ def _in_words(key: str) -> str:
     if found is None:
         return key
     dataset, measure, species = found.groups()
-    return ", ".join(filter(None, (MEASURES[measure], species, dataset)))
+    return ", ".join(filter(None, (MEASURES[measure], species, dataset and f"dataset {dataset}")))
 
 
 def _whole(value: Any) -> str:

@@ -133,7 +133,10 @@ def test_inspect_and_leakage_commands(tmp_path, capsys):
     assert "10 of 20 sequences (50.00 %)" in capsys.readouterr().out
     shares = [float(line.split("\t")[1]) for line in (tmp_path / "o.tsv").read_text().splitlines()[1:]]
     assert shares == [1.0] * 10 + [0.0] * 10
-    (tmp_path / "b.bed").write_text(f"chr1\t{place.start}\t{place.end}\nchr1\t0\t60000\n")
+    table.write_text("sequence\nACGT\n")
+    main(["leakage", "--data", out, "--input", str(table)])
+    printed = capsys.readouterr().out
+    assert "0 of 0 sequences" in printed and "1 sequences are too short" in printed and "nan" not in printed
     (tmp_path / "b.bed").write_text(f"chr1\t{place.start}\t{place.end}\n")
     main(["leakage", "--data", out, "--input", str(tmp_path / "b.bed")])
     assert "0 of 1 sequences (0.00 %)" in capsys.readouterr().out

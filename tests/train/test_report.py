@@ -80,7 +80,7 @@ def test_one_run_gives_one_page_in_its_folder(tmp_path, capsys):
     assert len(page) < 2_000_000
     for text in ("1.9300 ± 0.0040", "Markov (k = 4)", "demo, step 40", "9,600 hidden bases in 16 chunks"):
         assert text in page
-    assert row_of(page, "bits per base, old") == ["1.9400|first 1.9100 (step 10), lowest 1.9100 (step 10)"]
+    assert row_of(page, "bits per base, dataset old") == ["1.9400|first 1.9100 (step 10), lowest 1.9100 (step 10)"]
     assert row_of(page, "accuracy")[-1] == "30.0 %|first 30.0 % (step 10)"
     assert row_of(page, "steps") == ["40 of 40"]
     assert row_of(page, "best checkpoint that is there") == ["step-00000040|1.9025 bits per base"]
