@@ -68,8 +68,8 @@ def family(
 
 
 def all_end_with(process: subprocess.Popen, children: set[psutil.Process], seconds: float = 10) -> bool:
-    """Whether a kill -9 of the one ends all others."""
-    assert children and all(child.is_running() for child in children)
+    """Whether a kill -9 of the one ends all others; a writer among them may have ended before, its work done."""
+    assert any(child.is_running() for child in children)
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=seconds)
